@@ -1,0 +1,186 @@
+"""One cluster's configuration: a frozen dataclass, read from a TOML file and cross-checked once.
+
+Whatever cannot work is refused here with a ConfigError whose message is one line that says what is
+wrong and what to do. Pure but for `load`; safe in any thread.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import tomli_w
+
+from wire.quorum import Quorum
+
+FORMAT_VERSION = 1
+"""Raised with every change of what is kept on disk that an older release cannot read."""
+
+Encoding = Literal["msgpack", "xml"]
+
+
+class ConfigError(Exception):
+    """A setting that cannot work. The message is one line for people; exit status 2."""
+
+
+@dataclass(frozen=True)
+class DataServerConfig:
+    """One data server: its number (1..N), where it listens, its directory."""
+
+    number: int
+    listen: str
+    directory: Path
+
+
+@dataclass(frozen=True)
+class Deadlines:
+    """How long each class of call may take before it fails, in seconds (promise P7)."""
+
+    metadata_seconds: float = 30.0
+    """A namespace call of the mount, with waiting for restarted servers."""
+    read_seconds: float = 15.0
+    """A block read of the mount, with waiting for a restarted mediator."""
+    write_seconds: float = 30.0
+    """A block write or a commit of the mount, with waiting for a restarted mediator."""
+    vote_seconds: float = 5.0
+    """One data server's answer to the mediator; later it counts as down."""
+    connect_seconds: float = 2.0
+    """A connection must be established within."""
+    request_seconds: float = 10.0
+    """A request must have arrived whole within, on a server."""
+
+
+@dataclass(frozen=True)
+class ClusterConfig:
+    """Everything that the processes of one cluster must agree about.
+
+    Addresses are "HOST:PORT", "[IPV6]:PORT" or "unix:PATH"; port 0 picks a free port.
+    """
+
+    cluster: str
+    quorum: Quorum
+    mediator_listen: str
+    metaserver_listen: str
+    metaserver_directory: Path
+    data_servers: tuple[DataServerConfig, ...]
+    rpc: Encoding = "msgpack"
+    deadlines: Deadlines = field(default_factory=Deadlines)
+    lease_seconds: float = 30.0
+    """A session without heartbeats for so long is dead."""
+    garbage_grace_seconds: float = 2.0
+    """Superseded blocks are deleted so long after the commit that superseded them."""
+    dirty_bytes: int = 256 * 1024 * 1024
+    """The most dirty and read-ahead bytes that a mount keeps in memory."""
+    commit_age_seconds: float = 30.0
+    """Dirty data older than this is written out."""
+
+    def __post_init__(self) -> None:
+        numbers = [server.number for server in self.data_servers]
+        if sorted(numbers) != list(range(1, self.quorum.servers + 1)):
+            raise ConfigError(
+                f"data servers are numbered {numbers}: they must be 1 to N={self.quorum.servers}, each once"
+            )
+        listens = [self.mediator_listen, self.metaserver_listen, *(s.listen for s in self.data_servers)]
+        fixed = [address for address in listens if not address.endswith(":0")]
+        for address in listens:
+            check_address(address)
+        if len(set(fixed)) != len(fixed):
+            twice = next(address for address in fixed if fixed.count(address) > 1)
+            raise ConfigError(f"two servers listen on {twice}: give each an address of its own")
+        if self.rpc not in ("msgpack", "xml"):
+            raise ConfigError(f'rpc = "{self.rpc}" is unknown: choose "msgpack" or "xml"')
+
+
+def check_address(address: str) -> None:
+    """Raise ConfigError unless `address` is HOST:PORT, [IPV6]:PORT or unix:PATH."""
+    if address.startswith("unix:"):
+        path = address.removeprefix("unix:")
+        if not path or len(path.encode()) > 107:
+            raise ConfigError(
+                f"{address}: a Unix socket's path has 1 to 107 bytes; choose a shorter directory"
+            )
+        return
+    host, colon, port = address.rpartition(":")
+    if not colon or not host or not port.isdigit() or int(port) > 65535:
+        raise ConfigError(f"{address}: an address is HOST:PORT, [IPV6]:PORT or unix:PATH")
+
+
+def load(path: Path) -> ClusterConfig:
+    """Read and check a configuration file; relative directories are relative to the file.
+
+    Raises:
+        ConfigError: the file is missing, is no TOML, or holds a setting that cannot work.
+    """
+    try:
+        raw = tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such configuration file; `quorumfs up` makes one") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from None
+    try:
+        return parse(raw, path.parent)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def parse(raw: dict[str, Any], base: Path) -> ClusterConfig:
+    """Build the configuration from a parsed TOML document. Raises ConfigError."""
+    raw = {key: dict(value) if isinstance(value, dict) else value for key, value in raw.items()}
+    if (version := raw.pop("format", None)) != FORMAT_VERSION:
+        raise ConfigError(f"format = {version!r}: this release reads format {FORMAT_VERSION} only")
+    try:
+        quorum = raw.pop("quorum")
+        servers = raw.pop("dataserver")
+        deadlines = raw.pop("deadlines", {})
+        metaserver = raw.pop("metaserver")
+        mediator = raw.pop("mediator")
+        return ClusterConfig(
+            cluster=raw.pop("cluster"),
+            quorum=Quorum(quorum["N"], quorum["Qr"], quorum["Qw"]),
+            mediator_listen=mediator["listen"],
+            metaserver_listen=metaserver["listen"],
+            metaserver_directory=base / metaserver["directory"],
+            data_servers=tuple(
+                DataServerConfig(server["number"], server["listen"], base / server["directory"])
+                for server in servers
+            ),
+            deadlines=Deadlines(**deadlines),
+            **raw,
+        )
+    except KeyError as error:
+        raise ConfigError(f"the setting {error} is missing") from None
+    except TypeError as error:
+        raise ConfigError(f"unknown or ill-typed setting: {error}") from None
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
+def dumps(config: ClusterConfig, base: Path | None = None) -> str:
+    """Return a configuration as TOML, directories relative to `base` where they lie in it."""
+
+    def place(directory: Path) -> str:
+        if base is not None and directory.is_relative_to(base):
+            return str(directory.relative_to(base))
+        return str(directory)
+
+    plain = {"cluster", "rpc", "lease_seconds", "garbage_grace_seconds", "dirty_bytes", "commit_age_seconds"}
+    return tomli_w.dumps(
+        {
+            "format": FORMAT_VERSION,
+            **{name: getattr(config, name) for name in sorted(plain)},
+            "quorum": {"N": config.quorum.servers, "Qr": config.quorum.read, "Qw": config.quorum.write},
+            "mediator": {"listen": config.mediator_listen},
+            "metaserver": {
+                "listen": config.metaserver_listen,
+                "directory": place(config.metaserver_directory),
+            },
+            "dataserver": [
+                {"number": s.number, "listen": s.listen, "directory": place(s.directory)}
+                for s in config.data_servers
+            ],
+            "deadlines": dataclasses.asdict(config.deadlines),
+        }
+    )

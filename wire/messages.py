@@ -1,0 +1,183 @@
+"""The messages that cross the wire, as immutable named tuples.
+
+A message is packed as the plain list of its fields, in both encodings, and rebuilt from
+the type annotations of the method table. All times are nanoseconds since the epoch, all
+sizes and offsets bytes. This module must not import anything of the project; it is pure
+data and safe in any thread.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+ROOT_INODE = 1
+"""The inode number of the root directory."""
+
+BLOCK_ID_BYTES = 16
+"""A block id is the 8-byte session that wrote it, then an 8-byte counter, both big-endian."""
+
+
+class Ticket(NamedTuple):
+    """Makes a mutating call repeatable: the metadata server keeps the last answer of each slot.
+
+    A client never has two calls in flight on one slot, and raises `sequence` by one for
+    each new call (not for a re-sent one). See docs/decisions/0002-exactly-once.md.
+    """
+
+    session: int
+    slot: int
+    sequence: int
+
+
+class SessionInfo(NamedTuple):
+    """A new session's number, how long it lives without a heartbeat, and the server's epoch."""
+
+    session: int
+    lease_ms: int
+    epoch: int
+
+
+class Heartbeat(NamedTuple):
+    """The answer to a heartbeat.
+
+    `epoch` changes when the metadata server was restarted: the client then reclaims its open
+    files. `writable` is false, with a `reason` for people, while fewer than Qw data servers are up.
+    """
+
+    epoch: int
+    writable: bool
+    reason: str
+
+
+class Attributes(NamedTuple):
+    """What stat(2) shows of an inode. `version` grows with every change of the contents."""
+
+    ino: int
+    mode: int
+    nlink: int
+    uid: int
+    gid: int
+    rdev: int
+    size: int
+    allocated_bytes: int
+    atime_ns: int
+    mtime_ns: int
+    ctime_ns: int
+    version: int
+
+
+class AttributeChanges(NamedTuple):
+    """New values of attributes; None leaves one as it is. The size changes by a Commit only."""
+
+    mode: int | None = None
+    uid: int | None = None
+    gid: int | None = None
+    atime_ns: int | None = None
+    mtime_ns: int | None = None
+
+
+class Entry(NamedTuple):
+    """One name in a directory."""
+
+    name: bytes
+    attributes: Attributes
+
+
+class DirectoryPage(NamedTuple):
+    """Entries in the order of their names' bytes, after a given name; `complete` when none follow."""
+
+    entries: list[Entry]
+    complete: bool
+
+
+class BlockRecord(NamedTuple):
+    """A block as the metadata server committed it: its digest is the witness."""
+
+    block: bytes
+    length: int
+    digest: bytes
+
+
+class Extent(NamedTuple):
+    """File bytes [offset, offset+length) are block bytes from `block_offset`; block None is a hole."""
+
+    offset: int
+    length: int
+    block: bytes | None
+    block_offset: int
+
+
+class MappedExtent(NamedTuple):
+    """An extent of a committed file, with its block's length and witness (never a hole)."""
+
+    offset: int
+    length: int
+    block: bytes
+    block_offset: int
+    block_length: int
+    digest: bytes
+
+
+class FileMap(NamedTuple):
+    """A run of a file's extents in order; gaps are holes. `complete` when no extent follows the run."""
+
+    version: int
+    size: int
+    extents: list[MappedExtent]
+    complete: bool
+
+
+class Opened(NamedTuple):
+    """An open file: fresh attributes and the first run of its extents."""
+
+    attributes: Attributes
+    map: FileMap
+
+
+class Commit(NamedTuple):
+    """New contents of a file, applied in one transaction, in this order.
+
+    1. `cut`: the file is cut to at most so many bytes (None: not cut; 0 is O_TRUNC).
+    2. `extents`: each replaces what the file had in its range (a hole erases it).
+    3. the size becomes max(size after the cut, extend_to).
+    4. `changes` are applied; without a new mtime the server's clock is used.
+
+    `blocks` are the records of the blocks that `extents` refer to and that are new. With `durable`
+    the answer comes after the database's log is on disk.
+    """
+
+    cut: int | None
+    extents: list[Extent]
+    extend_to: int
+    blocks: list[BlockRecord]
+    changes: AttributeChanges
+    durable: bool
+
+
+class BlockPart(NamedTuple):
+    """Some pieces of a block: all its pieces' digests (32 bytes each, joined) and the pieces' bytes.
+
+    `length` is the whole block's. A block of one piece has an empty list of piece digests.
+    """
+
+    length: int
+    piece_digests: bytes
+    data: bytes
+
+
+class Usage(NamedTuple):
+    """Room in the file system, as statfs(2) tells it."""
+
+    total_bytes: int
+    free_bytes: int
+    files: int
+    free_files: int
+
+
+class Identity(NamedTuple):
+    """Who answers: "mediator", "metaserver" or "dataserver", its cluster, number, and start epoch."""
+
+    kind: str
+    cluster: str
+    number: int
+    epoch: int

@@ -1,0 +1,113 @@
+"""What a data server offers: blocks in, blocks and digests out."""
+
+from __future__ import annotations
+
+from wire.messages import BlockPart, BlockRecord
+
+
+class DataMethods:
+    """A data server knows no files, no quorum and no other server."""
+
+    def put(self, block: bytes, digest: bytes, data: bytes, durable: bool) -> None:
+        """Keep a block. A repeated put of the same bytes succeeds and changes nothing.
+
+        Args:
+            block: its id, 16 bytes.
+            digest: what wire.digest.block_digest(data) must be.
+            data: its bytes, at most 1 MiB.
+            durable: answer only after the bytes are on disk.
+
+        Raises:
+            DigestMismatch: the bytes that arrived are not those that were sent.
+            BlockConflict: the id is taken by other bytes; they are left as they are.
+            NoSpace: the disk is full; nothing was kept.
+        """
+        raise NotImplementedError
+
+    def get(self, block: bytes, first_piece: int, piece_count: int) -> BlockPart:
+        """Return pieces of a block as they are on disk now, with the digests its record holds.
+
+        `piece_count` 0 means all from `first_piece` on. The piece digests of the answer are the
+        recorded ones, except those of the pieces sent, which are computed from the bytes now.
+
+        Raises:
+            BlockMissing, BlockDamaged.
+        """
+        raise NotImplementedError
+
+    def digest(self, block: bytes, first_piece: int, piece_count: int) -> bytes:
+        """Vote: return the block's digest with these pieces' digests computed from the bytes now.
+
+        `piece_count` 0 means all from `first_piece` on. It equals the witness only if the asked
+        pieces are right on disk.
+
+        Raises:
+            BlockMissing, BlockDamaged.
+        """
+        raise NotImplementedError
+
+    def repair(self, block: bytes, digest: bytes, data: bytes, note: str) -> str:
+        """Put a verified copy where this server's own copy lost the vote or is missing.
+
+        The losing copy is moved to quarantine with the note. If this server's copy matches
+        `digest` after all, it is left alone.
+
+        Returns:
+            "good" (nothing was wrong), "filled" (it was missing) or "replaced" (it was corrupt).
+
+        Raises:
+            DigestMismatch, NoSpace: as for put; the old copy is then left where it was.
+        """
+        raise NotImplementedError
+
+    def delete(self, blocks: list[bytes]) -> int:
+        """Remove blocks; those that are not here are no error. Returns how many were removed."""
+        raise NotImplementedError
+
+    def sync(self, blocks: list[bytes]) -> list[bytes]:
+        """Make everything put so far durable. Returns those of `blocks` that are not here."""
+        raise NotImplementedError
+
+    def inventory(self, after: bytes, limit: int) -> list[BlockRecord]:
+        """Return up to `limit` records in the order of their ids, all greater than `after` (b"" to begin)."""
+        raise NotImplementedError
+
+    def count(self) -> int:
+        """Return how many blocks are here."""
+        raise NotImplementedError
+
+
+class LabMethods:
+    """Faults on demand, offered only with --lab. Keys are block ids in hex, as people see them."""
+
+    def list_contents(self) -> list[str]:
+        """Return the ids of all blocks here, in hex, in order."""
+        raise NotImplementedError
+
+    def print_content(self) -> str:
+        """Print each block's id, length and verdict on this server's standard error, and return the text."""
+        raise NotImplementedError
+
+    def corrupt(self, key: str, kind: str = "flip") -> str:
+        """Damage a block on disk, behind the store's back.
+
+        Args:
+            key: the block's id in hex.
+            kind: "flip" (one bit), "torn" (cut short), "zeros", "swap" (another block's bytes), or "lie"
+                (bytes and their digests replaced by the same wrong content on every server asked).
+
+        Returns:
+            What was done, in words.
+
+        Raises:
+            BlockMissing, InvalidArgument.
+        """
+        raise NotImplementedError
+
+    def terminate(self) -> bool:
+        """End this process at once, as a crash would. The answer is sent first."""
+        raise NotImplementedError
+
+    def restart(self, blank: bool = False) -> bool:
+        """Start this process anew, with `blank` on an emptied directory. The answer is sent first."""
+        raise NotImplementedError

@@ -1,0 +1,76 @@
+"""What the mediator offers to clients besides NamespaceMethods: blocks by quorum, and a look at itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from wire.messages import Attributes, BlockPart, BlockRecord, Commit, Heartbeat, Ticket, Usage
+
+
+class MediatorMethods:
+    """The quorum as one service."""
+
+    def heartbeat(self, session: int) -> Heartbeat:
+        """Keep a session alive; learn whether writes are possible now. Raises SessionUnknown."""
+        raise NotImplementedError
+
+    def put_block(self, block: bytes, digest: bytes, data: bytes, durable: bool) -> None:
+        """Put a block to all data servers; succeed when at least Qw hold it.
+
+        Raises:
+            WriteRefused: fewer than Qw data servers are up; nothing was sent.
+            WriteFailed: fewer than Qw took it in time; `detail` says who answered what.
+            DigestMismatch.
+        """
+        raise NotImplementedError
+
+    def read_block(self, ino: int, witness: BlockRecord, first_piece: int, piece_count: int) -> BlockPart:
+        """Return pieces of a block after the vote (piece_count 0: all from first_piece on).
+
+        Args:
+            ino: the file on whose behalf it is read, to look up a refusal later.
+            witness: the block as the file's map gave it.
+            first_piece: index of the first 64 KiB piece.
+            piece_count: how many pieces.
+
+        Raises:
+            ReadRefused: `detail` says who voted what.
+        """
+        raise NotImplementedError
+
+    def sync_blocks(self, blocks: list[bytes]) -> None:
+        """Make these blocks durable on at least Qw data servers.
+
+        Raises:
+            WriteFailed: fewer than Qw hold all of them durably.
+        """
+        raise NotImplementedError
+
+    def write_file(self, ticket: Ticket, ino: int, commit: Commit, payload: list[bytes]) -> Attributes:
+        """Put the last len(payload) blocks of `commit.blocks`, then commit: a small file in one call.
+
+        With `commit.durable` the payload's blocks are durable on Qw data servers before the commit.
+        Blocks put before must have been made durable by sync_blocks.
+
+        Raises:
+            WriteRefused, WriteFailed, and what commit raises.
+        """
+        raise NotImplementedError
+
+    def usage(self) -> Usage:
+        """Tell the room in the file system: the least of the data servers' room."""
+        raise NotImplementedError
+
+    def explain(self, ino: int) -> dict[str, Any]:
+        """Tell for each block of a file which data server holds it and how each votes now.
+
+        Returns:
+            "ino", "paths", "size", "quorum" {"N", "Qr", "Qw"}, "last_refusal" (None or {"when_ns",
+            "operation", "message", "detail"}), and "blocks", each {"block" and "digest" in hex, "length",
+            "offset", "outcome", "verdicts": {"1": "good" or "corrupt" or "missing" or "down", ...}}.
+        """
+        raise NotImplementedError
+
+    def refill(self, server: int) -> dict[str, Any]:
+        """Begin (or look at) the refill of a data server; returns its progress."""
+        raise NotImplementedError

@@ -1,0 +1,228 @@
+"""What the metadata server offers: the namespace (also to clients, through the mediator) and bookkeeping."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from wire.messages import (
+    AttributeChanges,
+    Attributes,
+    BlockRecord,
+    Commit,
+    DirectoryPage,
+    FileMap,
+    Opened,
+    SessionInfo,
+    Ticket,
+)
+
+
+class NamespaceMethods:
+    """Files and directories by inode number. The mediator offers these too, and passes them on.
+
+    Permissions are the kernel's business (default_permissions); what is checked here is what keeps
+    the namespace a tree. Each mutating method is one transaction and is carried out once a Ticket.
+    """
+
+    def open_session(self, name: str) -> SessionInfo:
+        """Begin a session; `name` tells people whose it is. Its number is never used again."""
+        raise NotImplementedError
+
+    def close_session(self, session: int) -> None:
+        """End a session: its open files are let go, its uncommitted blocks become garbage."""
+        raise NotImplementedError
+
+    def reclaim(self, session: int, inodes: list[int]) -> None:
+        """After a restart of the metadata server: say again which inodes this session has open.
+
+        Raises:
+            SessionUnknown.
+        """
+        raise NotImplementedError
+
+    def resolve(self, start: int, names: list[bytes]) -> list[Attributes]:
+        """Follow names from a directory; return the attributes of each step.
+
+        The list is shorter than `names` when a name does not exist. Symbolic links are not followed.
+
+        Raises:
+            NotADirectory: a step before the last is no directory.
+            StaleFile: `start` does not exist.
+            NameTooLong.
+        """
+        raise NotImplementedError
+
+    def getattr(self, ino: int) -> Attributes:
+        """Return an inode's attributes. Raises StaleFile."""
+        raise NotImplementedError
+
+    def setattr(self, ticket: Ticket, ino: int, changes: AttributeChanges) -> Attributes:
+        """Change attributes (not the size) and the change time. Raises StaleFile."""
+        raise NotImplementedError
+
+    def read_directory(self, ino: int, after: bytes, limit: int) -> DirectoryPage:
+        """Return up to `limit` entries with names greater than `after` (b"" to begin), without . and ..
+
+        Raises:
+            StaleFile, NotADirectory.
+        """
+        raise NotImplementedError
+
+    def read_link(self, ino: int) -> bytes:
+        """Return a symbolic link's target. Raises StaleFile, InvalidArgument."""
+        raise NotImplementedError
+
+    def create(
+        self,
+        ticket: Ticket,
+        parent: int,
+        name: bytes,
+        mode: int,
+        uid: int,
+        gid: int,
+        rdev: int,
+        target: bytes,
+        open_it: bool,
+    ) -> Attributes:
+        """Make a file, directory, symbolic link, FIFO, socket or device, by the type bits of `mode`.
+
+        Args:
+            ticket: makes the call repeatable.
+            parent: the directory's inode number.
+            name: 1 to 255 bytes, without / and NUL.
+            mode: type and permission bits, the umask already taken off.
+            uid: the owner.
+            gid: the group; a set-group-id directory's own group wins, and directories inherit the bit.
+            rdev: the device number of a device node, else 0.
+            target: the target of a symbolic link, else b"".
+            open_it: also count the new file as opened by the session (as `open` does).
+
+        Raises:
+            AlreadyExists, StaleFile, NotADirectory, NotFound (the parent was removed), NameTooLong,
+            InvalidArgument.
+        """
+        raise NotImplementedError
+
+    def link(self, ticket: Ticket, ino: int, parent: int, name: bytes) -> Attributes:
+        """Give an inode that is no directory one more name.
+
+        Raises:
+            AlreadyExists, StaleFile, NotADirectory, NotPermitted (a directory), NameTooLong, NotFound,
+            TooManyLinks.
+        """
+        raise NotImplementedError
+
+    def unlink(self, ticket: Ticket, parent: int, name: bytes) -> None:
+        """Remove a name that is no directory; the inode lives while a name or an open session has it.
+
+        Raises:
+            NotFound, IsADirectory, StaleFile, NotADirectory.
+        """
+        raise NotImplementedError
+
+    def rmdir(self, ticket: Ticket, parent: int, name: bytes) -> None:
+        """Remove an empty directory. Raises NotFound, NotADirectory, NotEmpty, StaleFile."""
+        raise NotImplementedError
+
+    def rename(
+        self, ticket: Ticket, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int
+    ) -> None:
+        """Move a name atomically; flags as renameat2(2): 0, 1 (RENAME_NOREPLACE) or 2 (RENAME_EXCHANGE).
+
+        Raises:
+            NotFound, AlreadyExists, NotEmpty, IsADirectory, NotADirectory, InvalidArgument (into its own
+            subtree, or unknown flags), NameTooLong, StaleFile.
+        """
+        raise NotImplementedError
+
+    def get_xattr(self, ino: int, name: bytes) -> bytes:
+        """Return an extended attribute's value. Raises NoAttribute, StaleFile."""
+        raise NotImplementedError
+
+    def list_xattrs(self, ino: int) -> list[bytes]:
+        """Return the names of all extended attributes. Raises StaleFile."""
+        raise NotImplementedError
+
+    def set_xattr(self, ticket: Ticket, ino: int, name: bytes, value: bytes, flags: int) -> None:
+        """Set an extended attribute; flags as setxattr(2): 0, 1 (XATTR_CREATE) or 2 (XATTR_REPLACE).
+
+        Raises:
+            AlreadyExists, NoAttribute, StaleFile, AttributeTooLong (over 64 KiB), InvalidArgument.
+        """
+        raise NotImplementedError
+
+    def remove_xattr(self, ticket: Ticket, ino: int, name: bytes) -> None:
+        """Remove an extended attribute. Raises NoAttribute, StaleFile."""
+        raise NotImplementedError
+
+    def open(self, session: int, ino: int, writing: bool) -> Opened:
+        """Count a file as opened by the session (once, however often it opens it); return what it is now.
+
+        Not durable: a client says it again with `reclaim` after a restart of the metadata server.
+        The mediator refuses `writing` while fewer than Qw data servers are up.
+
+        Raises:
+            StaleFile, SessionUnknown, WriteRefused.
+        """
+        raise NotImplementedError
+
+    def close(self, session: int, inodes: list[int]) -> None:
+        """Say that the session has no open handle of these inodes any more. Raises SessionUnknown."""
+        raise NotImplementedError
+
+    def file_map(self, ino: int, offset: int, limit: int) -> FileMap:
+        """Return up to `limit` extents that end after `offset`. Raises StaleFile."""
+        raise NotImplementedError
+
+    def sync_metadata(self) -> None:
+        """Make every change answered so far survive a power loss."""
+        raise NotImplementedError
+
+
+class BookkeepingMethods:
+    """What the metadata server offers to the mediator: heartbeats, commits, blocks and witnesses, counts."""
+
+    def renew(self, session: int) -> int:
+        """Keep a session alive; return this server's start epoch. Raises SessionUnknown."""
+        raise NotImplementedError
+
+    def commit(self, ticket: Ticket, ino: int, commit: Commit) -> Attributes:
+        """Make new extents a file's contents: the one step that makes writes visible.
+
+        Raises:
+            StaleFile, SessionUnknown, InvalidArgument (an extent of an unknown block or outside of its
+            block, overlapping extents), FileTooLarge.
+        """
+        raise NotImplementedError
+
+    def blocks(self, after: bytes, limit: int) -> list[BlockRecord]:
+        """Return up to `limit` committed blocks in the order of their ids, all greater than `after`."""
+        raise NotImplementedError
+
+    def witnesses(self, blocks: list[bytes]) -> list[BlockRecord | None]:
+        """Return the committed record of each block, None where there is none."""
+        raise NotImplementedError
+
+    def garbage(self, limit: int, min_age_ms: int) -> list[bytes]:
+        """Return up to `limit` blocks that no file refers to since `min_age_ms` at least, oldest first."""
+        raise NotImplementedError
+
+    def forget(self, blocks: list[bytes]) -> None:
+        """Say that all data servers have deleted these garbage blocks."""
+        raise NotImplementedError
+
+    def collectable(self, blocks: list[bytes]) -> list[bytes]:
+        """Return those of `blocks` that may be deleted: garbage, or of a dead session and never committed."""
+        raise NotImplementedError
+
+    def files_of_block(self, block: bytes) -> list[int]:
+        """Return the inodes whose contents refer to a block."""
+        raise NotImplementedError
+
+    def paths_of(self, ino: int, limit: int) -> list[bytes]:
+        """Return up to `limit` paths (from /) by which an inode can be reached."""
+        raise NotImplementedError
+
+    def counts(self) -> dict[str, Any]:
+        """Return how many inodes, entries, blocks, block bytes, garbage blocks and sessions there are."""
+        raise NotImplementedError
