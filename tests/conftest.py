@@ -1,0 +1,63 @@
+"""Fixtures of all tiers: clusters of real processes that end with the test, and whose logs are read.
+
+A traceback, or a line of level ERROR or CRITICAL, in the log of any process fails the test that ran it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tools.cluster import LocalCluster
+
+UNEXPECTED = re.compile(r"Traceback \(most recent|\b(ERROR|CRITICAL)\b|never awaited|was never retrieved")
+
+ClusterFactory = Callable[..., LocalCluster]
+
+
+def unexpected_lines(cluster: LocalCluster) -> list[str]:
+    """Return the lines in the logs of a cluster that no log should have, with what follows them."""
+    found = []
+    for log in sorted((cluster.directory / "logs").glob("*.log")):
+        lines = log.read_text(errors="replace").splitlines()
+        for index, line in enumerate(lines):
+            if UNEXPECTED.search(line):
+                found.append(f"{log.name}: " + "\n    ".join(lines[index : index + 30]))
+                break
+    return found
+
+
+@pytest.fixture
+def make_cluster(tmp_path: Path) -> Iterator[ClusterFactory]:
+    """Make clusters in the test's own directory; the arguments are those of LocalCluster.create."""
+    made: list[LocalCluster] = []
+
+    def make(**settings: Any) -> LocalCluster:
+        made.append(LocalCluster.create(tmp_path / f"cluster-{len(made) + 1}", **settings))
+        return made[-1]
+
+    yield make
+    for cluster in made:
+        cluster.close()
+    unexpected = [line for cluster in made for line in unexpected_lines(cluster)]
+    assert not unexpected, "unexpected lines in the logs:\n" + "\n".join(unexpected)
+
+
+@pytest.fixture
+def fuse_device() -> None:
+    """A mount test fails, and is not skipped, where FUSE cannot be used."""
+    assert Path("/dev/fuse").exists(), (
+        "no /dev/fuse: these tests need it (in a container: --device /dev/fuse)"
+    )
+
+
+@pytest.fixture
+def mountpoint(tmp_path: Path, fuse_device: None) -> Path:
+    """An empty directory to mount on."""
+    place = tmp_path / "mnt"
+    place.mkdir()
+    return place

@@ -1,0 +1,93 @@
+"""Processes are found again by pid and start time, and only they are signalled."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support import wait_until
+from tools.processes import ClusterError, Process, boot_id, stop_all
+from wire.config import ConfigError
+
+SLEEP = "import signal; print('ready', flush=True); print('ready toy 0 here', flush=True); signal.pause()"
+STUBBORN = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); " + SLEEP
+
+
+@pytest.fixture
+def process(tmp_path: Path) -> Iterator[Process]:
+    toy = Process("toy", tmp_path / "toy.json", tmp_path / "toy.log")
+    yield toy
+    toy.signal(signal.SIGKILL)
+    toy.wait(5)
+
+
+def spawn(process: Process, script: str) -> None:
+    process.spawn([sys.executable, "-c", script], os.environ)
+
+
+def test_a_process_is_found_again_by_another_object(process: Process) -> None:
+    spawn(process, SLEEP)
+    assert process.await_ready(10) == "ready toy 0 here"
+    again = Process("toy", process.pid_file, process.log_file)
+    assert again.state() == "running"
+    assert again.signal(signal.SIGSTOP)
+    wait_until(lambda: process.state() == "paused", 5, "the process is paused")
+    assert stop_all([again], 5) == []
+    assert process.state() == "down"
+    assert not process.pid_file.exists()
+
+
+def test_what_ignores_sigterm_is_killed(process: Process) -> None:
+    spawn(process, STUBBORN)
+    process.await_ready(10)
+    assert stop_all([process], 0.3) == ["toy"]
+    assert process.state() == "down"
+
+
+def test_a_reused_pid_is_never_signalled(process: Process) -> None:
+    with subprocess.Popen([sys.executable, "-c", SLEEP], stdout=subprocess.DEVNULL) as bystander:
+        record = {"pid": bystander.pid, "start_ticks": 1, "boot": boot_id(), "command": [], "place": ""}
+        process.pid_file.write_text(json.dumps(record))
+        assert process.state() == "down"
+        assert not process.signal(signal.SIGKILL)
+        assert process.wait(0)
+        assert bystander.poll() is None
+        bystander.kill()
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"pid": 1}'])
+def test_a_torn_pid_file_means_down(process: Process, content: str) -> None:
+    process.pid_file.write_text(content)
+    assert process.state() == "down"
+
+
+def test_an_early_end_with_status_2_is_a_bad_setting(process: Process) -> None:
+    spawn(process, "import sys; sys.exit(2 if print('it is wrong; do this', file=sys.stderr) else 2)")
+    with pytest.raises(ConfigError, match="it is wrong; do this"):
+        process.await_ready(10)
+
+
+def test_an_early_end_shows_the_last_line_of_this_run(process: Process) -> None:
+    process.log_file.write_text("ready toy 0 long ago\n")
+    spawn(process, "raise SystemExit('gone')")
+    with pytest.raises(ClusterError, match=r"status 1.*gone"):
+        process.await_ready(10)
+
+
+def test_not_ready_in_time(process: Process) -> None:
+    spawn(process, "import signal; signal.pause()")
+    with pytest.raises(ClusterError, match="not ready within"):
+        process.await_ready(0.1)
+
+
+def test_a_running_process_is_not_started_twice(process: Process) -> None:
+    spawn(process, SLEEP)
+    with pytest.raises(ClusterError, match="runs already"):
+        spawn(process, SLEEP)

@@ -1,0 +1,417 @@
+"""A whole cluster on this machine: its state directory, its server processes, its mounts.
+
+The state directory holds everything, so that any later call finds the cluster again:
+
+    cluster.toml        the configuration that all servers read (wire.config)
+    meta/ data-1/ ...   the servers' own directories
+    logs/NAME.log       what each process printed
+    run/NAME.json       its pid file
+    lock                held while a command changes what runs
+
+It must not know what the servers do. What dies stays down until it is started again. A LocalCluster
+belongs to one thread; several processes may use the same state directory (take `lock`).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import random
+import secrets
+import shutil
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+import wire
+from tools import mounts
+from tools.processes import ClusterError, Process, State, stop_all
+from wire.config import ClusterConfig, ConfigError, DataServerConfig, Encoding, dumps, load
+from wire.quorum import Quorum
+
+CONFIG_NAME = "cluster.toml"
+READY_SECONDS = 20.0
+STOP_SECONDS = 10.0
+PORTS = range(20000, 32000)
+"""Below the ephemeral range, so that an outgoing connection does not take a port of a server that is down."""
+
+
+class ProcessStatus(NamedTuple):
+    """How one process of the cluster is. `address` is a server's address or a mount's mount point."""
+
+    name: str
+    state: State
+    pid: int | None
+    address: str
+
+
+class LocalCluster:
+    """The servers "metaserver", "data-1" to "data-N" and "mediator", and mounts "mount-1" and so on.
+
+    As a context manager it ends everything at the exit, mounts first, whatever state it is in.
+    """
+
+    def __init__(self, directory: Path, config: ClusterConfig) -> None:
+        self.directory = directory
+        self.config = config
+        self.config_file = directory / CONFIG_NAME
+        self._processes: dict[str, Process] = {}
+
+    @classmethod
+    def create(
+        cls,
+        directory: Path,
+        *,
+        servers: int = 5,
+        read_quorum: int = 3,
+        write_quorum: int = 5,
+        rpc: Encoding = "msgpack",
+        **settings: Any,
+    ) -> LocalCluster:
+        """Make the state directory of a new cluster, with free ports. Nothing is started.
+
+        Args:
+            directory: must not exist, or be empty.
+            servers: N; `read_quorum` is Qr and `write_quorum` Qw.
+            rpc: the encoding that the parts use among themselves.
+            settings: other fields of ClusterConfig, as `lease_seconds` or `deadlines`.
+
+        Raises:
+            ConfigError: a setting that cannot work, or a directory that has something else in it.
+        """
+        directory = directory.resolve()
+        try:
+            quorum = Quorum(servers, read_quorum, write_quorum)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+        try:
+            if directory.exists() and any(directory.iterdir()):
+                raise ConfigError(
+                    f"{directory} holds other files and no {CONFIG_NAME}; choose another with --state"
+                )
+            config = _new_config(directory, quorum, rpc, settings)
+            for name in ("meta", "logs", "run", *(f"data-{s.number}" for s in config.data_servers)):
+                (directory / name).mkdir(parents=True)
+            (directory / CONFIG_NAME).write_text(dumps(config, directory))
+        except OSError as error:
+            raise ConfigError(f"{directory}: cannot be made: {error.strerror}") from None
+        return cls(directory, config)
+
+    @classmethod
+    def open(cls, directory: Path) -> LocalCluster:
+        """Find an existing cluster again. Raises ConfigError."""
+        directory = directory.resolve()
+        config = load(directory / CONFIG_NAME)
+        try:
+            for name in ("logs", "run"):
+                (directory / name).mkdir(exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"{directory}: cannot be used: {error.strerror}") from None
+        return cls(directory, config)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End all mounts, in use or not, then all servers."""
+        with ExitStack() as stack:
+            stack.callback(self.stop)
+            for name in self.server_names:
+                self.process(name).signal(signal.SIGCONT)
+            for name in self.mount_names():
+                stack.callback(self.unmount, name, force=True)
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep other commands from changing what runs in the meantime.
+
+        Raises:
+            ClusterError: another command holds the lock.
+        """
+        with (self.directory / "lock").open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ClusterError(
+                    f"another quorumfs command is at work on {self.directory}; try again when it has ended"
+                ) from None
+            yield
+
+    # What there is
+
+    @property
+    def server_names(self) -> list[str]:
+        """The names of all servers, in the order in which people read them."""
+        return ["mediator", "metaserver", *(f"data-{s.number}" for s in self.config.data_servers)]
+
+    def mount_names(self) -> list[str]:
+        """Return the names of the mounts that were made and not unmounted."""
+        return sorted(file.stem for file in (self.directory / "run").glob("mount-*.json"))
+
+    def address(self, name: str) -> str:
+        """Return where a server listens."""
+        if name == "mediator":
+            return self.config.mediator_listen
+        if name == "metaserver":
+            return self.config.metaserver_listen
+        return self._data_server(name).listen
+
+    def log_file(self, name: str) -> Path:
+        """Return where a process logs to."""
+        return self.directory / "logs" / f"{name}.log"
+
+    def process(self, name: str) -> Process:
+        """Return the process of that name, up or down. Raises ConfigError if there is no such name."""
+        if name not in self.server_names and not name.startswith("mount-"):
+            raise ConfigError(f"there is no {name} in this cluster; choose of {', '.join(self.server_names)}")
+        if name not in self._processes:
+            pid_file = self.directory / "run" / f"{name}.json"
+            self._processes[name] = Process(name, pid_file, self.log_file(name))
+        return self._processes[name]
+
+    def state(self, name: str) -> State:
+        """Tell whether a process is running, paused or down now."""
+        return self.process(name).state()
+
+    def status(self) -> list[ProcessStatus]:
+        """Tell how each server and each mount is now; asks the operating system only."""
+        found = []
+        for name in [*self.server_names, *self.mount_names()]:
+            process = self.process(name)
+            state, record = process.state(), process.record()
+            pid = record.pid if record is not None and state != "down" else None
+            place = record.place if record is not None else ""
+            found.append(ProcessStatus(name, state, pid, place or self.address(name)))
+        return found
+
+    # Servers
+
+    def start(self, *names: str, deadline_seconds: float = READY_SECONDS) -> list[str]:
+        """Start servers that are down (without names: all), all at once, and wait until each is ready.
+
+        Returns:
+            The names of those that this call started.
+
+        Raises:
+            ConfigError, ClusterError: one could not be started; then none of this call is left running.
+        """
+        down = [name for name in names or self.server_names if self.state(name) == "down"]
+        for name in down:
+            self._check_address(name)
+        end = time.monotonic() + deadline_seconds
+        started = []
+        try:
+            for name in down:
+                self.process(name).spawn(self._command(name), self._environment())
+                started.append(name)
+            for name in down:
+                self.process(name).await_ready(max(0.0, end - time.monotonic()))
+        except BaseException:
+            self._kill_all(started)
+            raise
+        return down
+
+    def stop(self, *names: str, deadline_seconds: float = STOP_SECONDS) -> list[str]:
+        """Drain and end servers (without names: all). Returns those that had to be killed."""
+        return stop_all([self.process(name) for name in names or self.server_names], deadline_seconds)
+
+    def kill(self, name: str) -> None:
+        """End a process at once with SIGKILL, as a crash would, and wait until it has ended."""
+        self._kill_all([name])
+
+    def pause(self, name: str) -> None:
+        """Stop a process with SIGSTOP: it keeps its connections, and answers nothing."""
+        self._signal_running(name, signal.SIGSTOP)
+
+    def resume(self, name: str) -> None:
+        """Let a paused process go on."""
+        self._signal_running(name, signal.SIGCONT)
+
+    def restart(self, name: str, *, blank: bool = False) -> None:
+        """Stop a server if it is up, and start it; with `blank`, on an emptied directory.
+
+        Raises:
+            ConfigError: `blank` for another than a data server: that would lose what exists once only.
+        """
+        if blank and not name.startswith("data-"):
+            raise ConfigError(f"{name} cannot be started blank: only data servers have copies elsewhere")
+        self.stop(name)
+        if blank:
+            directory = self._data_server(name).directory
+            shutil.rmtree(directory, ignore_errors=True)
+            directory.mkdir(parents=True)
+        self.start(name)
+
+    # Mounts
+
+    def mount(
+        self, mountpoint: Path, *options: str, deadline_seconds: float = READY_SECONDS, **environment: str
+    ) -> str:
+        """Mount the cluster on an existing empty directory; `options` and `environment` are for fusefs.
+
+        Returns:
+            The mount's name, as "mount-1".
+
+        Raises:
+            ConfigError: nothing can be mounted there.
+            ClusterError: the mount did not come up.
+        """
+        mountpoint = mounts.absolute(mountpoint)
+        self.clear_dead_mounts()
+        mounts.check_fuse()
+        mounts.check_mountpoint(mountpoint)
+        taken = self.mount_names()
+        name = next(f"mount-{k}" for k in range(1, len(taken) + 2) if f"mount-{k}" not in taken)
+        command = [*_python("fusefs"), "--config", str(self.config_file), *options, str(mountpoint)]
+        process = self.process(name)
+        process.spawn(command, {**self._environment(), **environment}, str(mountpoint))
+        try:
+            process.await_ready(deadline_seconds)
+        except BaseException:
+            self.unmount(name, force=True)
+            raise
+        return name
+
+    def unmount(self, name: str, *, force: bool = False) -> None:
+        """Unmount, and wait until everything written is committed and the process has ended.
+
+        Args:
+            name: as `mount` returned it.
+            force: also while it is in use, or when its process does not end by itself.
+
+        Raises:
+            ClusterError: it is in use, or its process does not end; it stays mounted or goes on then.
+        """
+        process = self.process(name)
+        record = process.record()
+        place = Path(record.place) if record is not None else None
+        if force:
+            process.signal(signal.SIGCONT)
+        if place is not None and mounts.mount_at(place) is not None:
+            _unmount(place, force)
+        if not process.wait(STOP_SECONDS if force else mounts.UNMOUNT_SECONDS):
+            if not force:
+                raise ClusterError(
+                    f"{name} is unmounted but still writes; see `quorumfs status`, or use --force"
+                )
+            stop_all([process], STOP_SECONDS)
+            if place is not None and mounts.mount_at(place) is not None:
+                mounts.unmount(place, lazy=True)
+        process.forget()
+
+    def clear_dead_mounts(self) -> None:
+        """Unmount what mounts that died have left behind."""
+        for name in self.mount_names():
+            if self.state(name) == "down":
+                self.unmount(name, force=True)
+
+    # How
+
+    def _data_server(self, name: str) -> DataServerConfig:
+        number = name.removeprefix("data-")
+        for server in self.config.data_servers:
+            if str(server.number) == number:
+                return server
+        raise ConfigError(f"there is no {name} in this cluster; choose of {', '.join(self.server_names)}")
+
+    def _command(self, name: str) -> list[str]:
+        config = ["--config", str(self.config_file)]
+        if name.startswith("data-"):
+            number = self._data_server(name).number
+            return [*_python("dataserver"), *config, "--number", str(number), "--lab"]
+        return [*_python(name), *config]
+
+    def _environment(self) -> dict[str, str]:
+        root = str(Path(wire.__file__).parent.parent)
+        paths = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+        return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+
+    def _check_address(self, name: str) -> None:
+        address = self.address(name)
+        if not address.startswith("unix:") and not _is_free(address):
+            raise ConfigError(
+                f"{address} of {name} is in use by another program; stop that, "
+                f"or change the address in {self.config_file}"
+            )
+
+    def _kill_all(self, names: Sequence[str]) -> None:
+        for name in names:
+            self.process(name).signal(signal.SIGKILL)
+        for name in names:
+            if not self.process(name).wait(STOP_SECONDS):
+                raise ClusterError(f"{name} did not end within {STOP_SECONDS:g} s of a SIGKILL")
+            if not name.startswith("mount-"):
+                self.process(name).forget()
+
+    def _signal_running(self, name: str, number: signal.Signals) -> None:
+        if not self.process(name).signal(number):
+            raise ClusterError(f"{name} is down; start it with: quorumfs fault restart {name}")
+
+
+def _unmount(place: Path, force: bool) -> None:
+    try:
+        mounts.unmount(place)
+    except ClusterError:
+        if not force:
+            raise
+        with suppress(ClusterError):
+            mounts.unmount(place, lazy=True)
+
+
+def _python(module: str) -> list[str]:
+    """Return how to run a module; -P keeps the working directory from being searched for modules."""
+    return [sys.executable, "-P", "-m", module]
+
+
+def _new_config(directory: Path, quorum: Quorum, rpc: Encoding, settings: dict[str, Any]) -> ClusterConfig:
+    addresses = _free_addresses(quorum.servers + 2)
+    return ClusterConfig(
+        cluster=secrets.token_hex(8),
+        quorum=quorum,
+        mediator_listen=addresses[0],
+        metaserver_listen=addresses[1],
+        metaserver_directory=directory / "meta",
+        data_servers=tuple(
+            DataServerConfig(number, addresses[number + 1], directory / f"data-{number}")
+            for number in range(1, quorum.servers + 1)
+        ),
+        rpc=rpc,
+        **settings,
+    )
+
+
+def _free_addresses(count: int) -> list[str]:
+    """Return addresses on loopback that nothing listens on now, chosen at random against collisions."""
+    found: list[str] = []
+    for port in random.sample(PORTS, len(PORTS)):
+        if len(found) == count:
+            break
+        if _is_free(f"127.0.0.1:{port}"):
+            found.append(f"127.0.0.1:{port}")
+    return found
+
+
+def _is_free(address: str) -> bool:
+    """Tell whether a server could listen there now (as asyncio listens: with SO_REUSEADDR)."""
+    host, _, port = address.rpartition(":")
+    host = host.strip("[]")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, int(port)))
+            probe.listen(1)
+        except OSError:
+            return False
+    return True

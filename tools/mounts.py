@@ -1,0 +1,159 @@
+"""What the kernel has mounted where, and whether something can be mounted: /proc and /dev/fuse.
+
+It never looks into a mount point that may be quorumfs, so that a mount whose servers are down cannot
+block it. Safe in any thread.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import NamedTuple
+
+from tools.processes import ClusterError
+from wire.config import ConfigError
+
+FUSE_DEVICE = Path("/dev/fuse")
+TYPE = "fuse.quorumfs"
+UNMOUNT_SECONDS = 40.0
+
+
+class Mount(NamedTuple):
+    """One line of /proc/self/mountinfo: where, of which type, and its source."""
+
+    place: Path
+    type: str
+    source: str
+
+
+def mounts() -> list[Mount]:
+    """Return all mounts that this process sees, in the order in which they were made: proc(5)."""
+    found = []
+    for line in Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines():
+        left, _, right = line.partition(" - ")
+        kind, source = right.split(" ")[:2]
+        found.append(Mount(Path(_unescape(left.split(" ")[4])), kind, _unescape(source)))
+    return found
+
+
+def mount_at(place: Path) -> Mount | None:
+    """Return what is mounted exactly there (the last, if several are stacked)."""
+    return next((mount for mount in reversed(mounts()) if mount.place == place), None)
+
+
+def mount_of(path: Path) -> Mount | None:
+    """Return the quorumfs mount that an absolute path lies on, if any."""
+    holding = [mount for mount in mounts() if path.is_relative_to(mount.place)]
+    if not holding:
+        return None
+    deepest = max(reversed(holding), key=lambda mount: len(mount.place.parts))
+    return deepest if deepest.type == TYPE else None
+
+
+def absolute(path: Path) -> Path:
+    """Make a mount point's path absolute without looking at the mount point itself."""
+    path = Path(os.path.normpath(Path.cwd() / path))
+    return path.parent.resolve() / path.name
+
+
+def check_mountpoint(place: Path) -> None:
+    """Raise ConfigError unless something can be mounted on `place` (absolute) by this user."""
+    if mount_at(place) is not None:
+        raise ConfigError(f"{place}: something is mounted there already; unmount it or choose another place")
+    if not place.exists():
+        raise ConfigError(f"{place}: this mount point does not exist; make it with: mkdir {place}")
+    if not place.is_dir():
+        raise ConfigError(f"{place}: this mount point is no directory; choose an empty directory")
+    if any(place.iterdir()):
+        raise ConfigError(f"{place}: this mount point is not empty; choose an empty directory")
+    if not os.access(place, os.W_OK):
+        raise ConfigError(f"{place}: you may not write to this mount point; choose a directory of your own")
+
+
+def check_fuse() -> None:
+    """Raise ConfigError unless this user can mount FUSE file systems on this machine."""
+    try:
+        os.close(os.open(FUSE_DEVICE, os.O_RDWR))
+    except OSError as error:
+        if error.errno == errno.EACCES:
+            raise ConfigError(
+                f"{FUSE_DEVICE} may not be opened by this user; as root: chmod 666 {FUSE_DEVICE}"
+            ) from None
+        raise ConfigError(
+            f"{FUSE_DEVICE} cannot be opened ({error.strerror}); as root: modprobe fuse, and in a container "
+            f"start it with --device {FUSE_DEVICE} --cap-add SYS_ADMIN"
+        ) from None
+    if unmount_command() is None:
+        raise ConfigError("fusermount3 is not installed; install it with: apt-get install fuse3")
+
+
+def unmount_command() -> str | None:
+    """Return the program that unmounts for ordinary users, or None if it is not installed."""
+    return shutil.which("fusermount3") or shutil.which("fusermount")
+
+
+def unmount(place: Path, *, lazy: bool = False) -> None:
+    """Unmount `place`; with `lazy` even while it is in use (it vanishes when its last user ends).
+
+    Raises:
+        ClusterError: it is in use (the message names by whom), or cannot be unmounted.
+    """
+    command = unmount_command()
+    if command is None:
+        raise ClusterError("fusermount3 is not installed; install it with: apt-get install fuse3")
+    try:
+        done = subprocess.run(
+            [command, "-u", *(["-z"] if lazy else []), str(place)],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=UNMOUNT_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise ClusterError(f"{place} was not unmounted within {UNMOUNT_SECONDS:g} s; try --force") from None
+    if done.returncode == 0 or mount_at(place) is None:
+        return
+    if users := users_of(place):
+        raise ClusterError(
+            f"{place} is in use by {', '.join(users[:5])}; end or leave these first, or use --force"
+        )
+    raise ClusterError(f"{place} cannot be unmounted: {done.stderr.strip() or done.returncode}")
+
+
+def users_of(place: Path) -> list[str]:
+    """Return "name (pid)" of the processes with a working directory or an open file below `place`."""
+    found = []
+    for process in Path("/proc").iterdir():
+        if process.name.isdigit() and any(_below(place, link) for link in _links(process)):
+            found.append(f"{_name(process)} ({process.name})")
+    return found
+
+
+def _links(process: Path) -> list[Path]:
+    try:
+        return [process / "cwd", *(process / "fd").iterdir()]
+    except OSError:
+        return [process / "cwd"]
+
+
+def _below(place: Path, link: Path) -> bool:
+    try:
+        return link.readlink().is_relative_to(place)
+    except OSError:
+        return False
+
+
+def _name(process: Path) -> str:
+    try:
+        return (process / "comm").read_text(errors="replace").strip()
+    except OSError:
+        return "?"
+
+
+def _unescape(text: str) -> str:
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)

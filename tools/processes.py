@@ -1,0 +1,217 @@
+"""One long-lived process of a local cluster: spawned, found again later, signalled, awaited.
+
+A process is known by its pid *and* its start time and the boot that they belong to, kept in a pid file,
+and it is signalled through a pidfd: a pid that was given to another program is never signalled. Whether
+it was this call or an earlier one of the command line that started it makes no difference. It must not know
+what the process does. One Process object belongs to one thread.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from wire.config import ConfigError
+
+State = Literal["running", "paused", "down"]
+
+LOOK_SECONDS = 0.01
+"""A log is looked at for the ready line so often; the end of the process is noticed at once."""
+
+EXIT_BAD_SETTING = 2
+
+
+class ClusterError(Exception):
+    """Something of a local cluster did not work. The message is one line for people; exit status 1."""
+
+
+@dataclass(frozen=True)
+class ProcessRecord:
+    """What a pid file holds. `place` is the mount point of a mount, else ""."""
+
+    pid: int
+    start_ticks: int
+    boot: str
+    command: list[str]
+    place: str = ""
+
+
+class Process:
+    """A process by name, with its pid file and its log file."""
+
+    def __init__(self, name: str, pid_file: Path, log_file: Path) -> None:
+        self.name = name
+        self.pid_file = pid_file
+        self.log_file = log_file
+        self._child: subprocess.Popen[bytes] | None = None
+        self._log_start = 0
+
+    def record(self) -> ProcessRecord | None:
+        """Return what the pid file says, or None if there is none that can be read."""
+        try:
+            return ProcessRecord(**json.loads(self.pid_file.read_text()))
+        except (FileNotFoundError, ValueError, TypeError):
+            return None
+
+    def state(self) -> State:
+        """Tell whether the process runs now; a zombie is down."""
+        record = self.record()
+        if record is None or record.boot != boot_id():
+            return "down"
+        letter, start_ticks = _stat(record.pid)
+        if start_ticks != record.start_ticks or letter in "ZX":
+            return "down"
+        return "paused" if letter in "Tt" else "running"
+
+    def spawn(self, command: Sequence[str], environment: Mapping[str, str], place: str = "") -> None:
+        """Start the process in a session of its own, with standard output and error in the log.
+
+        Raises:
+            ClusterError: it runs already, or cannot be started.
+        """
+        if self.state() != "down":
+            raise ClusterError(f"{self.name} runs already")
+        with self.log_file.open("ab") as log:
+            self._log_start = log.tell()
+            try:
+                self._child = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    env=dict(environment),
+                    start_new_session=True,
+                )
+            except OSError as error:
+                raise ClusterError(f"{self.name} cannot be started: {error}") from None
+        pid = self._child.pid
+        record = ProcessRecord(pid, _stat(pid)[1], boot_id(), list(command), place)
+        partial = self.pid_file.with_suffix(".new")
+        partial.write_text(json.dumps(asdict(record)))
+        partial.replace(self.pid_file)
+
+    def await_ready(self, deadline_seconds: float) -> str:
+        """Wait for the ready line of the process that `spawn` started, and return it.
+
+        Raises:
+            ConfigError: it ended with exit status 2; the message is its last line.
+            ClusterError: it ended otherwise, or was not ready in time.
+        """
+        end = time.monotonic() + deadline_seconds
+        while True:
+            ended = self.wait(LOOK_SECONDS)
+            lines = self.log_since_spawn().splitlines()
+            ready = next((line for line in lines if line.startswith("ready ")), None)
+            if ready is not None and not ended:
+                return ready
+            if ended:
+                raise self._early_end(lines)
+            if time.monotonic() > end:
+                raise ClusterError(
+                    f"{self.name} was not ready within {deadline_seconds:g} s; look into {self.log_file}"
+                )
+
+    def _early_end(self, lines: list[str]) -> Exception:
+        last = next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
+        status = self._child.wait() if self._child is not None else None
+        if status == EXIT_BAD_SETTING:
+            return ConfigError(f"{self.name}: {last.removeprefix('quorumfs: ')}")
+        return ClusterError(f"{self.name} ended at its start (status {status}): {last}; see {self.log_file}")
+
+    def log_since_spawn(self) -> str:
+        """Return what the process has logged since `spawn` in this object."""
+        with self.log_file.open("rb") as log:
+            log.seek(self._log_start)
+            return log.read().decode(errors="replace")
+
+    def signal(self, number: signal.Signals) -> bool:
+        """Send a signal; tell whether there was a process to send it to."""
+        handle = self._open()
+        if handle is None:
+            return False
+        try:
+            signal.pidfd_send_signal(handle, number)
+        except ProcessLookupError:
+            return False
+        finally:
+            os.close(handle)
+        return True
+
+    def wait(self, seconds: float) -> bool:
+        """Wait until the process has ended; tell whether it has."""
+        handle = self._open()
+        if handle is None:
+            return True
+        try:
+            poll = select.poll()
+            poll.register(handle, select.POLLIN)
+            ended = bool(poll.poll(max(0.0, seconds) * 1000))
+        finally:
+            os.close(handle)
+        if ended and self._child is not None:
+            self._child.poll()
+        return ended
+
+    def forget(self) -> None:
+        """Remove the pid file of a process that is down."""
+        if self._child is not None:
+            self._child.poll()
+        if self.state() == "down":
+            self.pid_file.unlink(missing_ok=True)
+
+    def _open(self) -> int | None:
+        """Return a pidfd of the very process of the pid file, or None if it is down."""
+        record = self.record()
+        if record is None:
+            return None
+        try:
+            handle = os.pidfd_open(record.pid)
+        except (ProcessLookupError, ValueError):
+            return None
+        if self.state() == "down":  # looked at after opening: the handle cannot come to mean another
+            os.close(handle)
+            return None
+        return handle
+
+
+def stop_all(processes: Sequence[Process], deadline_seconds: float) -> list[str]:
+    """End processes with SIGTERM, all at once, and those that do not end in time with SIGKILL.
+
+    Returns:
+        The names of those that had to be killed.
+    """
+    for process in processes:
+        process.signal(signal.SIGTERM)
+        process.signal(signal.SIGCONT)
+    end = time.monotonic() + deadline_seconds
+    killed = []
+    for process in processes:
+        if not process.wait(end - time.monotonic()):
+            process.signal(signal.SIGKILL)
+            process.wait(deadline_seconds)
+            killed.append(process.name)
+        process.forget()
+    return killed
+
+
+def boot_id() -> str:
+    """Return what tells this boot of the machine from every other one."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def _stat(pid: int) -> tuple[str, int]:
+    """Return a process's state letter and its start time in clock ticks since the boot: proc(5)."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return "X", -1
+    fields = text.rpartition(")")[2].split()
+    return fields[0], int(fields[19])
