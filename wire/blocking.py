@@ -1,0 +1,160 @@
+"""A client's end of the wire for threads: the mount and the tools.
+
+An explicit pool of sockets, newest first; a call owns one socket. No thread-locals: the threads of
+libfuse are foreign to Python and come and go. Safe in any thread; not across fork.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+
+from wire.address import parse_address
+from wire.backoff import Backoff
+from wire.blocking_links import MsgpackSocket, XmlSocket
+from wire.config import Encoding
+from wire.errors import DeadlineExceeded, QuorumfsError, Unavailable
+from wire.table import Method, method_of
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Link(Protocol):
+    """One connection that carries one call at a time."""
+
+    def alive(self) -> bool: ...
+
+    def call(self, until: float, name: str, params: Sequence[Any]) -> Any: ...
+
+    def close(self) -> None: ...
+
+
+class BlockingClient:
+    """Calls one of several servers that offer the same.
+
+    Args:
+        addresses: tried in turn; the one that answered last is tried first.
+        rpc: the encoding to speak.
+        connect_seconds: a connection must be established within.
+    """
+
+    def __init__(
+        self, addresses: Sequence[str], rpc: Encoding = "msgpack", *, connect_seconds: float = 2.0
+    ) -> None:
+        if not addresses:
+            raise ValueError("a client needs an address")
+        kind: type[MsgpackSocket] | type[XmlSocket] = MsgpackSocket if rpc == "msgpack" else XmlSocket
+        self._pools = [_Pool(partial(kind, parse_address(text), connect_seconds)) for text in addresses]
+        self._first = 0
+
+    def call(
+        self,
+        deadline_seconds: float,
+        method: Callable[Concatenate[Any, P], R],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> R:
+        """Call a method of a table; send again after temporary errors until the deadline.
+
+        Raises:
+            DeadlineExceeded: no answer in time; the call may still be carried out.
+            QuorumfsError: what the server raised, or the last temporary error.
+        """
+        spec = method_of(method)
+        params = spec.positional(args, kwargs)
+        until = time.monotonic() + deadline_seconds
+        backoff: Backoff | None = None
+        while True:
+            try:
+                return self._try_all(spec, until, params)  # type: ignore[no-any-return]
+            except QuorumfsError as error:
+                backoff = backoff or Backoff()
+                wait_seconds = backoff.next_seconds()
+                if not error.temporary or time.monotonic() + wait_seconds >= until:
+                    raise
+            time.sleep(wait_seconds)
+
+    def call_once(
+        self,
+        deadline_seconds: float,
+        method: Callable[Concatenate[Any, P], R],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> R:
+        """Call a method of a table: one attempt at each address until one takes the call.
+
+        Raises:
+            Unavailable: no connection, or it broke; at once if the connection is refused.
+            DeadlineExceeded: no answer in time; the call may still be carried out.
+            QuorumfsError: what the server raised.
+        """
+        spec = method_of(method)
+        until = time.monotonic() + deadline_seconds
+        return self._try_all(spec, until, spec.positional(args, kwargs))  # type: ignore[no-any-return]
+
+    def close(self) -> None:
+        """Close all connections. A call in flight ends first; later ones fail with Unavailable."""
+        for pool in self._pools:
+            pool.close()
+
+    def _try_all(self, spec: Method, until: float, params: list[Any]) -> Any:
+        first, count = self._first, len(self._pools)
+        for turn in range(count):
+            index = (first + turn) % count
+            try:
+                result = self._pools[index].call(until, spec.name, params)
+            except QuorumfsError as error:
+                if not error.temporary or turn == count - 1:
+                    raise
+                continue
+            self._first = index
+            return spec.answer(result)
+        raise AssertionError("there is at least one address")
+
+
+class _Pool:
+    """The idle connections to one address. list.append and list.pop are atomic: no lock is needed."""
+
+    def __init__(self, connect: Callable[[float], Link]) -> None:
+        self._connect = connect
+        self._idle: list[Link] = []
+        self._closed = False
+
+    def call(self, until: float, name: str, params: Sequence[Any]) -> Any:
+        link = self._take(until)
+        keep = False
+        try:
+            result = link.call(until, name, params)
+            keep = True
+            return result
+        except (Unavailable, DeadlineExceeded):
+            raise  # what was half sent or may still come makes the connection useless
+        except QuorumfsError:
+            keep = link.alive()
+            raise
+        finally:
+            if keep and not self._closed:
+                self._idle.append(link)
+            else:
+                link.close()
+
+    def _take(self, until: float) -> Link:
+        if self._closed:
+            raise Unavailable("this client was closed")
+        while self._idle:
+            try:
+                link = self._idle.pop()
+            except IndexError:  # another thread was faster
+                break
+            if link.alive():
+                return link
+            link.close()
+        return self._connect(until)
+
+    def close(self) -> None:
+        self._closed = True
+        while self._idle:
+            self._idle.pop().close()

@@ -1,0 +1,162 @@
+"""The blocking client's connections: one socket, one call at a time, in either encoding.
+
+A connection belongs to one thread at a time; the pool around it sees to that.
+"""
+
+from __future__ import annotations
+
+import http.client
+import socket
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from wire import xml_codec
+from wire.address import Address, UnixAddress
+from wire.client_msgpack import MAX_ANSWER_BYTES
+from wire.client_xml import HTTP_HEADERS, result_of
+from wire.errors import DeadlineExceeded, Unavailable
+from wire.fault_detail import HEADER
+from wire.msgpack_codec import ANSWER, Buffer, Decoder, Encoder, Malformed, error_of
+
+_RECEIVE_BYTES = 256 * 1024
+
+
+def connect(address: Address, until: float, connect_seconds: float) -> socket.socket:
+    """Return a connected socket.
+
+    Args:
+        address: the server's.
+        until: the call's deadline, on time.monotonic().
+        connect_seconds: the most to wait for the connection.
+
+    Raises:
+        Unavailable: the connection was refused, or not established in time.
+    """
+    wait_seconds = max(0.001, min(connect_seconds, until - time.monotonic()))
+    try:
+        if isinstance(address, UnixAddress):
+            connected = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            try:
+                connected.settimeout(wait_seconds)
+                connected.connect(address.path)
+            except OSError:
+                connected.close()
+                raise
+        else:
+            connected = socket.create_connection((address.host, address.port), timeout=wait_seconds)
+            connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    except OSError as error:
+        raise Unavailable(f"{address}: {error.strerror or error}") from None
+    return connected
+
+
+def is_quiet(connected: socket.socket) -> bool:
+    """Tell whether an idle connection still stands: the peer has neither closed it nor sent anything."""
+    try:
+        connected.settimeout(0)
+        connected.recv(1, socket.MSG_PEEK)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+class MsgpackSocket:
+    """A MessagePack-RPC connection."""
+
+    def __init__(self, address: Address, connect_seconds: float, until: float) -> None:
+        self._address = address
+        self._socket = connect(address, until, connect_seconds)
+        self._encoder = Encoder()
+        self._decoder = Decoder(MAX_ANSWER_BYTES)
+        self._request_id = 0
+
+    def alive(self) -> bool:
+        return is_quiet(self._socket)
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def call(self, until: float, name: str, params: Sequence[Any]) -> Any:
+        """Send one call and wait for its answer. After a TransportError the connection is of no more use."""
+        self._request_id = request_id = (self._request_id + 1) & 0xFFFF
+        buffers = self._encoder.request(request_id, name, params)
+        try:
+            self._send(buffers, until)
+            kind, answered, fault, result = self._receive(until)
+        except TimeoutError:
+            raise DeadlineExceeded(f"{name}: no answer of {self._address} in time") from None
+        except OSError as error:
+            raise Unavailable(f"{self._address}: {error.strerror or error}") from None
+        except Malformed as error:
+            raise Unavailable(f"{self._address}: an answer that cannot be read: {error}") from None
+        if kind != ANSWER or answered != request_id:
+            raise Unavailable(f"{self._address}: an answer to no question")
+        if fault is not None:
+            raise error_of(fault)
+        return result
+
+    def _send(self, buffers: list[Buffer], until: float) -> None:
+        if len(buffers) == 1:
+            self._wait_at_most(until)
+            self._socket.sendall(buffers[0])
+            return
+        views = [memoryview(buffer) for buffer in buffers]
+        while views:
+            self._wait_at_most(until)
+            sent = self._socket.sendmsg(views)
+            while views and sent >= len(views[0]):
+                sent -= len(views.pop(0))
+            if sent:
+                views[0] = views[0][sent:]
+
+    def _receive(self, until: float) -> list[Any]:
+        while (message := self._decoder.next()) is None:
+            self._wait_at_most(until)
+            data = self._socket.recv(_RECEIVE_BYTES)
+            if not data:
+                raise ConnectionResetError("the server closed the connection")
+            self._decoder.feed(data)
+        return message
+
+    def _wait_at_most(self, until: float) -> None:
+        remaining_seconds = until - time.monotonic()
+        if remaining_seconds <= 0:
+            raise TimeoutError
+        self._socket.settimeout(remaining_seconds)
+
+
+class XmlSocket:
+    """An HTTP connection, kept alive."""
+
+    def __init__(self, address: Address, connect_seconds: float, until: float) -> None:
+        self._address = address
+        self._http = http.client.HTTPConnection("localhost")
+        if not isinstance(address, UnixAddress):
+            self._http.host, self._http.port = address.host, address.port
+        self._http.sock = self._socket = connect(address, until, connect_seconds)
+
+    def alive(self) -> bool:
+        return self._http.sock is not None and is_quiet(self._socket)
+
+    def close(self) -> None:
+        self._http.close()
+
+    def call(self, until: float, name: str, params: Sequence[Any]) -> Any:
+        """Send one call and wait for its answer. After a TransportError the connection is of no more use."""
+        body = xml_codec.pack_request(name, params)
+        remaining_seconds = until - time.monotonic()
+        try:
+            if remaining_seconds <= 0:
+                raise TimeoutError
+            self._socket.settimeout(remaining_seconds)
+            self._http.request("POST", "/RPC2", body, HTTP_HEADERS)
+            response = self._http.getresponse()
+            answer = response.read(MAX_ANSWER_BYTES)
+        except TimeoutError:
+            raise DeadlineExceeded(f"{name}: no answer of {self._address} in time") from None
+        except (OSError, http.client.HTTPException) as error:
+            raise Unavailable(f"{self._address}: {error or type(error).__name__}") from None
+        return result_of(name, response.status, response.headers.get(HEADER), answer)

@@ -1,0 +1,99 @@
+"""The asyncio client's way to call in XML-RPC: aiohttp's kept-alive connections, one call each.
+
+Belongs to one event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import aiohttp
+
+from wire import xml_codec
+from wire.address import Address, UnixAddress
+from wire.errors import BadRequest, DeadlineExceeded, MessageTooLarge, QuorumfsError, Unavailable, from_fault
+from wire.fault_detail import HEADER, unpack_detail
+
+_MOST_CONNECTIONS = 64
+_LONGEST_HEADER_BYTES = 32 * 1024
+HTTP_HEADERS = {"Content-Type": "text/xml", "User-Agent": "quorumfs"}
+
+
+class XmlLink:
+    """A pool of HTTP connections to one server; see Client for the arguments."""
+
+    def __init__(
+        self, address: Address, connect_seconds: float, on_disconnect: Callable[[], None] | None = None
+    ) -> None:
+        self._address = address
+        self._connect_seconds = connect_seconds
+        self._on_disconnect = on_disconnect
+        self._session: aiohttp.ClientSession | None = None
+        self._closed = False
+        self.connected = False
+        self._url = f"http://{'localhost' if isinstance(address, UnixAddress) else address}/RPC2"
+
+    async def call(self, deadline_seconds: float, name: str, params: Sequence[Any]) -> Any:
+        """Send one call, wait for its answer; see Client.call."""
+        body = xml_codec.pack_request(name, params)
+        try:
+            async with asyncio.timeout(deadline_seconds):
+                status, detail, answer = await self._post(body)
+        except aiohttp.ConnectionTimeoutError:
+            raise self._broke("no connection in time") from None
+        except TimeoutError:
+            raise DeadlineExceeded(f"{name}: no answer of {self._address} in time") from None
+        except (aiohttp.ClientError, OSError) as error:
+            raise self._broke(str(error) or type(error).__name__) from None
+        self.connected = True
+        return result_of(name, status, detail, answer)
+
+    async def close(self) -> None:
+        """Close; calls in flight fail with Unavailable."""
+        self._closed = True
+        if self._session is not None:
+            await self._session.close()
+
+    async def _post(self, body: bytes) -> tuple[int, str | None, bytes]:
+        if self._closed:
+            raise Unavailable(f"{self._address}: this client was closed")
+        if self._session is None:
+            self._session = self._new_session()
+        async with self._session.post(self._url, data=body, headers=HTTP_HEADERS) as response:
+            return response.status, response.headers.get(HEADER), await response.read()
+
+    def _new_session(self) -> aiohttp.ClientSession:
+        connector: aiohttp.BaseConnector
+        if isinstance(self._address, UnixAddress):
+            connector = aiohttp.UnixConnector(self._address.path, limit=_MOST_CONNECTIONS)
+        else:
+            connector = aiohttp.TCPConnector(limit=_MOST_CONNECTIONS, force_close=False)
+        return aiohttp.ClientSession(
+            connector=connector,
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._connect_seconds),
+            max_line_size=_LONGEST_HEADER_BYTES,
+            max_field_size=_LONGEST_HEADER_BYTES,
+        )
+
+    def _broke(self, reason: str) -> Unavailable:
+        was_connected, self.connected = self.connected, False
+        if was_connected and self._on_disconnect is not None and not self._closed:
+            self._on_disconnect()
+        return Unavailable(f"{self._address}: {reason}")
+
+
+def result_of(name: str, status: int, detail: str | None, body: bytes) -> Any:
+    """Return the result that an HTTP answer carries. Raises the QuorumfsError that it carries instead."""
+    if status == 413:
+        raise MessageTooLarge(f"{name}: {body.decode(errors='replace').strip()}")
+    if status != 200:
+        raise BadRequest(f"{name}: HTTP status {status}: {body[:200].decode(errors='replace').strip()}")
+    try:
+        result, fault = xml_codec.unpack_answer(body)
+    except xml_codec.Malformed as error:
+        raise QuorumfsError(f"{name}: the answer is not XML-RPC: {error}") from None
+    if fault is not None:
+        raise from_fault(fault[0], fault[1], unpack_detail(detail))
+    return result

@@ -1,0 +1,174 @@
+"""What one server answers: the methods of its tables, by name, for both encodings.
+
+It knows no encoding and no connection. Runs on the server's event loop only; tables are
+registered before the server starts.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Awaitable, Callable, Collection
+from dataclasses import dataclass
+from typing import Any
+
+from wire.errors import BadRequest, InternalError, QuorumfsError, UnknownMethod
+from wire.table import Method, check_implementation, methods_of
+
+log = logging.getLogger("wire.dispatch")
+
+MOST_CALLS_IN_MULTICALL = 1000
+
+Send = Callable[[str, list[Any]], Awaitable[Any]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Entry:
+    """One method as a server offers it: how its parameters are read, and what is called."""
+
+    name: str
+    arguments: Callable[[Any], list[Any]]
+    function: Callable[..., Any]
+    is_async: bool
+    help: str
+    signatures: list[list[str]]
+
+
+class Dispatch:
+    """The methods of one server, among them the four of introspection."""
+
+    def __init__(self) -> None:
+        self.entries: dict[str, Entry] = {}
+        for name, method in methods_of(_SystemMethods).items():
+            function = getattr(self, "_" + name)
+            self._add(Entry(f"system.{name}", method.arguments, function, name == "multicall", method.help,
+                            method.signatures))  # fmt: skip
+
+    def register(self, table: type, implementation: object, only: Collection[str] | None = None) -> None:
+        """Offer the methods of a table, carried out by an object's methods of the same names.
+
+        Args:
+            table: the method table.
+            implementation: has a plain or async method, with the same parameters, for each.
+            only: names of the methods to offer; all if None.
+
+        Raises:
+            TypeError: a method is missing, takes other parameters, or is offered twice.
+        """
+        for method in _chosen(table, only):
+            function = getattr(implementation, method.name, None)
+            if function is None:
+                raise TypeError(f"{implementation!r} lacks {method.name} of {table.__name__}")
+            check_implementation(method, function)
+            is_async = inspect.iscoroutinefunction(function)
+            self._add(
+                Entry(method.name, method.arguments, function, is_async, method.help, method.signatures)
+            )
+
+    def forward(self, table: type, send: Send, *, exclude: Collection[str] = ()) -> None:
+        """Offer the methods of a table by passing raw parameters on and the raw result back.
+
+        The parameters are checked here, so that a wrong request goes no further.
+        """
+        for method in _chosen(table, None):
+            if method.name not in exclude:
+                self._add(_forwarding(method, send))
+
+    def _add(self, entry: Entry) -> None:
+        if entry.name in self.entries:
+            raise TypeError(f"the method {entry.name} is offered twice")
+        self.entries[entry.name] = entry
+
+    def find(self, name: Any) -> Entry:
+        """Return a method by name. Raises BadRequest or UnknownMethod."""
+        if type(name) is not str:
+            raise BadRequest("a method's name is a string")
+        try:
+            return self.entries[name]
+        except KeyError:
+            raise UnknownMethod(
+                f"{name[:100]!r} is not offered here; system.listMethods tells what is"
+            ) from None
+
+    async def call(self, name: Any, params: Any) -> Any:
+        """Carry out one call from plain parameters; return its result. Raises QuorumfsError only."""
+        try:
+            entry = self.find(name)
+            result = entry.function(*entry.arguments(params))
+            return await result if entry.is_async else result
+        except Exception as error:
+            raise as_quorumfs_error(error, name) from None
+
+    def _listMethods(self) -> list[str]:
+        return sorted(self.entries)
+
+    def _methodHelp(self, name: str) -> str:
+        return self.find(name).help
+
+    def _methodSignature(self, name: str) -> list[list[str]]:
+        return self.find(name).signatures
+
+    async def _multicall(self, calls: list[dict[str, Any]]) -> list[Any]:
+        if len(calls) > MOST_CALLS_IN_MULTICALL:
+            raise BadRequest(f"system.multicall takes at most {MOST_CALLS_IN_MULTICALL} calls")
+        return [await self._call_of_many(call) for call in calls]
+
+    async def _call_of_many(self, call: dict[str, Any]) -> Any:
+        try:
+            if call.get("methodName") == "system.multicall":
+                raise BadRequest("system.multicall does not call itself")
+            return [await self.call(call.get("methodName"), call.get("params", []))]
+        except QuorumfsError as error:
+            return {"faultCode": error.fault_code, "faultString": error.message}
+
+
+class _SystemMethods:
+    """The introspection that XML-RPC servers offer by convention, as one more table."""
+
+    def listMethods(self) -> list[str]:
+        """Return the names of all methods of this server."""
+        raise NotImplementedError
+
+    def methodHelp(self, name: str) -> str:
+        """Return what a method does, in words. Raises UnknownMethod."""
+        raise NotImplementedError
+
+    def methodSignature(self, name: str) -> list[list[str]]:
+        """Return the ways to call a method, each the type of its result, then those of its parameters."""
+        raise NotImplementedError
+
+    def multicall(self, calls: list[dict[str, Any]]) -> list[Any]:
+        """Carry out several calls {methodName, params}, one after the other.
+
+        Returns:
+            For each call a list with its result, or a struct {faultCode, faultString}.
+        """
+        raise NotImplementedError
+
+
+def _chosen(table: type, only: Collection[str] | None) -> list[Method]:
+    methods = methods_of(table)
+    if only is not None and (unknown := set(only) - set(methods)):
+        raise TypeError(f"{table.__name__} has no {sorted(unknown)}")
+    return [method for name, method in methods.items() if only is None or name in only]
+
+
+def _forwarding(method: Method, send: Send) -> Entry:
+    def checked(params: Any) -> list[Any]:
+        method.arguments(params)
+        return [params]
+
+    async def forwarded(params: list[Any]) -> Any:
+        return await send(method.name, params)
+
+    return Entry(method.name, checked, forwarded, True, method.help, method.signatures)
+
+
+def as_quorumfs_error(error: Exception, name: Any) -> QuorumfsError:
+    """Return the error to answer; one that is none of ours is a defect: logged once, with its traceback."""
+    if isinstance(error, QuorumfsError):
+        return error
+    log.error("%s failed by a defect", name, exc_info=error)
+    return InternalError(
+        f"{name} failed by a defect of the server ({type(error).__name__}); its log tells more"
+    )

@@ -1,0 +1,67 @@
+"""What the server processes have in common: the event loop, the log, the ready line, the end.
+
+Logs are plain lines on standard error (time level name message); standard output has the ready line
+only. Called once, from a package's __main__, in the main thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import sys
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import uvloop
+
+from wire.config import ConfigError
+from wire.server import Server
+
+EXIT_BAD_SETTINGS = 2
+
+
+def set_up_logging(level: int = logging.INFO) -> None:
+    """Log plain lines to standard error."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    logging.basicConfig(level=level, handlers=[handler], force=True)
+
+
+def run(main: Callable[[], Coroutine[Any, Any, None]]) -> int:
+    """Run a process's main coroutine to its end; return the exit status.
+
+    0 after a clean end, 2 with one line on standard error for settings that cannot work.
+    """
+    set_up_logging()
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(main())
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return EXIT_BAD_SETTINGS
+    except KeyboardInterrupt:
+        return 0
+    return 0
+
+
+async def serve(server: Server, address: str) -> None:
+    """Listen, print the ready line "ready KIND NUMBER ADDRESS", serve until SIGTERM or SIGINT, drain.
+
+    Raises:
+        ConfigError: the address cannot be had.
+    """
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    real_address = await server.start(address)
+    print_ready(server.identity.kind, server.identity.number, real_address)
+    await stop.wait()
+    logging.getLogger("wire.process").info("stopping: no new calls, finishing those in flight")
+    await server.drain()
+
+
+def print_ready(kind: str, number: int, place: str) -> None:
+    """Tell on standard output that this process serves, and where."""
+    print(f"ready {kind} {number} {place}", flush=True)

@@ -1,0 +1,233 @@
+"""One server process's surface: both encodings on one port, told apart by a connection's first byte.
+
+It listens, tells connections apart, bounds them in number and time, and drains. It must not know
+what the methods do. Runs on one event loop; register tables before `start`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import socket
+import stat
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any, Protocol
+
+from wire.address import Address, TcpAddress, UnixAddress, from_socket_name, parse_address
+from wire.config import ConfigError
+from wire.dispatch import Dispatch, Send
+from wire.messages import Identity
+from wire.msgpack_codec import FIRST_BYTE
+from wire.server_http import HttpConnection, HttpFront
+from wire.server_msgpack import MsgpackConnection
+
+log = logging.getLogger("wire.server")
+
+MAX_MESSAGE_BYTES = 16 * 1024 * 1024
+MOST_CONNECTIONS = 1024
+_BACKLOG = 128
+
+
+class Connection(Protocol):
+    """What the server asks of each connection, whatever it speaks."""
+
+    def overdue(self, now: float, request_seconds: float) -> bool: ...
+
+    def abort(self, reason: str) -> None: ...
+
+    async def drain(self) -> None: ...
+
+
+Connections = set[Connection]
+
+
+class Server:
+    """One process's methods on one address.
+
+    Args:
+        identity: who this server is; told to who asks for `GET /`.
+        max_message_bytes: the longest request.
+        request_seconds: a request must have arrived whole within; also the first of a connection.
+    """
+
+    def __init__(
+        self,
+        identity: Identity,
+        *,
+        max_message_bytes: int = MAX_MESSAGE_BYTES,
+        request_seconds: float = 10.0,
+    ) -> None:
+        self.identity = identity
+        self.max_message_bytes = max_message_bytes
+        self.request_seconds = request_seconds
+        self.dispatch = Dispatch()
+        self.connections: Connections = set()
+        self.http: HttpFront | None = None
+        self._listener: asyncio.Server | None = None
+        self._sweeper: asyncio.Task[None] | None = None
+        self._unix_path: Path | None = None
+
+    def register(self, table: type, implementation: object, *, only: Collection[str] | None = None) -> None:
+        """Offer a table's methods (or only some of them), carried out by an object; see Dispatch.register."""
+        self.dispatch.register(table, implementation, only)
+
+    def forward(self, table: type, send: Send, *, exclude: Collection[str] = ()) -> None:
+        """Offer a table's methods by passing raw parameters on to `send(name, params)`."""
+        self.dispatch.forward(table, send, exclude=exclude)
+
+    async def start(self, address: str) -> str:
+        """Listen; return the real address (of port 0, the one that was picked).
+
+        Raises:
+            ConfigError: the address is in use or cannot be had; one line says what to do.
+        """
+        parsed = parse_address(address)
+        self.http = HttpFront(self.dispatch, self.identity, self.max_message_bytes, self.request_seconds)
+        listening = _listen(parsed)
+        loop = asyncio.get_running_loop()
+        if isinstance(parsed, UnixAddress):
+            self._unix_path = Path(parsed.path)
+            self._listener = await loop.create_unix_server(
+                lambda: _FirstByte(self), sock=listening, backlog=_BACKLOG
+            )
+        else:
+            parsed = from_socket_name(listening.getsockname())
+            self._listener = await loop.create_server(
+                lambda: _FirstByte(self), sock=listening, backlog=_BACKLOG
+            )
+        self._sweeper = asyncio.create_task(self._sweep_for_ever())
+        return str(parsed)
+
+    async def drain(self, seconds: float = 5.0) -> None:
+        """Stop accepting, finish the calls in flight (for at most `seconds`), close."""
+        if self._listener is None:
+            return
+        self._listener.close()
+        if self._unix_path is not None:
+            self._unix_path.unlink(missing_ok=True)
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        loop = asyncio.get_running_loop()
+        until = loop.time() + seconds
+        ends = [asyncio.create_task(connection.drain()) for connection in list(self.connections)]
+        if ends:
+            await asyncio.wait(ends, timeout=seconds)
+        while self.connections and loop.time() < until:  # answers are still being written out
+            await asyncio.sleep(0.005)  # noqa: ASYNC110 - too rare and short for an event of its own
+        for connection in list(self.connections):
+            connection.abort("its calls did not end before the server had to")
+        for end in ends:
+            end.cancel()
+        if self.http is not None:
+            await self.http.close()
+
+    async def _sweep_for_ever(self) -> None:
+        """End the connections whose request does not arrive. A late look costs a quarter of the time-out."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(self.request_seconds / 4)
+            now = loop.time()
+            for connection in list(self.connections):
+                if connection.overdue(now, self.request_seconds):
+                    connection.abort(f"half a request for more than {self.request_seconds:g} s")
+
+
+class _FirstByte(asyncio.Protocol):
+    """A new connection, until its first byte tells what it speaks."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._transport: Any = None
+        self._since = asyncio.get_running_loop().time()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport
+        if len(self._server.connections) >= MOST_CONNECTIONS:
+            self.abort(f"more than {MOST_CONNECTIONS} connections")
+            return
+        self._server.connections.add(self)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._server.connections.discard(self)
+
+    def data_received(self, data: bytes) -> None:
+        server = self._server
+        next_protocol: MsgpackConnection | HttpConnection
+        if data[0] == FIRST_BYTE:
+            next_protocol = MsgpackConnection(server.dispatch, server.connections, server.max_message_bytes)
+        elif ord("A") <= data[0] <= ord("Z") and server.http is not None:
+            next_protocol = HttpConnection(server.http, server.connections)
+        else:
+            self.abort(f"its first byte 0x{data[0]:02x} begins neither MessagePack-RPC nor HTTP")
+            return
+        server.connections.discard(self)
+        next_protocol.connection_made(self._transport)
+        self._transport.set_protocol(next_protocol)
+        next_protocol.data_received(data)
+
+    def overdue(self, now: float, request_seconds: float) -> bool:
+        return now - self._since > request_seconds
+
+    def abort(self, reason: str) -> None:
+        log.warning("closed a connection: %s", reason)
+        self._transport.abort()
+
+    async def drain(self) -> None:
+        self._transport.close()
+
+
+def _listen(address: Address) -> socket.socket:
+    """Return a bound socket. Raises ConfigError when the address cannot be had."""
+    try:
+        return _listen_unix(address.path) if isinstance(address, UnixAddress) else _listen_tcp(address)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            advice = (
+                "something listens there already: stop it (`ss -ltnp` shows it) or choose another address"
+            )
+            raise ConfigError(f"{address} is in use; {advice}") from None
+        raise ConfigError(
+            f"cannot listen on {address}: {error.strerror or error}; choose another one"
+        ) from None
+
+
+def _listen_tcp(address: TcpAddress) -> socket.socket:
+    family, kind, protocol, _, name = socket.getaddrinfo(
+        address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    listening = socket.socket(family, kind, protocol)
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(name)
+        listening.setblocking(False)
+    except OSError:
+        listening.close()
+        raise
+    return listening
+
+
+def _listen_unix(path: str) -> socket.socket:
+    """Bind a Unix socket; one that a killed server left behind is replaced, one that answers is not."""
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            if stat.S_ISSOCK(Path(path).stat().st_mode) and not _answers(path):
+                Path(path).unlink()
+        listening.bind(path)
+        listening.setblocking(False)
+    except OSError:
+        listening.close()
+        raise
+    return listening
+
+
+def _answers(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            return False
+        return True

@@ -1,0 +1,231 @@
+"""A server's end of HTTP: XML-RPC at POST /RPC2, and a few words at GET /.
+
+HTTP itself is aiohttp's business. What a web page could send is refused: a request with an Origin
+header, or one that is not declared as XML. It must not know what the methods do. Runs on the
+server's event loop only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Any
+
+from aiohttp import web
+
+from wire import xml_codec
+from wire.dispatch import Dispatch, as_quorumfs_error
+from wire.errors import BadRequest, Draining, QuorumfsError, to_fault
+from wire.fault_detail import HEADER, pack_detail
+from wire.messages import Identity
+
+if TYPE_CHECKING:
+    from wire.server import Connections
+
+log = logging.getLogger("wire.http")
+
+_XML_TYPES = frozenset({"text/xml", "application/xml"})
+_IDLE_SECONDS = 3600.0
+
+
+class HttpFront:
+    """What all HTTP connections of a server share: the answers to requests."""
+
+    def __init__(
+        self, dispatch: Dispatch, identity: Identity, max_message_bytes: int, request_seconds: float
+    ) -> None:
+        self._dispatch = dispatch
+        self._identity = identity
+        self._max_message_bytes = max_message_bytes
+        self.request_seconds = request_seconds
+        self.draining = False
+        self.web_server = web.Server(
+            self._respond,
+            logger=_OneLine(log, {}),
+            access_log=None,
+            auto_decompress=False,
+            keepalive_timeout=_IDLE_SECONDS,
+            lingering_time=1.0,
+        )
+
+    async def close(self) -> None:
+        """End all connections that are left."""
+        await self.web_server.shutdown(timeout=0.1)
+
+    async def _respond(self, request: web.BaseRequest) -> web.StreamResponse:
+        connection: HttpConnection | None = _CONNECTIONS.get(request.protocol)
+        if connection is not None:
+            connection.request_began()
+        try:
+            response = await self._route(request, connection)
+        finally:
+            if connection is not None:
+                connection.request_ended()
+        if self.draining:
+            response.force_close()
+        return response
+
+    async def _route(self, request: web.BaseRequest, connection: HttpConnection | None) -> web.StreamResponse:
+        if "Origin" in request.headers:
+            return _refusal(403, "a web page does not call this server")
+        if request.method == "GET" and request.path == "/":
+            return web.Response(text=self._about())
+        if request.path != "/RPC2":
+            return _refusal(404, "XML-RPC is at /RPC2")
+        if request.method != "POST":
+            return _refusal(405, "XML-RPC is a POST", {"Allow": "POST"})
+        if request.content_type not in _XML_TYPES or "Content-Encoding" in request.headers:
+            return _refusal(415, "a request is plain text/xml")
+        if (request.content_length or 0) > self._max_message_bytes:
+            return _refusal(413, f"a request has at most {self._max_message_bytes} bytes")
+        try:
+            body = await self._read_body(request)
+        except (ConnectionError, web.RequestPayloadError):
+            return _refusal(400, "the request broke off")
+        if connection is not None:
+            connection.request_arrived()
+        if body is None:
+            return _refusal(413, f"a request has at most {self._max_message_bytes} bytes")
+        return await self._answer(body)
+
+    async def _read_body(self, request: web.BaseRequest) -> bytes | None:
+        """Return the body, or None if it is too long."""
+        if request.headers.get("Expect", "").lower() == "100-continue":
+            await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            request.writer.output_size = 0
+        chunks: list[bytes] = []
+        length = 0
+        while chunk := await request.content.readany():
+            chunks.append(chunk)
+            length += len(chunk)
+            if length > self._max_message_bytes:
+                return None
+        return b"".join(chunks)
+
+    async def _answer(self, body: bytes) -> web.Response:
+        name: Any = "a request"
+        try:
+            if self.draining:
+                raise Draining("the server is stopping")
+            name, params = xml_codec.unpack_request(body)
+            return _xml(xml_codec.pack_answer(await self._dispatch.call(name, params)))
+        except xml_codec.Malformed as error:
+            log.warning("refused an XML-RPC request: %s", error)
+            return _fault(BadRequest(f"not XML-RPC as it is read here: {error}"), close=True)
+        except Exception as error:
+            return _fault(as_quorumfs_error(error, name))
+
+    def _about(self) -> str:
+        kind, cluster, number, _ = self._identity
+        return (
+            f"quorumfs {kind} {number} of cluster {cluster}.\n"
+            "Its methods are XML-RPC at POST /RPC2 (system.listMethods tells them), and MessagePack-RPC on "
+            "the same port.\n"
+        )
+
+
+class HttpConnection(asyncio.Protocol):
+    """Hands one connection's events to aiohttp, and watches that each request arrives in time."""
+
+    def __init__(self, front: HttpFront, connections: Connections) -> None:
+        self._front = front
+        self._connections = connections
+        self._handler = front.web_server()
+        self._loop = asyncio.get_running_loop()
+        self._partial_since: float | None = None
+        self._arrived = False
+        self._more_arrived = False
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._transport: Any = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport
+        self._connections.add(self)
+        _CONNECTIONS[self._handler] = self
+        self._handler.connection_made(transport)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._connections.discard(self)
+        _CONNECTIONS.pop(self._handler, None)
+        self._handler.connection_lost(error)
+
+    def data_received(self, data: bytes) -> None:
+        if self._arrived:
+            self._more_arrived = True
+        elif self._partial_since is None:
+            self._partial_since = self._loop.time()
+        self._handler.data_received(data)
+
+    def eof_received(self) -> None:
+        self._handler.eof_received()
+
+    def pause_writing(self) -> None:
+        self._handler.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._handler.resume_writing()
+
+    def request_began(self) -> None:
+        """Note that a request's head has arrived."""
+        self._idle.clear()
+
+    def request_arrived(self) -> None:
+        """Note that a request has arrived whole: from now on the peer waits for us."""
+        self._partial_since = None
+        self._arrived = True
+
+    def request_ended(self) -> None:
+        """Note that a request is answered; what came meanwhile begins the next one."""
+        self._partial_since = self._loop.time() if self._more_arrived else None
+        self._arrived = self._more_arrived = False
+        self._idle.set()
+
+    def overdue(self, now: float, request_seconds: float) -> bool:
+        """Tell whether half a request has been here for too long."""
+        return self._partial_since is not None and now - self._partial_since > request_seconds
+
+    def abort(self, reason: str) -> None:
+        """Close at once, with one line in the log."""
+        log.warning("closed an HTTP connection: %s", reason)
+        self._transport.abort()
+
+    async def drain(self) -> None:
+        """Finish the call in flight, close."""
+        self._front.draining = True
+        await self._idle.wait()
+        await self._handler.shutdown(1.0)
+
+
+_CONNECTIONS: dict[Any, HttpConnection] = {}
+"""Which connection an aiohttp handler belongs to, while it is open."""
+
+
+class _OneLine(logging.LoggerAdapter[logging.Logger]):
+    """Logs without tracebacks: a garbage request is the peer's mistake, not a defect."""
+
+    def log(self, level: int, msg: object, *args: object, **kwargs: Any) -> None:
+        error = kwargs.pop("exc_info", None)
+        if isinstance(error, BaseException):
+            msg = f"{msg}: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+        super().log(min(level, logging.WARNING), msg, *args, **kwargs)
+
+
+def _xml(body: bytes, headers: dict[str, str] | None = None) -> web.Response:
+    return web.Response(body=body, content_type="text/xml", headers=headers)
+
+
+def _fault(error: QuorumfsError, close: bool = False) -> web.Response:
+    code, message, detail = to_fault(error)
+    headers = {HEADER: pack_detail(detail)} if detail else None
+    response = _xml(xml_codec.pack_fault(code, message), headers)
+    if close:
+        response.force_close()
+    return response
+
+
+def _refusal(status: int, reason: str, headers: dict[str, str] | None = None) -> web.Response:
+    log.warning("refused an HTTP request: %s", reason)
+    response = web.Response(status=status, text=reason + "\n", headers=headers)
+    response.force_close()
+    return response

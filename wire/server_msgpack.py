@@ -1,0 +1,147 @@
+"""A server's end of one MessagePack-RPC connection.
+
+Calls are pipelined: plain methods are answered at once, async ones when they are done, out of order.
+It must not know what the methods do. Runs on the server's event loop only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Any
+
+from wire.dispatch import Dispatch, Entry, as_quorumfs_error
+from wire.errors import Draining, QuorumfsError
+from wire.msgpack_codec import LARGEST_ID, REQUEST, Buffer, Decoder, Encoder, Malformed
+
+if TYPE_CHECKING:
+    from wire.server import Connections
+
+log = logging.getLogger("wire.server")
+
+MOST_CALLS_IN_FLIGHT = 256
+
+
+class MsgpackConnection(asyncio.Protocol):
+    """One connection. Reading stops while too many calls are in flight or the peer does not read."""
+
+    def __init__(self, dispatch: Dispatch, connections: Connections, max_message_bytes: int) -> None:
+        self._dispatch = dispatch
+        self._connections = connections
+        self._decoder = Decoder(max_message_bytes)
+        self._encoder = Encoder()
+        self._loop = asyncio.get_running_loop()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._peer_reads = True
+        self._reading = True
+        self._draining = False
+        self._partial_since: float | None = None
+        self._transport: Any = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport
+        self._connections.add(self)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._connections.discard(self)
+        self._reading = False
+
+    def data_received(self, data: Buffer) -> None:
+        self._decoder.feed(data)
+        self._answer_what_arrived()
+
+    def pause_writing(self) -> None:
+        self._peer_reads = False
+
+    def resume_writing(self) -> None:
+        self._peer_reads = True
+        self._read_on()
+
+    def overdue(self, now: float, request_seconds: float) -> bool:
+        """Tell whether half a request has been here for too long."""
+        return self._partial_since is not None and now - self._partial_since > request_seconds
+
+    def abort(self, reason: str) -> None:
+        """Close at once, with one line in the log."""
+        log.warning("closed a MessagePack-RPC connection: %s", reason)
+        self._transport.abort()
+
+    async def drain(self) -> None:
+        """Refuse new calls, finish those in flight, close."""
+        self._draining = True
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+        self._transport.close()
+
+    def _read_on(self) -> None:
+        if not self._reading and self._may_read() and not self._transport.is_closing():
+            self._reading = True
+            self._answer_what_arrived()
+            if self._reading:
+                self._transport.resume_reading()
+
+    def _may_read(self) -> bool:
+        return self._peer_reads and len(self._tasks) < MOST_CALLS_IN_FLIGHT
+
+    def _answer_what_arrived(self) -> None:
+        decoder = self._decoder
+        try:
+            while self._may_read():
+                if (message := decoder.next()) is None:
+                    self._note_partial(decoder.pending_bytes)
+                    return
+                self._partial_since = None
+                self._carry_out(message)
+        except Malformed as error:
+            self.abort(str(error))
+            return
+        self._partial_since = None  # the wait is ours, not the peer's
+        self._reading = False
+        self._transport.pause_reading()
+
+    def _note_partial(self, pending_bytes: int) -> None:
+        if not pending_bytes:
+            self._partial_since = None
+        elif self._partial_since is None:
+            self._partial_since = self._loop.time()
+
+    def _carry_out(self, message: list[Any]) -> None:
+        kind, request_id, name, params = message
+        if kind != REQUEST or type(request_id) is not int or not 0 <= request_id <= LARGEST_ID:
+            raise Malformed("not a request")
+        try:
+            if self._draining:
+                raise Draining("the server is stopping")
+            entry = self._dispatch.find(name)
+            arguments = entry.arguments(params)
+            if entry.is_async:
+                task = self._loop.create_task(self._answer_later(request_id, entry, arguments))
+                self._tasks.add(task)
+                task.add_done_callback(self._done)
+            else:
+                self._send(request_id, name, entry.function(*arguments))
+        except Malformed:
+            raise
+        except Exception as error:
+            self._send_error(request_id, as_quorumfs_error(error, name))
+
+    async def _answer_later(self, request_id: int, entry: Entry, arguments: list[Any]) -> None:
+        try:
+            self._send(request_id, entry.name, await entry.function(*arguments))
+        except Exception as error:
+            self._send_error(request_id, as_quorumfs_error(error, entry.name))
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not self._reading:
+            self._read_on()
+
+    def _send(self, request_id: int, name: str, result: Any) -> None:
+        buffers = self._encoder.answer(request_id, result)
+        if len(buffers) == 1:
+            self._transport.write(buffers[0])
+        else:
+            self._transport.writelines(buffers)
+
+    def _send_error(self, request_id: int, error: QuorumfsError) -> None:
+        self._transport.writelines(self._encoder.error(request_id, error))
