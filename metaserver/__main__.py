@@ -1,0 +1,81 @@
+"""`python -m metaserver --config FILE`: one cluster's metadata server, in the foreground.
+
+Parses and wires; everything that is opened is registered to be closed. Exit status 2 with one line on
+standard error for settings that cannot work.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+from metaserver.directory import Directory
+from metaserver.log import Checkpointer, LogSync
+from metaserver.service import MetaService
+from metaserver.sessions import Sessions
+from metaserver.store import Store
+from wire.config import ClusterConfig, load
+from wire.methods import BookkeepingMethods, CommonMethods, NamespaceMethods
+from wire.process import run, serve
+from wire.server import Server
+
+REAP_SECONDS = 1.0
+"""Expired sessions are looked for so often (or ten times a lease, if that is shorter)."""
+
+
+async def serve_metadata(config: ClusterConfig) -> None:
+    """Open the directory, serve until told to stop, close.
+
+    Raises:
+        ConfigError: the directory, the database or the address cannot be used.
+    """
+    async with AsyncExitStack() as stack:
+        directory = Directory(config.metaserver_directory, config.cluster)
+        stack.callback(directory.close)
+        store = Store(directory.database, config.cluster, complete=directory.complete)
+        stack.callback(store.close)
+        log = LogSync(directory.database)
+        stack.callback(log.close)
+        await log.sync()
+        if directory.complete:
+            directory.sync()
+        else:
+            directory.describe()
+        sessions = Sessions(store, config.lease_seconds)
+        service = MetaService(store, sessions, log, config.cluster)
+        checkpointer = Checkpointer(store)
+        stack.callback(checkpointer.close)
+        jobs = [
+            asyncio.create_task(checkpointer.run_forever()),
+            asyncio.create_task(service.reaper.run_forever(min(REAP_SECONDS, config.lease_seconds / 10))),
+        ]
+        stack.push_async_callback(_stop, jobs)
+        server = Server(service.identity(), request_seconds=config.deadlines.request_seconds)
+        for table in (CommonMethods, NamespaceMethods, BookkeepingMethods):
+            server.register(table, service)
+        await serve(server, config.metaserver_listen)
+
+
+async def _stop(jobs: list[asyncio.Task[None]]) -> None:
+    for job in jobs:
+        job.cancel()
+    await asyncio.gather(*jobs, return_exceptions=True)
+
+
+def main() -> int:
+    """Parse the command line and run. Returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m metaserver", description=__doc__)
+    parser.add_argument("--config", type=Path, required=True, help="the cluster's configuration file")
+    arguments = parser.parse_args()
+
+    async def begin() -> None:
+        await serve_metadata(load(arguments.config))
+
+    return run(begin)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

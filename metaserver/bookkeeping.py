@@ -1,0 +1,97 @@
+"""What the mediator asks about blocks: which are committed, which are garbage, which files have them.
+
+Changes nothing but the garbage table. In the event loop's thread only.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from metaserver.blocks import session_of
+from metaserver.sessions import Sessions
+from metaserver.store import Store
+from wire.errors import InvalidArgument
+from wire.messages import BLOCK_ID_BYTES, BlockRecord
+
+PAGE_BLOCKS_MAX = 100_000
+BYTES_AN_INODE = 1024
+"""A file with a name, one extent and one block takes about so much of the database."""
+
+
+class Bookkeeping:
+    """Queries over blocks, and the garbage."""
+
+    def __init__(self, store: Store, sessions: Sessions) -> None:
+        self._store = store
+        self._execute = store.execute
+        self._sessions = sessions
+
+    def blocks(self, after: bytes, limit: int) -> list[BlockRecord]:
+        """Return up to `limit` committed blocks in the order of their ids, all greater than `after`."""
+        rows = self._execute(
+            "SELECT block, length, digest FROM blocks WHERE block > ? ORDER BY block LIMIT ?",
+            (after, _bounded(limit)),
+        ).fetchall()
+        return list(map(BlockRecord._make, rows))
+
+    def witnesses(self, blocks: list[bytes]) -> list[BlockRecord | None]:
+        """Return the committed record of each block, None where there is none."""
+        return [self._witness(block) for block in blocks]
+
+    def _witness(self, block: bytes) -> BlockRecord | None:
+        row = self._execute("SELECT length, digest FROM blocks WHERE block = ?", (block,)).fetchone()
+        return None if row is None else BlockRecord(block, *row)
+
+    def garbage(self, limit: int, min_age_ms: int) -> list[bytes]:
+        """Return up to `limit` blocks that are garbage since `min_age_ms` at least, oldest first."""
+        rows = self._execute(
+            "SELECT block FROM garbage WHERE since_ns <= ? ORDER BY since_ns LIMIT ?",
+            (self._store.now_ns() - min_age_ms * 1_000_000, _bounded(limit)),
+        ).fetchall()
+        return [row[0] for row in rows]
+
+    def forget(self, blocks: list[bytes]) -> None:
+        """Drop garbage blocks that no data server has any more; others are left as they are."""
+        for block in blocks:
+            removed = self._execute("DELETE FROM garbage WHERE block = ?", (block,))
+            self._store.totals["garbage_blocks"] -= removed.rowcount
+
+    def collectable(self, blocks: list[bytes]) -> list[bytes]:
+        """Return those of `blocks` that may be deleted.
+
+        A block of a session that this database never gave a number is not: it tells that the database
+        was put back from an older copy, or that the data servers belong to another one.
+        """
+        (next_session,) = self._execute("SELECT next FROM counters WHERE name = 'session'").fetchone()
+        return [block for block in blocks if self._is_collectable(block, next_session)]
+
+    def _is_collectable(self, block: bytes, next_session: int) -> bool:
+        if self._execute("SELECT 1 FROM garbage WHERE block = ?", (block,)).fetchone() is not None:
+            return True
+        session = session_of(block)
+        if len(block) != BLOCK_ID_BYTES or self._sessions.lives(session) or not 0 < session < next_session:
+            return False
+        return self._execute("SELECT 1 FROM blocks WHERE block = ?", (block,)).fetchone() is None
+
+    def files_of_block(self, block: bytes) -> list[int]:
+        """Return the inodes whose contents refer to a block."""
+        rows = self._execute("SELECT DISTINCT ino FROM extents WHERE block = ? ORDER BY ino", (block,))
+        return [row[0] for row in rows.fetchall()]
+
+    def counts(self) -> dict[str, Any]:
+        """Return how many of everything there are, and how much room is left on the database's disk."""
+        disk = os.statvfs(self._store.path.parent)
+        free_bytes = disk.f_bavail * disk.f_frsize
+        return {
+            **self._store.totals,
+            "sessions": len(self._store.sessions),
+            "free_bytes": free_bytes,
+            "free_inodes": free_bytes // BYTES_AN_INODE,
+        }
+
+
+def _bounded(limit: int) -> int:
+    if limit < 1:
+        raise InvalidArgument("a limit is at least 1")
+    return min(limit, PAGE_BLOCKS_MAX)

@@ -1,0 +1,148 @@
+"""Contents of files: commits, file maps, and the end of files that nobody has any more.
+
+The arithmetic is in `extent_rules`, the counting in `blocks`. In the event loop's thread only; each
+public function is called inside of a transaction.
+"""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Iterable, Sequence
+
+from metaserver import extent_rules, rules
+from metaserver.blocks import Blocks
+from metaserver.inodes import Inodes
+from metaserver.store import Store
+from wire.errors import InvalidArgument
+from wire.messages import Attributes, Commit, Extent, FileMap, MappedExtent
+
+FIRST_RUN_EXTENTS = 256
+"""So many extents come with the answer to `open`."""
+RUN_EXTENTS_MAX = 10_000
+REMOVED_AT_ONCE = 1000
+"""A file's contents are removed by so many extents a transaction."""
+
+_TOUCHING = (
+    "SELECT offset, length, block, block_offset FROM extents WHERE ino = ?1 AND offset <= ?3 AND offset >="
+    " coalesce((SELECT max(offset) FROM extents WHERE ino = ?1 AND offset <= ?2), ?2) ORDER BY offset"
+)
+_MAP = (
+    "SELECT e.offset, e.length, e.block, e.block_offset, b.length, b.digest"
+    " FROM extents AS e CROSS JOIN blocks AS b ON b.block = e.block WHERE e.ino = ?1 AND e.offset >="
+    " coalesce((SELECT max(offset) FROM extents WHERE ino = ?1 AND offset <= ?2), ?2)"
+    " ORDER BY e.offset LIMIT ?3"
+)
+
+
+class Contents:
+    """The extents of all files."""
+
+    def __init__(self, store: Store, inodes: Inodes) -> None:
+        self._store = store
+        self._inodes = inodes
+        self._blocks = Blocks(store)
+
+    def commit(self, session: int, ino: int, commit: Commit) -> Attributes:
+        """Make new extents a file's contents; return its new attributes.
+
+        Raises:
+            StaleFile, InvalidArgument, FileTooLarge: as in wire.methods.meta; nothing is changed then.
+        """
+        old = self._inodes.load(ino)
+        if not stat.S_ISREG(old.mode):
+            raise InvalidArgument(f"inode {ino} is no regular file")
+        size = extent_rules.check_ranges(commit, old.size)
+        allocated = old.allocated_bytes
+        if commit.cut is not None or commit.extents or commit.blocks:
+            allocated += self._replace(session, ino, commit)
+        contents_changed = commit.cut is not None or bool(commit.extents) or size != old.size
+        new = self._after_commit(old, commit, contents_changed)
+        new = new._replace(size=size, allocated_bytes=allocated)
+        self._inodes.save(new)
+        return new
+
+    def _replace(self, session: int, ino: int, commit: Commit) -> int:
+        """Apply a commit's cut and extents; return by how much the allocated bytes change."""
+        ranges = extent_rules.replaced_ranges(commit.cut, commit.extents)
+        replacement = extent_rules.replace(self._touching(ino, extent_rules.spans(ranges)), ranges)
+        used = (extent for extent in commit.extents if extent.block is not None)
+        self._blocks.refer(session, commit.blocks, used, replacement)
+        self._store.executemany(
+            "DELETE FROM extents WHERE ino = ? AND offset = ?",
+            [(ino, extent.offset) for extent in replacement.removed],
+        )
+        self._store.executemany(
+            "INSERT INTO extents VALUES (?, ?, ?, ?, ?)", [(ino, *extent) for extent in replacement.added]
+        )
+        return _length(replacement.added) - _length(replacement.removed)
+
+    def _touching(self, ino: int, spans: Sequence[tuple[int, int]]) -> list[Extent]:
+        """Return a file's extents that may overlap or touch a span, each once, in order."""
+        found: list[Extent] = []
+        for start, end in spans:
+            rows = self._store.execute(_TOUCHING, (ino, start, end)).fetchall()
+            if found and rows:
+                last = found[-1].offset
+                rows = [row for row in rows if row[0] > last]
+            found.extend(map(Extent._make, rows))
+        return found
+
+    def _after_commit(self, old: Attributes, commit: Commit, contents_changed: bool) -> Attributes:
+        now = self._store.now_ns()
+        new = rules.changed(old, commit.changes, now)
+        if not contents_changed:
+            return new
+        return new._replace(
+            mode=new.mode if commit.changes.mode is not None else rules.without_set_id(new.mode),
+            mtime_ns=now if commit.changes.mtime_ns is None else new.mtime_ns,
+            version=old.version + 1,
+        )
+
+    def map(self, ino: int, offset: int, limit: int) -> FileMap:
+        """Return up to `limit` (at most RUN_EXTENTS_MAX) extents that end after `offset`.
+
+        Raises:
+            StaleFile, InvalidArgument.
+        """
+        if offset < 0 or limit < 1:
+            raise InvalidArgument("a file map begins at 0 or later, and has at least one extent")
+        return self.map_of(self._inodes.load(ino), offset, min(limit, RUN_EXTENTS_MAX))
+
+    def map_of(self, file: Attributes, offset: int, limit: int) -> FileMap:
+        """Return a run of a file's extents that end after `offset`."""
+        if not file.allocated_bytes:
+            return FileMap(file.version, file.size, [], True)
+        rows = self._store.execute(_MAP, (file.ino, offset, limit + 2)).fetchall()
+        if rows and rows[0][0] + rows[0][1] <= offset:
+            del rows[0]
+        return FileMap(
+            file.version, file.size, list(map(MappedExtent._make, rows[:limit])), len(rows) <= limit
+        )
+
+    def remove(self, ino: int) -> bool:
+        """Remove an inode that nobody has any more, or the first part of its contents.
+
+        Returns:
+            False when contents are left: the inode is condemned, and must be removed further.
+        """
+        rows = self._store.execute(
+            "SELECT offset, length, block, block_offset FROM extents WHERE ino = ? ORDER BY offset LIMIT ?",
+            (ino, REMOVED_AT_ONCE),
+        ).fetchall()
+        if rows:
+            self._blocks.drop(list(map(Extent._make, rows)))
+            self._store.execute("DELETE FROM extents WHERE ino = ? AND offset <= ?", (ino, rows[-1][0]))
+        if len(rows) == REMOVED_AT_ONCE:
+            self._store.execute(
+                "UPDATE inodes SET nlink = -1, allocated_bytes = allocated_bytes - ? WHERE ino = ?",
+                (sum(row[1] for row in rows), ino),
+            )
+            return False
+        self._store.execute("DELETE FROM xattrs WHERE ino = ?", (ino,))
+        self._store.execute("DELETE FROM inodes WHERE ino = ?", (ino,))
+        self._store.totals["inodes"] -= 1
+        return True
+
+
+def _length(extents: Iterable[Extent]) -> int:
+    return sum(extent.length for extent in extents)

@@ -1,0 +1,124 @@
+"""The write-ahead log on disk: durable on demand, and kept short.
+
+Makes no decision about data. Threading: `LogSync` and `Checkpointer` belong to the event loop; the
+slow system calls run in one thread each. The log's file carries no POSIX locks, so a descriptor of our
+own is safe (one of the database file would not be). Source: https://www.sqlite.org/wal.html
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sqlite3
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from metaserver.store import Store
+from wire.errors import InternalError
+
+CHECKPOINT_ROWS = 4000
+"""A checkpoint begins when so many rows were changed since the last one."""
+
+logger = logging.getLogger("metaserver")
+
+
+class LogSync:
+    """Makes everything that was committed so far survive a power loss; callers share one fdatasync.
+
+    With synchronous = NORMAL, SQLite itself syncs the log before it moves pages into the database,
+    and the database before it reuses the log: what is not in the synced log is in the synced database.
+    """
+
+    def __init__(self, database: Path) -> None:
+        """Open the log of an open database, in which something was read or written already."""
+        self._descriptor = os.open(f"{database}-wal", os.O_RDONLY)
+        self._thread = ThreadPoolExecutor(1, "log-sync")
+        self._next: asyncio.Future[None] | None = None
+        self._rounds: asyncio.Task[None] | None = None
+        self._failure: OSError | None = None
+
+    async def sync(self) -> None:
+        """Return when all that was committed before this call is on disk.
+
+        Raises:
+            InternalError: the disk failed. From then on every call raises it, because the kernel may
+                have dropped what it could not write; a restart reads what is really there.
+        """
+        if self._next is None:
+            self._next = asyncio.get_running_loop().create_future()
+        mine = self._next
+        if self._rounds is None:
+            self._rounds = asyncio.create_task(self._sync_rounds())
+        await asyncio.shield(mine)
+
+    async def _sync_rounds(self) -> None:
+        loop = asyncio.get_running_loop()
+        while self._next is not None:
+            waiting, self._next = self._next, None
+            try:
+                if self._failure is None:
+                    await loop.run_in_executor(self._thread, os.fdatasync, self._descriptor)
+            except OSError as error:
+                logger.error("the log could not be made durable: %s", error)
+                self._failure = error
+            if waiting.cancelled():
+                continue
+            if self._failure is None:
+                waiting.set_result(None)
+            else:
+                waiting.set_exception(InternalError(f"the metadata server's disk failed: {self._failure}"))
+        self._rounds = None
+
+    def close(self) -> None:
+        """Close the descriptor, after what is in flight."""
+        self._thread.shutdown()
+        os.close(self._descriptor)
+
+
+class Checkpointer:
+    """Moves the log's pages into the database, in a thread with a connection of its own.
+
+    It never makes a transaction wait. Under a load without any pause the log still grows; from
+    store.LOG_PAGES_MAX on, a commit then finishes the (mostly done) work itself, and the log starts over.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._done_rows = store.changed_rows()
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._connection: sqlite3.Connection | None = None
+
+    async def run_once(self) -> bool:
+        """Checkpoint if enough was changed; return whether it did."""
+        changed = self._store.changed_rows()
+        if changed - self._done_rows < CHECKPOINT_ROWS:
+            return False
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._checkpoint)
+        self._done_rows = changed
+        return True
+
+    async def run_forever(self, interval_seconds: float = 0.1) -> None:
+        """Checkpoint whenever it is time, until cancelled. A failure is logged once and tried again."""
+        failing = False
+        while True:
+            await asyncio.sleep(interval_seconds)
+            try:
+                await self.run_once()
+                failing = False
+            except sqlite3.Error as error:
+                if not failing:
+                    logger.error("the log could not be moved into the database: %s", error)
+                failing = True
+
+    def _checkpoint(self) -> None:
+        if self._connection is None:
+            self._connection = sqlite3.connect(self._store.path, isolation_level=None)
+            self._connection.execute("PRAGMA synchronous = NORMAL")
+        self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+
+    def close(self) -> None:
+        """Close the connection, in its own thread, after what is in flight."""
+        if self._connection is not None:
+            self._thread.submit(self._connection.close).result()
+        self._thread.shutdown()

@@ -1,0 +1,289 @@
+"""Names: looking up, creating, linking, removing, renaming, listing. In the event loop's thread only.
+
+Each public function is called inside of a transaction (those that take a session first) or as a plain
+read. What can be decided without the database is in `rules`. Permissions are not checked here.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import stat
+
+from metaserver import rules
+from metaserver.contents import Contents
+from metaserver.inodes import COLUMNS, Inodes
+from metaserver.sessions import Sessions
+from metaserver.store import Store
+from wire.errors import (
+    AlreadyExists,
+    InvalidArgument,
+    IsADirectory,
+    NameTooLong,
+    NotADirectory,
+    NotEmpty,
+    NotFound,
+    NotPermitted,
+    TooManyLinks,
+)
+from wire.messages import ROOT_INODE, AttributeChanges, Attributes, DirectoryPage, Entry
+
+PAGE_ENTRIES_MAX = 4096
+PATH_STEPS_MAX = 100_000
+"""A path has at most so many names: bounds the walk up in a damaged database."""
+
+_ENTRY_COLUMNS = ", ".join(f"i.{column}" for column in COLUMNS.split(", "))
+_LOOK_UP = (
+    f"SELECT {_ENTRY_COLUMNS} FROM entries AS e CROSS JOIN inodes AS i ON i.ino = e.ino"
+    " WHERE e.parent = ? AND e.name = ?"
+)
+_PAGE = (
+    f"SELECT e.name, {_ENTRY_COLUMNS} FROM entries AS e CROSS JOIN inodes AS i ON i.ino = e.ino"
+    " WHERE e.parent = ? AND e.name > ? ORDER BY e.name LIMIT ?"
+)
+
+
+class Namespace:
+    """The tree of names."""
+
+    def __init__(self, store: Store, inodes: Inodes, contents: Contents, sessions: Sessions) -> None:
+        self._store = store
+        self._execute = store.execute
+        self._inodes = inodes
+        self._contents = contents
+        self._sessions = sessions
+
+    def resolve(self, start: int, names: list[bytes]) -> list[Attributes]:
+        """Follow names from a directory; return the attributes of each step that exists."""
+        at = self._inodes.load(start)
+        steps: list[Attributes] = []
+        for name in names:
+            if len(name) > rules.NAME_BYTES:
+                raise NameTooLong(f"a name has at most {rules.NAME_BYTES} bytes")
+            if not stat.S_ISDIR(at.mode):
+                raise NotADirectory(f"inode {at.ino} is no directory")
+            found = self._look_up(at.ino, name)
+            if found is None:
+                break
+            steps.append(found)
+            at = found
+        return steps
+
+    def _look_up(self, parent: int, name: bytes) -> Attributes | None:
+        row = self._execute(_LOOK_UP, (parent, name)).fetchone()
+        return None if row is None else Attributes(*row)
+
+    def _existing(self, parent: int, name: bytes) -> Attributes:
+        rules.check_name(name)
+        found = self._look_up(parent, name)
+        if found is None:
+            raise NotFound(f"there is no {name!r} in directory {parent}")
+        return found
+
+    def read_directory(self, ino: int, after: bytes, limit: int) -> DirectoryPage:
+        """Return up to `limit` (at most PAGE_ENTRIES_MAX) entries with names greater than `after`."""
+        if limit < 1:
+            raise InvalidArgument("a page has at least one entry")
+        self._inodes.directory(ino)
+        limit = min(limit, PAGE_ENTRIES_MAX)
+        rows = self._execute(_PAGE, (ino, after, limit + 1)).fetchall()
+        entries = [Entry(row[0], Attributes._make(row[1:])) for row in rows[:limit]]
+        return DirectoryPage(entries, len(rows) <= limit)
+
+    def read_link(self, ino: int) -> bytes:
+        """Return a symbolic link's target. Raises StaleFile, InvalidArgument."""
+        if not stat.S_ISLNK(self._inodes.load(ino).mode):
+            raise InvalidArgument(f"inode {ino} is no symbolic link")
+        (target,) = self._execute("SELECT target FROM inodes WHERE ino = ?", (ino,)).fetchone()
+        return bytes(target)
+
+    def setattr(self, _session: int, ino: int, changes: AttributeChanges) -> Attributes:
+        """Change attributes (not the size) and the change time. Raises StaleFile, InvalidArgument."""
+        new = rules.changed(self._inodes.load(ino), changes, self._store.now_ns())
+        self._inodes.save(new)
+        return new
+
+    def create(
+        self,
+        _session: int,
+        parent: int,
+        name: bytes,
+        mode: int,
+        uid: int,
+        gid: int,
+        rdev: int,
+        target: bytes,
+    ) -> Attributes:
+        """Make a file of any type; see wire.methods.meta."""
+        rules.check_name(name)
+        rules.check_new_inode(mode, uid, gid, rdev, target)
+        directory = self._inodes.living_directory(parent)
+        mode, gid = rules.inherited(directory.mode, directory.gid, mode, gid)
+        is_directory = stat.S_ISDIR(mode)
+        is_device = stat.S_ISCHR(mode) or stat.S_ISBLK(mode)
+        now = self._store.now_ns()
+        new = Attributes(
+            ino=self._store.take_inode_number(),
+            mode=mode,
+            nlink=2 if is_directory else 1,
+            uid=uid,
+            gid=gid,
+            rdev=rdev if is_device else 0,
+            size=len(target),
+            allocated_bytes=0,
+            atime_ns=now,
+            mtime_ns=now,
+            ctime_ns=now,
+            version=1,
+        )
+        self._add_entry(parent, name, new.ino)
+        self._execute(
+            "INSERT INTO inodes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (*new, parent if is_directory else 0, target or None),
+        )
+        self._inodes.entries_changed(parent, now, links=int(is_directory))
+        self._store.totals["inodes"] += 1
+        return new
+
+    def _add_entry(self, parent: int, name: bytes, ino: int) -> None:
+        try:
+            self._execute("INSERT INTO entries VALUES (?, ?, ?)", (parent, name, ino))
+        except sqlite3.IntegrityError:
+            raise AlreadyExists(f"{name!r} is in directory {parent} already") from None
+        self._store.totals["entries"] += 1
+
+    def _remove_entry(self, parent: int, name: bytes) -> None:
+        self._execute("DELETE FROM entries WHERE parent = ? AND name = ?", (parent, name))
+        self._store.totals["entries"] -= 1
+
+    def link(self, _session: int, ino: int, parent: int, name: bytes) -> Attributes:
+        """Give an inode that is no directory one more name; see wire.methods.meta."""
+        rules.check_name(name)
+        old = self._inodes.load(ino)
+        if stat.S_ISDIR(old.mode):
+            raise NotPermitted("a directory has one name only")
+        if not old.nlink:
+            raise NotFound(f"inode {ino} has no name any more")
+        if old.nlink >= rules.LINKS_MAX:
+            raise TooManyLinks(f"inode {ino} has {old.nlink} names")
+        self._inodes.living_directory(parent)
+        now = self._store.now_ns()
+        self._add_entry(parent, name, ino)
+        new = old._replace(nlink=old.nlink + 1, ctime_ns=now)
+        self._inodes.save(new)
+        self._inodes.entries_changed(parent, now)
+        return new
+
+    def unlink(self, _session: int, parent: int, name: bytes) -> None:
+        """Remove a name that is no directory; see wire.methods.meta."""
+        self._inodes.directory(parent)
+        found = self._existing(parent, name)
+        if stat.S_ISDIR(found.mode):
+            raise IsADirectory(f"{name!r} is a directory")
+        now = self._store.now_ns()
+        self._remove_entry(parent, name)
+        self._inodes.entries_changed(parent, now)
+        self._lose_name(found, now)
+
+    def rmdir(self, _session: int, parent: int, name: bytes) -> None:
+        """Remove an empty directory; see wire.methods.meta."""
+        self._inodes.directory(parent)
+        found = self._existing(parent, name)
+        if not stat.S_ISDIR(found.mode):
+            raise NotADirectory(f"{name!r} is no directory")
+        if not self._is_empty(found.ino):
+            raise NotEmpty(f"{name!r} has entries")
+        now = self._store.now_ns()
+        self._remove_entry(parent, name)
+        self._inodes.entries_changed(parent, now, links=-1)
+        self._lose_name(found, now)
+
+    def _is_empty(self, directory: int) -> bool:
+        first = self._execute("SELECT 1 FROM entries WHERE parent = ? LIMIT 1", (directory,)).fetchone()
+        return first is None
+
+    def _lose_name(self, old: Attributes, now_ns: int) -> None:
+        """Count one name less; an inode without names goes, unless a session may have it open."""
+        if old.nlink > 1 and not stat.S_ISDIR(old.mode):
+            self._inodes.save(old._replace(nlink=old.nlink - 1, ctime_ns=now_ns))
+        elif self._sessions.may_be_open(old.ino):
+            self._execute(
+                "UPDATE inodes SET nlink = 0, parent = 0, ctime_ns = ? WHERE ino = ?", (now_ns, old.ino)
+            )
+        else:
+            self._contents.remove(old.ino)
+
+    def rename(
+        self, _session: int, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int
+    ) -> None:
+        """Move a name atomically; see wire.methods.meta."""
+        rules.check_rename_flags(flags)
+        rules.check_name(new_name)
+        self._inodes.directory(parent)
+        self._inodes.living_directory(new_parent)
+        source = self._existing(parent, name)
+        target = self._look_up(new_parent, new_name)
+        self._check_no_loop(source, new_parent)
+        if flags == rules.RENAME_EXCHANGE:
+            if target is None:
+                raise NotFound(f"there is no {new_name!r} to exchange with")
+            self._check_no_loop(target, parent)
+        elif target is not None:
+            rules.check_replaced(source, target, self._is_empty(target.ino), flags)
+        if target is not None and source.ino == target.ino:
+            return
+        now = self._store.now_ns()
+        self._remove_entry(parent, name)
+        if target is not None:
+            self._remove_entry(new_parent, new_name)
+            if flags == rules.RENAME_EXCHANGE:
+                self._place(target, new_parent, parent, name, now)
+            else:
+                self._lose_replaced(target, new_parent, now)
+        self._place(source, parent, new_parent, new_name, now)
+        self._inodes.entries_changed(parent, now)
+        self._inodes.entries_changed(new_parent, now)
+
+    def _check_no_loop(self, moved: Attributes, into: int) -> None:
+        """Refuse to move a directory into itself or below itself. Raises InvalidArgument."""
+        if not stat.S_ISDIR(moved.mode):
+            return
+        at = into
+        for _ in range(PATH_STEPS_MAX):
+            if at == moved.ino:
+                raise InvalidArgument("a directory cannot be moved into its own subtree")
+            if at in (ROOT_INODE, 0):
+                return
+            (at,) = self._execute("SELECT parent FROM inodes WHERE ino = ?", (at,)).fetchone()
+        raise InvalidArgument("the directory lies too deep")
+
+    def _lose_replaced(self, target: Attributes, parent: int, now_ns: int) -> None:
+        if stat.S_ISDIR(target.mode):
+            self._inodes.entries_changed(parent, now_ns, links=-1)
+        self._lose_name(target, now_ns)
+
+    def _place(self, moved: Attributes, parent_before: int, parent: int, name: bytes, now_ns: int) -> None:
+        """Give an inode that lost its entry in `parent_before` one in `parent`."""
+        self._add_entry(parent, name, moved.ino)
+        self._inodes.status_changed(moved.ino, now_ns)
+        if stat.S_ISDIR(moved.mode) and parent != parent_before:
+            self._execute("UPDATE inodes SET parent = ? WHERE ino = ?", (parent, moved.ino))
+            self._inodes.entries_changed(parent, now_ns, links=1)
+            self._inodes.entries_changed(parent_before, now_ns, links=-1)
+
+    def paths_of(self, ino: int, limit: int) -> list[bytes]:
+        """Return up to `limit` paths (from /) by which an inode can be reached."""
+        if ino == ROOT_INODE:
+            return [b"/"]
+        rows = self._execute("SELECT parent, name FROM entries WHERE ino = ? LIMIT ?", (ino, max(0, limit)))
+        return [self._path_of_directory(parent) + name for parent, name in rows.fetchall()]
+
+    def _path_of_directory(self, ino: int) -> bytes:
+        """Return a directory's path, ending with a slash."""
+        names: list[bytes] = []
+        while ino != ROOT_INODE and len(names) < PATH_STEPS_MAX:
+            row = self._execute("SELECT parent, name FROM entries WHERE ino = ?", (ino,)).fetchone()
+            if row is None:
+                break
+            ino = row[0]
+            names.append(row[1])
+        return b"/" + b"".join(name + b"/" for name in reversed(names))

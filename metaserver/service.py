@@ -1,0 +1,200 @@
+"""The RPC surface of the metadata server: one function a method, each one transaction. No logic.
+
+The methods are those of wire.methods (NamespaceMethods, BookkeepingMethods, CommonMethods), and are
+documented there. All run in the event loop's thread; those that must wait for the disk are async.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from metaserver.bookkeeping import Bookkeeping
+from metaserver.contents import FIRST_RUN_EXTENTS, Contents
+from metaserver.inodes import Inodes
+from metaserver.log import LogSync
+from metaserver.namespace import Namespace
+from metaserver.reaper import Reaper
+from metaserver.sessions import Sessions
+from metaserver.store import Store
+from metaserver.xattrs import ExtendedAttributes
+from wire.messages import (
+    AttributeChanges,
+    Attributes,
+    BlockRecord,
+    Commit,
+    DirectoryPage,
+    FileMap,
+    Identity,
+    Opened,
+    SessionInfo,
+    Ticket,
+)
+
+SESSIONS_SHOWN = 100
+
+
+class MetaService:
+    """Everything that one metadata server offers."""
+
+    def __init__(self, store: Store, sessions: Sessions, log: LogSync, cluster: str) -> None:
+        inodes = Inodes(store, sessions)
+        contents = Contents(store, inodes)
+        self.identified = Identity("metaserver", cluster, 0, sessions.epoch)
+        self.reaper = Reaper(store, sessions, contents)
+        self._store = store
+        self._sessions = sessions
+        self._log = log
+        self._inodes = inodes
+        self._contents = contents
+        self._namespace = Namespace(store, inodes, contents, sessions)
+        self._xattrs = ExtendedAttributes(store, inodes)
+        self._bookkeeping = Bookkeeping(store, sessions)
+        self._started = time.monotonic()
+
+    # CommonMethods
+
+    def identity(self) -> Identity:
+        return self.identified
+
+    def status(self) -> dict[str, Any]:
+        return {
+            "kind": "metaserver",
+            "cluster": self.identified.cluster,
+            "epoch": self.identified.epoch,
+            "up_seconds": round(time.monotonic() - self._started, 3),
+            "database": str(self._store.path),
+            "counts": self.counts(),
+            "sessions": self._store.read(self._sessions.describe, SESSIONS_SHOWN),
+        }
+
+    # NamespaceMethods: sessions
+
+    async def open_session(self, name: str) -> SessionInfo:
+        info = self._sessions.open(name)
+        await self._log.sync()  # a number that was given must not be given again, even after a power loss
+        return info
+
+    def close_session(self, session: int) -> None:
+        self._remove_orphans_of(self._sessions.end(session))
+
+    def reclaim(self, session: int, inodes: list[int]) -> None:
+        self._sessions.reclaim(session, inodes)
+
+    # NamespaceMethods: reading
+
+    def resolve(self, start: int, names: list[bytes]) -> list[Attributes]:
+        return self._store.read(self._namespace.resolve, start, names)
+
+    def getattr(self, ino: int) -> Attributes:
+        return self._store.read(self._inodes.load, ino)
+
+    def read_directory(self, ino: int, after: bytes, limit: int) -> DirectoryPage:
+        return self._store.read(self._namespace.read_directory, ino, after, limit)
+
+    def read_link(self, ino: int) -> bytes:
+        return self._store.read(self._namespace.read_link, ino)
+
+    def get_xattr(self, ino: int, name: bytes) -> bytes:
+        return self._store.read(self._xattrs.get, ino, name)
+
+    def list_xattrs(self, ino: int) -> list[bytes]:
+        return self._store.read(self._xattrs.names, ino)
+
+    def file_map(self, ino: int, offset: int, limit: int) -> FileMap:
+        return self._store.read(self._contents.map, ino, offset, limit)
+
+    # NamespaceMethods: changing
+
+    def setattr(self, ticket: Ticket, ino: int, changes: AttributeChanges) -> Attributes:
+        return self._store.once(ticket, self._namespace.setattr, ino, changes)
+
+    def create(
+        self,
+        ticket: Ticket,
+        parent: int,
+        name: bytes,
+        mode: int,
+        uid: int,
+        gid: int,
+        rdev: int,
+        target: bytes,
+        open_it: bool,
+    ) -> Attributes:
+        made = self._store.once(ticket, self._namespace.create, parent, name, mode, uid, gid, rdev, target)
+        if open_it:
+            self._sessions.hold(ticket.session, made.ino)
+        return made
+
+    def link(self, ticket: Ticket, ino: int, parent: int, name: bytes) -> Attributes:
+        return self._store.once(ticket, self._namespace.link, ino, parent, name)
+
+    def unlink(self, ticket: Ticket, parent: int, name: bytes) -> None:
+        self._store.once(ticket, self._namespace.unlink, parent, name)
+
+    def rmdir(self, ticket: Ticket, parent: int, name: bytes) -> None:
+        self._store.once(ticket, self._namespace.rmdir, parent, name)
+
+    def rename(
+        self, ticket: Ticket, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int
+    ) -> None:
+        self._store.once(ticket, self._namespace.rename, parent, name, new_parent, new_name, flags)
+
+    def set_xattr(self, ticket: Ticket, ino: int, name: bytes, value: bytes, flags: int) -> None:
+        self._store.once(ticket, self._xattrs.set, ino, name, value, flags)
+
+    def remove_xattr(self, ticket: Ticket, ino: int, name: bytes) -> None:
+        self._store.once(ticket, self._xattrs.remove, ino, name)
+
+    # NamespaceMethods: open files
+
+    def open(self, session: int, ino: int, writing: bool) -> Opened:
+        found = self._store.read(self._inodes.load, ino)
+        self._sessions.hold(session, ino)
+        return Opened(found, self._store.read(self._contents.map_of, found, 0, FIRST_RUN_EXTENTS))
+
+    def close(self, session: int, inodes: list[int]) -> None:
+        self._sessions.let_go(session, inodes)
+        self._remove_orphans_of(inodes)
+
+    def _remove_orphans_of(self, inodes: list[int] | set[int]) -> None:
+        for ino in inodes:
+            self.reaper.remove_if_orphan(ino)
+
+    async def sync_metadata(self) -> None:
+        await self._log.sync()
+
+    # BookkeepingMethods
+
+    def renew(self, session: int) -> int:
+        return self._sessions.renew(session)
+
+    async def commit(self, ticket: Ticket, ino: int, commit: Commit) -> Attributes:
+        attributes = self._store.once(ticket, self._contents.commit, ino, commit)
+        if commit.durable:
+            await self._log.sync()
+        return attributes
+
+    def blocks(self, after: bytes, limit: int) -> list[BlockRecord]:
+        return self._store.read(self._bookkeeping.blocks, after, limit)
+
+    def witnesses(self, blocks: list[bytes]) -> list[BlockRecord | None]:
+        return self._store.read(self._bookkeeping.witnesses, blocks)
+
+    def garbage(self, limit: int, min_age_ms: int) -> list[bytes]:
+        return self._store.read(self._bookkeeping.garbage, limit, min_age_ms)
+
+    def forget(self, blocks: list[bytes]) -> None:
+        self._store.change(self._bookkeeping.forget, blocks)
+
+    def collectable(self, blocks: list[bytes]) -> list[bytes]:
+        return self._store.read(self._bookkeeping.collectable, blocks)
+
+    def files_of_block(self, block: bytes) -> list[int]:
+        return self._store.read(self._bookkeeping.files_of_block, block)
+
+    def paths_of(self, ino: int, limit: int) -> list[bytes]:
+        return self._store.read(self._namespace.paths_of, ino, limit)
+
+    def counts(self) -> dict[str, Any]:
+        return self._store.read(self._bookkeeping.counts)

@@ -1,0 +1,165 @@
+"""Sessions: their rows in the database; their leases and open files in memory.
+
+A session lives until it is closed or its lease has passed without a renewal. After a restart of the
+server all leases begin anew, and until every session has said again what it has open, or can be
+held to have had the time for it, any inode may be open (`may_be_open`). Knows nothing of what an open
+file protects. In the event loop's thread only.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from metaserver.store import Store
+from wire.errors import Busy, SessionUnknown
+from wire.messages import SessionInfo
+
+SESSIONS_MAX = 10_000
+NAME_CHARACTERS = 255
+
+
+@dataclass
+class Lease:
+    """What is known of a session in memory only. Times are of the monotonic clock, in seconds."""
+
+    renewed: float
+    reclaimed: bool
+    first_renewal: float | None = None
+    inodes: set[int] = field(default_factory=set)
+
+
+class Sessions:
+    """All living sessions.
+
+    Attributes:
+        epoch: a number that grows at each start of the server.
+    """
+
+    def __init__(
+        self, store: Store, lease_seconds: float, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._store = store
+        self._lease_seconds = lease_seconds
+        self._clock = clock
+        self.epoch = store.now_ns()
+        now = clock()
+        self._leases = {session: Lease(now, reclaimed=False) for session in store.sessions}
+        self._unreclaimed = set(self._leases)
+        self._holders: dict[int, int] = {}
+
+    def open(self, name: str) -> SessionInfo:
+        """Begin a session. Raises Busy when there are too many."""
+        if len(self._leases) >= SESSIONS_MAX:
+            raise Busy(f"there are {SESSIONS_MAX} sessions already")
+        session = self._store.change(self._insert, name[:NAME_CHARACTERS])
+        self._store.sessions.add(session)
+        self._leases[session] = Lease(self._clock(), reclaimed=True)
+        return SessionInfo(session, int(self._lease_seconds * 1000), self.epoch)
+
+    def _insert(self, name: str) -> int:
+        session = self._store.take_session_number()
+        self._store.execute("INSERT INTO sessions VALUES (?, ?, ?)", (session, name, self._store.now_ns()))
+        return session
+
+    def end(self, session: int) -> set[int]:
+        """End a session (an unknown one has ended already); return the inodes that it had open."""
+        lease = self._leases.get(session)
+        if lease is None:
+            return set()
+        self._store.change(self._delete, session)
+        self._store.sessions.discard(session)
+        self._unreclaimed.discard(session)
+        held = set(lease.inodes)
+        self.let_go(session, held)
+        del self._leases[session]
+        return held
+
+    def _delete(self, session: int) -> None:
+        self._store.execute("DELETE FROM slots WHERE session = ?", (session,))
+        self._store.execute("DELETE FROM sessions WHERE session = ?", (session,))
+
+    def renew(self, session: int) -> int:
+        """Begin a session's lease anew; return the epoch. Raises SessionUnknown."""
+        lease = self._lease(session)
+        lease.renewed = self._clock()
+        if lease.first_renewal is None:
+            lease.first_renewal = lease.renewed
+        return self.epoch
+
+    def _lease(self, session: int) -> Lease:
+        lease = self._leases.get(session)
+        if lease is None:
+            raise SessionUnknown(f"session {session} is not known (any more)")
+        return lease
+
+    def lives(self, session: int) -> bool:
+        """Tell whether a session lives."""
+        return session in self._leases
+
+    def reclaim(self, session: int, inodes: Iterable[int]) -> None:
+        """Note what a session had open before the restart. Raises SessionUnknown."""
+        lease = self._lease(session)
+        for ino in inodes:
+            self.hold(session, ino)
+        lease.renewed = self._clock()
+        lease.reclaimed = True
+        self._unreclaimed.discard(session)
+
+    def hold(self, session: int, ino: int) -> None:
+        """Count an inode as opened by a session, once. Raises SessionUnknown."""
+        lease = self._lease(session)
+        if ino not in lease.inodes:
+            lease.inodes.add(ino)
+            self._holders[ino] = self._holders.get(ino, 0) + 1
+
+    def let_go(self, session: int, inodes: Iterable[int]) -> None:
+        """Count inodes as not opened by a session any more. Raises SessionUnknown."""
+        lease = self._lease(session)
+        for ino in inodes:
+            if ino in lease.inodes:
+                lease.inodes.remove(ino)
+                self._holders[ino] -= 1
+                if not self._holders[ino]:
+                    del self._holders[ino]
+
+    def may_be_open(self, ino: int) -> bool:
+        """Tell whether a session has an inode open, or may have it open and could not say so yet."""
+        return ino in self._holders or bool(self._unreclaimed)
+
+    def all_reclaimed(self) -> bool:
+        """Tell whether every session had the time to reclaim what it had open before the restart."""
+        return not self._unreclaimed
+
+    def forgive(self, seconds: float) -> None:
+        """Lengthen all leases by a time in which this server could not have heard of anybody."""
+        for lease in self._leases.values():
+            lease.renewed += seconds
+
+    def expired(self) -> list[int]:
+        """Return the sessions whose lease has passed.
+
+        A session that renews without ever reclaiming has learnt the new epoch; one lease after its
+        first renewal it counts as having nothing to reclaim.
+        """
+        limit = self._clock() - self._lease_seconds
+        for session in list(self._unreclaimed):
+            first = self._leases[session].first_renewal
+            if first is not None and first < limit:
+                self._unreclaimed.discard(session)
+        return [session for session, lease in self._leases.items() if lease.renewed < limit]
+
+    def describe(self, limit: int) -> list[dict[str, object]]:
+        """Return up to `limit` sessions as plain data for people."""
+        now = self._clock()
+        rows = self._store.execute("SELECT session, name FROM sessions ORDER BY session LIMIT ?", (limit,))
+        return [
+            {
+                "session": session,
+                "name": name,
+                "open_files": len(self._leases[session].inodes),
+                "renewed_seconds_ago": round(now - self._leases[session].renewed, 3),
+            }
+            for session, name in rows.fetchall()
+        ]

@@ -1,0 +1,245 @@
+"""The database: its one connection, transactions, exactly-once answers, and numbers never given twice.
+
+Knows no rule of the namespace. Threading: the connection belongs to the thread that opened it, the
+event loop's; each transaction is a plain function, so that nothing runs in between. A killed process
+loses nothing that was committed (the log is in the page cache); `metaserver.log` makes it survive a
+power loss.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sqlite3
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+from metaserver import answers
+from metaserver.schema import APPLICATION_ID, FORMAT_VERSION, SCHEMA
+from wire.config import ConfigError
+from wire.errors import (
+    InternalError,
+    InvalidArgument,
+    NoSpace,
+    QuorumfsError,
+    SequenceError,
+    SessionUnknown,
+)
+from wire.messages import ROOT_INODE, Attributes, Ticket
+
+SLOTS_PER_SESSION = 1024
+INODES_RESERVED = 1024
+"""So many inode numbers are reserved by one change of the counter."""
+PAGE_CACHE_KIB = 64 * 1024
+LOG_PAGES_MAX = 16 * 1024
+"""A log longer than this (64 MiB) is checkpointed by the next commit itself; see metaserver.log."""
+
+P = ParamSpec("P")
+T = TypeVar("T")
+A = TypeVar("A", bound=Attributes | None)
+
+logger = logging.getLogger("metaserver")
+
+
+class Store:
+    """One open database.
+
+    Attributes:
+        execute: runs one statement (inside of a transaction if it changes anything).
+        executemany: the same for many rows.
+        sessions: the numbers of the living sessions (kept by metaserver.sessions).
+        totals: how many inodes, entries, blocks, block_bytes and garbage_blocks there are; changed by
+            those who change the tables, and put back when a transaction fails.
+    """
+
+    def __init__(
+        self, path: Path, cluster: str, *, complete: bool = False, now_ns: Callable[[], int] = time.time_ns
+    ) -> None:
+        """Open the database, or create it where there is none and none should be.
+
+        Args:
+            path: the database file.
+            cluster: whose it must be.
+            complete: the database must be there already.
+            now_ns: the clock for times that are kept.
+
+        Raises:
+            ConfigError: it is damaged, missing, foreign, or of another format.
+        """
+        self.path = path
+        self.now_ns = now_ns
+        try:
+            self._connection = sqlite3.connect(path, isolation_level=None, cached_statements=256, timeout=1.0)
+            self.execute = self._connection.execute
+            self.executemany = self._connection.executemany
+            try:
+                self._configure()
+                self._create_or_check(cluster, complete)
+                self.sessions = {session for (session,) in self.execute("SELECT session FROM sessions")}
+                self.totals = self._count()
+                (self._inode_limit,) = self._fetch("SELECT next FROM counters WHERE name = 'inode'")
+            except BaseException:
+                self._connection.close()
+                raise
+        except sqlite3.Error as error:
+            raise ConfigError(
+                f"{path}: the database is damaged or cannot be used ({error}); restore it from a copy"
+            ) from None
+        self._next_inode: int = self._inode_limit
+
+    def _configure(self) -> None:
+        for pragma in (
+            "journal_mode = WAL",
+            "synchronous = NORMAL",
+            f"cache_size = -{PAGE_CACHE_KIB}",
+            f"wal_autocheckpoint = {LOG_PAGES_MAX}",
+            "journal_size_limit = 67108864",
+            "temp_store = MEMORY",
+            "trusted_schema = OFF",
+            "cell_size_check = ON",
+        ):
+            self.execute(f"PRAGMA {pragma}").fetchall()
+
+    def _create_or_check(self, cluster: str, complete: bool) -> None:
+        if not complete and not self._fetch("SELECT count(*) FROM sqlite_schema")[0]:
+            self._create(cluster)
+        (application,) = self._fetch("PRAGMA application_id")
+        (version,) = self._fetch("PRAGMA user_version")
+        if application != APPLICATION_ID:
+            raise ConfigError(f"{self.path}: this is no database of quorumfs; restore it from a copy")
+        if version != FORMAT_VERSION:
+            raise ConfigError(
+                f"{self.path} has format {version}, this release reads format {FORMAT_VERSION} only"
+            )
+        (owner,) = self._fetch("SELECT value FROM facts WHERE name = 'cluster'")
+        if owner != cluster:
+            raise ConfigError(f"{self.path} belongs to cluster {owner!r}, not to this one ({cluster!r})")
+        if self._fetch("SELECT mode FROM inodes WHERE ino = ?", ROOT_INODE) is None:
+            raise ConfigError(f"{self.path}: the root directory is missing; restore it from a copy")
+
+    def _fetch(self, statement: str, *values: object) -> Any:
+        return self.execute(statement, values).fetchone()
+
+    def _create(self, cluster: str) -> None:
+        now = self.now_ns()
+        self.execute("BEGIN IMMEDIATE")
+        for statement in filter(None, map(str.strip, SCHEMA.split(";"))):
+            self.execute(statement)
+        self.execute("INSERT INTO facts VALUES ('cluster', ?)", (cluster,))
+        self.execute("INSERT INTO counters VALUES ('inode', ?), ('session', 1)", (ROOT_INODE + 1,))
+        self.execute(
+            "INSERT INTO inodes VALUES (?, ?, 2, ?, ?, 0, 0, 0, ?, ?, ?, 1, ?, NULL)",
+            (ROOT_INODE, 0o040755, os.geteuid(), os.getegid(), now, now, now, ROOT_INODE),
+        )
+        self.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        self.execute(f"PRAGMA user_version = {FORMAT_VERSION}")
+        self.execute("COMMIT")
+
+    def _count(self) -> dict[str, int]:
+        inodes, entries, garbage = self._fetch(
+            "SELECT (SELECT count(*) FROM inodes), (SELECT count(*) FROM entries),"
+            " (SELECT count(*) FROM garbage)"
+        )
+        blocks, block_bytes = self._fetch("SELECT count(*), coalesce(sum(length), 0) FROM blocks")
+        return {
+            "inodes": inodes,
+            "entries": entries,
+            "blocks": blocks,
+            "block_bytes": block_bytes,
+            "garbage_blocks": garbage,
+        }
+
+    def read(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run a function that changes nothing; the database's errors become the wire's."""
+        try:
+            return work(*args, **kwargs)
+        except (sqlite3.Error, OverflowError) as error:
+            raise _told(error) from error
+
+    def change(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run a function as one transaction: all of its changes, or none if it raises."""
+        execute = self.execute
+        totals, inode_limit = self.totals.copy(), self._inode_limit
+        try:
+            execute("BEGIN IMMEDIATE")
+            answer = work(*args, **kwargs)
+            execute("COMMIT")
+            return answer
+        except BaseException as error:
+            if self._connection.in_transaction:
+                execute("ROLLBACK")
+            self.totals, self._inode_limit = totals, inode_limit
+            if isinstance(error, sqlite3.Error | OverflowError):
+                raise _told(error) from error
+            raise
+
+    def once(
+        self, ticket: Ticket, work: Callable[Concatenate[int, P], A], *args: P.args, **kwargs: P.kwargs
+    ) -> A:
+        """Run `work(session, ...)` and keep its answer in one transaction; or return the kept answer.
+
+        A call that raises changes nothing and keeps nothing: re-sent, it is tried anew.
+
+        Raises:
+            SessionUnknown: the ticket's session does not live.
+            SequenceError: a newer call of the slot was answered already.
+            InvalidArgument: the ticket's numbers are out of range.
+        """
+        session, slot, sequence = ticket
+        if session not in self.sessions:
+            raise SessionUnknown(f"session {session} is not known (any more)")
+        if not (0 <= slot < SLOTS_PER_SESSION and 0 <= sequence < 2**63):
+            raise InvalidArgument(f"a slot is a number from 0 to {SLOTS_PER_SESSION - 1}")
+        last = self.read(self._slot, session, slot)
+        if last is not None and sequence <= last[0]:
+            if sequence < last[0]:
+                raise SequenceError(f"call {sequence} of slot {slot} is older than its call {last[0]}")
+            return answers.decode(last[1])  # type: ignore[return-value]  # what the same call answered
+        return self.change(self._work_and_keep, ticket, work, args, kwargs)
+
+    def _slot(self, session: int, slot: int) -> tuple[int, bytes] | None:
+        found: tuple[int, bytes] | None = self.execute(
+            "SELECT sequence, answer FROM slots WHERE session = ? AND slot = ?", (session, slot)
+        ).fetchone()
+        return found
+
+    def _work_and_keep(
+        self, ticket: Ticket, work: Callable[..., A], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> A:
+        answer = work(ticket[0], *args, **kwargs)
+        self.execute("REPLACE INTO slots VALUES (?, ?, ?, ?)", (*ticket, answers.encode(answer)))
+        return answer
+
+    def take_inode_number(self) -> int:
+        """Return an inode number that was never given. Only inside of a transaction."""
+        if self._next_inode >= self._inode_limit:
+            self._inode_limit = self._next_inode + INODES_RESERVED
+            self.execute("UPDATE counters SET next = ? WHERE name = 'inode'", (self._inode_limit,))
+        self._next_inode += 1
+        return self._next_inode - 1
+
+    def take_session_number(self) -> int:
+        """Return a session number that was never given. Only inside of a transaction."""
+        (session,) = self._fetch("SELECT next FROM counters WHERE name = 'session'")
+        self.execute("UPDATE counters SET next = ? WHERE name = 'session'", (session + 1,))
+        return int(session)
+
+    def changed_rows(self) -> int:
+        """Return how many rows were changed since the start."""
+        return self._connection.total_changes
+
+    def close(self) -> None:
+        """Close the connection; the last one moves the log into the database."""
+        self._connection.close()
+
+
+def _told(error: sqlite3.Error | OverflowError) -> QuorumfsError:
+    """Return what the caller is told of an error of the database; log what is the server's own trouble."""
+    if isinstance(error, OverflowError):
+        return InvalidArgument("a number does not fit 64 bits")
+    if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
+        return NoSpace("the metadata server's disk is full")
+    logger.error("the database failed: %s (%s)", error, getattr(error, "sqlite_errorname", "no code"))
+    return InternalError(f"the metadata server's database failed: {error}")
