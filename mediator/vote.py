@@ -153,9 +153,9 @@ def describe_read(quorum: Quorum, verdicts: Mapping[int, Verdict | None]) -> str
     good = sum(verdict is Verdict.GOOD for verdict in verdicts.values())
     said = f"{good} of {quorum.servers} replicas {'is' if good == 1 else 'are'} good, "
     said += f"Qr={quorum.read} {'is' if quorum.read == 1 else 'are'} needed"
-    for kind in (Verdict.CORRUPT, Verdict.MISSING, Verdict.DOWN):
+    for kind in (Verdict.CORRUPT, Verdict.MISSING, Verdict.DOWN, None):
         if numbers := sorted(number for number, verdict in verdicts.items() if verdict is kind):
-            said += f"; {len(numbers)} {kind} ({servers_in_words(numbers)})"
+            said += f"; {len(numbers)} {kind or 'still to vote'} ({servers_in_words(numbers)})"
     return said
 
 

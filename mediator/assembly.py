@@ -1,0 +1,115 @@
+"""The mediator's parts, put together, and what runs in the background. One event loop."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from mediator.collect import Collector
+from mediator.explain import Explainer, quorum_as_data
+from mediator.fanout import Background
+from mediator.health import Health
+from mediator.read_path import ReadPath
+from mediator.refill import Refills
+from mediator.refusals import Refusals
+from mediator.repair import Repairs
+from mediator.servers import MakeClient, Metadata, Server
+from mediator.write_path import WritePath
+from wire.config import ClusterConfig
+from wire.errors import InvalidArgument
+
+
+class Mediator:
+    """All parts of one mediator process, over clients that come in from outside."""
+
+    def __init__(self, config: ClusterConfig, make_client: MakeClient) -> None:
+        quorum, vote_seconds = config.quorum, config.deadlines.vote_seconds
+        self.quorum = quorum
+        self.background = Background()
+        self.refusals = Refusals()
+        servers = [Server(s.number, s.listen, make_client) for s in config.data_servers]
+        servers.sort(key=lambda server: server.number)
+        metaserver = Server(0, config.metaserver_listen, make_client)
+        self.metadata = Metadata(metaserver, config.deadlines.metadata_seconds)
+        self.health = Health(config.cluster, quorum, servers, metaserver, self._came_up)
+        self.repairs = Repairs(quorum, self.health, self.metadata, self.background, vote_seconds)
+        self.refills = Refills(self.health, self.metadata, self.repairs, self.background)
+        self.collector = Collector(self.health, self.metadata, config.garbage_grace_seconds, vote_seconds)
+        self.read_path = ReadPath(
+            quorum, self.health, self.metadata, self.repairs, self.background, vote_seconds
+        )
+        self.write_path = WritePath(
+            quorum, self.health, self.metadata, self.repairs, self.background, vote_seconds
+        )
+        self.explainer = Explainer(quorum, self.health, self.metadata, self.repairs, self.refusals)
+
+    def _came_up(self, server: Server) -> None:
+        if server.number:
+            self.collector.restarted(server)
+            self.refills.came_up(server)
+
+    async def start(self) -> None:
+        """Learn who is up, then watch, refill and collect in the background until `stop`."""
+        await self.health.first_look()
+        self.background.start(self.health.run_forever(), "health")
+        self.background.start(self.refills.inspect_forever(), "inspections")
+        self.background.start(self.collector.run_forever(), "garbage collection")
+
+    async def stop(self) -> None:
+        """Stop what runs in the background and close all connections."""
+        await self.background.stop()
+        for server in (*self.health.servers, self.health.metaserver):
+            await server.client.close()
+
+    def refill(self, number: int) -> dict[str, Any]:
+        """Begin (or look at) the refill of a data server. Raises InvalidArgument."""
+        server = self._by_number(self.health.servers, number)
+        if not server.up:
+            raise InvalidArgument(f"data server {number} is down: {server.error}; start it first")
+        return self.refills.look_or_begin(server)
+
+    @staticmethod
+    def _by_number(servers: Sequence[Server], number: int) -> Server:
+        for server in servers:
+            if server.number == number:
+                return server
+        raise InvalidArgument(f"there is no data server {number}: they are numbered 1 to {len(servers)}")
+
+    async def status(self) -> dict[str, Any]:
+        """Return how everything is, as plain data for people and programs."""
+        statuses = await self.explainer.statuses()
+        writable, reason = self.health.writable()
+        return {
+            "quorum": quorum_as_data(self.quorum),
+            "writable": writable,
+            "reason": reason,
+            "servers": [
+                self._describe(server, statuses.get(server.number)) for server in self.health.servers
+            ],
+            "metaserver": self._describe_link(self.health.metaserver),
+            "repairs": self.repairs.status(),
+            "refusals": self.refusals.newest(),
+            "refusal_count": self.refusals.count,
+            "garbage": self.collector.status(),
+            "background": {"running": len(self.background), "failed": self.background.failed},
+        }
+
+    def _describe(self, server: Server, status: dict[str, Any] | None) -> dict[str, Any]:
+        said = status or {}
+        return {
+            "number": server.number,
+            **self._describe_link(server),
+            "blocks": said.get("blocks"),
+            "quarantined": said.get("quarantined"),
+            "refill": self.refills.progress(server),
+        }
+
+    @staticmethod
+    def _describe_link(server: Server) -> dict[str, Any]:
+        return {
+            "address": server.address,
+            "state": server.state,
+            "since_ns": server.since_ns,
+            "latency_us": int(server.latency_seconds * 1e6),
+            "error": server.error,
+        }

@@ -1,0 +1,90 @@
+"""Sending one call to many servers and watching the answers come in. Thin I/O; decides nothing.
+
+For use on one event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any, TypeVar
+
+from mediator.vote import Progress
+from wire.errors import InternalError, QuorumfsError
+
+R = TypeVar("R")
+log = logging.getLogger("mediator")
+
+
+class Background:
+    """Work that goes on after its caller was answered. What fails is counted and logged once, here."""
+
+    def __init__(self) -> None:
+        self.failed = 0
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    def start(self, work: Coroutine[Any, Any, R], name: str) -> asyncio.Task[R]:
+        """Run `work`, keeping hold of it until it ends."""
+        task = asyncio.get_running_loop().create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._end)
+        return task
+
+    def _end(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+        self.failed += 1
+        if isinstance(error, QuorumfsError):
+            log.warning("%s: %s", task.get_name(), error.message)
+        else:
+            log.error("%s: a defect", task.get_name(), exc_info=error)
+
+    async def stop(self) -> None:
+        """Cancel what still runs; all of it may be done again by whoever runs next."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def outcome_of(call: Coroutine[Any, Any, R]) -> R | QuorumfsError:
+    """Return a call's error as a value: one server's failure is an answer, not the end of a fan-out."""
+    try:
+        return await call
+    except QuorumfsError as error:
+        return error
+    except Exception as error:
+        log.exception("a call to a server failed in an unforeseen way")
+        return InternalError(str(error))
+
+
+async def until_decided(
+    calls: Mapping[int, Coroutine[Any, Any, R]],
+    progress: Callable[[Mapping[int, R | QuorumfsError], int], Progress],
+    background: Background,
+) -> dict[int, R | QuorumfsError]:
+    """Make the calls in parallel until `progress` (of the answers so far, and how many are open) is decided.
+
+    Returns:
+        The answers so far by server number; the calls that are still open finish in the background.
+    """
+    answers: dict[int, R | QuorumfsError] = {}
+    changed = asyncio.Event()
+
+    async def one(number: int, call: Coroutine[Any, Any, R]) -> None:
+        answers[number] = await outcome_of(call)
+        changed.set()
+
+    for number, call in calls.items():
+        background.start(one(number, call), f"call to server {number}")
+    while len(answers) < len(calls):
+        if progress(answers, len(calls) - len(answers)) is not Progress.PENDING:
+            break
+        changed.clear()
+        await changed.wait()
+    return dict(answers)

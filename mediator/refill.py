@@ -1,0 +1,278 @@
+"""Refilling a data server that came up: what it lacks is found by comparing sorted inventories, page by page.
+
+It needs no state to go on after an interruption: it begins anew and finds less to do. `compare` is pure;
+the rest is thin I/O on one event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from mediator.fanout import Background, outcome_of
+from mediator.health import Health
+from mediator.placement import holders
+from mediator.repair import Repaired, Repairs
+from mediator.servers import Metadata, Server
+from mediator.vote import Verdict
+from wire.errors import QuorumfsError
+from wire.messages import BlockRecord
+from wire.methods import BookkeepingMethods, DataMethods
+
+PAGE = 4096
+"""Records a page: about a quarter of a megabyte on the wire."""
+IN_FLIGHT = 6
+"""So many blocks on their way to one server."""
+RETRY_SECONDS = 2.0
+MOST_FRUITLESS = 3
+"""So many passes in a row that mend nothing end a refill; the next inspection tries again."""
+JUST_SECONDS = 3.0
+"""Who asks for a refill again and again sees its end for so long, before that begins another one."""
+INSPECTION_SECONDS = 600.0
+"""Every server is compared so often also without having been away, to find orphans."""
+
+log = logging.getLogger("mediator.refill")
+
+
+class Difference(NamedTuple):
+    """What two pages differ in, up to `cursor` (None: both lists have ended)."""
+
+    lacking: list[BlockRecord]
+    differing: list[BlockRecord]
+    extra: list[bytes]
+    cursor: bytes | None
+
+
+def compare(committed: Sequence[BlockRecord], held: Sequence[BlockRecord], page: int) -> Difference:
+    """Merge two sorted pages that begin after the same id; what lies beyond the shorter one waits.
+
+    Args:
+        committed: a page of the metadata server's blocks.
+        held: a page of the data server's inventory.
+        page: how many records were asked for: a shorter page is the list's last.
+    """
+    ends = [records[-1].block for records in (committed, held) if len(records) >= page]
+    cursor = min(ends) if ends else None
+    wanted = {r.block: r for r in committed if cursor is None or r.block <= cursor}
+    there = {r.block: r for r in held if cursor is None or r.block <= cursor}
+    return Difference(
+        [record for block, record in wanted.items() if block not in there],
+        [record for block, record in wanted.items() if block in there and there[block] != record],
+        [block for block in there if block not in wanted],
+        cursor,
+    )
+
+
+@dataclass
+class RefillProgress:
+    """How far one server's refill is. Totals are what the comparison found, so that the ETA is honest."""
+
+    server: int
+    begun: float
+    running: bool = True
+    ended: float = 0.0
+    passes: int = 0
+    comparing: bool = True
+    blocks_total: int = 0
+    blocks_done: int = 0
+    bytes_total: int = 0
+    bytes_done: int = 0
+    failed: int = 0
+    deleted: int = 0
+    error: str = ""
+
+    def as_data(self, now: float) -> dict[str, Any]:
+        """Return the progress as plain data, with the rate and the time left."""
+        seconds = max((self.ended or now) - self.begun, 1e-3)
+        rate = self.bytes_done / seconds
+        left = self.bytes_total - self.bytes_done
+        return {
+            "server": self.server,
+            "state": "running" if self.running else ("failed" if self.failed or self.error else "done"),
+            "passes": self.passes,
+            "comparing": self.comparing,
+            "done": self.blocks_done,
+            "total": self.blocks_total,
+            "bytes_done": self.bytes_done,
+            "bytes_total": self.bytes_total,
+            "failed": self.failed,
+            "deleted": self.deleted,
+            "error": self.error,
+            "elapsed_seconds": seconds,
+            "bytes_per_second": rate,
+            "eta_seconds": left / rate if rate else (None if left else 0.0),
+        }
+
+
+class Refills:
+    """Refills servers that came up, each at most once at a time."""
+
+    def __init__(self, health: Health, metadata: Metadata, repairs: Repairs, background: Background) -> None:
+        self._health = health
+        self._metadata = metadata
+        self._repairs = repairs
+        self._background = background
+        self._progress: dict[int, RefillProgress] = {}
+        self._again: set[int] = set()
+
+    def progress(self, server: Server) -> dict[str, Any] | None:
+        """Return the progress of a server's refill under way or the last one; None if there was none."""
+        progress = self._progress.get(server.number)
+        return None if progress is None else progress.as_data(time.monotonic())
+
+    def look_or_begin(self, server: Server) -> dict[str, Any]:
+        """Return the progress of a refill that runs or has just ended; else begin one."""
+        progress = self._progress.get(server.number)
+        if progress is None or (not progress.running and time.monotonic() - progress.ended > JUST_SECONDS):
+            self.begin(server)
+        return self._progress[server.number].as_data(time.monotonic())
+
+    def begin(self, server: Server) -> None:
+        """Begin a server's refill; one that is under way does one more pass."""
+        progress = self._progress.get(server.number)
+        if progress is not None and progress.running:
+            self._again.add(server.number)
+            return
+        self._progress[server.number] = RefillProgress(server.number, time.monotonic())
+        self._background.start(self._run(server), f"refill of server {server.number}")
+
+    def came_up(self, server: Server) -> None:
+        """Refill a server that came up, and those that may have waited for a replica which it holds."""
+        for other in self._health.up:
+            progress = self._progress.get(other.number)
+            if other is server or (progress is not None and progress.failed):
+                self.begin(other)
+
+    async def inspect_forever(self) -> None:
+        """Compare every server's inventory from time to time."""
+        while True:
+            await asyncio.sleep(INSPECTION_SECONDS)
+            for server in self._health.up:
+                self.begin(server)
+
+    async def _run(self, server: Server) -> None:
+        progress = self._progress[server.number]
+        server.refilling = True
+        try:
+            await self._until_nothing_lacks(server, progress)
+        finally:
+            progress.running = server.refilling = False
+            progress.ended = time.monotonic()
+            self._again.discard(server.number)
+        if progress.blocks_done or progress.deleted or progress.failed:
+            log.info(
+                "server %d: %d blocks (%d bytes) refilled, %d deleted, %d failed",
+                *(
+                    server.number,
+                    progress.blocks_done,
+                    progress.bytes_done,
+                    progress.deleted,
+                    progress.failed,
+                ),
+            )
+
+    async def _until_nothing_lacks(self, server: Server, progress: RefillProgress) -> None:
+        """Compare and mend until a comparison finds nothing; coming up again begins a refill of its own."""
+        fruitless = 0
+        while server.up and fruitless < MOST_FRUITLESS:
+            try:
+                found, mended = await self._run_once(server, progress)
+            except QuorumfsError as error:
+                progress.error = error.message
+                await asyncio.sleep(RETRY_SECONDS)
+                continue
+            progress.error = ""
+            if not found and server.number not in self._again:
+                return
+            fruitless = 0 if mended or server.number in self._again else fruitless + 1
+            self._again.discard(server.number)
+            if not mended:
+                await asyncio.sleep(RETRY_SECONDS)
+
+    async def _run_once(self, server: Server, progress: RefillProgress) -> tuple[int, int]:
+        """Do one pass: compare to know the totals, then mend. Returns how much was found and mended."""
+        progress.passes += 1
+        progress.comparing = True
+        blocks = size = extras = 0
+        async for difference in self._differences(server):
+            records = difference.lacking + difference.differing
+            blocks += len(records)
+            size += sum(record.length for record in records)
+            extras += len(await self._collectable(difference.extra))
+        progress.comparing = False
+        progress.blocks_total = progress.blocks_done + blocks
+        progress.bytes_total = progress.bytes_done + size
+        progress.failed = 0
+        if not blocks + extras:
+            return 0, 0
+        before = progress.blocks_done + progress.deleted
+        async for difference in self._differences(server):
+            await self._mend(server, difference, progress)
+        return blocks + extras, progress.blocks_done + progress.deleted - before
+
+    async def _differences(self, server: Server) -> AsyncIterator[Difference]:
+        """Yield the differences page by page.
+
+        The metadata server is asked first: what it has committed, the data server has taken before, so that
+        a write meanwhile does not look like a loss.
+        """
+        numbers = [s.number for s in self._health.servers]
+        after: bytes | None = b""
+        while after is not None:
+            committed = await self._metadata.ask(BookkeepingMethods.blocks, after, PAGE)
+            held = await server.call(self._metadata.deadline_seconds, DataMethods.inventory, after, PAGE)
+            difference = compare(committed, held, PAGE)
+            wanted = [r for r in difference.lacking if server.number in holders(r.block, numbers)]
+            garbage = set(await self._collectable([record.block for record in wanted]))
+            yield difference._replace(lacking=[r for r in wanted if r.block not in garbage])
+            after = difference.cursor
+
+    async def _collectable(self, blocks: list[bytes]) -> list[bytes]:
+        return await self._metadata.ask(BookkeepingMethods.collectable, blocks) if blocks else []
+
+    async def _mend(self, server: Server, difference: Difference, progress: RefillProgress) -> None:
+        """Fill what lacks, have a vote on what differs, delete what may be deleted."""
+        filled: list[bytes] = []
+
+        async def fill(record: BlockRecord) -> None:
+            done = await self._repairs.fill(server, record)
+            filled.extend([record.block] if done else [])
+            self._count(progress, record, done)
+
+        async def settle(record: BlockRecord) -> None:
+            repaired = await outcome_of(self._repairs.repair(record.block))
+            done = isinstance(repaired, Repaired) and (
+                repaired.record is None or repaired.verdicts.get(server.number) is Verdict.GOOD
+            )
+            self._count(progress, record, done)
+
+        await _each(difference.lacking, fill)
+        await self._repairs.undo_if_dead(filled, {server.number})
+        await _each(difference.differing, settle)
+        if extras := await self._collectable(difference.extra):
+            progress.deleted += await server.call(self._metadata.deadline_seconds, DataMethods.delete, extras)
+
+    @staticmethod
+    def _count(progress: RefillProgress, record: BlockRecord, done: bool) -> None:
+        progress.blocks_done += done
+        progress.bytes_done += record.length if done else 0
+        progress.failed += not done
+
+
+async def _each(
+    records: Sequence[BlockRecord], work: Callable[[BlockRecord], Coroutine[Any, Any, None]]
+) -> None:
+    """Work on records, several at once, in order."""
+    todo = iter(records)
+
+    async def worker(todo: Iterator[BlockRecord]) -> None:
+        for record in todo:
+            await work(record)
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(min(IN_FLIGHT, len(records))):
+            group.create_task(worker(todo))

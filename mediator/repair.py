@@ -1,0 +1,240 @@
+"""Repairing one block: the plan (pure), and carrying it out.
+
+Heals: replicas that are missing, and replicas that lost a vote which the good ones won. Refuses: a block
+without any good replica (nothing to heal from), a block that fewer than Qr replicas vouch for (only its
+missing replicas are filled: that overwrites nothing), a block that is garbage or unknown by now. Never a
+source: a replica whose bytes were not just verified against the witness that the metadata server gave.
+A good replica is never a target. One event loop; several mediators may repair the same block at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from mediator.fanout import Background, outcome_of
+from mediator.health import Health
+from mediator.placement import holders
+from mediator.servers import Metadata, Server
+from mediator.vote import Progress, Verdict, describe_read, judge, tally
+from wire.errors import BlockDamaged, QuorumfsError
+from wire.messages import BlockPart, BlockRecord
+from wire.methods import DataMethods
+from wire.quorum import Quorum
+
+IN_FLIGHT = 8
+"""So many blocks are repaired at once; each may hold 1 MiB in memory."""
+MOST_WAITING = 4096
+"""More requests than that are dropped: the next read of the block asks again."""
+
+log = logging.getLogger("mediator.repair")
+
+
+class RepairPlan(NamedTuple):
+    """What to do, safest first: fill the missing, which overwrites nothing; then replace the losers."""
+
+    sources: list[int]
+    fill: list[int]
+    replace: list[int]
+
+
+def plan_repair(quorum: Quorum, verdicts: Mapping[int, Verdict]) -> RepairPlan:
+    """Plan from the verdicts of all replicas of one block.
+
+    Losers are replaced only if the good replicas, with those that are filled first, make a read quorum:
+    what a read refuses is not settled behind the reader's back.
+    """
+    by_kind = {
+        kind: sorted(number for number, verdict in verdicts.items() if verdict is kind) for kind in Verdict
+    }
+    good, missing = by_kind[Verdict.GOOD], by_kind[Verdict.MISSING]
+    if not good:
+        return RepairPlan([], [], [])
+    vouched = tally(quorum.read, len(good) + len(missing), pending=0) is Progress.REACHED
+    return RepairPlan(good, missing, by_kind[Verdict.CORRUPT] if vouched else [])
+
+
+@dataclass
+class Repaired:
+    """What became of one repair. `verdicts` are the replicas' verdicts afterwards."""
+
+    record: BlockRecord | None
+    """The block as the metadata server knows it; None if it is garbage or unknown."""
+    verdicts: dict[int, Verdict] = field(default_factory=dict)
+    filled: set[int] = field(default_factory=set)
+
+
+@dataclass
+class RepairCounts:
+    """What all repairs since the start came to."""
+
+    done: int = 0
+    filled: int = 0
+    quarantined: int = 0
+    failed: int = 0
+    dropped: int = 0
+
+
+class Repairs:
+    """Repairs blocks, each at most once at a time, a bounded number at once."""
+
+    def __init__(
+        self,
+        quorum: Quorum,
+        health: Health,
+        metadata: Metadata,
+        background: Background,
+        vote_seconds: float,
+    ) -> None:
+        self.quorum = quorum
+        self.counts = RepairCounts()
+        self._health = health
+        self._metadata = metadata
+        self._background = background
+        self._vote_seconds = vote_seconds
+        self._running: dict[bytes, asyncio.Task[Repaired]] = {}
+        self._slots = asyncio.Semaphore(IN_FLIGHT)
+        self._turn = 0
+
+    def status(self) -> dict[str, Any]:
+        """Return the counts, and how many repairs are under way."""
+        return {**vars(self.counts), "in_flight": len(self._running)}
+
+    def request(self, block: bytes) -> None:
+        """Repair a block in the background."""
+        if len(self._running) < MOST_WAITING:
+            self._start(block)
+        else:
+            self.counts.dropped += 1
+
+    async def repair(self, block: bytes) -> Repaired:
+        """Repair a block now (or wait for the repair that is under way) and tell what became of it.
+
+        Raises:
+            QuorumfsError: the metadata server could not be asked for the witness.
+        """
+        return await asyncio.shield(self._start(block))
+
+    def _start(self, block: bytes) -> asyncio.Task[Repaired]:
+        if block not in self._running:
+            task = self._background.start(self._run(block), f"repair of block {block.hex()}")
+            self._running[block] = task
+            task.add_done_callback(lambda _: self._running.pop(block, None))
+        return self._running[block]
+
+    async def _run(self, block: bytes) -> Repaired:
+        async with self._slots:
+            (record,) = await self._metadata.live([block])
+            if record is None:
+                return Repaired(None)
+            verdicts = await self.survey(record)
+            repaired = Repaired(record, verdicts)
+            note = f"lost the vote against {record.digest.hex()}: {describe_read(self.quorum, verdicts)}"
+            data = await self._verified_bytes(record, verdicts)
+            if data is not None:
+                await self._carry_out(repaired, data, note)
+                await self.undo_if_dead([record.block], repaired.filled)
+            return repaired
+
+    async def survey(self, record: BlockRecord) -> dict[int, Verdict]:
+        """Have all replicas vote on the whole block; return the verdict of each of its N servers."""
+
+        async def vote(server: Server) -> Verdict:
+            if not server.up:
+                return Verdict.DOWN
+            asked = server.call(self._vote_seconds, DataMethods.digest, record.block, 0, 0)
+            return judge(record, await outcome_of(asked))
+
+        servers = self.servers_of(record.block)
+        return dict(zip([s.number for s in servers], await asyncio.gather(*map(vote, servers)), strict=True))
+
+    def servers_of(self, block: bytes) -> list[Server]:
+        """Return the data servers that hold a block."""
+        numbers = set(holders(block, [server.number for server in self._health.servers]))
+        return [server for server in self._health.servers if server.number in numbers]
+
+    async def _verified_bytes(self, record: BlockRecord, verdicts: dict[int, Verdict]) -> bytes | None:
+        """Return the block from a replica that voted good; a vote that its bytes belie is corrected."""
+        by_number = {server.number: server for server in self._health.servers}
+        while plan_repair(self.quorum, verdicts).fill or plan_repair(self.quorum, verdicts).replace:
+            number = self._next(plan_repair(self.quorum, verdicts).sources)
+            answer = await self._get_whole(by_number[number], record)
+            if isinstance(answer, BlockPart):
+                return answer.data
+            verdicts[number] = judge(record, answer)
+        return None
+
+    async def _get_whole(self, server: Server, record: BlockRecord) -> BlockPart | QuorumfsError:
+        answer = await outcome_of(server.call(self._vote_seconds, DataMethods.get, record.block, 0, 0))
+        if isinstance(answer, BlockPart) and judge(record, answer) is not Verdict.GOOD:
+            return BlockDamaged(f"server {server.number} sent bytes that do not match the witness")
+        return answer
+
+    def _next(self, numbers: Sequence[int]) -> int:
+        self._turn += 1
+        return numbers[self._turn % len(numbers)]
+
+    async def _carry_out(self, repaired: Repaired, data: bytes, note: str) -> None:
+        assert repaired.record is not None
+        by_number = {server.number: server for server in self._health.servers}
+        filling = plan_repair(self.quorum, repaired.verdicts).fill
+        await asyncio.gather(*(self._send(by_number[number], repaired, data, note) for number in filling))
+        # Planned anew: a replica that could not be filled does not help to outvote the losers.
+        unfilled = {number: Verdict.DOWN for number in filling if number not in repaired.filled}
+        for number in plan_repair(self.quorum, {**repaired.verdicts, **unfilled}).replace:
+            await self._send(by_number[number], repaired, data, note)
+
+    async def _send(self, server: Server, repaired: Repaired, data: bytes, note: str) -> None:
+        record = repaired.record
+        assert record is not None
+        answer = await outcome_of(
+            server.call(self._vote_seconds, DataMethods.repair, record.block, record.digest, data, note)
+        )
+        if isinstance(answer, QuorumfsError):
+            self.counts.failed += 1
+            log.warning("block %s on server %d: %s", record.block.hex(), server.number, answer.message)
+            return
+        self._count(answer)
+        repaired.verdicts[server.number] = Verdict.GOOD
+        if answer == "filled":
+            repaired.filled.add(server.number)
+
+    def _count(self, answer: str) -> None:
+        self.counts.done += 1
+        self.counts.filled += answer == "filled"
+        self.counts.quarantined += answer == "replaced"
+
+    async def fill(self, target: Server, record: BlockRecord) -> bool:
+        """Put a block that `target` lacks there, from a verified replica. Returns whether it is there now.
+
+        Args:
+            target: the server that is being refilled.
+            record: the block as the metadata server gave it.
+        """
+        sources = [s for s in self.servers_of(record.block) if s.up and s is not target]
+        self._turn += 1
+        for index in range(len(sources)):
+            source = sources[(self._turn + index) % len(sources)]
+            answer = await self._get_whole(source, record)
+            if isinstance(answer, BlockPart):
+                repaired = Repaired(record)
+                await self._send(target, repaired, answer.data, "refilled")
+                return target.number in repaired.verdicts
+        self.counts.failed += 1
+        return False
+
+    async def undo_if_dead(self, blocks: list[bytes], numbers: set[int]) -> None:
+        """Delete what was just filled on these servers if it became garbage in the meantime.
+
+        The collector may have deleted a block there just before it was filled, and would not look again.
+        """
+        if not blocks or not numbers:
+            return
+        live = await self._metadata.live(blocks)
+        dead = [block for block, record in zip(blocks, live, strict=True) if record is None]
+        for server in self._health.servers if dead else ():
+            if server.number in numbers:
+                await outcome_of(server.call(self._vote_seconds, DataMethods.delete, dead))

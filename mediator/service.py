@@ -1,0 +1,115 @@
+"""The mediator's RPC surface, without logic: each method names the part that does the work.
+
+What is refused is noted here, under the file it was refused for. One event loop.
+"""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+from mediator.assembly import Mediator
+from wire.errors import QuorumError
+from wire.messages import (
+    Attributes,
+    BlockPart,
+    BlockRecord,
+    Commit,
+    Heartbeat,
+    Identity,
+    Opened,
+    Ticket,
+    Usage,
+)
+from wire.methods import BookkeepingMethods, CommonMethods, MediatorMethods, NamespaceMethods
+from wire.server import Server
+
+R = TypeVar("R")
+
+GUARDED = ("open", "create")
+"""Namespace methods that need a write quorum for some parameters; all others are passed on as they come."""
+
+
+class Service:
+    """What the mediator answers."""
+
+    def __init__(self, mediator: Mediator, identity: Identity) -> None:
+        self._mediator = mediator
+        self._identity = identity
+
+    def offer_on(self, server: Server) -> None:
+        """Register all methods on the RPC surface."""
+        server.register(CommonMethods, self)
+        server.register(MediatorMethods, self)
+        server.register(NamespaceMethods, self, only=GUARDED)
+        server.forward(NamespaceMethods, self._mediator.metadata.forward, exclude=GUARDED)
+
+    async def _noting(self, ino: int, operation: str, work: Coroutine[Any, Any, R]) -> R:
+        """Do the work; remember why, if it is refused."""
+        try:
+            return await work
+        except QuorumError as error:
+            self._mediator.refusals.note(ino, operation, error)
+            raise
+
+    def identity(self) -> Identity:
+        return self._identity
+
+    async def status(self) -> dict[str, Any]:
+        return await self._mediator.status()
+
+    async def heartbeat(self, session: int) -> Heartbeat:
+        epoch = await self._mediator.metadata.ask(BookkeepingMethods.renew, session)
+        writable, reason = self._mediator.health.writable()
+        return Heartbeat(epoch, writable, reason)
+
+    async def put_block(self, block: bytes, digest: bytes, data: bytes, durable: bool) -> None:
+        await self._noting(0, "put_block", self._mediator.write_path.put_block(block, digest, data, durable))
+
+    async def read_block(
+        self, ino: int, witness: BlockRecord, first_piece: int, piece_count: int
+    ) -> BlockPart:
+        return await self._noting(
+            ino, "read", self._mediator.read_path.read_block(witness, first_piece, piece_count)
+        )
+
+    async def sync_blocks(self, blocks: list[bytes]) -> None:
+        await self._noting(0, "sync_blocks", self._mediator.write_path.sync_blocks(blocks))
+
+    async def write_file(self, ticket: Ticket, ino: int, commit: Commit, payload: list[bytes]) -> Attributes:
+        return await self._noting(
+            ino, "write", self._mediator.write_path.write_file(ticket, ino, commit, payload)
+        )
+
+    async def open(self, session: int, ino: int, writing: bool) -> Opened:
+        if writing:
+            await self._noting(ino, "open for writing", self._mediator.write_path.check_writable())
+        return await self._mediator.metadata.ask(NamespaceMethods.open, session, ino, writing)
+
+    async def create(
+        self,
+        ticket: Ticket,
+        parent: int,
+        name: bytes,
+        mode: int,
+        uid: int,
+        gid: int,
+        rdev: int,
+        target: bytes,
+        open_it: bool,
+    ) -> Attributes:
+        if stat.S_ISREG(mode):
+            await self._noting(parent, "create", self._mediator.write_path.check_writable())
+        return await self._mediator.metadata.ask(
+            NamespaceMethods.create, ticket, parent, name, mode, uid, gid, rdev, target, open_it
+        )
+
+    async def usage(self) -> Usage:
+        return await self._mediator.explainer.usage()
+
+    async def explain(self, ino: int) -> dict[str, Any]:
+        return await self._mediator.explainer.explain(ino)
+
+    def refill(self, server: int) -> dict[str, Any]:
+        return self._mediator.refill(server)

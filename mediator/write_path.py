@@ -1,0 +1,215 @@
+"""Writing: blocks to all data servers at once, done when Qw hold them; then the commit that shows them.
+
+Refused before anything is sent while fewer than Qw servers are up. Nothing is visible before the commit;
+a failed write leaves only blocks that no file refers to. One event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any, TypeVar
+
+from mediator.fanout import Background, outcome_of, until_decided
+from mediator.health import Health
+from mediator.placement import holders
+from mediator.repair import Repairs
+from mediator.servers import Metadata, Server
+from mediator.vote import Progress, servers_in_words, write_progress
+from wire.digest import BLOCK_BYTES, block_digest
+from wire.errors import (
+    DigestMismatch,
+    InvalidArgument,
+    QuorumError,
+    QuorumfsError,
+    Unavailable,
+    WriteFailed,
+    WriteRefused,
+)
+from wire.messages import BLOCK_ID_BYTES, Attributes, BlockRecord, Commit, Ticket
+from wire.methods import BookkeepingMethods, DataMethods
+from wire.quorum import Quorum
+
+MOST_BEHIND = 64
+"""A server with so many puts unanswered gets no more that the quorum can do without; it is repaired later."""
+MOST_LACKING = 10_000
+"""So many blocks that some server did not take are remembered until their commit; refills find the others."""
+
+R = TypeVar("R")
+
+
+class WritePath:
+    """Puts blocks by quorum. What a server did not take is repaired there once it is committed."""
+
+    def __init__(
+        self,
+        quorum: Quorum,
+        health: Health,
+        metadata: Metadata,
+        repairs: Repairs,
+        background: Background,
+        vote_seconds: float,
+    ) -> None:
+        self._quorum = quorum
+        self._health = health
+        self._metadata = metadata
+        self._background = background
+        self._vote_seconds = vote_seconds
+        self._repairs = repairs
+        self._lacking: OrderedDict[bytes, None] = OrderedDict()
+        self._open_puts = {server.number: 0 for server in health.servers}
+
+    async def check_writable(self) -> None:
+        """Raise WriteRefused while fewer than Qw data servers are up; the message says what to do."""
+        if self._health.writable()[0]:
+            return
+        await self._health.recheck()
+        possible, reason = self._health.writable()
+        if not possible:
+            down = sorted(server.number for server in self._health.servers if not server.up)
+            raise WriteRefused(reason, {"down": down, "needed": self._quorum.write})
+
+    async def put_block(self, block: bytes, digest: bytes, data: bytes, durable: bool) -> None:
+        """Put a block to all servers that are up; return when Qw hold it.
+
+        Raises:
+            InvalidArgument, DigestMismatch: the request itself is wrong.
+            WriteRefused, WriteFailed: there is no quorum; `detail` says who answered what.
+        """
+        await self.check_writable()
+        if len(block) != BLOCK_ID_BYTES or len(data) > BLOCK_BYTES:
+            raise InvalidArgument(f"a block id has {BLOCK_ID_BYTES} bytes and a block at most {BLOCK_BYTES}")
+        if block_digest(data) != digest:
+            raise DigestMismatch(f"block {block.hex()}: its bytes do not match its digest")
+        targets = self._targets(block)
+        calls = {s.number: self._put_on(s, block, digest, data, durable) for s in targets}
+        answers = await self._until_quorum(calls, lambda stored: stored is True)
+        self._require(f"block {block.hex()}", answers, lambda stored: stored is True)
+
+    def _targets(self, block: bytes) -> list[Server]:
+        """Return the holders that are up, without those far behind if Qw others remain."""
+        numbers = set(holders(block, [server.number for server in self._health.servers]))
+        up = [server for server in self._health.up if server.number in numbers]
+        prompt = [server for server in up if self._open_puts[server.number] < MOST_BEHIND]
+        if len(prompt) < self._quorum.write:
+            return up
+        if len(prompt) < len(up):
+            self._note_lacking(block)
+        return prompt
+
+    def _note_lacking(self, block: bytes) -> None:
+        """A server does not have the block: repair it now if it is committed, else when it will be."""
+        self._lacking[block] = None
+        if len(self._lacking) > MOST_LACKING:
+            self._lacking.popitem(last=False)
+        self._repairs.request(block)
+
+    async def _put_on(self, server: Server, block: bytes, digest: bytes, data: bytes, durable: bool) -> bool:
+        """Put to one server, once more if the bytes arrived broken or only the connection was stale."""
+        self._open_puts[server.number] += 1
+        try:
+            try:
+                await server.call(self._vote_seconds, DataMethods.put, block, digest, data, durable)
+            except (DigestMismatch, Unavailable):
+                if not server.up:
+                    await self._health.recheck()
+                if not server.up:
+                    raise
+                await server.call(self._vote_seconds, DataMethods.put, block, digest, data, durable)
+        except QuorumfsError:
+            self._note_lacking(block)
+            raise
+        finally:
+            self._open_puts[server.number] -= 1
+        return True
+
+    async def sync_blocks(self, blocks: list[bytes]) -> None:
+        """Make blocks durable on at least Qw data servers. Raises WriteFailed."""
+        if not blocks:
+            return
+        calls = {
+            server.number: server.call(self._vote_seconds, DataMethods.sync, blocks)
+            for server in self._health.up
+        }
+        answers = await self._until_quorum(calls, lambda lacking: lacking == [])
+        self._require(f"{len(blocks)} blocks made durable", answers, lambda lacking: lacking == [])
+
+    async def write_file(self, ticket: Ticket, ino: int, commit: Commit, payload: list[bytes]) -> Attributes:
+        """Put the payload's blocks, then commit. Raises what put_block and commit raise."""
+        if len(payload) > len(commit.blocks):
+            raise InvalidArgument(f"{len(payload)} blocks come with {len(commit.blocks)} records")
+        try:
+            await self.check_writable()
+            records = commit.blocks[len(commit.blocks) - len(payload) :]
+            await self._put_payload(records, payload, commit.durable)
+        except QuorumError:
+            # A call that is re-sent after a lost answer was carried out: it must get that answer.
+            if not await self._is_committed(commit):
+                raise
+        attributes = await self._metadata.ask(BookkeepingMethods.commit, ticket, ino, commit)
+        for record in commit.blocks if self._lacking else ():
+            if record.block in self._lacking:
+                del self._lacking[record.block]
+                self._repairs.request(record.block)
+        return attributes
+
+    async def _put_payload(self, records: list[BlockRecord], payload: list[bytes], durable: bool) -> None:
+        for record, data in zip(records, payload, strict=True):
+            if record.length != len(data):
+                raise InvalidArgument(
+                    f"block {record.block.hex()} has {len(data)} bytes, not {record.length}"
+                )
+        puts = (
+            self.put_block(record.block, record.digest, data, durable)
+            for record, data in zip(records, payload, strict=True)
+        )
+        for result in await asyncio.gather(*puts, return_exceptions=True):
+            if isinstance(result, BaseException):
+                raise result
+
+    async def _is_committed(self, commit: Commit) -> bool:
+        """Tell whether the metadata server has these new blocks already; ids are never used twice."""
+        if not commit.blocks:
+            return False
+        ids = [record.block for record in commit.blocks]
+        known = await outcome_of(self._metadata.ask(BookkeepingMethods.witnesses, ids))
+        return not isinstance(known, QuorumfsError) and known == commit.blocks
+
+    async def _until_quorum(
+        self, calls: Mapping[int, Coroutine[Any, Any, R]], accepted: Callable[[R | QuorumfsError], bool]
+    ) -> dict[int, R | QuorumfsError]:
+        def progress(answers: Mapping[int, R | QuorumfsError], pending: int) -> Progress:
+            return write_progress(self._quorum, sum(map(accepted, answers.values())), pending)
+
+        return await until_decided(calls, progress, self._background)
+
+    def _require(
+        self,
+        what: str,
+        answers: Mapping[int, R | QuorumfsError],
+        accepted: Callable[[R | QuorumfsError], bool],
+    ) -> None:
+        """Raise WriteFailed, saying who answered what, unless Qw servers did as asked."""
+        stored = [number for number, answer in answers.items() if accepted(answer)]
+        if write_progress(self._quorum, len(stored), pending=0) is Progress.REACHED:
+            return
+        said = {
+            str(server.number): self._in_words(server, answers, stored) for server in self._health.servers
+        }
+        failed = [server.number for server in self._health.servers if server.number not in stored]
+        raise WriteFailed(
+            f"{what}: {len(stored)} of {self._quorum.servers} data servers took it, "
+            f"Qw={self._quorum.write} are needed; not {servers_in_words(failed)}: "
+            + "; ".join(sorted({said[str(number)] for number in failed})),
+            {"answers": said, "stored": len(stored), "needed": self._quorum.write},
+        )
+
+    @staticmethod
+    def _in_words(server: Server, answers: Mapping[int, R | QuorumfsError], stored: list[int]) -> str:
+        if server.number in stored:
+            return "stored"
+        answer = answers.get(server.number)
+        if answer is None:
+            return "no answer yet" if server.up else f"down: {server.error}"
+        return answer.message if isinstance(answer, QuorumfsError) else "lacks some of the blocks"
