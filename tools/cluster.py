@@ -31,7 +31,7 @@ from typing import Any, NamedTuple, Self
 
 import wire
 from tools import mounts
-from tools.processes import ClusterError, Process, State, stop_all
+from tools.processes import LOOK_SECONDS, ClusterError, Process, State, stop_all
 from wire.config import ClusterConfig, ConfigError, DataServerConfig, Encoding, dumps, load
 from wire.quorum import Quorum
 
@@ -213,7 +213,7 @@ class LocalCluster:
         started = []
         try:
             for name in down:
-                self.process(name).spawn(self._command(name), self._environment())
+                self.process(name).spawn(self._command(name), python_environment())
                 started.append(name)
             for name in down:
                 self.process(name).await_ready(max(0.0, end - time.monotonic()))
@@ -231,8 +231,10 @@ class LocalCluster:
         self._kill_all([name])
 
     def pause(self, name: str) -> None:
-        """Stop a process with SIGSTOP: it keeps its connections, and answers nothing."""
+        """Stop a process with SIGSTOP: it keeps its connections and answers nothing."""
         self._signal_running(name, signal.SIGSTOP)
+        while self.state(name) == "running":
+            time.sleep(LOOK_SECONDS)
 
     def resume(self, name: str) -> None:
         """Let a paused process go on."""
@@ -273,9 +275,9 @@ class LocalCluster:
         mounts.check_mountpoint(mountpoint)
         taken = self.mount_names()
         name = next(f"mount-{k}" for k in range(1, len(taken) + 2) if f"mount-{k}" not in taken)
-        command = [*_python("fusefs"), "--config", str(self.config_file), *options, str(mountpoint)]
+        command = [*python_command("fusefs"), "--config", str(self.config_file), *options, str(mountpoint)]
         process = self.process(name)
-        process.spawn(command, {**self._environment(), **environment}, str(mountpoint))
+        process.spawn(command, {**python_environment(), **environment}, str(mountpoint))
         try:
             process.await_ready(deadline_seconds)
         except BaseException:
@@ -329,13 +331,8 @@ class LocalCluster:
         config = ["--config", str(self.config_file)]
         if name.startswith("data-"):
             number = self._data_server(name).number
-            return [*_python("dataserver"), *config, "--number", str(number), "--lab"]
-        return [*_python(name), *config]
-
-    def _environment(self) -> dict[str, str]:
-        root = str(Path(wire.__file__).parent.parent)
-        paths = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-        return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+            return [*python_command("dataserver"), *config, "--number", str(number), "--lab"]
+        return [*python_command(name), *config]
 
     def _check_address(self, name: str) -> None:
         address = self.address(name)
@@ -369,9 +366,16 @@ def _unmount(place: Path, force: bool) -> None:
             mounts.unmount(place, lazy=True)
 
 
-def _python(module: str) -> list[str]:
+def python_command(module: str) -> list[str]:
     """Return how to run a module; -P keeps the working directory from being searched for modules."""
     return [sys.executable, "-P", "-m", module]
+
+
+def python_environment() -> dict[str, str]:
+    """Return this environment, in which Python finds the packages that this process runs from."""
+    root = str(Path(wire.__file__).parent.parent)
+    paths = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
 
 
 def _new_config(directory: Path, quorum: Quorum, rpc: Encoding, settings: dict[str, Any]) -> ClusterConfig:

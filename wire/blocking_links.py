@@ -134,6 +134,7 @@ class XmlSocket:
     def __init__(self, address: Address, connect_seconds: float, until: float) -> None:
         self._address = address
         self._http = http.client.HTTPConnection("localhost")
+        self._http.auto_open = 0
         if not isinstance(address, UnixAddress):
             self._http.host, self._http.port = address.host, address.port
         self._http.sock = self._socket = connect(address, until, connect_seconds)
@@ -155,6 +156,8 @@ class XmlSocket:
             self._http.request("POST", "/RPC2", body, HTTP_HEADERS)
             response = self._http.getresponse()
             answer = response.read(MAX_ANSWER_BYTES)
+            if not response.isclosed():
+                raise http.client.HTTPException("an answer that is too long")
         except TimeoutError:
             raise DeadlineExceeded(f"{name}: no answer of {self._address} in time") from None
         except (OSError, http.client.HTTPException) as error:

@@ -64,6 +64,7 @@ class MsgpackLink:
             self._connecting.cancel()
         if self._connection is not None:
             self._connection.abort("this client was closed")
+            await asyncio.sleep(0)  # the transport tells its end at the loop's next turn
 
     async def _connected(self) -> _Connection:
         if self._connection is not None:
@@ -76,7 +77,12 @@ class MsgpackLink:
             self._connecting = asyncio.create_task(self._connect())
             self._connecting.add_done_callback(self._connect_ended)
         # Shielded: one caller's deadline must not end the attempt that others share.
-        connection = await asyncio.shield(self._connecting)
+        try:
+            connection = await asyncio.shield(self._connecting)
+        except asyncio.CancelledError:
+            if self._closed:
+                raise Unavailable(f"{self._address}: this client was closed") from None
+            raise
         if not connection.stands:
             raise Unavailable(f"{self._address}: the connection broke as soon as it stood")
         return connection
@@ -95,8 +101,6 @@ class MsgpackLink:
             raise self._refuse("no connection in time") from None
         except OSError as error:
             raise self._refuse(error.strerror or str(error)) from None
-        except asyncio.CancelledError:
-            raise Unavailable(f"{self._address}: this client was closed") from None
         self._connection = made if made.stands else None
         self._refused = None
         return made

@@ -18,6 +18,7 @@ from wire.fault_detail import HEADER, unpack_detail
 
 _MOST_CONNECTIONS = 64
 _LONGEST_HEADER_BYTES = 32 * 1024
+_READ_BUFFER_BYTES = 2 * 1024 * 1024
 HTTP_HEADERS = {"Content-Type": "text/xml", "User-Agent": "quorumfs"}
 
 
@@ -73,6 +74,7 @@ class XmlLink:
         return aiohttp.ClientSession(
             connector=connector,
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._connect_seconds),
+            read_bufsize=_READ_BUFFER_BYTES,
             max_line_size=_LONGEST_HEADER_BYTES,
             max_field_size=_LONGEST_HEADER_BYTES,
         )

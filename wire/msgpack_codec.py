@@ -101,15 +101,16 @@ class Decoder:
 
     Args:
         max_message_bytes: a longer message is refused as soon as it is seen to be longer.
+        strict: structs have names of strings only, as XML-RPC has it (a server insists).
     """
 
-    def __init__(self, max_message_bytes: int) -> None:
+    def __init__(self, max_message_bytes: int, *, strict: bool = False) -> None:
         self._max_message_bytes = max_message_bytes
         self._fed_bytes = 0
         self._complete_bytes = 0
         self._unpacker = msgpack.Unpacker(
             use_list=True,
-            strict_map_key=False,
+            strict_map_key=strict,
             max_buffer_size=0,
             max_str_len=max_message_bytes,
             max_bin_len=max_message_bytes,

@@ -14,10 +14,11 @@ import socket
 import stat
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from wire.address import Address, TcpAddress, UnixAddress, from_socket_name, parse_address
 from wire.config import ConfigError
+from wire.connections import Connections
 from wire.dispatch import Dispatch, Send
 from wire.messages import Identity
 from wire.msgpack_codec import FIRST_BYTE
@@ -29,19 +30,6 @@ log = logging.getLogger("wire.server")
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 MOST_CONNECTIONS = 1024
 _BACKLOG = 128
-
-
-class Connection(Protocol):
-    """What the server asks of each connection, whatever it speaks."""
-
-    def overdue(self, now: float, request_seconds: float) -> bool: ...
-
-    def abort(self, reason: str) -> None: ...
-
-    async def drain(self) -> None: ...
-
-
-Connections = set[Connection]
 
 
 class Server:
@@ -64,7 +52,7 @@ class Server:
         self.max_message_bytes = max_message_bytes
         self.request_seconds = request_seconds
         self.dispatch = Dispatch()
-        self.connections: Connections = set()
+        self.connections = Connections()
         self.http: HttpFront | None = None
         self._listener: asyncio.Server | None = None
         self._sweeper: asyncio.Task[None] | None = None
@@ -110,17 +98,14 @@ class Server:
             self._unix_path.unlink(missing_ok=True)
         if self._sweeper is not None:
             self._sweeper.cancel()
-        loop = asyncio.get_running_loop()
-        until = loop.time() + seconds
-        ends = [asyncio.create_task(connection.drain()) for connection in list(self.connections)]
-        if ends:
-            await asyncio.wait(ends, timeout=seconds)
-        while self.connections and loop.time() < until:  # answers are still being written out
-            await asyncio.sleep(0.005)  # noqa: ASYNC110 - too rare and short for an event of its own
-        for connection in list(self.connections):
-            connection.abort("its calls did not end before the server had to")
-        for end in ends:
-            end.cancel()
+        ends = [asyncio.create_task(connection.drain()) for connection in self.connections]
+        try:
+            async with asyncio.timeout(seconds):
+                await asyncio.gather(*ends)
+                await self.connections.until_none()
+        except TimeoutError:
+            for connection in self.connections:
+                connection.abort("its calls did not end before the server had to")
         if self.http is not None:
             await self.http.close()
 
@@ -130,7 +115,7 @@ class Server:
         while True:
             await asyncio.sleep(self.request_seconds / 4)
             now = loop.time()
-            for connection in list(self.connections):
+            for connection in self.connections:
                 if connection.overdue(now, self.request_seconds):
                     connection.abort(f"half a request for more than {self.request_seconds:g} s")
 

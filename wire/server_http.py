@@ -9,18 +9,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from aiohttp import web
 
 from wire import xml_codec
+from wire.connections import Connections
 from wire.dispatch import Dispatch, as_quorumfs_error
 from wire.errors import BadRequest, Draining, QuorumfsError, to_fault
 from wire.fault_detail import HEADER, pack_detail
 from wire.messages import Identity
-
-if TYPE_CHECKING:
-    from wire.server import Connections
 
 log = logging.getLogger("wire.http")
 
@@ -39,6 +37,7 @@ class HttpFront:
         self._max_message_bytes = max_message_bytes
         self.request_seconds = request_seconds
         self.draining = False
+        self.handlers: dict[Any, HttpConnection] = {}  # by aiohttp's handler, while open
         self.web_server = web.Server(
             self._respond,
             logger=_OneLine(log, {}),
@@ -53,7 +52,7 @@ class HttpFront:
         await self.web_server.shutdown(timeout=0.1)
 
     async def _respond(self, request: web.BaseRequest) -> web.StreamResponse:
-        connection: HttpConnection | None = _CONNECTIONS.get(request.protocol)
+        connection: HttpConnection | None = self.handlers.get(request.protocol)
         if connection is not None:
             connection.request_began()
         try:
@@ -142,12 +141,12 @@ class HttpConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport
         self._connections.add(self)
-        _CONNECTIONS[self._handler] = self
+        self._front.handlers[self._handler] = self
         self._handler.connection_made(transport)
 
     def connection_lost(self, error: Exception | None) -> None:
         self._connections.discard(self)
-        _CONNECTIONS.pop(self._handler, None)
+        self._front.handlers.pop(self._handler, None)
         self._handler.connection_lost(error)
 
     def data_received(self, data: bytes) -> None:
@@ -182,23 +181,16 @@ class HttpConnection(asyncio.Protocol):
         self._idle.set()
 
     def overdue(self, now: float, request_seconds: float) -> bool:
-        """Tell whether half a request has been here for too long."""
         return self._partial_since is not None and now - self._partial_since > request_seconds
 
     def abort(self, reason: str) -> None:
-        """Close at once, with one line in the log."""
         log.warning("closed an HTTP connection: %s", reason)
         self._transport.abort()
 
     async def drain(self) -> None:
-        """Finish the call in flight, close."""
         self._front.draining = True
         await self._idle.wait()
         await self._handler.shutdown(1.0)
-
-
-_CONNECTIONS: dict[Any, HttpConnection] = {}
-"""Which connection an aiohttp handler belongs to, while it is open."""
 
 
 class _OneLine(logging.LoggerAdapter[logging.Logger]):
@@ -207,7 +199,7 @@ class _OneLine(logging.LoggerAdapter[logging.Logger]):
     def log(self, level: int, msg: object, *args: object, **kwargs: Any) -> None:
         error = kwargs.pop("exc_info", None)
         if isinstance(error, BaseException):
-            msg = f"{msg}: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+            msg, args = f"{msg}: %.200r", (*args, error)
         super().log(min(level, logging.WARNING), msg, *args, **kwargs)
 
 

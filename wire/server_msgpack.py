@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from wire.connections import Connections
 from wire.dispatch import Dispatch, Entry, as_quorumfs_error
 from wire.errors import Draining, QuorumfsError
 from wire.msgpack_codec import LARGEST_ID, REQUEST, Buffer, Decoder, Encoder, Malformed
-
-if TYPE_CHECKING:
-    from wire.server import Connections
 
 log = logging.getLogger("wire.server")
 
@@ -28,7 +26,7 @@ class MsgpackConnection(asyncio.Protocol):
     def __init__(self, dispatch: Dispatch, connections: Connections, max_message_bytes: int) -> None:
         self._dispatch = dispatch
         self._connections = connections
-        self._decoder = Decoder(max_message_bytes)
+        self._decoder = Decoder(max_message_bytes, strict=True)
         self._encoder = Encoder()
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -58,16 +56,13 @@ class MsgpackConnection(asyncio.Protocol):
         self._read_on()
 
     def overdue(self, now: float, request_seconds: float) -> bool:
-        """Tell whether half a request has been here for too long."""
         return self._partial_since is not None and now - self._partial_since > request_seconds
 
     def abort(self, reason: str) -> None:
-        """Close at once, with one line in the log."""
         log.warning("closed a MessagePack-RPC connection: %s", reason)
         self._transport.abort()
 
     async def drain(self) -> None:
-        """Refuse new calls, finish those in flight, close."""
         self._draining = True
         while self._tasks:
             await asyncio.wait(self._tasks)
@@ -119,15 +114,13 @@ class MsgpackConnection(asyncio.Protocol):
                 self._tasks.add(task)
                 task.add_done_callback(self._done)
             else:
-                self._send(request_id, name, entry.function(*arguments))
-        except Malformed:
-            raise
+                self._send(request_id, entry.function(*arguments))
         except Exception as error:
             self._send_error(request_id, as_quorumfs_error(error, name))
 
     async def _answer_later(self, request_id: int, entry: Entry, arguments: list[Any]) -> None:
         try:
-            self._send(request_id, entry.name, await entry.function(*arguments))
+            self._send(request_id, await entry.function(*arguments))
         except Exception as error:
             self._send_error(request_id, as_quorumfs_error(error, entry.name))
 
@@ -136,12 +129,15 @@ class MsgpackConnection(asyncio.Protocol):
         if not self._reading:
             self._read_on()
 
-    def _send(self, request_id: int, name: str, result: Any) -> None:
+    def _send(self, request_id: int, result: Any) -> None:
         buffers = self._encoder.answer(request_id, result)
+        if self._transport.is_closing():
+            return
         if len(buffers) == 1:
             self._transport.write(buffers[0])
         else:
             self._transport.writelines(buffers)
 
     def _send_error(self, request_id: int, error: QuorumfsError) -> None:
-        self._transport.writelines(self._encoder.error(request_id, error))
+        if not self._transport.is_closing():
+            self._transport.writelines(self._encoder.error(request_id, error))

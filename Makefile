@@ -1,0 +1,62 @@
+# `make up` and `make test` are all that a fresh machine needs; both install what is missing and say so.
+# The virtual environment is .venv; a stamp in it tells for which set-up it was made.
+
+BIN := .venv/bin
+MOUNTPOINT ?= mnt
+PARTS := setup.cfg pyproject.toml tools/setup.sh
+
+.DEFAULT_GOAL := help
+.PHONY: help up down status test demo evaluate lint format types imports clean distclean
+
+help:
+	@echo 'make up     start a local cluster and mount it on ./$(MOUNTPOINT)'
+	@echo 'make down   unmount and stop it; the files stay for the next make up'
+	@echo 'make test   run all tests'
+	@echo 'make demo   play the story of the README on a throwaway cluster'
+	@echo 'others:     status evaluate lint format types clean distclean'
+
+up: .venv/run.stamp
+	@$(BIN)/quorumfs up $(if $(filter command line environment,$(origin MOUNTPOINT)),$(MOUNTPOINT))
+
+down: .venv/run.stamp
+	@$(BIN)/quorumfs down
+
+status: .venv/run.stamp
+	@$(BIN)/quorumfs status
+
+demo: .venv/run.stamp
+	@$(BIN)/python -m tools.demo
+
+evaluate: .venv/run.stamp
+	@$(BIN)/quorumfs evaluate
+
+test: .venv/test.stamp
+	@$(BIN)/python -m pytest $(TESTS)
+
+lint: .venv/test.stamp
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+format: .venv/test.stamp
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+types: .venv/test.stamp
+	@$(BIN)/mypy
+
+imports: .venv/test.stamp
+	@$(BIN)/python -m pytest -q tests/unit/test_imports.py
+
+.venv/run.stamp: $(PARTS)
+	@tools/setup.sh run
+
+.venv/test.stamp: $(PARTS)
+	@tools/setup.sh test
+
+# clean leaves the cluster's files alone; distclean takes the environment away too.
+clean:
+	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -not -path './.venv/*' -not -path './mnt/*' -prune -exec rm -rf {} +
+
+distclean: clean
+	rm -rf .venv

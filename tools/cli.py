@@ -1,0 +1,99 @@
+"""The command line `quorumfs`: parses, finds the command's module, and turns errors into one line.
+
+Each command's module has add_parser(subparsers), which sets `run` to a function from the parsed arguments
+to the exit status. Exit status: 0 done, 1 it did not work, 2 it cannot work as asked; `status` has its own.
+It must not do any work itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import NoReturn
+
+from tools.processes import ClusterError
+from wire.config import ConfigError
+from wire.errors import DeadlineExceeded, QuorumfsError, Unavailable
+
+MODULES = {
+    "up": "tools.lifecycle",
+    "down": "tools.lifecycle",
+    "status": "tools.status",
+    "mount": "tools.lifecycle",
+    "umount": "tools.lifecycle",
+    "serve": "tools.lifecycle",
+    "fault": "tools.faults",
+    "explain": "tools.explain",
+    "replica": "tools.replica",
+    "refill": "tools.refill",
+    "evaluate": "tools.evaluate",
+    "config": "tools.settings",
+}
+"""Which module has which command. Only that of the command given is imported, so that all start fast."""
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        print(f"quorumfs: {message}; see: {self.prog} --help", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        parsed = build_parser(words).parse_args(words)
+        status: int = parsed.run(parsed)
+        sys.stdout.flush()
+        return status
+    except ConfigError as error:
+        return _fail(str(error), 2)
+    except ClusterError as error:
+        return _fail(str(error), 1)
+    except (Unavailable, DeadlineExceeded) as error:
+        return _fail(f"{error.message}; see which server is down with: quorumfs status", 1)
+    except QuorumfsError as error:
+        return _fail(error.message, 1)
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except BrokenPipeError:
+        # The reader went away, as `head` does: nothing is wrong, and nothing more can be printed.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def build_parser(words: Sequence[str]) -> Parser:
+    """Build the parser with the modules that `words` need: the command's own, or all of them."""
+    parser = Parser(
+        prog="quorumfs", description="A file system whose every read is a vote of N data servers."
+    )
+    parser.add_argument("--version", action="version", version=f"quorumfs {_version()}")
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    command = next((word for word in words if not word.startswith("-")), None)
+    wanted = [MODULES[command]] if command in MODULES else list(dict.fromkeys(MODULES.values()))
+    for name in wanted:
+        importlib.import_module(name).add_parser(subparsers)
+    return parser
+
+
+def _fail(message: str, status: int) -> int:
+    print(f"quorumfs: {' '.join(message.split())}", file=sys.stderr)
+    return status
+
+
+def _version() -> str:
+    try:
+        return version("quorumfs")
+    except PackageNotFoundError:
+        return "(not installed)"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,100 @@
+"""The command `explain`: who holds each block of a file, how each votes now, and why it was refused last.
+
+It asks the mediator and prints; the verdicts are the mediator's. It must not repair or change anything.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from tools.locate import add_state_option, find_cluster, find_inode, mediator_client
+from tools.output import add_json_option, bytes_text, coloured, console, print_json, table
+from wire.methods.mediator import MediatorMethods
+
+EXPLAIN_SECONDS = 300.0
+"""Every replica of every block is read for it."""
+ROWS = 40
+
+
+def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
+    """Add explain."""
+    parser = subparsers.add_parser("explain", help="show how each replica of a file votes now, and refusals")
+    parser.add_argument("path", type=Path, help="a file on the mount, or its path from the mount point on")
+    parser.add_argument(
+        "--all", action="store_true", help=f"list all blocks, also of those over {ROWS} that are good"
+    )
+    add_state_option(parser)
+    add_json_option(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Explain one file."""
+    cluster = find_cluster(arguments.state, arguments.path)
+    client = mediator_client(cluster)
+    try:
+        ino = find_inode(cluster, client, arguments.path)
+        report = client.call(EXPLAIN_SECONDS, MediatorMethods.explain, ino)
+    finally:
+        client.close()
+    if arguments.json:
+        print_json(report)
+    else:
+        show(arguments.path, report, everything=arguments.all)
+    return 0
+
+
+def show(path: Path, report: dict[str, Any], *, everything: bool) -> None:
+    """Print an explanation for people."""
+    out = console()
+    quorum, blocks = report["quorum"], report["blocks"]
+    names = ", ".join(_text(name) for name in report["paths"]) or "no name any more"
+    out.print(f"{path}: inode {report['ino']} ({names}), {bytes_text(report['size'])}", markup=False)
+    out.print(f"N={quorum['N']} data servers, Qr={quorum['Qr']}, Qw={quorum['Qw']}")
+    if blocks:
+        out.print()
+        out.print(_blocks_table(select(blocks, everything), quorum["N"]))
+        if (left := len(blocks) - len(select(blocks, everything))) > 0:
+            out.print(f"... and {left} more blocks, all replicas good (--all lists them)")
+    else:
+        out.print("It has no blocks: it is empty, a hole, or no regular file.")
+    if (refusal := report.get("last_refusal")) is not None:
+        when = datetime.fromtimestamp(refusal["when_ns"] / 1e9).strftime("%H:%M:%S")
+        out.print()
+        out.print(f"Last refused at {when}: {refusal['operation']}: {refusal['message']}", markup=False)
+        if refusal.get("detail"):
+            out.print(f"  {json.dumps(refusal['detail'], default=str)}", markup=False)
+
+
+def select(blocks: list[dict[str, Any]], everything: bool) -> list[dict[str, Any]]:
+    """Return the blocks to list: all, or the first ones and those with a replica that is not good."""
+    if everything or len(blocks) <= ROWS:
+        return blocks
+    return [
+        block
+        for index, block in enumerate(blocks)
+        if index < ROWS or any(verdict != "good" for verdict in block["verdicts"].values())
+    ]
+
+
+def _blocks_table(blocks: list[dict[str, Any]], servers: int) -> Any:
+    numbers = [str(number) for number in range(1, servers + 1)]
+    rows = [
+        [
+            bytes_text(block["offset"]),
+            block["block"],
+            bytes_text(block["length"]),
+            *(coloured(block["verdicts"].get(number, "?")) for number in numbers),
+            coloured(block["outcome"]),
+        ]
+        for block in blocks
+    ]
+    return table(["at", "block", "length", *(f"data-{number}" for number in numbers), "a read now"], rows)
+
+
+def _text(name: object) -> str:
+    return name.decode(errors="replace") if isinstance(name, bytes) else str(name)

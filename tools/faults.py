@@ -1,0 +1,146 @@
+"""The command `fault`: damage and failures on demand, in a local cluster.
+
+Corruption goes through the lab methods of the data servers; processes are ended, paused and started
+through the operating system, so that it works in whatever state they are. It must not touch a server's
+files.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from tools.cluster import LocalCluster
+from tools.locate import add_state_option, extents_of, find_cluster, find_inode, mediator_client
+from tools.output import add_json_option, print_json
+from wire.blocking import BlockingClient
+from wire.config import ConfigError
+from wire.methods.data import LabMethods
+
+KINDS = ("flip", "torn", "zeros", "swap", "lie")
+DIFFERENT_KINDS = ("flip", "torn", "zeros", "swap")
+"""With --different the servers get these in turn."""
+CORRUPT_SECONDS = 10.0
+
+
+def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
+    """Add fault and what can be done with it."""
+    fault = subparsers.add_parser("fault", help="corrupt replicas; end, pause and restart processes")
+    actions = fault.add_subparsers(title="faults", metavar="FAULT", required=True)
+    corrupt = actions.add_parser("corrupt", help="damage a file's replicas on some data servers")
+    corrupt.add_argument("path", type=Path, help="a file on the mount, or its path from the mount point on")
+    corrupt.add_argument("--servers", required=True, metavar="1,2", help="numbers of the data servers")
+    corrupt.add_argument("--kind", choices=KINDS, default="flip", help="what is done (default: flip one bit)")
+    corrupt.add_argument("--different", action="store_true", help="another kind of damage on each server")
+    _finish(corrupt, run_corrupt)
+    for action, run, text in (
+        ("terminate", run_terminate, "end a process at once, as a crash would (SIGKILL)"),
+        ("restart", run_restart, "start a server again, after stopping it if it is up"),
+        ("pause", run_pause, "stop a process with SIGSTOP: it keeps its connections and answers nothing"),
+        ("resume", run_resume, "let a paused process go on"),
+    ):
+        parser = actions.add_parser(action, help=text)
+        parser.add_argument("server", nargs="+", help="a data server's number, mediator or metaserver")
+        if action == "restart":
+            parser.add_argument("--blank", action="store_true", help="on an emptied directory")
+        _finish(parser, run)
+
+
+def _finish(parser: argparse.ArgumentParser, run: Any) -> None:
+    add_state_option(parser)
+    add_json_option(parser)
+    parser.set_defaults(run=run)
+
+
+def server_name(cluster: LocalCluster, word: str) -> str:
+    """Return the name of the server that people call by its number or its kind. Raises ConfigError."""
+    name = {"meta": "metaserver"}.get(word, f"data-{word}" if word.isdigit() else word)
+    if name not in cluster.server_names and name not in cluster.mount_names():
+        count = cluster.config.quorum.servers
+        raise ConfigError(
+            f"there is no server {word}; choose a number from 1 to {count}, mediator or metaserver"
+        )
+    return name
+
+
+def server_numbers(cluster: LocalCluster, text: str) -> list[int]:
+    """Return the numbers in a list as "1,2" or "2-4". Raises ConfigError."""
+    numbers: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdigit() or (dash and not last.isdigit()):
+            raise ConfigError(f"--servers {text}: write numbers of data servers as 1,2 or 2-4")
+        numbers += range(int(first), int(last or first) + 1)
+    for number in numbers:
+        server_name(cluster, str(number))
+    return list(dict.fromkeys(numbers))
+
+
+def run_corrupt(arguments: argparse.Namespace) -> int:
+    """Damage every block of a file on the chosen data servers."""
+    cluster = find_cluster(arguments.state, arguments.path)
+    numbers = server_numbers(cluster, arguments.servers)
+    client = mediator_client(cluster)
+    try:
+        ino = find_inode(cluster, client, arguments.path)
+        blocks = list(dict.fromkeys(extent.block for extent in extents_of(client, ino)))
+    finally:
+        client.close()
+    if not blocks:
+        raise ConfigError(
+            f"{arguments.path} has no blocks to corrupt: it is empty; write something into it first"
+        )
+    done = []
+    for index, number in enumerate(numbers):
+        kind = DIFFERENT_KINDS[index % len(DIFFERENT_KINDS)] if arguments.different else arguments.kind
+        for block, text in zip(blocks, corrupt_blocks(cluster, number, blocks, kind), strict=True):
+            done.append({"server": number, "block": block.hex(), "kind": kind, "done": text})
+    if arguments.json:
+        print_json(done)
+    else:
+        print("\n".join(f"data server {item['server']}: {item['done']}" for item in done))
+    return 0
+
+
+def corrupt_blocks(cluster: LocalCluster, number: int, blocks: list[bytes], kind: str) -> list[str]:
+    """Damage blocks on one data server; return what was done to each, in words."""
+    client = BlockingClient([cluster.address(f"data-{number}")], cluster.config.rpc)
+    try:
+        return [client.call(CORRUPT_SECONDS, LabMethods.corrupt, block.hex(), kind) for block in blocks]
+    finally:
+        client.close()
+
+
+def run_terminate(arguments: argparse.Namespace) -> int:
+    """Kill servers."""
+    return _each(arguments, "terminated", lambda cluster, name: cluster.kill(name))
+
+
+def run_restart(arguments: argparse.Namespace) -> int:
+    """Restart servers, on an emptied directory with --blank."""
+    verb = "restarted blank" if arguments.blank else "restarted"
+    return _each(arguments, verb, lambda cluster, name: cluster.restart(name, blank=arguments.blank))
+
+
+def run_pause(arguments: argparse.Namespace) -> int:
+    """Stop servers with SIGSTOP."""
+    return _each(arguments, "paused", lambda cluster, name: cluster.pause(name))
+
+
+def run_resume(arguments: argparse.Namespace) -> int:
+    """Let paused servers go on."""
+    return _each(arguments, "resumed", lambda cluster, name: cluster.resume(name))
+
+
+def _each(arguments: argparse.Namespace, verb: str, act: Any) -> int:
+    cluster = find_cluster(arguments.state)
+    names = [server_name(cluster, word) for word in arguments.server]
+    with cluster.lock():
+        for name in names:
+            act(cluster, name)
+    if arguments.json:
+        print_json([{"server": name, "done": verb, "state": cluster.state(name)} for name in names])
+    else:
+        print("\n".join(f"{name}: {verb}" for name in names))
+    return 0

@@ -1,0 +1,106 @@
+"""What a local cluster's state means for its user: healthy or not, why, what to do.
+
+The processes' states come from the operating system, the quorum's view from the mediator's status; either
+can be missing. It must not start or stop anything. Judging is pure; asking is apart.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+from tools.cluster import LocalCluster, ProcessStatus
+from tools.locate import mediator_client
+from tools.processes import ClusterError
+from wire.errors import QuorumfsError
+from wire.methods.common import CommonMethods
+from wire.quorum import Quorum
+
+STATUS_SECONDS = 3.0
+WRITABLE_SECONDS = 10.0
+LOOK_SECONDS = 0.03
+
+Word = Literal["healthy", "degraded", "down"]
+EXIT_STATUS: dict[Word, int] = {"healthy": 0, "degraded": 1, "down": 3}
+
+
+class Health(NamedTuple):
+    """A cluster's health in one word, whether it can be written to (or why not), and what to do."""
+
+    word: Word
+    writable: bool
+    reason: str
+    advice: list[str]
+
+
+def assess(quorum: Quorum, processes: Sequence[ProcessStatus], mediator: dict[str, Any] | None) -> Health:
+    """Judge a cluster.
+
+    Args:
+        quorum: its thresholds.
+        processes: its servers and mounts.
+        mediator: the mediator's own status, or None if it does not answer.
+    """
+    servers = [process for process in processes if not process.name.startswith("mount-")]
+    if all(server.state == "down" for server in servers):
+        return Health("down", False, "nothing is running", ["start the cluster with: quorumfs up"])
+    advice = [line for process in processes for line in _advice(process)]
+    if mediator is None:
+        lacking = next((s for s in servers if s.name == "mediator" and s.state != "running"), None)
+        reason = f"the mediator is {lacking.state}" if lacking else "the mediator does not answer"
+        return Health(
+            "degraded",
+            False,
+            reason,
+            advice or ["look into the mediator's log, or restart it with: quorumfs fault restart mediator"],
+        )
+    writable, reason = bool(mediator["writable"]), str(mediator["reason"])
+    if not writable and not reason:
+        reason = f"fewer than Qw={quorum.write} data servers are up"
+    whole = writable and not advice and all(server["state"] == "up" for server in mediator["servers"])
+    return Health("healthy" if whole else "degraded", writable, reason, advice)
+
+
+def _advice(process: ProcessStatus) -> list[str]:
+    word = process.name.removeprefix("data-")
+    if process.state == "running":
+        return []
+    if process.name.startswith("mount-"):
+        return [
+            f"the mount on {process.address} has ended; mount it again with: quorumfs up {process.address}"
+        ]
+    if process.state == "paused":
+        return [f"{process.name} is paused; let it go on with: quorumfs fault resume {word}"]
+    return [f"{process.name} is down; start it with: quorumfs fault restart {word} (or all: quorumfs up)"]
+
+
+def ask_mediator(cluster: LocalCluster, deadline_seconds: float = STATUS_SECONDS) -> dict[str, Any] | None:
+    """Return the mediator's own status, or None if it does not answer in time."""
+    if cluster.state("mediator") != "running":
+        return None
+    client = mediator_client(cluster)
+    try:
+        status: dict[str, Any] = client.call_once(deadline_seconds, CommonMethods.status)
+        return status
+    except QuorumfsError:
+        return None
+    finally:
+        client.close()
+
+
+def await_writable(cluster: LocalCluster, deadline_seconds: float = WRITABLE_SECONDS) -> None:
+    """Wait until the mediator has seen enough data servers to write.
+
+    Raises:
+        ClusterError: it has not in time; the message has its reason.
+    """
+    end = time.monotonic() + deadline_seconds
+    reason = "the mediator does not answer"
+    while time.monotonic() < end:
+        status = ask_mediator(cluster)
+        if status is not None and status["writable"]:
+            return
+        reason = reason if status is None else str(status["reason"])
+        time.sleep(LOOK_SECONDS)
+    raise ClusterError(f"not writable within {deadline_seconds:g} s: {reason}")

@@ -1,0 +1,240 @@
+"""The commands that make, start and stop what runs: up, down, mount, umount, serve.
+
+Whatever cannot work is refused before anything is started; what one call started, it stops again when it
+fails. One command at a time changes a state directory (LocalCluster.lock).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import shutil
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from tools import mounts
+from tools.cluster import CONFIG_NAME, LocalCluster, python_command, python_environment
+from tools.health import await_writable
+from tools.locate import add_state_option, find_cluster, state_directory
+from tools.output import add_json_option, command_name, nice_path, print_json
+from wire.config import ConfigError, load
+
+DEFAULT_MOUNTPOINT = Path("mnt")
+DEFAULT_SERVERS = 5
+
+
+def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
+    """Add up, down, mount, umount and serve."""
+    up = subparsers.add_parser("up", help="start a local cluster and mount it")
+    up.add_argument("mountpoint", nargs="?", type=Path, help="where to mount it (default: ./mnt)")
+    up.add_argument("--servers", type=int, metavar="N", help="data servers (default: 5)")
+    up.add_argument(
+        "--read-quorum", type=int, metavar="QR", help="replicas that vouch for a read (default: 3)"
+    )
+    up.add_argument("--write-quorum", type=int, metavar="QW", help="replicas that hold a write (default: N)")
+    up.add_argument("--rpc", choices=["msgpack", "xml"], help="what the parts speak (default: msgpack)")
+    _finish(up, run_up)
+    down = subparsers.add_parser("down", help="unmount the cluster and stop its servers; the files stay")
+    down.add_argument("--force", action="store_true", help="also while files on the mount are in use")
+    _finish(down, run_down)
+    mount = subparsers.add_parser("mount", help="mount a running cluster, also at a second place")
+    mount.add_argument("mountpoint", nargs="?", type=Path, default=DEFAULT_MOUNTPOINT)
+    _finish(mount, run_mount)
+    umount = subparsers.add_parser("umount", help="unmount; the servers go on")
+    umount.add_argument("mountpoint", nargs="?", type=Path, help="which (default: all of the cluster)")
+    umount.add_argument("--force", action="store_true", help="also while files on the mount are in use")
+    _finish(umount, run_umount)
+    serve = subparsers.add_parser("serve", help="run one server in the foreground")
+    serve.add_argument("kind", choices=["mediator", "meta", "data"])
+    serve.add_argument("--config", type=Path, metavar="FILE", help="the cluster's configuration file")
+    serve.add_argument("--number", type=int, metavar="K", help="which data server, 1 to N")
+    serve.add_argument("--lab", action="store_true", help="offer the fault methods (data server only)")
+    add_state_option(serve)
+    serve.set_defaults(run=run_serve)
+
+
+def _finish(parser: argparse.ArgumentParser, run: Any) -> None:
+    add_state_option(parser)
+    add_json_option(parser)
+    parser.set_defaults(run=run)
+
+
+def run_up(arguments: argparse.Namespace) -> int:
+    """Make the cluster if it is new, start what is down, mount it if it is not mounted."""
+    directory = state_directory(arguments.state).resolve()
+    mounts.check_fuse()
+    with ExitStack() as undo:
+        cluster = _open_or_create(directory, arguments, undo)
+        undo.enter_context(cluster.lock())
+        _check_options(arguments, cluster)
+        places = _live_mounts(cluster)
+        wanted = _wanted_place(arguments.mountpoint, places, undo)
+        started = cluster.start()
+        if started:
+            undo.callback(cluster.stop, *started)
+        await_writable(cluster)
+        if wanted is not None:
+            cluster.mount(wanted)
+            places = [wanted]
+        # From here on nothing is taken back: the lock alone is let go.
+        undo.pop_all()
+    _print_up(arguments, cluster, places[0], started)
+    return 0
+
+
+def _open_or_create(directory: Path, arguments: argparse.Namespace, undo: ExitStack) -> LocalCluster:
+    if (directory / CONFIG_NAME).exists():
+        return LocalCluster.open(directory)
+    servers = DEFAULT_SERVERS if arguments.servers is None else arguments.servers
+    given = {"read_quorum": arguments.read_quorum, "write_quorum": arguments.write_quorum}
+    cluster = LocalCluster.create(
+        directory,
+        servers=servers,
+        read_quorum=servers // 2 + 1 if given["read_quorum"] is None else given["read_quorum"],
+        write_quorum=servers if given["write_quorum"] is None else given["write_quorum"],
+        rpc=arguments.rpc or "msgpack",
+    )
+    undo.callback(shutil.rmtree, directory)
+    return cluster
+
+
+def _check_options(arguments: argparse.Namespace, cluster: LocalCluster) -> None:
+    """Refuse options that contradict the settings that the cluster was made with."""
+    quorum = cluster.config.quorum
+    for option, stored in (
+        ("servers", quorum.servers),
+        ("read_quorum", quorum.read),
+        ("write_quorum", quorum.write),
+        ("rpc", cluster.config.rpc),
+    ):
+        given = getattr(arguments, option)
+        if given is not None and given != stored:
+            name = option.replace("_", "-")
+            raise ConfigError(
+                f"--{name} {given} contradicts {stored}, with which the cluster in {cluster.directory} was "
+                f"made; leave --{name} out, or make another cluster with --state DIR"
+            )
+
+
+def _live_mounts(cluster: LocalCluster) -> list[Path]:
+    """Return where the cluster is mounted, after clearing away what dead mounts left behind."""
+    cluster.clear_dead_mounts()
+    records = [cluster.process(name).record() for name in cluster.mount_names()]
+    return [Path(record.place) for record in records if record is not None]
+
+
+def _wanted_place(given: Path | None, places: list[Path], undo: ExitStack) -> Path | None:
+    """Return where to mount, checked, or None if it is mounted there (or, if none is given, anywhere)."""
+    place = mounts.absolute(given or DEFAULT_MOUNTPOINT)
+    if place in places or (given is None and places):
+        return None
+    if given is None and not place.exists() and place.parent.is_dir():
+        try:
+            place.mkdir()
+        except OSError as error:
+            raise ConfigError(f"{place}: cannot be made: {error.strerror}; name a mount point") from None
+        undo.callback(place.rmdir)
+    mounts.check_mountpoint(place)
+    return place
+
+
+def _print_up(arguments: argparse.Namespace, cluster: LocalCluster, place: Path, started: list[str]) -> None:
+    quorum = cluster.config.quorum
+    if arguments.json:
+        return print_json(
+            {
+                "mountpoint": place,
+                "state_directory": cluster.directory,
+                "started": started,
+                "N": quorum.servers,
+                "Qr": quorum.read,
+                "Qw": quorum.write,
+            }
+        )
+    name, mount = command_name(), shlex.quote(nice_path(place))
+    if arguments.state is not None:
+        name += f" --state {shlex.quote(str(arguments.state))}"
+    numbers = f"N={quorum.servers} data servers, Qr={quorum.read}, Qw={quorum.write}"
+    print(f"quorumfs is mounted on {place}: {numbers}.")
+    print("Three things to try:")
+    print(f"  echo 1234 > {mount}/a.txt; cat {mount}/a.txt")
+    print(
+        f"  {name} fault corrupt {mount}/a.txt --servers 1,2; cat {mount}/a.txt; {name} explain {mount}/a.txt"
+    )
+    print(f"  {name} fault terminate 3; {name} status")
+    return None
+
+
+def run_down(arguments: argparse.Namespace) -> int:
+    """Unmount everything and stop all servers. A mount in use is an error, and everything goes on."""
+    cluster = find_cluster(arguments.state)
+    with cluster.lock():
+        for name in cluster.mount_names():
+            cluster.unmount(name, force=arguments.force)
+        running = [name for name in cluster.server_names if cluster.state(name) != "down"]
+        killed = cluster.stop(*running) if running else []
+    if arguments.json:
+        print_json({"stopped": running, "killed": killed, "state_directory": cluster.directory})
+    elif running:
+        print(
+            f"stopped; the files are kept in {cluster.directory}, and `{command_name()} up` brings them back"
+        )
+    else:
+        print(f"nothing was running; the files are kept in {cluster.directory}")
+    return 0
+
+
+def run_mount(arguments: argparse.Namespace) -> int:
+    """Mount a running cluster at one more place."""
+    cluster = find_cluster(arguments.state)
+    with cluster.lock():
+        if cluster.state("mediator") == "down":
+            raise ConfigError("the mediator is down; start the cluster with: quorumfs up")
+        if mounts.absolute(arguments.mountpoint) in _live_mounts(cluster):
+            raise ConfigError(f"{arguments.mountpoint}: the cluster is mounted there already")
+        name = cluster.mount(arguments.mountpoint)
+    place = mounts.absolute(arguments.mountpoint)
+    if arguments.json:
+        print_json({"name": name, "mountpoint": place})
+    else:
+        print(f"mounted on {place}")
+    return 0
+
+
+def run_umount(arguments: argparse.Namespace) -> int:
+    """Unmount one place or all; what was written is committed first."""
+    cluster = find_cluster(arguments.state, arguments.mountpoint)
+    wanted = None if arguments.mountpoint is None else str(mounts.absolute(arguments.mountpoint))
+    done = []
+    with cluster.lock():
+        for name in cluster.mount_names():
+            record = cluster.process(name).record()
+            if record is not None and wanted in (None, record.place):
+                cluster.unmount(name, force=arguments.force)
+                done.append(record.place)
+    if wanted is not None and not done:
+        raise ConfigError(f"{arguments.mountpoint}: this cluster is not mounted there; see: quorumfs status")
+    if arguments.json:
+        print_json({"unmounted": done})
+    else:
+        print("\n".join(f"unmounted {place}" for place in done) or "nothing was mounted")
+    return 0
+
+
+def run_serve(arguments: argparse.Namespace) -> int:
+    """Become one server: replaces this process, so that signals reach the server itself."""
+    file = arguments.config or find_cluster(arguments.state).config_file
+    config = load(file)
+    module = {"mediator": "mediator", "meta": "metaserver", "data": "dataserver"}[arguments.kind]
+    words = [*python_command(module), "--config", str(file)]
+    if arguments.kind == "data":
+        if arguments.number is None:
+            raise ConfigError(f"which data server? name it with --number 1 to {config.quorum.servers}")
+        words += ["--number", str(arguments.number), *(["--lab"] if arguments.lab else [])]
+    elif arguments.number is not None or arguments.lab:
+        raise ConfigError(f"--number and --lab are for data servers; leave them out for {arguments.kind}")
+    sys.stdout.flush()
+    os.execve(words[0], words, python_environment())

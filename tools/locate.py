@@ -1,0 +1,123 @@
+"""Which cluster a command means, and which file a path means.
+
+A cluster is found by --state, else $QUORUMFS_STATE, else ./.quorumfs, else by the quorumfs mount that the
+command's path (or the working directory) lies on. It must not change anything.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from tools import mounts
+from tools.cluster import CONFIG_NAME, LocalCluster
+from wire.blocking import BlockingClient
+from wire.config import ConfigError
+from wire.messages import ROOT_INODE, MappedExtent
+from wire.methods.meta import NamespaceMethods
+
+DEFAULT_STATE = Path(".quorumfs")
+CALL_SECONDS = 10.0
+EXTENTS_PER_CALL = 1000
+
+
+def add_state_option(parser: argparse.ArgumentParser) -> None:
+    """Give a command the --state option."""
+    parser.add_argument(
+        "--state", type=Path, metavar="DIR", help="the cluster's state directory (default: ./.quorumfs)"
+    )
+
+
+def state_directory(given: Path | None) -> Path:
+    """Return the state directory that `up` uses, whether it exists or not."""
+    return given or Path(os.environ.get("QUORUMFS_STATE") or DEFAULT_STATE)
+
+
+def find_cluster(given: Path | None, path: Path | None = None) -> LocalCluster:
+    """Return the cluster that a command means.
+
+    Args:
+        given: the --state option.
+        path: a path that the command is about, if any.
+
+    Raises:
+        ConfigError: there is none; the message says what to do.
+    """
+    directory = state_directory(given)
+    if (directory / CONFIG_NAME).exists() or given is not None or "QUORUMFS_STATE" in os.environ:
+        return LocalCluster.open(directory)
+    for place in (path, Path.cwd()):
+        config = config_of_mount(mounts.absolute(place)) if place is not None else None
+        if config is not None:
+            return LocalCluster.open(config.parent)
+    raise ConfigError("no cluster here; start one with: quorumfs up, or name its directory with --state DIR")
+
+
+def config_of_mount(path: Path) -> Path | None:
+    """Return the configuration file of the mount that an absolute path lies on, from its process."""
+    mount = mounts.mount_of(path)
+    if mount is None:
+        return None
+    for process in Path("/proc").iterdir():
+        words = _command(process) if process.name.isdigit() else []
+        if "fusefs" in words and "--config" in words and words[-1] == str(mount.place):
+            return Path(words[words.index("--config") + 1])
+    return None
+
+
+def find_inode(cluster: LocalCluster, client: BlockingClient, path: Path) -> int:
+    """Return the inode number of a path: on a mount, or from the root of the file system.
+
+    Raises:
+        ConfigError: there is no such file.
+    """
+    absolute = mounts.absolute(path)
+    mount = mounts.mount_of(absolute)
+    if mount is not None and config_of_mount(absolute) == cluster.config_file:
+        if mount.place == absolute:
+            return ROOT_INODE
+        try:
+            return os.lstat(absolute).st_ino
+        except FileNotFoundError:
+            raise ConfigError(f"{path}: no such file; look with: ls {path.parent}") from None
+        except OSError as error:
+            raise ConfigError(f"{path}: {error.strerror}; look with: quorumfs status") from None
+    names = _names_from_root(cluster, path, absolute)
+    steps = client.call(CALL_SECONDS, NamespaceMethods.resolve, ROOT_INODE, names)
+    if len(steps) < len(names):
+        raise ConfigError(f"{path}: no such file in this cluster; give its path from the mount point on")
+    return steps[-1].ino if names else ROOT_INODE
+
+
+def extents_of(client: BlockingClient, ino: int) -> list[MappedExtent]:
+    """Return all extents of a file as it is committed now."""
+    found: list[MappedExtent] = []
+    offset, complete = 0, False
+    while not complete:
+        page = client.call(CALL_SECONDS, NamespaceMethods.file_map, ino, offset, EXTENTS_PER_CALL)
+        found += page.extents
+        complete = page.complete or not page.extents
+        offset = found[-1].offset + found[-1].length if found else 0
+    return found
+
+
+def mediator_client(cluster: LocalCluster) -> BlockingClient:
+    """Return a client of the cluster's mediator; close it after use."""
+    return BlockingClient([cluster.address("mediator")], cluster.config.rpc)
+
+
+def _names_from_root(cluster: LocalCluster, path: Path, absolute: Path) -> list[bytes]:
+    """Return a path's names from the root: below a mount point of this cluster, else as it was given."""
+    for name in cluster.mount_names():
+        record = cluster.process(name).record()
+        if record is not None and absolute.is_relative_to(record.place):
+            return [os.fsencode(part) for part in absolute.relative_to(record.place).parts]
+    return [os.fsencode(part) for part in path.parts if part not in ("/", ".")]
+
+
+def _command(process: Path) -> list[str]:
+    try:
+        return [os.fsdecode(word) for word in (process / "cmdline").read_bytes().split(b"\0")[:-1]]
+    except OSError:
+        return []

@@ -1,0 +1,98 @@
+"""How commands print: tables and colours for people on a terminal, JSON for programs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+COLOURS = {
+    "good": "green",
+    "running": "green",
+    "right": "green",
+    "up": "green",
+    "healthy": "green",
+    "corrupt": "red",
+    "wrong": "bold red",
+    "down": "red",
+    "refused": "red",
+    "missing": "yellow",
+    "paused": "yellow",
+    "degraded": "yellow",
+    "stale": "bold red",
+}
+
+
+def add_json_option(parser: argparse.ArgumentParser) -> None:
+    """Give a command the --json option."""
+    parser.add_argument("--json", action="store_true", help="print JSON instead of text")
+
+
+def console() -> Console:
+    """Return where people's output goes; colours only on a terminal."""
+    width = None if sys.stdout.isatty() else 160
+    return Console(highlight=False, soft_wrap=False, width=width, emoji=False)
+
+
+def print_json(data: Any) -> None:
+    """Print plain data as JSON; bytes as text, with what is no UTF-8 kept as surrogates escaped."""
+    print(json.dumps(data, indent=2, default=_plain))
+
+
+def coloured(word: str) -> str:
+    """Return a word of the glossary in its colour (markup of rich)."""
+    colour = COLOURS.get(word)
+    return f"[{colour}]{word}[/{colour}]" if colour else word
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None) -> Table:
+    """Return a plain table of markup cells."""
+    result = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        result.add_column(column, overflow="fold")
+    for row in rows:
+        result.add_row(*row)
+    return result
+
+
+def command_name() -> str:
+    """Return how this user would type `quorumfs` again: as itself if it is on the PATH, else by its place."""
+    found = shutil.which("quorumfs")
+    here = Path(sys.argv[0])
+    if found is not None or here.name != "quorumfs":
+        return "quorumfs"
+    return shlex.quote(nice_path(here.absolute()))
+
+
+def nice_path(path: Path) -> str:
+    """Return a path relative to the working directory if it lies in it."""
+    working = Path.cwd()
+    return str(path.relative_to(working)) if path.is_relative_to(working) else str(path)
+
+
+def bytes_text(count: int) -> str:
+    """Return a number of bytes as people read it, as "1.5 MiB"."""
+    value = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.1f} TiB"
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "surrogateescape").encode("utf-8", "replace").decode()
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise TypeError(f"{type(value).__name__} has no JSON form")

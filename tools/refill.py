@@ -1,0 +1,67 @@
+"""The command `refill`: begin the refill of a data server by hand, and watch it.
+
+The mediator refills by itself whoever comes back; this is for those who wonder. It must not move
+blocks itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from tools.faults import server_name
+from tools.locate import CALL_SECONDS, add_state_option, find_cluster, mediator_client
+from tools.output import add_json_option, print_json
+from wire.blocking import BlockingClient
+from wire.config import ConfigError
+from wire.methods.mediator import MediatorMethods
+
+LOOK_SECONDS = 0.2
+
+
+def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
+    """Add refill."""
+    parser = subparsers.add_parser("refill", help="give a data server everything it lacks, and watch it")
+    parser.add_argument("server", help="the data server's number")
+    parser.add_argument("--no-wait", action="store_true", help="begin it and return")
+    add_state_option(parser)
+    add_json_option(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Begin a refill; wait for its end with a progress bar."""
+    cluster = find_cluster(arguments.state)
+    if not server_name(cluster, arguments.server).startswith("data-"):
+        raise ConfigError(
+            f"{arguments.server} is no data server; choose 1 to {cluster.config.quorum.servers}"
+        )
+    number = int(arguments.server.removeprefix("data-"))
+    client = mediator_client(cluster)
+    try:
+        progress = client.call(CALL_SECONDS, MediatorMethods.refill, number)
+        if not arguments.no_wait:
+            progress = _watch(client, number, progress)
+    finally:
+        client.close()
+    if arguments.json:
+        print_json(progress)
+    else:
+        print(f"data-{number}: {progress['state']}, {progress['done']} of {progress['total']} blocks")
+    return 0
+
+
+def _watch(client: BlockingClient, number: int, progress: dict[str, Any]) -> dict[str, Any]:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(file=sys.stderr)) as bars:
+        bar = bars.add_task(f"refill of data-{number}", total=None)
+        while progress["state"] == "running":
+            bars.update(bar, completed=progress["done"], total=progress["total"])
+            time.sleep(LOOK_SECONDS)
+            progress = client.call(CALL_SECONDS, MediatorMethods.refill, number)
+    return progress

@@ -1,0 +1,169 @@
+"""The command `status`: who is up, whether files can be written, refills, refusals, and what to do.
+
+Exit status: 0 healthy, 1 degraded, 3 not running. It must not change anything, and it works whatever is down.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from rich.console import Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from tools.cluster import LocalCluster, ProcessStatus
+from tools.health import EXIT_STATUS, Health, ask_mediator, assess
+from tools.locate import add_state_option, find_cluster
+from tools.output import add_json_option, coloured, console, print_json, table
+
+WATCH_SECONDS = 0.5
+REFUSALS_SHOWN = 5
+
+
+class Picture(NamedTuple):
+    """Everything that a status shows, taken at one moment."""
+
+    cluster: LocalCluster
+    processes: list[ProcessStatus]
+    mediator: dict[str, Any] | None
+    health: Health
+
+
+def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
+    """Add status."""
+    parser = subparsers.add_parser("status", help="show who is up, the quorum, refills and refusals")
+    parser.add_argument("--watch", action="store_true", help="show it again and again until Ctrl-C")
+    add_state_option(parser)
+    add_json_option(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Show the status once, or until interrupted."""
+    cluster = find_cluster(arguments.state)
+    if arguments.watch:
+        return watch(cluster, as_json=arguments.json)
+    picture = take(cluster)
+    if arguments.json:
+        print_json(as_data(picture))
+    else:
+        console().print(draw(picture))
+    return EXIT_STATUS[picture.health.word]
+
+
+def take(cluster: LocalCluster) -> Picture:
+    """Look at a cluster now."""
+    processes, mediator = cluster.status(), ask_mediator(cluster)
+    return Picture(cluster, processes, mediator, assess(cluster.config.quorum, processes, mediator))
+
+
+def watch(cluster: LocalCluster, *, as_json: bool) -> int:
+    """Show the status until Ctrl-C; as JSON, one picture after the other."""
+    out, picture = console(), take(cluster)
+    try:
+        if as_json or not out.is_terminal:
+            while True:
+                if as_json:
+                    print_json(as_data(picture))
+                else:
+                    out.print(draw(picture))
+                time.sleep(WATCH_SECONDS)
+                picture = take(cluster)
+        with Live(draw(picture), console=out, auto_refresh=False) as live:
+            while True:
+                time.sleep(WATCH_SECONDS)
+                picture = take(cluster)
+                live.update(draw(picture), refresh=True)
+    except KeyboardInterrupt:
+        return EXIT_STATUS[picture.health.word]
+
+
+def as_data(picture: Picture) -> dict[str, Any]:
+    """Return a picture for programs."""
+    cluster, _, mediator, health = picture
+    quorum = cluster.config.quorum
+    processes = [process._asdict() for process in picture.processes]
+    return {
+        "state_directory": cluster.directory,
+        "cluster": cluster.config.cluster,
+        "health": health.word,
+        "writable": health.writable,
+        "reason": health.reason,
+        "advice": health.advice,
+        "quorum": {"N": quorum.servers, "Qr": quorum.read, "Qw": quorum.write},
+        "rpc": cluster.config.rpc,
+        "servers": [process for process in processes if not process["name"].startswith("mount-")],
+        "mounts": [process for process in processes if process["name"].startswith("mount-")],
+        "mediator": mediator,
+    }
+
+
+def draw(picture: Picture) -> RenderableType:
+    """Return a picture for people."""
+    cluster, processes, mediator, health = picture
+    quorum = cluster.config.quorum
+    parts: list[RenderableType] = [
+        Text.from_markup(
+            f"{coloured(health.word)}: N={quorum.servers} data servers, Qr={quorum.read}, Qw={quorum.write}; "
+            + ("files can be read and written" if health.writable else "no writes")
+        )
+    ]
+    if not health.writable:
+        parts.append(Text(f"why: {health.reason}"))
+    parts += [Text(f"to do: {line}") for line in health.advice]
+    seen = {f"data-{server['number']}": server for server in (mediator or {}).get("servers", [])}
+    rows = [
+        [
+            process.name,
+            coloured(process.state),
+            str(process.pid or ""),
+            process.address,
+            _remark(seen.get(process.name)),
+        ]
+        for process in processes
+    ]
+    parts += [Text(""), table(["process", "is", "pid", "at", "the mediator sees"], rows)]
+    bars = [_bar(server) for server in seen.values() if _is_refilling(server)]
+    if bars:
+        parts += [Text(""), *bars]
+    parts += _refusals((mediator or {}).get("refusals", []))
+    return Group(*parts)
+
+
+def _remark(server: dict[str, Any] | None) -> str:
+    if server is None:
+        return ""
+    if server["state"] == "up":
+        return coloured("up")
+    return f"{coloured(server['state'])} {Text(str(server.get('error') or '')).markup}".strip()
+
+
+def _is_refilling(server: dict[str, Any]) -> bool:
+    return bool(server["state"] == "refilling")
+
+
+def _bar(server: dict[str, Any]) -> RenderableType:
+    progress = server.get("refill") or {}
+    done, total = int(progress.get("done", 0)), int(progress.get("total", 0))
+    grid = Table.grid(padding=(0, 1))
+    grid.add_row(
+        f"refill of data-{server['number']}",
+        ProgressBar(total=max(total, 1), completed=done, width=40),
+        f"{done} of {total} blocks",
+    )
+    return grid
+
+
+def _refusals(refusals: list[dict[str, Any]]) -> list[RenderableType]:
+    if not refusals:
+        return []
+    lines: list[RenderableType] = [Text(""), Text("last refusals, newest first:")]
+    for refusal in refusals[:REFUSALS_SHOWN]:
+        when = datetime.fromtimestamp(refusal["when_ns"] / 1e9).strftime("%H:%M:%S")
+        lines.append(Text(f"  {when} {refusal['operation']} of inode {refusal['ino']}: {refusal['message']}"))
+    return lines

@@ -1,0 +1,51 @@
+"""The connections of one server, whatever they speak. Belongs to the server's event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from typing import Protocol
+
+
+class Connection(Protocol):
+    """What the server asks of each connection."""
+
+    def overdue(self, now: float, request_seconds: float) -> bool:
+        """Tell whether half a request has been here for too long."""
+        ...
+
+    def abort(self, reason: str) -> None:
+        """Close at once, with one line in the log."""
+        ...
+
+    async def drain(self) -> None:
+        """Refuse new calls, finish those in flight, close."""
+        ...
+
+
+class Connections:
+    """Those that are open now."""
+
+    def __init__(self) -> None:
+        self._open: set[Connection] = set()
+        self._none = asyncio.Event()
+        self._none.set()
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def __iter__(self) -> Iterator[Connection]:
+        return iter(list(self._open))
+
+    def add(self, connection: Connection) -> None:
+        self._open.add(connection)
+        self._none.clear()
+
+    def discard(self, connection: Connection) -> None:
+        self._open.discard(connection)
+        if not self._open:
+            self._none.set()
+
+    async def until_none(self) -> None:
+        """Wait until all are closed."""
+        await self._none.wait()
