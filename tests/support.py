@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
+
+ROOT = Path(__file__).parents[1]
 
 T = TypeVar("T")
 
@@ -25,3 +31,21 @@ def wait_until(condition: Callable[[], T], deadline_seconds: float, what: str) -
         if time.monotonic() > end:
             raise AssertionError(f"not within {deadline_seconds:g} s: {what} (last value: {value!r})")
         time.sleep(LOOK_SECONDS)
+
+
+def run_command(
+    directory: Path, *words: str, stdin: str | None = None, seconds: float = 120
+) -> subprocess.CompletedProcess[str]:
+    """Run `quorumfs WORDS` as a process of its own in a directory, from this source tree."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment.pop("QUORUMFS_STATE", None)
+    return subprocess.run(
+        [sys.executable, "-P", "-m", "tools.cli", *words],
+        cwd=directory,
+        env=environment,
+        input=stdin or "",
+        capture_output=True,
+        text=True,
+        timeout=seconds,
+        check=False,
+    )

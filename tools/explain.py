@@ -11,6 +11,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
+
 from tools.locate import add_state_option, find_cluster, find_inode, mediator_client
 from tools.output import add_json_option, bytes_text, coloured, console, print_json, table
 from wire.methods.mediator import MediatorMethods
@@ -62,6 +64,8 @@ def show(path: Path, report: dict[str, Any], *, everything: bool) -> None:
             out.print(f"... and {left} more blocks, all replicas good (--all lists them)")
     else:
         out.print("It has no blocks: it is empty, a hole, or no regular file.")
+    if report.get("cut"):
+        out.print("The file has more blocks: only the first ones were asked to vote.")
     if (refusal := report.get("last_refusal")) is not None:
         when = datetime.fromtimestamp(refusal["when_ns"] / 1e9).strftime("%H:%M:%S")
         out.print()
@@ -86,7 +90,7 @@ def _blocks_table(blocks: list[dict[str, Any]], servers: int) -> Any:
     rows = [
         [
             bytes_text(block["offset"]),
-            block["block"],
+            escape(block["block"]),
             bytes_text(block["length"]),
             *(coloured(block["verdicts"].get(number, "?")) for number in numbers),
             coloured(block["outcome"]),

@@ -58,7 +58,8 @@ def assess(quorum: Quorum, processes: Sequence[ProcessStatus], mediator: dict[st
     writable, reason = bool(mediator["writable"]), str(mediator["reason"])
     if not writable and not reason:
         reason = f"fewer than Qw={quorum.write} data servers are up"
-    whole = writable and not advice and all(server["state"] == "up" for server in mediator["servers"])
+    links = [mediator["metaserver"], *mediator["servers"]]
+    whole = writable and not advice and all(link["state"] == "up" for link in links)
     return Health("healthy" if whole else "degraded", writable, reason, advice)
 
 

@@ -19,6 +19,7 @@ from tools.locate import CALL_SECONDS, add_state_option, find_cluster, mediator_
 from tools.output import add_json_option, print_json
 from wire.blocking import BlockingClient
 from wire.config import ConfigError
+from wire.methods.common import CommonMethods
 from wire.methods.mediator import MediatorMethods
 
 LOOK_SECONDS = 0.2
@@ -44,24 +45,40 @@ def run(arguments: argparse.Namespace) -> int:
     number = int(arguments.server.removeprefix("data-"))
     client = mediator_client(cluster)
     try:
-        progress = client.call(CALL_SECONDS, MediatorMethods.refill, number)
-        if not arguments.no_wait:
-            progress = _watch(client, number, progress)
+        client.call(CALL_SECONDS, MediatorMethods.refill, number)
+        progress = _progress(client, number) if arguments.no_wait else _watch(client, number)
     finally:
         client.close()
     if arguments.json:
         print_json(progress)
     else:
-        print(f"data-{number}: {progress['state']}, {progress['done']} of {progress['total']} blocks")
-    return 0
+        print(f"data-{number}: {in_words(progress)}")
+    return 1 if progress["failed"] else 0
 
 
-def _watch(client: BlockingClient, number: int, progress: dict[str, Any]) -> dict[str, Any]:
+def in_words(progress: dict[str, Any]) -> str:
+    """Return a refill's progress, as the mediator tells it, in words."""
+    done = f"{progress['blocks_done']} of {progress['blocks_total']} blocks refilled"
+    if progress["failed"]:
+        done += f", {progress['failed']} could not be: too few good replicas are up"
+    if progress["error"]:
+        done += f" ({progress['error']})"
+    return f"{done}, going on" if progress["running"] else done
+
+
+def _progress(client: BlockingClient, number: int) -> dict[str, Any]:
+    """Return a refill's progress; looking, unlike asking for a refill, does not begin another one."""
+    status: dict[str, Any] = client.call(CALL_SECONDS, CommonMethods.status)
+    found: dict[str, Any] = next(s for s in status["servers"] if s["number"] == number)["refill"]
+    return found
+
+
+def _watch(client: BlockingClient, number: int) -> dict[str, Any]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(file=sys.stderr)) as bars:
+    with Progress(*columns, console=Console(file=sys.stderr), disable=not sys.stderr.isatty()) as bars:
         bar = bars.add_task(f"refill of data-{number}", total=None)
-        while progress["state"] == "running":
-            bars.update(bar, completed=progress["done"], total=progress["total"])
+        while (progress := _progress(client, number))["running"]:
+            if not progress["comparing"]:
+                bars.update(bar, completed=progress["blocks_done"], total=progress["blocks_total"])
             time.sleep(LOOK_SECONDS)
-            progress = client.call(CALL_SECONDS, MediatorMethods.refill, number)
     return progress

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from rich.console import Group, RenderableType
 from rich.live import Live
+from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -23,6 +24,7 @@ from tools.output import add_json_option, coloured, console, print_json, table
 
 WATCH_SECONDS = 0.5
 REFUSALS_SHOWN = 5
+COLUMNS = ["process", "is", "pid", "at", "blocks", "quarantined", "the mediator sees"]
 
 
 class Picture(NamedTuple):
@@ -122,12 +124,12 @@ def draw(picture: Picture) -> RenderableType:
             process.name,
             coloured(process.state),
             str(process.pid or ""),
-            process.address,
-            _remark(seen.get(process.name)),
+            escape(process.address),
+            *_seen(seen.get(process.name)),
         ]
         for process in processes
     ]
-    parts += [Text(""), table(["process", "is", "pid", "at", "the mediator sees"], rows)]
+    parts += [Text(""), table(COLUMNS, rows)]
     bars = [_bar(server) for server in seen.values() if _is_refilling(server)]
     if bars:
         parts += [Text(""), *bars]
@@ -135,12 +137,16 @@ def draw(picture: Picture) -> RenderableType:
     return Group(*parts)
 
 
-def _remark(server: dict[str, Any] | None) -> str:
+def _seen(server: dict[str, Any] | None) -> list[str]:
+    """Return the cells of what the mediator knows of a data server."""
     if server is None:
-        return ""
-    if server["state"] == "up":
-        return coloured("up")
-    return f"{coloured(server['state'])} {Text(str(server.get('error') or '')).markup}".strip()
+        return ["", "", ""]
+    seen = f"{coloured(server['state'])} {escape(server['error'])}".strip()
+    return [_number(server["blocks"]), _number(server["quarantined"]), seen]
+
+
+def _number(value: object) -> str:
+    return "" if value is None else str(value)
 
 
 def _is_refilling(server: dict[str, Any]) -> bool:
@@ -149,12 +155,13 @@ def _is_refilling(server: dict[str, Any]) -> bool:
 
 def _bar(server: dict[str, Any]) -> RenderableType:
     progress = server.get("refill") or {}
-    done, total = int(progress.get("done", 0)), int(progress.get("total", 0))
+    done, total = int(progress.get("blocks_done", 0)), int(progress.get("blocks_total", 0))
+    eta = progress.get("eta_seconds")
     grid = Table.grid(padding=(0, 1))
     grid.add_row(
         f"refill of data-{server['number']}",
         ProgressBar(total=max(total, 1), completed=done, width=40),
-        f"{done} of {total} blocks",
+        f"{done} of {total} blocks" + (f", {eta:.0f} s left" if eta else ""),
     )
     return grid
 

@@ -130,7 +130,11 @@ def parse(raw: dict[str, Any], base: Path) -> ClusterConfig:
     """Build the configuration from a parsed TOML document. Raises ConfigError."""
     raw = {key: dict(value) if isinstance(value, dict) else value for key, value in raw.items()}
     if (version := raw.pop("format", None)) != FORMAT_VERSION:
-        raise ConfigError(f"format = {version!r}: this release reads format {FORMAT_VERSION} only")
+        newer = isinstance(version, int) and version > FORMAT_VERSION
+        raise ConfigError(
+            f"format = {version!r}: this release reads format {FORMAT_VERSION} only; "
+            + ("use the newer release that wrote it" if newer else "it is no configuration of quorumfs")
+        )
     try:
         quorum = raw.pop("quorum")
         servers = raw.pop("dataserver")

@@ -1,0 +1,74 @@
+"""What a state means for the user: the word, the reason, the advice."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tools.cluster import ProcessStatus
+from tools.health import Health, assess
+from tools.processes import State
+from wire.quorum import Quorum
+
+QUORUM = Quorum(3, 2, 3)
+NAMES = ["mediator", "metaserver", "data-1", "data-2", "data-3", "mount-1"]
+
+
+def processes(**states: State) -> list[ProcessStatus]:
+    given = {name.replace("_", "-"): state for name, state in states.items()}
+    return [ProcessStatus(name, given.get(name, "running"), 1, f"at {name}") for name in NAMES]
+
+
+def mediator(*states: str) -> dict[str, Any]:
+    writable = "down" not in states
+    servers = [{"number": number, "state": state} for number, state in enumerate(states, 1)]
+    return {
+        "writable": writable,
+        "reason": "" if writable else "2 of 3 are up",
+        "servers": servers,
+        "metaserver": {"state": "up"},
+    }
+
+
+def test_all_is_well() -> None:
+    assert assess(QUORUM, processes(), mediator("up", "up", "up")) == Health("healthy", True, "", [])
+
+
+def test_nothing_runs() -> None:
+    states: dict[str, State] = {name.replace("-", "_"): "down" for name in NAMES}
+    health = assess(QUORUM, processes(**states), None)
+    assert health.word == "down"
+    assert health.advice == ["start the cluster with: quorumfs up"]
+
+
+@pytest.mark.parametrize(
+    ("state", "command"), [("down", "quorumfs fault restart 2"), ("paused", "quorumfs fault resume 2")]
+)
+def test_a_server_is_lacking(state: State, command: str) -> None:
+    health = assess(QUORUM, processes(data_2=state), mediator("up", "down", "up"))
+    assert (health.word, health.writable, health.reason) == ("degraded", False, "2 of 3 are up")
+    assert command in health.advice[0]
+
+
+def test_refilling_is_degraded_and_writable() -> None:
+    assert assess(QUORUM, processes(), mediator("up", "refilling", "up"))[:2] == ("degraded", True)
+
+
+def test_the_mediator_is_lacking() -> None:
+    health = assess(QUORUM, processes(mediator="down"), None)
+    assert (health.word, health.writable, health.reason) == ("degraded", False, "the mediator is down")
+    assert "quorumfs fault restart mediator" in health.advice[0]
+
+
+def test_the_mediator_hangs() -> None:
+    health = assess(QUORUM, processes(), None)
+    assert health.word == "degraded"
+    assert "does not answer" in health.reason
+    assert health.advice
+
+
+def test_a_mount_has_ended() -> None:
+    health = assess(QUORUM, processes(mount_1="down"), mediator("up", "up", "up"))
+    assert health.word == "degraded"
+    assert "quorumfs up at mount-1" in health.advice[0]
