@@ -87,6 +87,7 @@ class Mediator:
                 self._describe(server, statuses.get(server.number)) for server in self.health.servers
             ],
             "metaserver": self._describe_link(self.health.metaserver),
+            "votes": self.read_path.votes,
             "repairs": self.repairs.status(),
             "refusals": self.refusals.newest(),
             "refusal_count": self.refusals.count,

@@ -176,6 +176,8 @@ class ReadPath:
         self._background = background
         self._vote_seconds = vote_seconds
         self._turn = 0
+        self.votes = 0
+        """How many votes on blocks were held to answer reads."""
 
     async def read_block(self, witness: BlockRecord, first_piece: int, pieces: int) -> BlockPart:
         """Return verified pieces of a block once Qr replicas are good.
@@ -201,6 +203,7 @@ class ReadPath:
 
     async def _decide(self, witness: BlockRecord, first_piece: int, pieces: int) -> Ballot:
         """Vote until the outcome is known: with verified bytes, or refused."""
+        self.votes += 1
         ballot = Ballot(
             self._quorum,
             self._repairs.servers_of(witness.block),
