@@ -190,7 +190,8 @@ class HttpConnection(asyncio.Protocol):
     async def drain(self) -> None:
         self._front.draining = True
         await self._idle.wait()
-        await self._handler.shutdown(1.0)
+        self._handler.close()
+        self._transport.close()  # writes out first what was answered
 
 
 class _OneLine(logging.LoggerAdapter[logging.Logger]):
