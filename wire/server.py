@@ -39,6 +39,8 @@ class Server:
         identity: who this server is; told to who asks for `GET /`.
         max_message_bytes: the longest request.
         request_seconds: a request must have arrived whole within; also the first of a connection.
+
+    `address` is where it listens, once it does.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class Server:
         request_seconds: float = 10.0,
     ) -> None:
         self.identity = identity
+        self.address = ""
         self.max_message_bytes = max_message_bytes
         self.request_seconds = request_seconds
         self.dispatch = Dispatch()
@@ -87,7 +90,8 @@ class Server:
                 lambda: _FirstByte(self), sock=listening, backlog=_BACKLOG
             )
         self._sweeper = asyncio.create_task(self._sweep_for_ever())
-        return str(parsed)
+        self.address = str(parsed)
+        return self.address
 
     async def drain(self, seconds: float = 5.0) -> None:
         """Stop accepting, finish the calls in flight (for at most `seconds`), close."""
