@@ -1,0 +1,74 @@
+"""python -m dataserver --config FILE --number K [--lab]: serves one data server's blocks until SIGTERM."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import os
+import sys
+import time
+from pathlib import Path
+
+from dataserver.directory import DataDirectory
+from dataserver.lab import LabRefused, LabService
+from dataserver.segments import SegmentStore
+from dataserver.service import DataService
+from wire.config import ClusterConfig, ConfigError, DataServerConfig, load
+from wire.messages import Identity
+from wire.methods import CommonMethods, DataMethods, LabMethods
+from wire.process import run, serve
+from wire.server import Server
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="dataserver", description="Serve one data server's blocks.")
+    parser.add_argument("--config", type=Path, required=True, help="the cluster's configuration file")
+    parser.add_argument("--number", type=int, required=True, help="which data server this is, 1 to N")
+    parser.add_argument(
+        "--lab", action="store_true", help="offer methods that corrupt, terminate and restart"
+    )
+    parser.add_argument("--listen", help="listen here, whatever the configuration says")
+    arguments = parser.parse_args()
+    return run(lambda: _serve(arguments))
+
+
+async def _serve(arguments: argparse.Namespace) -> None:
+    config = load(arguments.config)
+    own = _find(config, arguments.number)
+    with contextlib.ExitStack() as stack:
+        directory = DataDirectory(own.directory, config.cluster, own.number)
+        stack.callback(directory.release)
+        store = SegmentStore(directory.path)
+        stack.callback(store.close)
+        identity = Identity("dataserver", config.cluster, own.number, time.time_ns())
+        service = DataService(store, identity)
+        stack.callback(service.close)
+        server = Server(identity, request_seconds=config.deadlines.request_seconds)
+        server.register(CommonMethods, service)
+        server.register(DataMethods, service)
+
+        def restart(blank: bool) -> None:
+            service.close()
+            store.close()
+            if blank:
+                directory.discard_contents()
+            again = ["-m", "dataserver", *sys.argv[1:], "--listen", server.address]
+            os.execv(sys.executable, [sys.executable, *again])
+
+        lab = LabService(store, own.number, restart) if arguments.lab else LabRefused()
+        server.register(LabMethods, lab)
+        maintenance = asyncio.create_task(service.maintain_for_ever())
+        stack.callback(maintenance.cancel)
+        await serve(server, arguments.listen or own.listen)
+
+
+def _find(config: ClusterConfig, number: int) -> DataServerConfig:
+    for server in config.data_servers:
+        if server.number == number:
+            return server
+    raise ConfigError(f"there is no data server {number}; the configuration has 1 to {config.quorum.servers}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

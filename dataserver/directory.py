@@ -1,0 +1,119 @@
+"""A data server's directory: whose it is, that one process at a time serves it, and emptying it.
+
+Used once at the start, in one thread; the claim is let go by `release` or by the process's end.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import shutil
+import time
+from pathlib import Path
+
+from dataserver.durable import sync_directory, write_file
+from wire.config import FORMAT_VERSION, ConfigError
+
+_log = logging.getLogger(__name__)
+
+IDENTITY_NAME = "server.json"
+_DISCARDED = "discarded-"
+_STORE_NAMES = ("segments", "quarantine", "index.sqlite", "index.sqlite-wal", "index.sqlite-shm")
+_NOT_A_STORE = {f"{IDENTITY_NAME}.tmp", "lost+found"}
+
+
+class DataDirectory:
+    """A directory claimed for data server `number` of `cluster`."""
+
+    def __init__(self, path: Path, cluster: str, number: int) -> None:
+        """Claim a directory; one that is missing or blank is made this server's.
+
+        Raises:
+            ConfigError: it belongs to another server, cluster or a newer release, another process serves
+                it, it has other things in it, or it cannot be used.
+        """
+        self.path = path
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            self._handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        except OSError as error:
+            raise ConfigError(f"{path}: cannot be used as a data directory: {error.strerror}") from None
+        try:
+            self._lock()
+            self._identify(cluster, number)
+            self._remove_discarded()
+        except OSError as error:
+            self.release()
+            raise ConfigError(f"{path}: cannot be used as a data directory: {error}") from None
+        except ConfigError:
+            self.release()
+            raise
+
+    def _lock(self) -> None:
+        try:
+            fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(
+                f"{self.path} is served by another process; stop that one, or choose another directory"
+            ) from None
+
+    def _identify(self, cluster: str, number: int) -> None:
+        file = self.path / IDENTITY_NAME
+        if not file.exists():
+            strangers = sorted(entry.name for entry in self.path.iterdir() if entry.name not in _NOT_A_STORE)
+            if strangers:
+                raise ConfigError(
+                    f"{self.path} has no {IDENTITY_NAME} but other things in it ({strangers[0]}); "
+                    "choose an empty directory"
+                )
+            told = {"format": FORMAT_VERSION, "cluster": cluster, "number": number}
+            write_file(file, json.dumps(told, indent=1).encode())
+            sync_directory(self.path.parent)
+            return
+        found = read_identity(self.path)
+        if (found["cluster"], found["number"]) != (cluster, number):
+            raise ConfigError(
+                f"{self.path} belongs to data server {found['number']} of cluster {found['cluster']}, not to "
+                f"{number} of {cluster}; choose another directory"
+            )
+
+    def _remove_discarded(self) -> None:
+        for old in self.path.glob(f"{_DISCARDED}*"):
+            shutil.rmtree(old)
+
+    def discard_contents(self) -> None:
+        """Empty the directory but for its identity. The store must be closed.
+
+        All is moved aside first: a crash in between leaves what the next start removes.
+        """
+        aside = self.path / f"{_DISCARDED}{time.time_ns()}"
+        aside.mkdir()
+        for name in _STORE_NAMES:
+            if (self.path / name).exists():
+                (self.path / name).rename(aside / name)
+        sync_directory(self.path)
+        _log.warning("discarded everything in %s, as asked", self.path)
+
+    def release(self) -> None:
+        """Let other processes claim the directory."""
+        os.close(self._handle)
+
+
+def read_identity(path: Path) -> dict[str, object]:
+    """Return what a directory's server.json says: "format", "cluster", "number". Raises ConfigError."""
+    file = path / IDENTITY_NAME
+    try:
+        found = json.loads(file.read_bytes())
+        version, cluster, number = found["format"], found["cluster"], found["number"]
+    except FileNotFoundError:
+        raise ConfigError(f"{path} is no data server's directory: it has no {IDENTITY_NAME}") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{file} cannot be read ({error}); restore it from another place") from None
+    if version != FORMAT_VERSION:
+        raise ConfigError(
+            f"{path} has format {version}, this release reads {FORMAT_VERSION} only; "
+            "use the release that made it"
+        )
+    return {"format": version, "cluster": cluster, "number": number}

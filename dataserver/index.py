@@ -1,0 +1,343 @@
+"""Where each block is: an SQLite file that is a cache only, rebuilt from the segments when it is unusable.
+
+Changes are kept in memory and saved by `save`, together with how far each segment is known to be durable:
+rows past that place are dropped when the file is opened again, and found anew by a scan. Nothing here reads
+or writes segments. Safe in any thread; `save` and `freed`/`forget_freed` belong to one thread at a time.
+
+Persisted:
+    meta.name, meta.value   "format"; "blocks" and "sum": the number of rows in `blocks` and the sum of their
+                            `checksum` modulo 2**63, so that lost rows are noticed
+    segments.number         as in the file's name
+    segments.identity       the random identity in the file's first page
+    segments.indexed_to     below this place every record has its row, and is durable
+    segments.damaged        damaged regions that scans have found
+    blocks.block            the block's id; .segment, .offset: the place of its header; .length: of its bytes;
+                            .digest: as it was put; .checksum: CRC-32 of the row
+    freed.*                 records that were deleted or replaced, and whose space is not freed yet
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import struct
+import threading
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from dataserver.record import PAGE_BYTES, record_bytes
+from wire.digest import BLOCK_BYTES
+from wire.messages import BlockRecord
+
+INDEX_FORMAT = 1
+_SUM_MODULUS = 2**63
+
+_SCHEMA = """
+CREATE TABLE meta (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE segments (number INTEGER PRIMARY KEY, identity BLOB NOT NULL, indexed_to INTEGER NOT NULL,
+                       damaged INTEGER NOT NULL);
+CREATE TABLE blocks (block BLOB PRIMARY KEY, segment INTEGER NOT NULL, offset INTEGER NOT NULL,
+                     length INTEGER NOT NULL, digest BLOB NOT NULL, checksum INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE freed (segment INTEGER, offset INTEGER, block BLOB NOT NULL, length INTEGER NOT NULL,
+                    digest BLOB NOT NULL, checksum INTEGER NOT NULL, PRIMARY KEY (segment, offset))
+                    WITHOUT ROWID;
+"""
+_PACKED = struct.Struct(">16sQQI32s")
+
+
+class IndexUnusable(Exception):
+    """The index file is damaged, of another format, or contradicts itself."""
+
+
+class Entry(NamedTuple):
+    """Where a block's record is: the place of its header. `length` and `digest` are as they were put."""
+
+    block: bytes
+    segment: int
+    offset: int
+    length: int
+    digest: bytes
+
+
+class SegmentRow(NamedTuple):
+    """What the index knows of a segment."""
+
+    number: int
+    identity: bytes
+    indexed_to: int
+    damaged: int
+
+
+class Totals(NamedTuple):
+    """How many blocks there are, their bytes, the sum of their rows' checksums."""
+
+    blocks: int
+    length: int
+    sum: int
+
+
+class Index:
+    """An open index. `segment_counts` tells how many live records each segment has."""
+
+    def __init__(self, path: Path) -> None:
+        """Open or create the file.
+
+        Raises:
+            IndexUnusable: it cannot be trusted; `discard` it and build it anew.
+        """
+        self._lock = threading.RLock()
+        self._writes = threading.Lock()
+        self._changed: dict[bytes, Entry | None] = {}
+        self._saving: dict[bytes, Entry | None] = {}
+        self._freed: dict[tuple[int, int], Entry] = {}
+        self.is_new = not path.exists()
+        self._writer = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        self._reader = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        try:
+            _prepare(self._writer)
+            _prepare(self._reader)
+            if self.is_new:
+                self._create()
+            self._totals, self.segment_counts = _check(self._writer)
+        except (sqlite3.DatabaseError, struct.error, TypeError) as error:
+            self.close()
+            raise IndexUnusable(str(error)) from None
+
+    def _create(self) -> None:
+        self._writer.executescript(f"BEGIN; {_SCHEMA} COMMIT;")
+        self._save_meta(Totals(0, 0, 0))
+
+    def get(self, block: bytes) -> Entry | None:
+        """Return where a block is, or None."""
+        with self._lock:
+            for changes in (self._changed, self._saving):
+                if block in changes:
+                    return changes[block]
+            row = self._reader.execute(
+                "SELECT segment, offset, length, digest FROM blocks WHERE block = ?", (block,)
+            ).fetchone()
+        return Entry(block, *row) if row else None
+
+    def put(self, entry: Entry, before: Entry | None) -> None:
+        """Let a block be at a new place. `before`: what `get` says now, to be forgotten but not freed."""
+        with self._lock:
+            self._change(entry.block, before, entry)
+
+    def remove(self, block: bytes) -> Entry | None:
+        """Forget a block and note its place as free; return the place, None if it was not here."""
+        with self._lock:
+            entry = self.get(block)
+            if entry is not None:
+                self._change(block, entry, None)
+                self._freed[entry.segment, entry.offset] = entry
+        return entry
+
+    def free(self, entry: Entry) -> None:
+        """Note the place of a record that was replaced as free."""
+        with self._lock:
+            self._freed[entry.segment, entry.offset] = entry
+
+    def drop_from(self, segment: int, offset: int) -> None:
+        """Forget all that is known of a segment from `offset` on, freed places too: it is scanned anew."""
+        rows = self._reader.execute(
+            "SELECT block FROM blocks WHERE segment = ? AND offset >= ?", (segment, offset)
+        ).fetchall()
+        with self._lock:
+            for (block,) in rows:
+                self._change(block, self.get(block), None)
+            self._freed = {place: e for place, e in self._freed.items() if place < (segment, offset)}
+        self._writer.execute("DELETE FROM freed WHERE segment = ? AND offset >= ?", (segment, offset))
+
+    def _change(self, block: bytes, before: Entry | None, after: Entry | None) -> None:
+        if before is not None:
+            self._count(before, -1)
+        if after is not None:
+            self._count(after, 1)
+        self._changed[block] = after
+
+    def _count(self, entry: Entry, sign: int) -> None:
+        totals = self._totals
+        self._totals = Totals(
+            totals.blocks + sign,
+            totals.length + sign * entry.length,
+            (totals.sum + sign * _checksum(entry)) % _SUM_MODULUS,
+        )
+        self.segment_counts[entry.segment] += sign
+
+    @property
+    def totals(self) -> Totals:
+        return self._totals
+
+    @property
+    def unsaved(self) -> int:
+        """How many changes are in memory only."""
+        return len(self._changed) + len(self._freed)
+
+    def page(self, after: bytes, limit: int) -> list[BlockRecord]:
+        """Return up to `limit` records in the order of ids, all greater than `after`."""
+        with self._lock:
+            changes = {**self._saving, **self._changed}
+            gone = sum(1 for entry in changes.values() if entry is None)
+            rows = self._reader.execute(
+                "SELECT block, length, digest FROM blocks WHERE block > ? ORDER BY block LIMIT ?",
+                (after, limit + gone),
+            ).fetchall()
+        found = {row[0]: BlockRecord(*row) for row in rows}
+        for block, entry in changes.items():
+            if entry is None:
+                found.pop(block, None)
+            elif block > after:
+                found[block] = BlockRecord(block, entry.length, entry.digest)
+        return [found[block] for block in sorted(found)[:limit]]
+
+    def segment_rows(self) -> dict[int, SegmentRow]:
+        """Return what was saved of each segment."""
+        rows = self._reader.execute("SELECT number, identity, indexed_to, damaged FROM segments").fetchall()
+        return {row[0]: SegmentRow(*row) for row in rows}
+
+    def last_ends(self) -> dict[int, int]:
+        """Return for each segment with saved rows the place of its last record."""
+        rows = self._reader.execute(
+            "SELECT segment, max(offset) FROM (SELECT segment, offset FROM blocks"
+            " UNION ALL SELECT segment, offset FROM freed) GROUP BY segment"
+        ).fetchall()
+        return dict(rows)
+
+    def save(self, segments: Iterable[SegmentRow]) -> None:
+        """Write all changes and the segments' rows in one transaction.
+
+        Args:
+            segments: all segments; every record below `indexed_to` must be in the index by now.
+
+        Raises:
+            sqlite3.Error: (a full disk, for example) nothing is lost, the next save tries again.
+        """
+        with self._writes:
+            with self._lock:
+                self._saving, self._changed = self._changed, {}
+                totals, freed = self._totals, dict(self._freed)
+            try:
+                with self._transaction():
+                    self._write(self._saving, totals, freed.values(), segments)
+            except sqlite3.Error:
+                with self._lock:
+                    self._changed, self._saving = {**self._saving, **self._changed}, {}
+                raise
+            with self._lock:
+                self._saving = {}
+                for place in freed:
+                    self._freed.pop(place, None)
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._writer.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._writer.execute("COMMIT")
+        except BaseException:
+            if self._writer.in_transaction:
+                self._writer.rollback()
+            raise
+
+    def _write(
+        self,
+        changes: dict[bytes, Entry | None],
+        totals: Totals,
+        freed: Iterable[Entry],
+        segments: Iterable[SegmentRow],
+    ) -> None:
+        writer = self._writer
+        writer.executemany(
+            "DELETE FROM blocks WHERE block = ?",
+            [(block,) for block, entry in changes.items() if entry is None],
+        )
+        writer.executemany(
+            "INSERT OR REPLACE INTO blocks VALUES (?, ?, ?, ?, ?, ?)",
+            [(*entry, _checksum(entry)) for entry in changes.values() if entry is not None],
+        )
+        writer.executemany(
+            "INSERT OR REPLACE INTO freed VALUES (?, ?, ?, ?, ?, ?)",
+            [(e.segment, e.offset, e.block, e.length, e.digest, _checksum(e)) for e in freed],
+        )
+        writer.execute("DELETE FROM segments")
+        writer.executemany("INSERT INTO segments VALUES (?, ?, ?, ?)", segments)
+        self._save_meta(totals)
+
+    def _save_meta(self, totals: Totals) -> None:
+        self._writer.executemany(
+            "INSERT OR REPLACE INTO meta VALUES (?, ?)",
+            [("format", INDEX_FORMAT), ("blocks", totals.blocks), ("sum", totals.sum)],
+        )
+
+    def freed(self, limit: int) -> list[Entry]:
+        """Return up to `limit` places whose space can be freed, in the order of their places."""
+        with self._writes, self._lock:
+            rows = self._reader.execute(
+                "SELECT block, segment, offset, length, digest FROM freed ORDER BY segment, offset LIMIT ?",
+                (limit,),
+            ).fetchall()
+            places = {(row[1], row[2]): Entry(*row) for row in rows} | self._freed
+        return [places[place] for place in sorted(places)[:limit]]
+
+    def forget_freed(self, entries: Iterable[Entry]) -> None:
+        """Say that the space of these places is free. Raises sqlite3.Error: they come again."""
+        places = [(entry.segment, entry.offset) for entry in entries]
+        with self._writes:
+            with self._lock:
+                for place in places:
+                    self._freed.pop(place, None)
+            with self._transaction():
+                self._writer.executemany("DELETE FROM freed WHERE segment = ? AND offset = ?", places)
+
+    def close(self) -> None:
+        """Let the file go; what was not saved is lost."""
+        self._reader.close()
+        self._writer.close()
+
+
+def discard(path: Path) -> None:
+    """Remove an index file and what SQLite keeps beside it."""
+    for suffix in ("", "-wal", "-shm", "-journal"):
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
+
+
+def _prepare(connection: sqlite3.Connection) -> None:
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = NORMAL")
+    connection.execute("PRAGMA cache_size = -8192")
+
+
+def _checksum(entry: Entry) -> int:
+    return zlib.crc32(_PACKED.pack(entry.block, entry.segment, entry.offset, entry.length, entry.digest))
+
+
+def _check(connection: sqlite3.Connection) -> tuple[Totals, Counter[int]]:
+    """Read everything once, trust nothing: rows, their sum, places that overlap. Raises IndexUnusable."""
+    if connection.execute("PRAGMA quick_check(1)").fetchall() != [("ok",)]:
+        raise IndexUnusable("the database file is damaged")
+    meta = dict(connection.execute("SELECT name, value FROM meta").fetchall())
+    if meta.get("format") != INDEX_FORMAT:
+        raise IndexUnusable(f"format {meta.get('format')!r} is unknown")
+    counts: Counter[int] = Counter()
+    blocks = total_bytes = checksums = 0
+    segment, end = -1, 0
+    rows = connection.execute(
+        "SELECT block, segment, offset, length, digest, checksum, 1 AS live FROM blocks UNION ALL"
+        " SELECT block, segment, offset, length, digest, checksum, 0 FROM freed ORDER BY segment, offset"
+    )
+    for *fields, checksum, live in rows:
+        entry = Entry(*fields)
+        if _checksum(entry) != checksum or entry.length > BLOCK_BYTES or entry.offset % PAGE_BYTES:
+            raise IndexUnusable("a row is damaged")
+        if entry.segment == segment and entry.offset < end:
+            raise IndexUnusable("two records overlap")
+        segment, end = entry.segment, entry.offset + record_bytes(entry.length)
+        if live:
+            blocks, total_bytes, checksums = blocks + 1, total_bytes + entry.length, checksums + checksum
+            counts[segment] += 1
+    if (blocks, checksums % _SUM_MODULUS) != (meta.get("blocks"), meta.get("sum")):
+        raise IndexUnusable("rows are missing")
+    return Totals(blocks, total_bytes, checksums % _SUM_MODULUS), counts

@@ -1,0 +1,167 @@
+"""Bringing the index up to what the segments hold, when a store is opened.
+
+Segments are the truth: every record below a saved place is in the index already; what lies past it is
+scanned, and taken if its bytes are whole. Nothing that cannot be read is destroyed; only a last write whose
+header was never written is cut off. Runs before the store serves, in one thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dataserver.index import Entry, Index, IndexUnusable, SegmentRow, discard
+from dataserver.record import PAGE_BYTES, Header
+from dataserver.scan import Cut, Damaged, Found, Unfinished, scan
+from dataserver.segment import Segment, segment_paths
+from wire.digest import block_digest
+
+_log = logging.getLogger(__name__)
+_SAVE_EVERY = 4096
+
+
+@dataclass
+class Recovered:
+    """An index that knows every record, the open segments, the one to append to (None: begin a new one)."""
+
+    index: Index
+    segments: dict[int, Segment] = field(default_factory=dict)
+    damaged: dict[int, int] = field(default_factory=dict)
+    active: Segment | None = None
+
+
+def recover(segment_directory: Path, index_path: Path) -> Recovered:
+    """Open the segments and the index of a store; the index is made anew if it cannot be trusted."""
+    index = _open_index(index_path)
+    state = Recovered(index)
+    known = index.segment_rows()
+    paths = segment_paths(segment_directory)
+    rows_end = index.last_ends()
+    for number in known.keys() | rows_end.keys():
+        if number not in paths:
+            if lost := index.segment_counts[number]:
+                _log.error("segment %08x is gone with its %d blocks", number, lost)
+            index.drop_from(number, 0)
+    for number, path in paths.items():
+        segment = state.segments[number] = Segment(path, number)
+        _recover_segment(state, segment, known.get(number), rows_end.get(number, 0))
+    _save(state)
+    return state
+
+
+def segment_rows(segments: dict[int, Segment], damaged: dict[int, int]) -> list[SegmentRow]:
+    """Return what the index is to save of the segments."""
+    return [
+        SegmentRow(segment.number, segment.identity, segment.durable_to, damaged.get(segment.number, 0))
+        for segment in segments.values()
+    ]
+
+
+def _open_index(path: Path) -> Index:
+    try:
+        index = Index(path)
+    except IndexUnusable as error:
+        _log.warning("the index is unusable (%s) and is built anew from the segments", error)
+        discard(path)
+        return Index(path)
+    return index
+
+
+def _recover_segment(state: Recovered, segment: Segment, row: SegmentRow | None, rows_end: int) -> None:
+    trusted = not state.index.is_new
+    start = PAGE_BYTES
+    if row is not None and row.identity == segment.identity and row.indexed_to <= segment.end:
+        start = segment.durable_to = row.indexed_to
+        state.damaged[segment.number] = row.damaged
+    elif row is not None or rows_end:
+        _log.warning("segment %s is not as the index knows it: scanned anew", segment.path.name)
+        trusted = False
+    if rows_end >= start:
+        state.index.drop_from(segment.number, start)
+    state.active = segment if _scan_from(state, segment, start, trusted) else None
+
+
+def _scan_from(state: Recovered, segment: Segment, start: int, trusted: bool) -> bool:
+    """Index the records from `start` on; return whether the segment can be appended to.
+
+    Args:
+        state: what is recovered so far.
+        segment: which to scan.
+        start: all below is known.
+        trusted: whether what lies past `start` was never reported durable. Then a record whose
+            bytes are not whole is an unfinished write and not a block.
+    """
+    appendable = segment.identity != b""
+    for number, finding in enumerate(scan(segment.fileno(), segment.number, start), 1):
+        match finding:
+            case Found(header):
+                if trusted and not _is_whole(segment, header):
+                    _log.warning("block %s is torn, and not taken", header.block.hex())
+                    _note_damage(state, segment)
+                else:
+                    _adopt(state, _entry_of(header))
+            case Unfinished(offset) if trusted:
+                segment.cut(offset)
+            case Damaged(offset, length) | Unfinished(offset, length):
+                _log.error("%s: %d bytes at %d cannot be read", segment.path.name, length, offset)
+                _note_damage(state, segment)
+            case Cut(header):
+                _log.error("%s: the record at %d is cut short", segment.path.name, header.offset)
+                _note_damage(state, segment)
+                appendable = False
+        if number % _SAVE_EVERY == 0:
+            _save(state)
+    return appendable
+
+
+def _save(state: Recovered) -> None:
+    try:
+        state.index.save(segment_rows(state.segments, state.damaged))
+    except sqlite3.Error as error:
+        _log.warning("the index cannot be saved now: %s", error)
+
+
+def _note_damage(state: Recovered, segment: Segment) -> None:
+    state.damaged[segment.number] = state.damaged.get(segment.number, 0) + 1
+
+
+def _entry_of(header: Header) -> Entry:
+    return Entry(header.block, header.segment, header.offset, header.length, header.digest)
+
+
+def _is_whole(segment: Segment, header: Header) -> bool:
+    data = segment.read(header.offset + PAGE_BYTES, header.length)
+    return len(data) == header.length and block_digest(data) == header.digest
+
+
+def _adopt(state: Recovered, found: Entry) -> None:
+    """Take a record into the index; of two with the same id the later good one wins.
+
+    Two there are when a repair or a delete was interrupted before the older one's space was freed. The
+    losing copy of a repair was in quarantine before the newer record was begun.
+    """
+    known = state.index.get(found.block)
+    if known is None:
+        state.index.put(found, None)
+        return
+    older, newer = sorted((known, found), key=lambda entry: (entry.segment, entry.offset))
+    if older == newer:
+        return
+    if _is_good(state, newer):
+        state.index.put(newer, known)
+        state.index.free(older)
+    else:
+        state.index.put(older if _is_good(state, older) else newer, known)
+
+
+def _is_good(state: Recovered, entry: Entry) -> bool:
+    segment = state.segments.get(entry.segment)
+    header = segment.read_header(entry.offset) if segment else None
+    return (
+        segment is not None
+        and header is not None
+        and header.block == entry.block
+        and _is_whole(segment, header)
+    )

@@ -1,0 +1,372 @@
+"""The block store on disk: an outline of what happens to records; the parts do it.
+
+Threads: any method from any thread. `_appends` is held while a record is written, `_repairs` while a copy
+is judged and replaced, `_syncs` while the disk is waited for; taken in the order repairs, syncs, appends.
+What is read comes from the segments every time; the index only says where to look.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import shutil
+import sqlite3
+import threading
+from collections.abc import Callable, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from dataserver.contract import check_id, check_limit, check_put
+from dataserver.durable import sync_directory
+from dataserver.index import Entry
+from dataserver.pieces import refreshed_digests, span_of, vote
+from dataserver.quarantine import Quarantine
+from dataserver.record import PAGE_BYTES, Header, record_bytes
+from dataserver.recovery import recover, segment_rows
+from dataserver.segment import Segment, create_segment
+from wire.digest import Buffer
+from wire.errors import BlockConflict, BlockDamaged, BlockMissing, InternalError, NoSpace
+from wire.messages import BlockPart, BlockRecord
+
+_log = logging.getLogger(__name__)
+_T = TypeVar("_T")
+
+SEGMENT_BYTES = 1024 * 1024 * 1024
+RESERVE_BYTES = 16 * 1024 * 1024
+UNSAVED_LIMIT = 32768
+_RECLAIM_AT_ONCE = 4096
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class Place(NamedTuple):
+    """Where a record lies, for who looks at (or damages) the file behind the store's back."""
+
+    path: Path
+    header_offset: int
+    payload_offset: int
+    length: int
+
+
+class SegmentStore:
+    """Blocks as records in append-only segment files. Meets contract.BlockStore."""
+
+    def __init__(
+        self, directory: Path, *, segment_bytes: int = SEGMENT_BYTES, reserve_bytes: int = RESERVE_BYTES
+    ) -> None:
+        """Open or create the store in `directory`, which the caller has claimed for this process.
+
+        Args:
+            directory: exists; holds segments/, index.sqlite and quarantine/.
+            segment_bytes: a segment that would grow past this is closed, and a new one begun.
+            reserve_bytes: puts are refused while less is free on the disk, so that deleting can go on.
+        """
+        self._segment_directory = directory / "segments"
+        self._segment_directory.mkdir(exist_ok=True)
+        sync_directory(directory)
+        self._segment_bytes = segment_bytes
+        self._reserve_bytes = reserve_bytes
+        self._quarantine = Quarantine(directory / "quarantine")
+        state = recover(self._segment_directory, directory / "index.sqlite")
+        self._index, self._segments, self._active = state.index, state.segments, state.active
+        self._damaged = state.damaged
+        self._next_number = max([-1, *self._segments]) + 1
+        self._unsynced = {s.number for s in self._segments.values() if s.durable_to < s.end}
+        self._failure: OSError | None = None
+        self._frees = 0
+        self._appends, self._repairs, self._syncs = threading.Lock(), threading.Lock(), threading.Lock()
+
+    # -- blocks in
+
+    def put(self, block: bytes, digest: bytes, data: Buffer) -> None:
+        pieces = check_put(block, digest, data)
+        while not self._append_new(block, digest, pieces, data):
+            entry = self._index.get(block)
+            if entry is None:
+                continue
+            header = self._header(entry)
+            if (header.digest if header else entry.digest) != digest:
+                raise BlockConflict(f"block {block.hex()} is here already, with other bytes")
+            self._repair(block, digest, pieces, data, "its bytes were damaged when it was put again")
+            return
+
+    def repair(self, block: bytes, digest: bytes, data: Buffer, note: str) -> str:
+        return self._repair(block, digest, check_put(block, digest, data), data, note)
+
+    def _repair(self, block: bytes, digest: bytes, pieces: bytes, data: Buffer, note: str) -> str:
+        with self._repairs:
+            while True:
+                if self._append_new(block, digest, pieces, data):
+                    return "filled"
+                entry = self._index.get(block)
+                if entry is None:
+                    continue
+                header = self._header(entry)
+                found = None if header is None else self._vote(entry, header)
+                if header is not None and (header.digest, header.length, found) == (
+                    digest,
+                    len(data),
+                    digest,
+                ):
+                    return "good"
+                self._keep_loser(entry, header, digest, found, note)
+                if self._replace(entry, digest, pieces, data):
+                    return "replaced"
+
+    def _append_new(self, block: bytes, digest: bytes, pieces: bytes, data: Buffer) -> bool:
+        """Append a block that is not here; return False, with nothing done, if it is."""
+        with self._appends:
+            if self._index.get(block) is not None:
+                return False
+            self._append(block, digest, pieces, data, None)
+        return True
+
+    def _replace(self, loser: Entry, digest: bytes, pieces: bytes, data: Buffer) -> bool:
+        """Append a good copy, durably, and free the losing one; False if the loser is gone by now."""
+        with self._appends:
+            if self._index.get(loser.block) != loser:
+                return False
+            self._append(loser.block, digest, pieces, data, loser)
+        self.sync()
+        self._index.free(loser)
+        return True
+
+    def _append(self, block: bytes, digest: bytes, pieces: bytes, data: Buffer, before: Entry | None) -> None:
+        self._refuse_if_failed()
+        try:
+            segment = self._segment_for(record_bytes(len(data)))
+            offset = segment.append(block, digest, pieces, data)
+        except OSError as error:
+            if error.errno in _NO_ROOM:
+                raise NoSpace("no space is left on the data server's disk") from None
+            raise
+        self._unsynced.add(segment.number)
+        self._index.put(Entry(block, segment.number, offset, len(data), digest), before)
+        if self._index.unsaved > UNSAVED_LIMIT:
+            self._save_index()
+
+    def _segment_for(self, size: int) -> Segment:
+        """Return the segment to append to, a new one if need be. Raises OSError."""
+        active = self._active
+        if active is None or active.end + size > max(self._segment_bytes, PAGE_BYTES + size):
+            active = create_segment(self._segment_directory, self._next_number)
+            self._next_number += 1
+            self._segments = {**self._segments, active.number: active}
+            self._active = active
+        room = os.fstatvfs(active.fileno())
+        if room.f_bavail * room.f_frsize < self._reserve_bytes + size:
+            raise OSError(errno.ENOSPC, "the reserve is reached")
+        return active
+
+    def _keep_loser(
+        self, entry: Entry, header: Header | None, expected: bytes, found: bytes | None, note: str
+    ) -> None:
+        length = entry.length if header is None else header.length
+        segment = self._segments.get(entry.segment)
+        try:
+            raw = segment.read(entry.offset, PAGE_BYTES + length) if segment else b""
+        except OSError as error:
+            raw, note = b"", f"{note}; its bytes cannot be read: {error}"
+        try:
+            self._quarantine.keep(entry.block, raw, expected, found, note)
+        except OSError as error:
+            if error.errno in _NO_ROOM:
+                raise NoSpace("no space is left to keep the losing copy; it was left where it was") from None
+            raise
+
+    # -- blocks out
+
+    def get(self, block: bytes, first_piece: int, piece_count: int) -> BlockPart:
+        def read(entry: Entry) -> BlockPart:
+            header = self._good_header(entry)
+            span = span_of(header.length, first_piece, piece_count)
+            data = self._payload(entry, span.start, span.end - span.start)
+            return BlockPart(header.length, refreshed_digests(header.length, header.pieces, span, data), data)
+
+        return self._read(block, read)
+
+    def digest(self, block: bytes, first_piece: int, piece_count: int) -> bytes:
+        return self._read(
+            block, lambda entry: self._vote(entry, self._good_header(entry), first_piece, piece_count)
+        )
+
+    def locate(self, block: bytes) -> Place:
+        """Return where a block's record is now. Raises BlockMissing."""
+        entry = self._index.get(block)
+        if entry is None:
+            raise _missing(block)
+        path = self._segments[entry.segment].path
+        return Place(path, entry.offset, entry.offset + PAGE_BYTES, entry.length)
+
+    def _read(self, block: bytes, read: Callable[[Entry], _T]) -> _T:
+        """Read a record; if it was moved or freed meanwhile, look again."""
+        check_id(block)
+        while True:
+            frees = self._frees
+            entry = self._index.get(block)
+            if entry is None:
+                raise _missing(block)
+            try:
+                result = read(entry)
+            except BlockDamaged:
+                if self._index.get(block) == entry:
+                    raise
+                continue
+            if frees == self._frees or self._index.get(block) == entry:
+                return result
+
+    def _vote(self, entry: Entry, header: Header, first_piece: int = 0, piece_count: int = 0) -> bytes:
+        span = span_of(header.length, first_piece, piece_count)
+        data = self._payload(entry, span.start, span.end - span.start)
+        return vote(header.length, header.digest, header.pieces, span, data)
+
+    def _good_header(self, entry: Entry) -> Header:
+        header = self._header(entry)
+        if header is None:
+            raise BlockDamaged(f"the header of block {entry.block.hex()} is damaged")
+        return header
+
+    def _header(self, entry: Entry) -> Header | None:
+        """Return a record's header as it is on disk, None if it cannot be trusted."""
+        segment = self._segments.get(entry.segment)
+        try:
+            header = segment.read_header(entry.offset) if segment else None
+        except OSError as error:
+            _log.error("segment %08x cannot be read at %d: %s", entry.segment, entry.offset, error)
+            return None
+        return header if header and header.block == entry.block else None
+
+    def _payload(self, entry: Entry, start: int, length: int) -> bytes:
+        segment = self._segments.get(entry.segment)
+        if segment is None:
+            raise BlockDamaged(f"the segment of block {entry.block.hex()} is gone")
+        try:
+            return segment.read(entry.offset + PAGE_BYTES + start, length)
+        except OSError as error:
+            _log.error("segment %08x cannot be read at %d: %s", entry.segment, entry.offset, error)
+            raise BlockDamaged(f"the bytes of block {entry.block.hex()} cannot be read: {error}") from None
+
+    # -- what is here
+
+    def contains(self, block: bytes) -> bool:
+        return self._index.get(block) is not None
+
+    def inventory(self, after: bytes, limit: int) -> list[BlockRecord]:
+        return self._index.page(after, check_limit(limit))
+
+    def count(self) -> int:
+        return self._index.totals.blocks
+
+    def status(self) -> dict[str, Any]:
+        usage = shutil.disk_usage(self._segment_directory)
+        return {
+            "blocks": self._index.totals.blocks,
+            "bytes_live": self._index.totals.length,
+            "quarantined": self._quarantine.count,
+            "free_bytes": max(0, usage.free - self._reserve_bytes),
+            "total_bytes": usage.total,
+            "segments": len(self._segments),
+            "damaged_regions": sum(self._damaged.values()),
+        }
+
+    # -- blocks gone
+
+    def delete(self, blocks: Sequence[bytes]) -> int:
+        removed = 0
+        for block in blocks:
+            with self._appends:
+                removed += self._index.remove(block) is not None
+        return removed
+
+    def _reclaim(self) -> None:
+        """Free the space of deleted and replaced records, neighbours together; unlink empty segments."""
+        while entries := self._index.freed(_RECLAIM_AT_ONCE):
+            self._frees += 1
+            for number, group in groupby(entries, key=lambda entry: entry.segment):
+                if segment := self._segments.get(number):
+                    for offset, length in _runs([e for e in group if self._may_free(segment, e)]):
+                        segment.free(offset, length)
+                    self._unsynced.add(number)
+            self.sync()
+            self._index.forget_freed(entries)
+        self._unlink_empty()
+
+    def _may_free(self, segment: Segment, entry: Entry) -> bool:
+        """Tell whether a place can be freed: never where a record of another block lies."""
+        header = segment.read_header(entry.offset)
+        return header is None or (header.block == entry.block and header.length == entry.length)
+
+    def _unlink_empty(self) -> None:
+        counts = self._index.segment_counts
+        empty = [
+            segment
+            for number, segment in self._segments.items()
+            if counts[number] == 0 and not self._damaged.get(number) and number + 1 < self._next_number
+        ]
+        if not empty:
+            return
+        gone = {segment.number for segment in empty}
+        self._segments = {n: segment for n, segment in self._segments.items() if n not in gone}
+        self._unsynced -= gone
+        for segment in empty:
+            segment.path.unlink()
+        sync_directory(self._segment_directory)
+
+    # -- durability
+
+    def sync(self) -> None:
+        with self._syncs:
+            self._refuse_if_failed()
+            with self._appends:
+                waiting = [(s, s.end) for number in self._unsynced if (s := self._segments.get(number))]
+                self._unsynced.clear()
+            for segment, end in waiting:
+                try:
+                    segment.sync()
+                except OSError as error:
+                    self._failure = error
+                    _log.critical("%s cannot be synced: %s; no more writes", segment.path, error)
+                    raise InternalError(f"the disk failed: {error}") from None
+                segment.durable_to = max(segment.durable_to, end)
+
+    def _refuse_if_failed(self) -> None:
+        """After a failed sync nobody knows what is on disk: no write is taken until a restart."""
+        if self._failure is not None:
+            raise InternalError(f"the disk failed: {self._failure}")
+
+    def maintain(self) -> None:
+        self.sync()
+        self._save_index()
+        self._reclaim()
+
+    def _save_index(self) -> None:
+        rows = segment_rows(self._segments, self._damaged)
+        try:
+            self._index.save(rows)
+        except sqlite3.Error as error:
+            _log.warning("the index cannot be saved now: %s", error)
+            if self._index.unsaved > 4 * UNSAVED_LIMIT:
+                raise NoSpace(f"the index cannot be saved: {error}") from None
+
+    def close(self) -> None:
+        if self._failure is None:
+            self.maintain()
+        self._index.close()
+        self._segments, self._active = {}, None
+
+
+def _missing(block: bytes) -> BlockMissing:
+    return BlockMissing(f"block {block.hex()} is not here")
+
+
+def _runs(entries: list[Entry]) -> list[tuple[int, int]]:
+    """Return the places of records of one segment, in order, as (offset, length), neighbours as one."""
+    runs: list[tuple[int, int]] = []
+    for entry in entries:
+        size = record_bytes(entry.length)
+        if runs and sum(runs[-1]) == entry.offset:
+            runs[-1] = (runs[-1][0], runs[-1][1] + size)
+        else:
+            runs.append((entry.offset, size))
+    return runs

@@ -1,0 +1,129 @@
+"""The RPC surface of a data server: passes calls on to the store. No logic of its own.
+
+Runs on the event loop. Small calls, which the page cache answers in microseconds, are carried out at once;
+those that move much or wait for the disk go to a small pool of threads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, ParamSpec, TypeVar
+
+from dataserver.contract import BlockStore
+from wire.digest import PIECE_BYTES
+from wire.messages import BlockPart, BlockRecord, Identity
+
+_log = logging.getLogger(__name__)
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+INLINE_BYTES = PIECE_BYTES
+"""A put of more bytes goes to a thread."""
+INLINE_PIECES = 1
+"""A get or digest of more pieces goes to a thread."""
+THREADS = 4
+MAINTAIN_SECONDS = 2.0
+
+
+class DataService:
+    """Offers CommonMethods and DataMethods over a block store."""
+
+    def __init__(self, store: BlockStore, identity: Identity) -> None:
+        self._store = store
+        self._identity = identity
+        self._started = time.monotonic()
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="store")
+        self._sync = SharedSync(lambda: self._in_thread(store.sync))
+
+    async def _in_thread(self, call: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, lambda: call(*args, **kwargs))
+
+    def identity(self) -> Identity:
+        return self._identity
+
+    def status(self) -> dict[str, Any]:
+        return {
+            "kind": self._identity.kind,
+            "number": self._identity.number,
+            "epoch": self._identity.epoch,
+            "uptime_seconds": round(time.monotonic() - self._started, 3),
+            **self._store.status(),
+        }
+
+    async def put(self, block: bytes, digest: bytes, data: bytes, durable: bool) -> None:
+        if len(data) <= INLINE_BYTES:
+            self._store.put(block, digest, data)
+        else:
+            await self._in_thread(self._store.put, block, digest, data)
+        if durable:
+            await self._sync()
+
+    async def get(self, block: bytes, first_piece: int, piece_count: int) -> BlockPart:
+        if 0 < piece_count <= INLINE_PIECES:
+            return self._store.get(block, first_piece, piece_count)
+        return await self._in_thread(self._store.get, block, first_piece, piece_count)
+
+    async def digest(self, block: bytes, first_piece: int, piece_count: int) -> bytes:
+        if 0 < piece_count <= INLINE_PIECES:
+            return self._store.digest(block, first_piece, piece_count)
+        return await self._in_thread(self._store.digest, block, first_piece, piece_count)
+
+    async def repair(self, block: bytes, digest: bytes, data: bytes, note: str) -> str:
+        return await self._in_thread(self._store.repair, block, digest, data, note)
+
+    async def delete(self, blocks: list[bytes]) -> int:
+        return await self._in_thread(self._store.delete, blocks)
+
+    async def sync(self, blocks: list[bytes]) -> list[bytes]:
+        await self._sync()
+        return [block for block in blocks if not self._store.contains(block)]
+
+    async def inventory(self, after: bytes, limit: int) -> list[BlockRecord]:
+        return await self._in_thread(self._store.inventory, after, limit)
+
+    def count(self) -> int:
+        return self._store.count()
+
+    async def maintain_for_ever(self) -> None:
+        """Do the store's background work every MAINTAIN_SECONDS; a failure is logged once until it passes."""
+        failed = False
+        while True:
+            await asyncio.sleep(MAINTAIN_SECONDS)
+            try:
+                await self._in_thread(self._store.maintain)
+                failed = False
+            except Exception:
+                if not failed:
+                    _log.exception("background work failed; it is tried again")
+                failed = True
+
+    def close(self) -> None:
+        """Wait for the threads. The store is its owner's to close."""
+        self._threads.shutdown()
+
+
+class SharedSync:
+    """Makes callers share syncs: those who come while one runs wait together for the next one.
+
+    A sync that had begun before a caller came may not have its bytes, so it never counts.
+    """
+
+    def __init__(self, sync: Callable[[], Any]) -> None:
+        self._sync = sync
+        self._running: asyncio.Task[None] | None = None
+        self._next: asyncio.Task[None] | None = None
+
+    async def __call__(self) -> None:
+        if self._next is None:
+            self._next = asyncio.create_task(self._run(self._running))
+        await asyncio.shield(self._next)
+
+    async def _run(self, before: asyncio.Task[None] | None) -> None:
+        if before is not None:
+            await asyncio.wait([before])
+        self._running, self._next = self._next, None
+        await self._sync()
