@@ -78,6 +78,8 @@ def build_parser(words: Sequence[str]) -> Parser:
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     command = next((word for word in words if not word.startswith("-")), None)
     wanted = [MODULES[command]] if command in MODULES else list(dict.fromkeys(MODULES.values()))
+    if words[:1] == ["--version"]:
+        wanted = []
     for name in wanted:
         importlib.import_module(name).add_parser(subparsers)
     return parser

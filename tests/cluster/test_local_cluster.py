@@ -1,0 +1,108 @@
+"""The local cluster itself: what runs is what it says, and comes back at the same place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ClusterFactory
+from tests.support import wait_until
+from tools.cluster import LocalCluster
+from tools.health import ask_mediator, await_writable
+from tools.processes import ClusterError
+from wire.blocking import BlockingClient
+from wire.config import ConfigError
+from wire.methods.common import CommonMethods
+
+SERVERS = ["mediator", "metaserver", "data-1", "data-2", "data-3"]
+
+
+@pytest.fixture
+def cluster(make_cluster: ClusterFactory) -> LocalCluster:
+    return make_cluster(servers=3, read_quorum=2, write_quorum=3)
+
+
+def test_start_stop_and_start_again_at_the_same_addresses(cluster: LocalCluster) -> None:
+    assert cluster.start() == SERVERS
+    await_writable(cluster)
+    addresses = [cluster.address(name) for name in SERVERS]
+    assert cluster.start() == []
+    assert cluster.stop() == [], "all servers drain and end by themselves"
+    again = LocalCluster.open(cluster.directory)
+    assert [process.state for process in again.status()] == ["down"] * 5
+    again.start()
+    await_writable(again)
+    assert [again.address(name) for name in SERVERS] == addresses
+
+
+def test_kill_pause_resume_and_restart(cluster: LocalCluster) -> None:
+    cluster.start()
+    before = identity_epoch(cluster, "data-2")
+    cluster.kill("data-2")
+    assert cluster.state("data-2") == "down"
+    cluster.pause("data-3")
+    assert cluster.state("data-3") == "paused"
+    with pytest.raises(ClusterError, match="data-2 is down"):
+        cluster.resume("data-2")
+    cluster.resume("data-3")
+    cluster.restart("data-2")
+    assert identity_epoch(cluster, "data-2") > before
+    await_writable(cluster)
+
+
+def test_a_blank_restart_empties_one_data_server_only(cluster: LocalCluster) -> None:
+    cluster.start()
+    marks = [cluster.directory / f"data-{number}" / "mark" for number in (1, 2, 3)]
+    for mark in marks:
+        mark.touch()
+    cluster.restart("data-2", blank=True)
+    assert [mark.exists() for mark in marks] == [True, False, True]
+    with pytest.raises(ConfigError, match="only data servers"):
+        cluster.restart("metaserver", blank=True)
+
+
+def test_the_mediator_notices_who_is_missing(cluster: LocalCluster) -> None:
+    cluster.start()
+    await_writable(cluster)
+    cluster.kill("data-1")
+    refused = wait_until(lambda: not_writable(cluster), 10, "the mediator refuses writes")
+    assert "Qw=3" in refused["reason"]
+    cluster.start()
+    await_writable(cluster)
+
+
+def test_two_commands_at_once(cluster: LocalCluster) -> None:
+    again = LocalCluster.open(cluster.directory)
+    with cluster.lock(), pytest.raises(ClusterError, match="another quorumfs command"), again.lock():
+        pass
+    with again.lock():
+        pass
+
+
+def test_a_used_directory_is_not_overwritten(cluster: LocalCluster) -> None:
+    with pytest.raises(ConfigError, match="holds other files"):
+        LocalCluster.create(cluster.directory)
+
+
+def test_close_ends_everything_in_whatever_state(tmp_path: Path) -> None:
+    with LocalCluster.create(tmp_path / "state", servers=2, read_quorum=1, write_quorum=2) as cluster:
+        cluster.start()
+        cluster.pause("data-1")
+        cluster.kill("data-2")
+    assert [process.state for process in cluster.status()] == ["down"] * 4
+
+
+def identity_epoch(cluster: LocalCluster, name: str) -> int:
+    client = BlockingClient([cluster.address(name)], cluster.config.rpc)
+    try:
+        identity = client.call(5, CommonMethods.identity)
+    finally:
+        client.close()
+    assert identity.cluster == cluster.config.cluster
+    return identity.epoch
+
+
+def not_writable(cluster: LocalCluster) -> dict[str, str] | None:
+    status = ask_mediator(cluster)
+    return status if status is not None and not status["writable"] else None

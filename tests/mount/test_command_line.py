@@ -1,0 +1,190 @@
+"""The command line on a real cluster and mount, each command a process of its own, as people type them."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import unexpected_lines
+from tests.support import run_command, wait_until
+from tools.cluster import LocalCluster
+from wire.config import ConfigError
+
+SMALL = ["--servers", "3", "--read-quorum", "2", "--write-quorum", "3"]
+
+
+@pytest.fixture
+def here(tmp_path: Path, fuse_device: None) -> Iterator[Path]:
+    """A directory to type commands in; the cluster in it is ended, and its logs are read."""
+    yield tmp_path
+    with suppress(ConfigError):
+        cluster = LocalCluster.open(tmp_path / ".quorumfs")
+        cluster.close()
+        assert not unexpected_lines(cluster)
+
+
+@pytest.fixture
+def up(here: Path) -> Path:
+    """The same, with a small cluster mounted on ./mnt."""
+    done = run_command(here, "up", *SMALL)
+    assert done.returncode == 0, done.stderr
+    return here
+
+
+def ok(done: subprocess.CompletedProcess[str]) -> str:
+    assert done.returncode == 0, done
+    assert done.stderr == ""
+    return done.stdout
+
+
+def data(here: Path, *words: str, status: int = 0) -> Any:
+    done = run_command(here, *words, "--json")
+    assert done.returncode == status, done
+    return json.loads(done.stdout)
+
+
+def healthy(here: Path) -> bool:
+    return run_command(here, "status").returncode == 0
+
+
+def test_up_work_down_up(here: Path) -> None:
+    said = ok(run_command(here, "up", *SMALL))
+    assert str(here / "mnt") in said
+    assert "hree things to try" in said
+    (here / "mnt" / "a.txt").write_text("1234\n")
+    assert ok(run_command(here, "up")).startswith("quorumfs is mounted on")
+    wait_until(lambda: healthy(here), 20, "the cluster is healthy")
+    ok(run_command(here, "down"))
+    assert list((here / "mnt").iterdir()) == []
+    assert run_command(here, "status").returncode == 3
+    assert "nothing was running" in ok(run_command(here, "down"))
+    ok(run_command(here, "up"))
+    assert (here / "mnt" / "a.txt").read_text() == "1234\n"
+
+
+def test_terminate_explain_restart(up: Path) -> None:
+    file = up / "mnt" / "a.txt"
+    file.write_text("1234\n")
+    ok(run_command(up, "fault", "terminate", "3"))
+    wait_until(lambda: data(up, "status", status=1)["writable"] is False, 10, "writes are refused")
+    with pytest.raises(OSError) as refused:
+        file.write_text("9012\n")
+    assert refused.value.errno == errno.EROFS
+    assert file.read_text() == "1234\n"
+    status = data(up, "status", status=1)
+    assert "quorumfs fault restart 3" in " ".join(status["advice"])
+    assert "Qw=3" in status["reason"]
+    report = data(up, "explain", "mnt/a.txt")
+    assert [block["verdicts"] for block in report["blocks"]] == [{"1": "good", "2": "good", "3": "down"}]
+    assert report["last_refusal"] is not None
+    for words in (["explain", "mnt/a.txt"], ["status"]):
+        assert "Qw=3" in run_command(up, *words).stdout
+    ok(run_command(up, "fault", "restart", "3", "--blank"))
+    wait_until(lambda: healthy(up), 20, "the blank server is refilled")
+    file.write_text("9012\n")
+    verdicts = data(up, "explain", "mnt/a.txt")["blocks"][0]["verdicts"]
+    assert verdicts == {"1": "good", "2": "good", "3": "good"}
+
+
+def test_corrupt_by_path_is_repaired_behind_the_readers_back(up: Path) -> None:
+    file = up / "mnt" / "a.txt"
+    file.write_text("1234\n")
+    done = data(up, "fault", "corrupt", "mnt/a.txt", "--servers", "2")
+    assert [item["server"] for item in done] == [2]
+    before = data(up, "explain", "mnt/a.txt")["blocks"][0]["verdicts"]
+    assert before == {"1": "good", "2": "corrupt", "3": "good"}
+    drop_caches(up)
+    assert file.read_text() == "1234\n"
+    wait_until(
+        lambda: set(data(up, "explain", "mnt/a.txt")["blocks"][0]["verdicts"].values()) == {"good"},
+        10,
+        "all replicas are good again",
+    )
+
+
+def test_different_and_equal_wrong_bytes_are_never_returned(up: Path) -> None:
+    file = up / "mnt" / "a.txt"
+    for options in (["--servers", "1-2", "--different"], ["--servers", "1,2,3", "--kind", "lie"]):
+        file.write_text("1234\n")
+        ok(run_command(up, "fault", "corrupt", "mnt/a.txt", *options))
+        drop_caches(up)
+        with pytest.raises(OSError) as refused:
+            file.read_text()
+        assert refused.value.errno == errno.EIO
+        assert data(up, "explain", "mnt/a.txt")["last_refusal"]["operation"] == "read"
+
+
+def test_the_cluster_is_found_from_inside_the_mount(up: Path) -> None:
+    directory = up / "mnt" / "deep" / "er"
+    directory.mkdir(parents=True)
+    (directory / "a.txt").write_text("1234\n")
+    report = data(directory, "explain", "a.txt")
+    assert report["paths"] == ["/deep/er/a.txt"]
+    assert data(directory, "status")["state_directory"] == str(up / ".quorumfs")
+    assert data(Path("/"), "explain", str(directory / "a.txt"))["ino"] == report["ino"]
+
+
+def test_a_path_is_found_without_a_mount(up: Path) -> None:
+    (up / "mnt" / "a.txt").write_text("1234\n")
+    ino = (up / "mnt" / "a.txt").stat().st_ino
+    assert ok(run_command(up, "umount")) == f"unmounted {up / 'mnt'}\n"
+    assert data(up, "explain", "a.txt")["ino"] == ino
+    assert run_command(up, "explain", "b.txt").returncode == 2
+    ok(run_command(up, "mount"))
+    assert (up / "mnt" / "a.txt").read_text() == "1234\n"
+
+
+def test_two_mounts_and_a_mount_that_died(up: Path) -> None:
+    (up / "second").mkdir()
+    ok(run_command(up, "mount", "second"))
+    (up / "mnt" / "a.txt").write_text("1234\n")
+    assert (up / "second" / "a.txt").read_text() == "1234\n"
+    LocalCluster.open(up / ".quorumfs").kill("mount-1")
+    assert "mount on" in " ".join(data(up, "status", status=1)["advice"])
+    ok(run_command(up, "up", "mnt"))
+    assert (up / "mnt" / "a.txt").read_text() == "1234\n"
+    refused = run_command(up, "mount", "second")
+    assert refused.returncode == 2
+    assert "mounted there already" in refused.stderr
+
+
+def test_down_while_the_mount_is_in_use(up: Path) -> None:
+    with (up / "mnt" / "a.txt").open("w") as file:
+        done = run_command(up, "down")
+        assert done.returncode == 1
+        assert f"({os.getpid()})" in done.stderr, "it names who uses it"
+        file.write("1234\n")
+    assert (up / "mnt" / "a.txt").read_text() == "1234\n"
+    ok(run_command(up, "down"))
+
+
+def test_json_of_every_command(up: Path) -> None:
+    (up / "mnt" / "a.txt").write_text("1234\n")
+    for words in (
+        ["status"],
+        ["config"],
+        ["up"],
+        ["refill", "1"],
+        ["fault", "pause", "1"],
+        ["fault", "resume", "1"],
+    ):
+        wait_until(lambda: healthy(up), 20, "the cluster is healthy")
+        assert data(up, *words)
+    wait_until(lambda: healthy(up), 20, "the cluster is healthy")
+    assert data(up, "umount") == {"unmounted": [str(up / "mnt")]}
+    assert data(up, "mount")["mountpoint"] == str(up / "mnt")
+    assert set(data(up, "down")["stopped"]) == {"mediator", "metaserver", "data-1", "data-2", "data-3"}
+
+
+def drop_caches(here: Path) -> None:
+    """Mount anew, so that the next read asks the replicas."""
+    ok(run_command(here, "umount"))
+    ok(run_command(here, "mount"))
