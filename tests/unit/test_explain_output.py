@@ -1,0 +1,57 @@
+"""What `explain` prints for people."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tools.explain import ROWS, select, show
+
+
+def report(count: int, bad: int | None = None) -> dict[str, Any]:
+    blocks = [
+        {
+            "block": f"{index:032x}",
+            "digest": "00" * 32,
+            "length": 1 << 20,
+            "offset": index << 20,
+            "outcome": "readable",
+            "verdicts": {"1": "good", "2": "corrupt" if index == bad else "good"},
+        }
+        for index in range(count)
+    ]
+    return {
+        "ino": 7,
+        "paths": ["/[a].txt"],
+        "size": count << 20,
+        "quorum": {"N": 2, "Qr": 1, "Qw": 2},
+        "last_refusal": None,
+        "blocks": blocks,
+    }
+
+
+def test_a_bad_block_is_listed_wherever_it_is() -> None:
+    blocks = report(1000, bad=700)["blocks"]
+    assert [block["offset"] >> 20 for block in select(blocks, False)] == [*range(ROWS), 700]
+    assert select(blocks, True) == blocks
+
+
+def test_verdicts_and_refusal_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    told = report(2, bad=1)
+    told["last_refusal"] = {
+        "when_ns": 0,
+        "operation": "read",
+        "message": "1 of [Qr]=2",
+        "detail": {"votes": {}},
+    }
+    show(Path("[a].txt"), told, everything=False)
+    said = capsys.readouterr().out
+    for word in ("[a].txt", "inode 7", "/[a].txt", "N=2", "corrupt", "1.0 MiB", "read: 1 of [Qr]=2", "votes"):
+        assert word in said
+
+
+def test_a_file_without_blocks(capsys: pytest.CaptureFixture[str]) -> None:
+    show(Path("empty"), report(0), everything=False)
+    assert "no blocks" in capsys.readouterr().out

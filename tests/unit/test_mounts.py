@@ -1,0 +1,68 @@
+"""What can be mounted where, from /proc alone."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tools import mounts
+from tools.mounts import Mount
+from wire.config import ConfigError
+
+
+def test_the_kernels_own_mounts_are_seen() -> None:
+    assert mounts.mount_at(Path("/proc")) is not None
+    assert mounts.mount_at(Path("/proc/self")) is None
+    assert mounts.mount_of(Path("/proc/self/status")) is None, "it is no quorumfs"
+
+
+def test_the_deepest_mount_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = [
+        Mount(Path("/"), "ext4", "/dev/sda1"),
+        Mount(Path("/a"), mounts.TYPE, "quorumfs"),
+        Mount(Path("/a/b"), "tmpfs", "tmpfs"),
+        Mount(Path("/c"), "tmpfs", "tmpfs"),
+        Mount(Path("/c"), mounts.TYPE, "quorumfs"),
+    ]
+    monkeypatch.setattr(mounts, "mounts", lambda: made)
+    found = {path: mounts.mount_of(Path(path)) for path in ("/x", "/a", "/a/x", "/a/b/x", "/ab", "/c/x")}
+    assert {path: mount and str(mount.place) for path, mount in found.items()} == {
+        "/x": None,
+        "/a": "/a",
+        "/a/x": "/a",
+        "/a/b/x": None,
+        "/ab": None,
+        "/c/x": "/c",
+    }
+
+
+def test_names_with_spaces_are_unescaped() -> None:
+    assert mounts._unescape(r"/a\040b\134c") == "/a b\\c"
+
+
+def test_a_mount_point_is_checked(tmp_path: Path) -> None:
+    mounts.check_mountpoint(tmp_path)
+    (tmp_path / "file").touch()
+    for place, word in (
+        (tmp_path, "not empty"),
+        (tmp_path / "file", "no directory"),
+        (tmp_path / "x", "mkdir"),
+    ):
+        with pytest.raises(ConfigError, match=word):
+            mounts.check_mountpoint(place)
+
+
+def test_a_mount_point_is_made_absolute_without_following_it(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    assert mounts.absolute(tmp_path / "link" / "mnt") == tmp_path / "real" / "mnt"
+    assert mounts.absolute(tmp_path / "real" / ".." / "link") == tmp_path / "link"
+
+
+def test_users_of_a_directory_are_named(tmp_path: Path) -> None:
+    assert mounts.users_of(tmp_path) == []
+    with (tmp_path / "file").open("w"):
+        [user] = mounts.users_of(tmp_path)
+    assert f"({os.getpid()})" in user
