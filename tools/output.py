@@ -38,7 +38,7 @@ def add_json_option(parser: argparse.ArgumentParser) -> None:
 
 def console() -> Console:
     """Return where people's output goes; colours only on a terminal."""
-    width = None if sys.stdout.isatty() else 160
+    width = None if sys.stdout.isatty() else 400
     return Console(highlight=False, soft_wrap=False, width=width, emoji=False)
 
 

@@ -38,7 +38,7 @@ def run(main: Callable[[], Coroutine[Any, Any, None]]) -> int:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(main())
     except ConfigError as error:
-        print(error, file=sys.stderr)
+        print(f"quorumfs: {error}", file=sys.stderr)
         return EXIT_BAD_SETTINGS
     except KeyboardInterrupt:
         return 0
