@@ -19,7 +19,7 @@ from wire.methods import BookkeepingMethods, DataMethods
 
 ROUND_SECONDS = 1.0
 FEWEST = 1000
-MOST = 256 * 1024
+MOST = 64 * 1024
 """How many garbage blocks one round asks for; it grows while a server that is down holds the oldest back."""
 BATCH = 4096
 """So many blocks are deleted with one call."""

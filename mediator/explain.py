@@ -26,7 +26,6 @@ MOST_PATHS = 16
 SURVEYS_IN_FLIGHT = 4
 STATUS_SECONDS = 1.0
 """How old the data servers' own numbers may be, and how long they are waited for."""
-MOST_INODES = 1 << 32
 
 
 class Explainer:
@@ -111,8 +110,8 @@ class Explainer:
         free = min((int(status["free_bytes"]) for status in said), default=0)
         total = min((int(status["total_bytes"]) for status in said), default=0)
         counts = await self._metadata.ask(BookkeepingMethods.counts)
-        inodes = int(counts.get("inodes", 0))
-        return Usage(total, free, inodes, max(0, MOST_INODES - inodes))
+        free_inodes = int(counts["free_inodes"])
+        return Usage(total, free, int(counts["inodes"]) + free_inodes, free_inodes)
 
 
 def quorum_as_data(quorum: Quorum) -> dict[str, int]:

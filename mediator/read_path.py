@@ -15,7 +15,7 @@ from mediator.repair import Repairs
 from mediator.servers import Metadata, Server
 from mediator.vote import ReadOutcome, Verdict, describe_read, judge, read_outcome
 from wire.digest import BLOCK_BYTES, DIGEST_BYTES, piece_count
-from wire.errors import InvalidArgument, QuorumfsError, ReadRefused
+from wire.errors import InvalidArgument, QuorumfsError, ReadRefused, Unavailable
 from wire.messages import BLOCK_ID_BYTES, BlockPart, BlockRecord
 from wire.methods import BookkeepingMethods, DataMethods
 from wire.quorum import Quorum
@@ -124,7 +124,9 @@ class Ballot:
         asked = server.call(self._vote_seconds, DataMethods.get, self.witness.block, *self.pieces)
         answer = await outcome_of(asked)
         self.bytes_pending -= 1
-        self.verdicts[server.number] = verdict = judge(self.witness, answer, *self.pieces)
+        verdict = judge(self.witness, answer, *self.pieces)
+        if verdict is not Verdict.DOWN or self.verdicts[server.number] is not Verdict.GOOD:
+            self.verdicts[server.number] = verdict  # bytes overrule a digest; silence does not unsay it
         if verdict is Verdict.GOOD and isinstance(answer, BlockPart) and self.part is None:
             self.part = answer
         self._changed.set()
@@ -185,8 +187,8 @@ class ReadPath:
         Raises:
             ReadRefused: they cannot be; `detail` says who voted what, and "reason": "superseded" when the
                 file has changed meanwhile, so that a new file map may help.
-            Unavailable: replicas must be filled first, and the metadata server cannot be asked for the
-                witness.
+            Unavailable: the good replicas sent no bytes; or replicas must be filled first, and the metadata
+                server cannot be asked for the witness.
         """
         check_request(witness, first_piece, pieces)
         ballot = await self._decide(witness, first_piece, pieces)
@@ -195,8 +197,10 @@ class ReadPath:
             await self._health.recheck()
             if ballot.has_returned:
                 ballot = await self._decide(witness, first_piece, pieces)
-        if ballot.part is None or ballot.outcome is not ReadOutcome.ANSWER:
+        if ballot.outcome is not ReadOutcome.ANSWER:
             raise await self._refusal(ballot)
+        if ballot.part is None:
+            raise Unavailable("the replicas that voted good stopped answering before they sent the bytes")
         if not ballot.unanimous:
             self._background.start(self._settle(ballot), f"settling block {witness.block.hex()}")
         return ballot.part

@@ -47,15 +47,14 @@ class Difference(NamedTuple):
     cursor: bytes | None
 
 
-def compare(committed: Sequence[BlockRecord], held: Sequence[BlockRecord], page: int) -> Difference:
+def compare(committed: Sequence[BlockRecord], held: Sequence[BlockRecord]) -> Difference:
     """Merge two sorted pages that begin after the same id; what lies beyond the shorter one waits.
 
     Args:
-        committed: a page of the metadata server's blocks.
-        held: a page of the data server's inventory.
-        page: how many records were asked for: a shorter page is the list's last.
+        committed: a page of the metadata server's blocks; empty if there are no more.
+        held: a page of the data server's inventory; empty if there are no more.
     """
-    ends = [records[-1].block for records in (committed, held) if len(records) >= page]
+    ends = [records[-1].block for records in (committed, held) if records]
     cursor = min(ends) if ends else None
     wanted = {r.block: r for r in committed if cursor is None or r.block <= cursor}
     there = {r.block: r for r in held if cursor is None or r.block <= cursor}
@@ -225,7 +224,7 @@ class Refills:
         while after is not None:
             committed = await self._metadata.ask(BookkeepingMethods.blocks, after, PAGE)
             held = await server.call(self._metadata.deadline_seconds, DataMethods.inventory, after, PAGE)
-            difference = compare(committed, held, PAGE)
+            difference = compare(committed, held)
             wanted = [r for r in difference.lacking if server.number in holders(r.block, numbers)]
             garbage = set(await self._collectable([record.block for record in wanted]))
             yield difference._replace(lacking=[r for r in wanted if r.block not in garbage])

@@ -151,7 +151,7 @@ class WritePath:
         for record in commit.blocks if self._lacking else ():
             if record.block in self._lacking:
                 del self._lacking[record.block]
-                self._repairs.request(record.block)
+                self._repairs.request_anew(record.block)
         return attributes
 
     async def _put_payload(self, records: list[BlockRecord], payload: list[bytes], durable: bool) -> None:

@@ -1,0 +1,327 @@
+"""In-memory data servers and a metadata server, to drive the mediator without processes or sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from mediator.assembly import Mediator
+from wire.config import ClusterConfig, DataServerConfig, Deadlines
+from wire.digest import DIGEST_BYTES, PIECE_BYTES, block_digest, digest_of_list, piece_digest, piece_digests
+from wire.errors import (
+    BlockMissing,
+    DeadlineExceeded,
+    DigestMismatch,
+    QuorumfsError,
+    Unavailable,
+)
+from wire.messages import (
+    AttributeChanges,
+    Attributes,
+    BlockPart,
+    BlockRecord,
+    Commit,
+    Extent,
+    FileMap,
+    Identity,
+    MappedExtent,
+)
+from wire.quorum import Quorum
+
+CLUSTER = "test"
+VOTE_SECONDS = 0.4
+
+
+class Fake:
+    """What fake servers share: being up, paused or slow."""
+
+    kind = ""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.down = False
+        self.paused = False
+        self.delay_seconds = 0.0
+        self.epoch = 1
+        self.cluster = CLUSTER
+        self.calls: list[str] = []
+        self.fail_next: dict[str, list[QuorumfsError]] = {}
+
+    def identity(self) -> Identity:
+        return Identity(self.kind, self.cluster, self.number, self.epoch)
+
+
+class FakeDataServer(Fake):
+    """Blocks in a dictionary. `damage` and `lie` change them behind its back."""
+
+    kind = "dataserver"
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.held: dict[bytes, tuple[BlockRecord, bytes, bytes]] = {}
+        self.quarantine: list[tuple[bytes, bytes, str]] = []
+
+    def damage(self, block: bytes) -> None:
+        record, data, recorded = self.held[block]
+        at = len(data) - 1
+        self.held[block] = (
+            record,
+            data[:at] + bytes([data[at] ^ (1 << self.number)]) + data[at + 1 :],
+            recorded,
+        )
+
+    def lie(self, block: bytes) -> None:
+        data = b"L" * self.held[block][0].length
+        self.held[block] = BlockRecord(block, len(data), block_digest(data)), data, piece_digests(data)
+
+    def is_good(self, record: BlockRecord) -> bool:
+        held = self.held.get(record.block)
+        return held is not None and held[0] == record and block_digest(held[1]) == record.digest
+
+    def put(self, block: bytes, digest: bytes, data: bytes, durable: bool) -> None:
+        if block_digest(data) != digest:
+            raise DigestMismatch
+        self.held.setdefault(block, (BlockRecord(block, len(data), digest), bytes(data), piece_digests(data)))
+
+    def get(self, block: bytes, first_piece: int, piece_count: int) -> BlockPart:
+        record, data, recorded = self._find(block)
+        end = (first_piece + piece_count) * PIECE_BYTES if piece_count else len(data)
+        return BlockPart(
+            record.length,
+            self._digests(data, recorded, first_piece, piece_count),
+            data[first_piece * PIECE_BYTES : end],
+        )
+
+    def digest(self, block: bytes, first_piece: int, piece_count: int) -> bytes:
+        _, data, recorded = self._find(block)
+        if not recorded:
+            return piece_digest(data)
+        return digest_of_list(self._digests(data, recorded, first_piece, piece_count))
+
+    def _find(self, block: bytes) -> tuple[BlockRecord, bytes, bytes]:
+        if block not in self.held:
+            raise BlockMissing
+        return self.held[block]
+
+    @staticmethod
+    def _digests(data: bytes, recorded: bytes, first: int, count: int) -> bytes:
+        """Return the recorded digests, those of the pieces asked for computed now."""
+        if not recorded:
+            return b""
+        now, last = piece_digests(data), first + count if count else len(recorded) // DIGEST_BYTES
+        low, high = first * DIGEST_BYTES, last * DIGEST_BYTES
+        return recorded[:low] + now[low:high] + recorded[high:]
+
+    def repair(self, block: bytes, digest: bytes, data: bytes, note: str) -> str:
+        record = BlockRecord(block, len(data), digest)
+        if block_digest(data) != digest:
+            raise DigestMismatch
+        if self.is_good(record):
+            return "good"
+        loser = self.held.pop(block, None)
+        if loser is not None:
+            self.quarantine.append((block, loser[1], note))
+        self.put(block, digest, data, False)
+        return "filled" if loser is None else "replaced"
+
+    def delete(self, blocks: list[bytes]) -> int:
+        return sum(self.held.pop(block, None) is not None for block in blocks)
+
+    def sync(self, blocks: list[bytes]) -> list[bytes]:
+        return [block for block in blocks if block not in self.held]
+
+    def inventory(self, after: bytes, limit: int) -> list[BlockRecord]:
+        return [self.held[block][0] for block in sorted(self.held) if block > after][:limit]
+
+    def status(self) -> dict[str, Any]:
+        return {
+            "blocks": len(self.held),
+            "quarantined": len(self.quarantine),
+            "free_bytes": 1000 - self.number,
+            "total_bytes": 2000 - self.number,
+        }
+
+
+class FakeMetaserver(Fake):
+    """Committed blocks, garbage, live sessions."""
+
+    kind = "metaserver"
+
+    def __init__(self) -> None:
+        super().__init__(0)
+        self.committed: dict[bytes, BlockRecord] = {}
+        self.waiting: list[bytes] = []
+        self.commits: list[tuple[int, Commit]] = []
+        self.uncommitted: set[bytes] = set()
+        self.forgotten: list[bytes] = []
+        self.on_blocks: Callable[[], None] = lambda: None
+
+    def supersede(self, block: bytes) -> None:
+        del self.committed[block]
+        self.waiting.append(block)
+
+    def witnesses(self, blocks: list[bytes]) -> list[BlockRecord | None]:
+        return [self.committed.get(block) for block in blocks]
+
+    def collectable(self, blocks: list[bytes]) -> list[bytes]:
+        return [block for block in blocks if block not in self.committed and block not in self.uncommitted]
+
+    def blocks(self, after: bytes, limit: int) -> list[BlockRecord]:
+        self.on_blocks()
+        return [self.committed[block] for block in sorted(self.committed) if block > after][:limit]
+
+    def garbage(self, limit: int, min_age_ms: int) -> list[bytes]:
+        return self.waiting[:limit]
+
+    def forget(self, blocks: list[bytes]) -> None:
+        self.forgotten += blocks
+        self.waiting = [block for block in self.waiting if block not in set(blocks)]
+
+    def commit(self, ticket: Any, ino: int, commit: Commit) -> Attributes:
+        self.commits.append((ino, commit))
+        self.committed.update({record.block: record for record in commit.blocks})
+        self.uncommitted -= set(self.committed)
+        return self.getattr(ino)
+
+    def getattr(self, ino: int) -> Attributes:
+        return Attributes(ino, 0o100644, 1, 0, 0, 0, 4, 4096, 0, 0, 0, 1)
+
+    def file_map(self, ino: int, offset: int, limit: int) -> FileMap:
+        run, at = [], 0
+        for record in self.committed.values():
+            if at + record.length > offset:
+                run.append(MappedExtent(at, record.length, record.block, 0, record.length, record.digest))
+            at += record.length
+        return FileMap(1, at, run[:limit], len(run) <= limit)
+
+    def paths_of(self, ino: int, limit: int) -> list[bytes]:
+        return [b"/a.txt", b"/\xff"]
+
+    def counts(self) -> dict[str, Any]:
+        return {"inodes": 3, "free_inodes": 7}
+
+    def renew(self, session: int) -> int:
+        return self.epoch
+
+
+class FakeClient:
+    """Meets mediator.servers.Caller for one fake server."""
+
+    def __init__(self, target: Fake) -> None:
+        self.target = target
+
+    async def call(self, deadline_seconds: float, method: Any, *args: Any, **keywords: Any) -> Any:
+        return await self.forward(deadline_seconds, method.__name__, [*args, *keywords.values()])
+
+    async def forward(self, deadline_seconds: float, name: str, params: Sequence[Any]) -> Any:
+        target = self.target
+        if target.down:
+            raise Unavailable("connection refused")
+        target.calls.append(name)
+        end = asyncio.get_running_loop().time() + deadline_seconds
+        await asyncio.sleep(target.delay_seconds)
+        while target.paused:
+            if asyncio.get_running_loop().time() >= end:
+                raise DeadlineExceeded(f"no answer within {deadline_seconds} s")
+            await asyncio.sleep(0.005)
+        if target.down:
+            raise Unavailable("the connection broke")
+        if target.fail_next.get(name):
+            raise target.fail_next[name].pop(0)
+        return getattr(target, name)(*params)
+
+    async def close(self) -> None:
+        pass
+
+
+class World:
+    """A mediator over fakes. Blocks that `commit` makes are on all data servers."""
+
+    def __init__(self, quorum: Quorum, seed: int = 1) -> None:
+        self.random = random.Random(seed)
+        self.data = {number: FakeDataServer(number) for number in range(1, quorum.servers + 1)}
+        self.meta = FakeMetaserver()
+        by_address: dict[str, Fake] = {f"127.0.0.1:{8000 + n}": fake for n, fake in self.data.items()}
+        by_address["127.0.0.1:7000"] = self.meta
+        config = ClusterConfig(
+            cluster=CLUSTER,
+            quorum=quorum,
+            mediator_listen="127.0.0.1:0",
+            metaserver_listen="127.0.0.1:7000",
+            metaserver_directory=Path("meta"),
+            data_servers=tuple(
+                DataServerConfig(n, f"127.0.0.1:{8000 + n}", Path(f"data-{n}")) for n in self.data
+            ),
+            deadlines=Deadlines(vote_seconds=VOTE_SECONDS, metadata_seconds=VOTE_SECONDS),
+        )
+        self.mediator = Mediator(config, lambda address, _: FakeClient(by_address[address]))
+
+    def new_record(self, data: bytes) -> BlockRecord:
+        return BlockRecord(self.random.randbytes(16), len(data), block_digest(data))
+
+    def commit(self, data: bytes = b"1234") -> BlockRecord:
+        record = self.new_record(data)
+        for server in self.data.values():
+            server.put(record.block, record.digest, data, False)
+        self.meta.committed[record.block] = record
+        return record
+
+    def fault(self, record: BlockRecord, letter: str, number: int) -> None:
+        """Make a replica corrupt (C), lying (L), missing (M), its server down (D), or leave it good (G)."""
+        server = self.data[number]
+        if letter == "C":
+            server.damage(record.block)
+        elif letter == "L":
+            server.lie(record.block)
+        elif letter == "M":
+            server.delete([record.block])
+        elif letter == "D":
+            server.down = True
+
+    async def look(self) -> None:
+        """Have health look at every server once, and the refills that this begins end."""
+        await self.mediator.health.first_look()
+        await self.settle()
+
+    async def settle(self) -> None:
+        """Wait until nothing runs in the background."""
+        async with asyncio.timeout(20):
+            while len(self.mediator.background):  # noqa: ASYNC110
+                await asyncio.sleep(0.002)
+
+    async def read(self, record: BlockRecord, first: int = 0, count: int = 0) -> bytes:
+        return (await self.mediator.read_path.read_block(record, first, count)).data
+
+
+def commit_of(records: list[BlockRecord], durable: bool = False) -> Commit:
+    """Return a commit that lays blocks one after the other."""
+    extents, at = [], 0
+    for record in records:
+        extents.append(Extent(at, record.length, record.block, 0))
+        at += record.length
+    return Commit(0, extents, at, records, AttributeChanges(), durable)
+
+
+def run(scenario: Coroutine[Any, Any, Any]) -> None:
+    """Run one asynchronous scenario to its end, within a deadline."""
+
+    async def bounded() -> None:
+        async with asyncio.timeout(60):
+            await scenario
+
+    asyncio.run(bounded())
+
+
+@asynccontextmanager
+async def world(servers: int = 5, read: int = 3, write: int = 5, seed: int = 1) -> AsyncIterator[World]:
+    """A world whose mediator has looked at every server; nothing is left running at the end."""
+    made = World(Quorum(servers, read, write), seed)
+    await made.look()
+    try:
+        yield made
+    finally:
+        await made.mediator.stop()

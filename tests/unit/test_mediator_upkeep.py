@@ -1,0 +1,310 @@
+"""Repair plans, refill, garbage collection, health and explain, over pure functions and in-memory servers."""
+
+from __future__ import annotations
+
+import itertools
+import random
+
+import pytest
+
+from mediator.collect import FEWEST, MOST, Deletions, next_limit
+from mediator.health import misplaced
+from mediator.refill import compare
+from mediator.refusals import Refusals
+from mediator.repair import plan_repair
+from mediator.vote import Verdict
+from tests.unit.mediator_fakes import CLUSTER, run, world
+from wire.errors import Unavailable, WriteRefused
+from wire.messages import BlockRecord, Identity, Usage
+from wire.methods import CommonMethods
+from wire.quorum import Quorum
+
+LETTERS = {"G": Verdict.GOOD, "C": Verdict.CORRUPT, "M": Verdict.MISSING, "D": Verdict.DOWN}
+
+
+@pytest.mark.parametrize(
+    ("pattern", "read", "fill", "replace"),
+    [
+        ("GGGGG", 3, [], []),
+        ("GGGCC", 3, [], [4, 5]),
+        ("GGCCC", 3, [], []),
+        ("GGMCC", 3, [3], [4, 5]),
+        ("GMCCC", 3, [2], []),
+        ("CGMMD", 3, [3, 4], [1]),
+        ("GDDDD", 1, [], []),
+        ("CCCCG", 1, [], [1, 2, 3, 4]),
+        ("CCCCC", 1, [], []),
+        ("MMMMM", 1, [], []),
+        ("CMMMM", 1, [], []),
+        ("GCCCC", 2, [], []),
+        ("G", 1, [], []),
+        ("C", 1, [], []),
+    ],
+)
+def test_repair_plans(pattern: str, read: int, fill: list[int], replace: list[int]) -> None:
+    plan = plan_repair(
+        Quorum(len(pattern), read, len(pattern)),
+        {number: LETTERS[letter] for number, letter in enumerate(pattern, 1)},
+    )
+    assert (plan.fill, plan.replace) == (fill, replace)
+
+
+def test_no_repair_plan_touches_a_good_replica_or_works_without_one() -> None:
+    for servers in range(1, 6):
+        for pattern in itertools.product(Verdict, repeat=servers):
+            verdicts = dict(enumerate(pattern, 1))
+            for read in range(1, servers + 1):
+                plan = plan_repair(Quorum(servers, read, servers), verdicts)
+                good = {number for number, verdict in verdicts.items() if verdict is Verdict.GOOD}
+                assert not good & {*plan.fill, *plan.replace}
+                assert set(plan.sources) == good
+                assert good or not (plan.fill or plan.replace)
+
+
+def records(ids: list[int]) -> list[BlockRecord]:
+    return [BlockRecord(number.to_bytes(2, "big"), 1, b"") for number in sorted(ids)]
+
+
+def test_compare_finds_every_difference_whatever_the_pages() -> None:
+    seed = random.randrange(1 << 32)
+    print("seed", seed)
+    chance = random.Random(seed)
+    for _ in range(300):
+        wanted = {n for n in range(60) if chance.random() < chance.choice([0.1, 0.5, 0.95])}
+        held = {n for n in range(60) if chance.random() < chance.choice([0.1, 0.5, 0.95])}
+        odd = {n for n in wanted & held if chance.random() < 0.1}
+        ours, theirs = records(list(wanted)), records(list(held))
+        theirs = [r._replace(length=2) if int.from_bytes(r.block, "big") in odd else r for r in theirs]
+        lacking, differing, extra, after = [], [], [], b""
+        while True:
+            pages = [[r for r in side if r.block > after][: chance.randint(1, 9)] for side in (ours, theirs)]
+            found = compare(pages[0], pages[1])
+            lacking += [r.block for r in found.lacking]
+            differing += [r.block for r in found.differing]
+            extra += found.extra
+            if found.cursor is None:
+                break
+            assert found.cursor > after
+            after = found.cursor
+        assert lacking == [r.block for r in records(list(wanted - held))]
+        assert differing == [r.block for r in records(list(odd))]
+        assert extra == [r.block for r in records(list(held - wanted))]
+
+
+def test_a_blank_server_is_refilled_also_while_files_are_written() -> None:
+    async def scenario() -> None:
+        async with world() as w:
+            kept = [w.commit(bytes([n]) * 100) for n in range(40)]
+            w.data[2].damage(kept[0].block)
+            w.data[5].held.clear()
+            w.data[5].epoch += 1
+            later = iter([w.commit, w.commit])
+            w.meta.on_blocks = lambda: [make() for make in itertools.islice(later, 1)] and None
+            await w.look()
+            for record in w.meta.committed.values():
+                assert w.data[5].is_good(record)
+            assert len(w.meta.committed) == 42
+            progress = w.mediator.refills.look_or_begin(w.mediator.health.servers[4])
+            assert (progress["state"], progress["done"], progress["total"]) == ("done", 40, 40)
+            assert (progress["bytes_done"], progress["failed"]) == (4000, 0)
+            assert w.mediator.health.servers[4].state == "up"
+
+    run(scenario())
+
+
+def test_extras_are_deleted_only_if_they_may_be() -> None:
+    async def scenario() -> None:
+        async with world() as w:
+            orphan, fresh = w.new_record(b"orphan"), w.new_record(b"fresh")
+            for record, data in ((orphan, b"orphan"), (fresh, b"fresh")):
+                w.data[1].put(record.block, record.digest, data, False)
+            w.meta.uncommitted.add(fresh.block)
+            w.data[1].epoch += 1
+            await w.look()
+            assert list(w.data[1].held) == [fresh.block]
+
+    run(scenario())
+
+
+def test_a_refill_goes_on_when_the_metadata_server_is_back() -> None:
+    async def scenario() -> None:
+        async with world() as w:
+            record = w.commit()
+            w.data[3].held.clear()
+            w.data[3].epoch += 1
+            w.meta.down = True
+            await w.mediator.health.first_look()
+            assert w.mediator.health.servers[2].state == "refilling"
+            w.meta.down = False
+            await w.settle()
+            assert w.data[3].is_good(record)
+
+    run(scenario())
+
+
+def test_a_block_without_a_good_replica_does_not_hold_up_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mediator.refill.RETRY_SECONDS", 0.01)
+
+    async def scenario() -> None:
+        async with world() as w:
+            lost, kept = w.commit(b"lost"), w.commit(b"kept")
+            for number in (1, 2, 3, 4):
+                w.data[number].damage(lost.block)
+            w.data[5].held.clear()
+            w.data[5].epoch += 1
+            await w.look()
+            assert w.data[5].is_good(kept)
+            progress = w.mediator.refills.look_or_begin(w.mediator.health.servers[4])
+            assert (progress["state"], progress["failed"]) == ("failed", 1)
+
+    run(scenario())
+
+
+def test_garbage_is_forgotten_only_when_all_servers_have_deleted_it() -> None:
+    async def scenario() -> None:
+        async with world() as w:
+            blocks = [w.commit(bytes([n])).block for n in range(5)]
+            for block in blocks[:3]:
+                w.meta.supersede(block)
+            w.data[4].down = True
+            await w.mediator.health.first_look()
+            assert await w.mediator.collector.run_once() == 0
+            assert await w.mediator.collector.run_once() == 0
+            assert [server.calls.count("delete") for server in w.data.values()] == [1, 1, 1, 0, 1]
+            assert [len(server.held) for server in w.data.values()] == [2, 2, 2, 5, 2]
+            assert w.mediator.collector.status() == {"forgotten": 0, "waiting": 3}
+            w.data[4].down = False
+            w.data[4].epoch += 1
+            await w.look()
+            assert await w.mediator.collector.run_once() == 3
+            assert [sorted(server.held) for server in w.data.values()] == [sorted(blocks[3:])] * 5
+            assert w.meta.waiting == []
+
+    run(scenario())
+
+
+def test_deletions() -> None:
+    deletions = Deletions([1, 2])
+    deletions.note([b"a", b"b"], 1)
+    assert deletions.to_delete([b"a", b"b", b"c"], 1) == [b"c"]
+    assert deletions.finished([b"a", b"b"]) == []
+    deletions.note([b"a"], 2)
+    assert deletions.finished([b"a", b"b"]) == [b"a"]
+    deletions.restarted(1)
+    assert deletions.to_delete([b"a"], 1) == [b"a"]
+    assert deletions.finished([b"a"]) == []
+    deletions.keep_only([b"b"])
+    assert len(deletions) == 1
+
+
+def test_the_garbage_page_grows_only_while_it_is_stuck() -> None:
+    assert next_limit(FEWEST, FEWEST, news=0) == 2 * FEWEST
+    assert next_limit(FEWEST, FEWEST, news=5) == FEWEST
+    assert next_limit(MOST, MOST, news=0) == MOST
+    assert next_limit(4 * FEWEST, 10, news=0) == 2 * FEWEST
+    assert next_limit(FEWEST, 0, news=0) == FEWEST
+
+
+def test_a_server_that_is_not_the_one_expected_is_not_used() -> None:
+    right = Identity("dataserver", CLUSTER, 2, 1)
+    assert misplaced(right, "dataserver", CLUSTER, 2) == ""
+    assert "data server 2, not 3" in misplaced(right, "dataserver", CLUSTER, 3)
+    assert "'other'" in misplaced(right._replace(cluster="other"), "dataserver", CLUSTER, 2)
+    assert "a dataserver answers" in misplaced(right, "metaserver", CLUSTER, 0)
+
+    async def scenario() -> None:
+        async with world(3, 2, 3) as w:
+            w.data[2].cluster = "other"
+            await w.look()
+            server = w.mediator.health.servers[1]
+            assert server.state == "down"
+            assert "'other'" in server.error
+            with pytest.raises(WriteRefused):
+                await w.mediator.write_path.check_writable()
+
+    run(scenario())
+
+
+def test_one_late_heartbeat_is_forgiven_and_a_broken_connection_is_not() -> None:
+    async def scenario() -> None:
+        async with world() as w:
+            health, server = w.mediator.health, w.mediator.health.servers[0]
+            w.data[1].paused = True
+            await health.run_once(server, 0.02)
+            assert server.up
+            await health.run_once(server, 0.02)
+            assert not server.up
+            w.data[1].paused = False
+            await health.run_once(server)
+            assert server.up
+            w.data[1].down = True
+            with pytest.raises(Unavailable):
+                await server.call(1.0, CommonMethods.identity)
+            assert server.state == "down"
+            await w.settle()
+
+    run(scenario())
+
+
+def test_explain_and_usage() -> None:
+    async def scenario() -> None:
+        async with world() as w:
+            first, second = w.commit(b"1234"), w.commit(b"56")
+            w.data[1].damage(first.block)
+            w.data[2].delete([first.block])
+            w.data[3].down = True
+            w.mediator.refusals.note(7, "read", WriteRefused("because"))
+            said = await w.mediator.explainer.explain(7)
+            assert said["paths"] == ["/a.txt", "/\\xff"]
+            assert said["quorum"] == {"N": 5, "Qr": 3, "Qw": 5}
+            assert said["last_refusal"]["message"] == "because"
+            assert not said["cut"]
+            blocks = said["blocks"]
+            assert [block["block"] for block in blocks] == [first.block.hex(), second.block.hex()]
+            assert [block["offset"] for block in blocks] == [0, 4]
+            votes = {"1": "corrupt", "2": "missing", "3": "down", "4": "good", "5": "good"}
+            assert blocks[0]["verdicts"] == votes
+            assert (blocks[0]["outcome"], blocks[1]["outcome"]) == ("fill", "answer")
+            assert await w.mediator.explainer.usage() == Usage(1995, 995, 10, 7)
+            status = await w.mediator.status()
+            assert [server["state"] for server in status["servers"]] == ["up", "up", "down", "up", "up"]
+            assert not status["writable"]
+            assert status["servers"][0]["blocks"] == 2
+            assert status["metaserver"]["state"] == "up"
+
+    run(scenario())
+
+
+def test_explaining_a_long_file_is_cut_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mediator.explain.MOST_BLOCKS", 3)
+
+    async def scenario() -> None:
+        async with world(3, 2, 3) as w:
+            for _ in range(3):
+                w.commit()
+            said = await w.mediator.explainer.explain(7)
+            assert (len(said["blocks"]), said["cut"]) == (3, False)
+            w.commit()
+            said = await w.mediator.explainer.explain(7)
+            assert (len(said["blocks"]), said["cut"]) == (3, True)
+
+    run(scenario())
+
+
+def test_refusals_are_bounded() -> None:
+    refusals = Refusals(most=2)
+    for ino in (1, 2, 1, 3):
+        refusals.note(ino, "read", WriteRefused(f"no {ino}"))
+    assert refusals.last(2) is None
+    assert [said["ino"] for said in refusals.newest()] == [3, 1]
+    assert refusals.count == 4
+
+
+def test_the_background_lets_nothing_run_on_after_the_stop() -> None:
+    async def scenario() -> None:
+        async with world() as w:
+            await w.mediator.start()
+            assert len(w.mediator.background) >= 3
+        assert len(w.mediator.background) == 0
+
+    run(scenario())

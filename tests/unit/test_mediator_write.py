@@ -1,0 +1,194 @@
+"""Writing by quorum over in-memory servers: refused, failed, carried out, re-sent."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+
+from tests.unit.mediator_fakes import VOTE_SECONDS, World, commit_of, run, world
+from wire.digest import block_digest
+from wire.errors import DeadlineExceeded, DigestMismatch, NoSpace, Unavailable, WriteFailed, WriteRefused
+from wire.messages import Ticket
+
+TICKET = Ticket(1, 0, 1)
+DATA = b"new bytes"
+
+
+async def put(w: World, data: bytes = DATA, durable: bool = False) -> bytes:
+    record = w.new_record(data)
+    w.meta.uncommitted.add(record.block)
+    await w.mediator.write_path.put_block(record.block, record.digest, data, durable)
+    return record.block
+
+
+def holders_of(w: World, block: bytes) -> list[int]:
+    return [number for number, server in w.data.items() if block in server.held]
+
+
+def test_a_put_reaches_all_servers() -> None:
+    async def scenario() -> None:
+        async with world() as w:
+            assert holders_of(w, await put(w)) == [1, 2, 3, 4, 5]
+
+    run(scenario())
+
+
+def test_writes_are_refused_beforehand_without_a_quorum() -> None:
+    async def scenario() -> None:
+        async with world() as w:
+            w.data[2].down = w.data[4].down = True
+            await w.mediator.health.first_look()
+            records = [w.new_record(DATA)]
+            attempts: list[Any] = [
+                w.mediator.write_path.check_writable(),
+                put(w),
+                w.mediator.write_path.write_file(TICKET, 7, commit_of(records), [DATA]),
+            ]
+            for attempt in attempts:
+                with pytest.raises(WriteRefused) as caught:
+                    await attempt
+                assert "3 of 5 data servers are up, Qw=5 are needed" in caught.value.message
+                assert "server 2 (127.0.0.1:8002): connection refused" in caught.value.message
+                assert "quorumfs up" in caught.value.message
+                assert caught.value.detail == {"down": [2, 4], "needed": 5}
+            assert not w.meta.commits
+            assert not any("put" in server.calls for server in w.data.values())
+
+    run(scenario())
+
+
+def test_a_server_that_is_back_ends_the_refusals_at_once() -> None:
+    async def scenario() -> None:
+        async with world() as w:
+            w.data[2].down = True
+            with pytest.raises(WriteFailed):
+                await put(w)
+            with pytest.raises(WriteRefused):
+                await put(w)
+            w.data[2].down = False
+            await put(w)
+
+    run(scenario())
+
+
+def test_a_quorum_lost_on_the_way_says_who_answered_what() -> None:
+    async def scenario() -> None:
+        async with world() as w:
+            w.data[3].fail_next["put"] = [NoSpace("the disk is full")]
+            with pytest.raises(WriteFailed) as caught:
+                await put(w)
+            assert caught.value.detail["answers"]["3"] == "the disk is full"
+            assert "not server 3: the disk is full" in caught.value.message
+
+    run(scenario())
+
+
+def test_a_paused_server_fails_a_full_quorum_at_the_deadline() -> None:
+    async def scenario() -> None:
+        async with world() as w:
+            w.data[3].paused = True
+            begun = time.monotonic()
+            with pytest.raises(WriteFailed):
+                await put(w)
+            assert VOTE_SECONDS * 0.9 < time.monotonic() - begun < VOTE_SECONDS * 2
+            w.data[3].paused = False
+
+    run(scenario())
+
+
+def test_a_smaller_quorum_does_not_wait_and_the_rest_is_made_up_for() -> None:
+    async def scenario() -> None:
+        async with world(5, 3, 3) as w:
+            w.data[3].paused = True
+            w.data[4].fail_next["put"] = [NoSpace("full for a moment")]
+            begun = time.monotonic()
+            record = w.new_record(DATA)
+            await w.mediator.write_path.write_file(TICKET, 7, commit_of([record]), [DATA])
+            assert time.monotonic() - begun < VOTE_SECONDS / 2
+            w.data[3].paused = False
+            await w.settle()
+            assert holders_of(w, record.block) == [1, 2, 3, 4, 5]
+
+    run(scenario())
+
+
+def test_bytes_that_arrive_broken_are_sent_once_more() -> None:
+    async def scenario() -> None:
+        async with world() as w:
+            w.data[1].fail_next["put"] = [DigestMismatch("broken on the way")]
+            w.data[2].fail_next["put"] = [Unavailable("a stale connection")]
+            assert holders_of(w, await put(w)) == [1, 2, 3, 4, 5]
+            w.data[1].fail_next["put"] = [DigestMismatch("broken")] * 2
+            with pytest.raises(WriteFailed):
+                await put(w)
+
+    run(scenario())
+
+
+def test_bytes_that_do_not_match_their_digest_go_nowhere() -> None:
+    async def scenario() -> None:
+        async with world() as w:
+            with pytest.raises(DigestMismatch):
+                await w.mediator.write_path.put_block(bytes(16), block_digest(b"other"), DATA, False)
+            assert not any("put" in server.calls for server in w.data.values())
+
+    run(scenario())
+
+
+def test_write_file_puts_then_commits() -> None:
+    async def scenario() -> None:
+        async with world() as w:
+            before, now = w.new_record(b"put before"), w.new_record(DATA)
+            commit = commit_of([before, now], durable=True)
+            await w.mediator.write_path.write_file(TICKET, 7, commit, [DATA])
+            assert w.meta.commits == [(7, commit)]
+            assert holders_of(w, now.block) == [1, 2, 3, 4, 5]
+            assert holders_of(w, before.block) == []
+
+    run(scenario())
+
+
+def test_nothing_is_committed_when_a_put_fails() -> None:
+    async def scenario() -> None:
+        async with world() as w:
+            w.data[5].fail_next["put"] = [NoSpace("full")]
+            records = [w.new_record(b"one"), w.new_record(b"two")]
+            with pytest.raises(WriteFailed):
+                await w.mediator.write_path.write_file(TICKET, 7, commit_of(records), [b"one", b"two"])
+            assert not w.meta.commits
+
+    run(scenario())
+
+
+def test_a_call_re_sent_after_its_answer_was_lost_gets_that_answer() -> None:
+    """It was carried out: that a server went down since must not turn it into a refusal."""
+
+    async def scenario() -> None:
+        async with world() as w:
+            commit = commit_of([w.new_record(DATA)])
+            await w.mediator.write_path.write_file(TICKET, 7, commit, [DATA])
+            w.data[1].down = True
+            await w.mediator.health.first_look()
+            await w.mediator.write_path.write_file(TICKET, 7, commit, [DATA])
+            assert w.meta.commits == [(7, commit)] * 2  # the metadata server tells it is the same ticket
+
+    run(scenario())
+
+
+def test_sync_needs_a_write_quorum_that_holds_all_blocks() -> None:
+    async def scenario() -> None:
+        async with world(5, 2, 4) as w:
+            blocks = [await put(w), await put(w)]
+            await w.settle()
+            await w.mediator.write_path.sync_blocks(blocks)
+            w.data[1].held.clear()
+            await w.mediator.write_path.sync_blocks(blocks)
+            w.data[2].fail_next["sync"] = [DeadlineExceeded("a slow disk")]
+            with pytest.raises(WriteFailed) as caught:
+                await w.mediator.write_path.sync_blocks(blocks)
+            answers = caught.value.detail["answers"]
+            assert (answers["1"], answers["2"]) == ("lacks some of the blocks", "a slow disk")
+
+    run(scenario())
