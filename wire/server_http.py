@@ -23,7 +23,8 @@ from wire.messages import Identity
 log = logging.getLogger("wire.http")
 
 _XML_TYPES = frozenset({"text/xml", "application/xml"})
-_IDLE_SECONDS = 3600.0
+_IDLE_SECONDS = 300.0
+"""An HTTP connection may be silent so long between two requests; clients connect again."""
 
 
 class HttpFront:
@@ -201,7 +202,7 @@ class _OneLine(logging.LoggerAdapter[logging.Logger]):
         error = kwargs.pop("exc_info", None)
         if isinstance(error, BaseException):
             msg, args = f"{msg}: %.200r", (*args, error)
-        super().log(min(level, logging.WARNING), msg, *args, **kwargs)
+        super().log(logging.WARNING if error else level, msg, *args, **kwargs)
 
 
 def _xml(body: bytes, headers: dict[str, str] | None = None) -> web.Response:
