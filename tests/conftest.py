@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +42,9 @@ def make_cluster(tmp_path: Path) -> Iterator[ClusterFactory]:
         return made[-1]
 
     yield make
-    for cluster in made:
-        cluster.close()
+    with ExitStack() as stack:
+        for cluster in made:
+            stack.callback(cluster.close)
     unexpected = [line for cluster in made for line in unexpected_lines(cluster)]
     assert not unexpected, "unexpected lines in the logs:\n" + "\n".join(unexpected)
 

@@ -75,6 +75,9 @@ def run_up(arguments: argparse.Namespace) -> int:
         started = cluster.start()
         if started:
             undo.callback(cluster.stop, *started)
+        for name in cluster.server_names:
+            if cluster.state(name) == "paused":
+                cluster.resume(name)
         await_writable(cluster)
         if wanted is not None:
             cluster.mount(wanted)

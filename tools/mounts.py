@@ -18,7 +18,6 @@ from tools.processes import ClusterError
 from wire.config import ConfigError
 
 FUSE_DEVICE = Path("/dev/fuse")
-TYPE = "fuse.quorumfs"
 UNMOUNT_SECONDS = 40.0
 
 
@@ -46,12 +45,12 @@ def mount_at(place: Path) -> Mount | None:
 
 
 def mount_of(path: Path) -> Mount | None:
-    """Return the quorumfs mount that an absolute path lies on, if any."""
+    """Return the FUSE mount that an absolute path lies on, if it lies on one."""
     holding = [mount for mount in mounts() if path.is_relative_to(mount.place)]
     if not holding:
         return None
     deepest = max(reversed(holding), key=lambda mount: len(mount.place.parts))
-    return deepest if deepest.type == TYPE else None
+    return deepest if deepest.type.partition(".")[0] == "fuse" else None
 
 
 def absolute(path: Path) -> Path:

@@ -21,10 +21,10 @@ def test_the_kernels_own_mounts_are_seen() -> None:
 def test_the_deepest_mount_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     made = [
         Mount(Path("/"), "ext4", "/dev/sda1"),
-        Mount(Path("/a"), mounts.TYPE, "quorumfs"),
+        Mount(Path("/a"), "fuse.quorumfs", "quorumfs"),
         Mount(Path("/a/b"), "tmpfs", "tmpfs"),
         Mount(Path("/c"), "tmpfs", "tmpfs"),
-        Mount(Path("/c"), mounts.TYPE, "quorumfs"),
+        Mount(Path("/c"), "fuse.quorumfs", "quorumfs"),
     ]
     monkeypatch.setattr(mounts, "mounts", lambda: made)
     found = {path: mounts.mount_of(Path(path)) for path in ("/x", "/a", "/a/x", "/a/b/x", "/ab", "/c/x")}
