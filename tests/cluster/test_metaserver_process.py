@@ -1,7 +1,6 @@
-"""The metadata server as a process, over the real wire: every method, SIGKILL at any moment, bad directories."""
+"""The metadata server as a process, over the real wire: every method, SIGKILL, bad directories."""
 
 from __future__ import annotations
-
 
 import pytest
 
@@ -22,9 +21,8 @@ def connect(cluster: LocalCluster, rpc: str = "msgpack") -> BlockingClient:
 
 
 def record_of(session: int, counter: int, length: int = 1000) -> BlockRecord:
-    return BlockRecord(
-        session.to_bytes(8, "big") + counter.to_bytes(8, "big"), length, bytes([counter % 256]) * 32
-    )
+    block = session.to_bytes(8, "big") + counter.to_bytes(8, "big")
+    return BlockRecord(block, length, bytes([counter % 256]) * 32)
 
 
 @pytest.mark.parametrize("rpc", ["msgpack", "xml"])
@@ -33,7 +31,7 @@ def test_every_method_over_the_wire(make_cluster: ClusterFactory, rpc: str) -> N
     cluster.start("metaserver")
     client = connect(cluster, rpc)
 
-    def meta(method, *args):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN002, ANN202
+    def meta(method, *args):  # type: ignore[no-untyped-def]
         return client.call(DEADLINE, method, *args)
 
     assert meta(CommonMethods.identity).kind == "metaserver"
