@@ -1,0 +1,318 @@
+"""Commits, file maps, reference counts, garbage."""
+
+from __future__ import annotations
+
+import random
+import stat
+import time
+
+import pytest
+
+from metaserver import contents
+from tests.unit.metaserver.harness import DIRECTORY, FILE, Harness
+from wire.errors import FileTooLarge, InvalidArgument, SessionUnknown, StaleFile
+from wire.messages import AttributeChanges, BlockRecord, Commit, Extent, Ticket
+
+MAX_BYTES = 2**63 - 1
+
+
+def test_a_commit_is_what_a_file_is(meta: Harness) -> None:
+    file = meta.create(1, b"a")
+    record = meta.new_block(1000)
+    after = meta.commit(file.ino, Extent(100, 900, record.block, 50), blocks=[record], extend_to=5000)
+    assert (after.size, after.allocated_bytes, after.version) == (5000, 900, file.version + 1)
+    assert after.mtime_ns == after.ctime_ns > file.mtime_ns
+    assert after.atime_ns == file.atime_ns
+    run = meta.service.file_map(file.ino, 0, 10)
+    assert (run.version, run.size, run.complete) == (after.version, 5000, True)
+    assert run.extents == [(100, 900, record.block, 50, 1000, record.digest)]
+    opened = meta.service.open(meta.session, file.ino, False)
+    assert (opened.attributes, opened.map) == (after, run)
+    assert meta.service.blocks(b"", 10) == [record]
+    assert meta.service.files_of_block(record.block) == [file.ino]
+
+
+def test_overwriting_splits_and_frees(meta: Harness) -> None:
+    file = meta.create(1, b"a")
+    first = meta.write(file.ino, 0, 1000)
+    second = meta.write(file.ino, 400, 100)
+    assert meta.extents(file.ino) == [
+        (0, 400, first.block, 0),
+        (400, 100, second.block, 0),
+        (500, 500, first.block, 500),
+    ]
+    assert meta.service.garbage(10, 0) == []
+    meta.write(file.ino, 0, 400)
+    meta.write(file.ino, 500, 500)
+    assert meta.service.garbage(10, 0) == [first.block]
+    assert meta.service.witnesses([first.block, second.block]) == [None, second]
+    assert meta.service.getattr(file.ino).allocated_bytes == 1000
+
+
+def test_a_hole_erases(meta: Harness) -> None:
+    file = meta.create(1, b"a")
+    block = meta.write(file.ino, 0, 100).block
+    after = meta.commit(file.ino, Extent(20, 30, None, 0))
+    assert meta.extents(file.ino) == [(0, 20, block, 0), (50, 50, block, 50)]
+    assert (after.size, after.allocated_bytes) == (100, 70)
+
+
+def test_a_cut_comes_first(meta: Harness) -> None:
+    file = meta.create(1, b"a")
+    block = meta.write(file.ino, 0, 100).block
+    record = meta.new_block(10)
+    after = meta.commit(file.ino, Extent(60, 10, record.block, 0), blocks=[record], cut=30)
+    assert meta.extents(file.ino) == [(0, 30, block, 0), (60, 10, record.block, 0)]
+    assert after.size == 70
+    assert meta.commit(file.ino, cut=65).size == 65
+    emptied = meta.commit(file.ino, cut=0)
+    assert (emptied.size, emptied.allocated_bytes) == (0, 0)
+    assert sorted(meta.service.garbage(10, 0)) == [block, record.block]
+
+
+def test_a_cut_to_the_same_size_is_a_change_and_none_is_not(meta: Harness) -> None:
+    file = meta.create(1, b"a", FILE | 0o6111)
+    same = meta.commit(file.ino, changes=AttributeChanges(atime_ns=5), extend_to=0)
+    assert (same.version, same.mtime_ns, same.atime_ns) == (file.version, file.mtime_ns, 5)
+    assert same.mode == file.mode
+    cut = meta.commit(file.ino, cut=0)
+    assert (cut.version, cut.mode) == (file.version + 1, stat.S_IFREG | 0o755)
+    assert cut.mtime_ns > file.mtime_ns
+
+
+def test_changes_of_a_commit_win(meta: Harness) -> None:
+    file = meta.create(1, b"a")
+    changes = AttributeChanges(mode=0o4755, uid=3, gid=4, atime_ns=5, mtime_ns=6)
+    after = meta.commit(file.ino, cut=0, extend_to=8, changes=changes)
+    assert after[1:5] == (stat.S_IFREG | 0o4755, 1, 3, 4)
+    assert (after.atime_ns, after.mtime_ns, after.size) == (5, 6, 8)
+
+
+def test_blocks_may_be_shared_and_used_again(meta: Harness) -> None:
+    file, other = meta.create(1, b"a"), meta.create(1, b"b")
+    record = meta.write(file.ino, 0, 100)
+    meta.commit(other.ino, Extent(7, 50, record.block, 50))
+    meta.commit(other.ino, Extent(0, 7, record.block, 0), blocks=[record])
+    assert meta.service.files_of_block(record.block) == [file.ino, other.ino]
+    meta.unlink(1, b"a")
+    assert meta.service.garbage(10, 0) == []
+    meta.unlink(1, b"b")
+    assert meta.service.garbage(10, 0) == [record.block]
+
+
+def test_extents_that_continue_each_other_are_one(meta: Harness) -> None:
+    file = meta.create(1, b"a")
+    record = meta.new_block(300)
+    parts = [Extent(start, 100, record.block, start) for start in (200, 0, 100)]
+    meta.commit(file.ino, *parts, blocks=[record])
+    assert meta.extents(file.ino) == [(0, 300, record.block, 0)]
+
+
+def test_a_new_block_that_nothing_refers_to_is_garbage(meta: Harness) -> None:
+    file = meta.create(1, b"a")
+    record = meta.new_block()
+    meta.commit(file.ino, blocks=[record])
+    assert meta.service.garbage(10, 0) == [record.block]
+
+
+def test_commits_that_are_refused_change_nothing(meta: Harness) -> None:
+    file = meta.create(1, b"a")
+    known = meta.write(file.ino, 0, 100)
+    dead = meta.write(file.ino, 200, 100)
+    meta.commit(file.ino, cut=200)
+    fresh = meta.new_block(100)
+    before = (meta.service.getattr(file.ino), meta.extents(file.ino), meta.service.blocks(b"", 10))
+    refused = [
+        ([Extent(0, 10, fresh.block, 0)], []),
+        ([Extent(0, 10, fresh.block, 91)], [fresh]),
+        ([Extent(0, 101, known.block, 0)], []),
+        ([Extent(0, 10, fresh.block, 0), Extent(5, 10, known.block, 0)], [fresh]),
+        ([Extent(0, 10, dead.block, 0)], []),
+        ([Extent(0, 10, dead.block, 0)], [dead]),
+        ([Extent(0, 10, known.block, 0)], [known._replace(length=99)]),
+        ([Extent(0, 10, known.block, 0)], [known._replace(digest=b"x" * 32)]),
+        ([Extent(0, 10, fresh.block, 0)], [fresh, fresh._replace(length=99)]),
+        ([Extent(0, 10, b"short", 0)], [BlockRecord(b"short", 100, b"x" * 32)]),
+        ([Extent(0, 10, fresh.block, 0)], [fresh._replace(digest=b"x")]),
+        ([Extent(0, 10, fresh.block, 0)], [fresh._replace(length=0)]),
+        ([Extent(0, 10, fresh.block, 0)], [fresh._replace(length=2**20 + 1)]),
+        ([Extent(0, 0, fresh.block, 0)], [fresh]),
+    ]
+    for extents, blocks in refused:
+        with pytest.raises(InvalidArgument):
+            meta.commit(file.ino, *extents, blocks=blocks, extend_to=1000)
+    other_session = meta.open_session()
+    foreign = meta.new_block(100, session=other_session)
+    with pytest.raises(InvalidArgument):
+        meta.commit(file.ino, Extent(0, 10, foreign.block, 0), blocks=[foreign])
+    for reach in (MAX_BYTES + 1, 2**70):
+        with pytest.raises(FileTooLarge):
+            meta.commit(file.ino, extend_to=reach)
+    assert (meta.service.getattr(file.ino), meta.extents(file.ino), meta.service.blocks(b"", 10)) == before
+
+
+def test_the_largest_file(meta: Harness) -> None:
+    file = meta.create(1, b"a")
+    record = meta.new_block(10)
+    meta.commit(file.ino, Extent(MAX_BYTES - 10, 10, record.block, 0), blocks=[record])
+    assert meta.service.getattr(file.ino).size == MAX_BYTES
+    assert meta.commit(file.ino, cut=MAX_BYTES - 5).allocated_bytes == 5
+
+
+def test_what_is_no_file_has_no_contents(meta: Harness) -> None:
+    directory = meta.create(1, b"d", DIRECTORY)
+    with pytest.raises(InvalidArgument):
+        meta.commit(directory.ino, cut=0)
+    with pytest.raises(StaleFile):
+        meta.commit(999, cut=0)
+    with pytest.raises(SessionUnknown):
+        meta.wait(
+            meta.service.commit(
+                Ticket(99, 0, 1), directory.ino, Commit(0, [], 0, [], AttributeChanges(), False)
+            )
+        )
+
+
+def test_a_map_is_read_in_runs(meta: Harness) -> None:
+    file = meta.create(1, b"a")
+    record = meta.new_block(100)
+    meta.commit(
+        file.ino, *[Extent(start, 10, record.block, 0) for start in range(0, 200, 20)], blocks=[record]
+    )
+
+    def offsets(offset: int, limit: int) -> tuple[list[int], bool]:
+        run = meta.service.file_map(file.ino, offset, limit)
+        return [extent.offset for extent in run.extents], run.complete
+
+    assert offsets(0, 3) == ([0, 20, 40], False)
+    assert offsets(9, 2) == ([0, 20], False)
+    assert offsets(10, 2) == ([20, 40], False)
+    assert offsets(159, 2) == ([160, 180], True)
+    assert offsets(169, 1) == ([160], False)
+    assert offsets(170, 1) == ([180], True)
+    assert offsets(190, 5) == ([], True)
+    for offset, limit in ((-1, 1), (0, 0)):
+        with pytest.raises(InvalidArgument):
+            meta.service.file_map(file.ino, offset, limit)
+
+
+def test_random_overwrites_equal_bytes(meta: Harness) -> None:
+    seed = time.time_ns()
+    print(f"seed {seed}")
+    chance = random.Random(seed)
+    file = meta.create(1, b"a")
+    model: list[tuple[bytes, int] | None] = []
+    for _ in range(150):
+        cut = chance.choice([None, None, None, chance.randrange(300)])
+        record = meta.new_block(100)
+        extents, position = [], 0
+        for _ in range(chance.randrange(4)):
+            position += chance.randrange(60)
+            length, block_offset = chance.randrange(1, 40), chance.randrange(60)
+            block = chance.choice([record.block, record.block, None])
+            extents.append(Extent(position, length, block, block_offset if block else 0))
+            position += length
+        reach = max(position, chance.randrange(300))
+        chance.shuffle(extents)
+        meta.commit(file.ino, *extents, blocks=[record], cut=cut, extend_to=reach)
+        if cut is not None:
+            del model[cut:]
+        model += [None] * (reach - len(model))
+        for extent in extents:
+            for index in range(extent.length):
+                found = None if extent.block is None else (extent.block, extent.block_offset + index)
+                model[extent.offset + index] = found
+        stored: list[tuple[bytes, int] | None] = [None] * meta.service.getattr(file.ino).size
+        for offset, length, block, block_offset in meta.extents(file.ino):
+            stored[offset : offset + length] = [(block, block_offset + index) for index in range(length)]
+        assert stored == model, f"seed {seed}"
+    assert meta.findings() == []
+
+
+def test_large_commits_are_not_quadratic(meta: Harness) -> None:
+    file = meta.create(1, b"a")
+    count = 20_000
+    blocks = [meta.new_block(10) for _ in range(count)]
+    extents = [Extent(2 * 10 * index, 10, record.block, 0) for index, record in enumerate(blocks)]
+    began = time.perf_counter()
+    meta.commit(file.ino, *extents[: count // 10], blocks=blocks[: count // 10])
+    tenth = time.perf_counter() - began
+    began = time.perf_counter()
+    meta.commit(file.ino, *extents, blocks=blocks)
+    whole = time.perf_counter() - began
+    assert whole < max(1.0, 50 * tenth), "ten times the extents took more than fifty times as long"
+    meta.unlink(1, b"a")
+
+
+def test_a_large_file_is_removed_piece_by_piece(meta: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(contents, "REMOVED_AT_ONCE", 3)
+    file = meta.create(1, b"a")
+    records = [meta.new_block(10) for _ in range(8)]
+    extents = [Extent(20 * index, 10, record.block, 0) for index, record in enumerate(records)]
+    meta.commit(file.ino, *extents, blocks=records)
+    meta.unlink(1, b"a")
+    with pytest.raises(StaleFile):
+        meta.service.getattr(file.ino)
+    assert len(meta.service.garbage(100, 0)) == 3
+    assert meta.findings() == []
+    meta.restart()
+    with pytest.raises(StaleFile):
+        meta.service.getattr(file.ino)
+    meta.service.reclaim(meta.session, [])
+    meta.wait(meta.service.reaper.run_once())
+    assert sorted(meta.service.garbage(100, 0)) == [record.block for record in records]
+    assert meta.service.counts()["inodes"] == 1
+
+
+def test_garbage_is_told_by_age_and_forgotten(meta: Harness) -> None:
+    file = meta.create(1, b"a")
+    first, second = meta.write(file.ino, 0, 10), meta.write(file.ino, 10, 10)
+    meta.commit(file.ino, cut=10)
+    meta.now_ns += 5_000_000_000
+    meta.commit(file.ino, cut=0)
+    assert meta.service.garbage(10, 0) == [second.block, first.block]
+    assert meta.service.garbage(1, 0) == [second.block]
+    assert meta.service.garbage(10, 1000) == [second.block]
+    assert meta.service.garbage(10, 10_000) == []
+    meta.service.forget([second.block, second.block, b"unknown"])
+    assert meta.service.garbage(10, 0) == [first.block]
+    with pytest.raises(InvalidArgument):
+        meta.service.garbage(0, 0)
+
+
+def test_what_may_be_collected(meta: Harness) -> None:
+    file = meta.create(1, b"a")
+    other = meta.open_session()
+    committed, superseded = meta.write(file.ino, 0, 10).block, meta.write(file.ino, 10, 10).block
+    meta.commit(file.ino, cut=10)
+    uncommitted = meta.new_block().block
+    of_other = meta.new_block(session=other).block
+    never_given = meta.new_block(session=other + 1).block
+    asked = [committed, superseded, uncommitted, of_other, never_given, b"short", b""]
+    assert meta.service.collectable(asked) == [superseded]
+    meta.service.close_session(other)
+    assert meta.service.collectable(asked) == [superseded, of_other]
+    meta.service.forget([superseded])
+    assert meta.service.collectable([superseded]) == []
+    meta.service.close_session(meta.session)
+    assert meta.service.collectable(asked) == [superseded, uncommitted, of_other]
+
+
+def test_counts(meta: Harness) -> None:
+    file = meta.create(1, b"a")
+    meta.service.link(meta.ticket(), file.ino, 1, b"b")
+    meta.write(file.ino, 0, 10)
+    meta.write(file.ino, 0, 20)
+    counts = meta.service.counts()
+    assert counts.pop("free_bytes") > 0
+    assert counts.pop("free_inodes") > 0
+    assert counts == {
+        "inodes": 2,
+        "entries": 2,
+        "blocks": 1,
+        "block_bytes": 20,
+        "garbage_blocks": 1,
+        "sessions": 1,
+    }
+    meta.restart()
+    assert meta.service.counts()["block_bytes"] == 20

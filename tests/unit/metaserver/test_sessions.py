@@ -1,0 +1,239 @@
+"""Exactly once, leases, open files without names, and restarts."""
+
+from __future__ import annotations
+
+import sqlite3
+
+import pytest
+
+from metaserver import sessions
+from metaserver.answers import decode, encode
+from tests.unit.metaserver.harness import FILE, LEASE_SECONDS, Harness
+from wire.errors import (
+    AlreadyExists,
+    Busy,
+    InternalError,
+    InvalidArgument,
+    NotFound,
+    SequenceError,
+    SessionUnknown,
+    StaleFile,
+)
+from wire.messages import AttributeChanges, Attributes, Commit, Ticket
+
+
+def create(meta: Harness, ticket: Ticket, name: bytes, open_it: bool = False) -> Attributes:
+    return meta.service.create(ticket, 1, name, FILE, 0, 0, 0, b"", open_it)
+
+
+def test_answers_are_kept_faithfully() -> None:
+    attributes = Attributes(*[(-1) ** n * (2**63 - 1 - n) for n in range(12)])
+    assert decode(encode(attributes)) == attributes
+    assert decode(encode(None)) is None
+
+
+def test_a_call_sent_again_is_answered_and_not_done_again(meta: Harness) -> None:
+    ticket = Ticket(meta.session, 3, 10)
+    made = create(meta, ticket, b"a")
+    assert create(meta, ticket, b"a") == made
+    meta.restart()
+    assert create(meta, ticket, b"a") == made
+    remove = Ticket(meta.session, 3, 11)
+    assert meta.service.unlink(remove, 1, b"a") is None
+    create(meta, Ticket(meta.session, 4, 1), b"a")
+    assert meta.service.unlink(remove, 1, b"a") is None
+    assert meta.names(1) == [b"a"]
+
+
+def test_a_late_copy_of_an_older_call_is_refused(meta: Harness) -> None:
+    create(meta, Ticket(meta.session, 3, 10), b"a")
+    create(meta, Ticket(meta.session, 3, 20), b"b")
+    with pytest.raises(SequenceError):
+        create(meta, Ticket(meta.session, 3, 10), b"a")
+    create(meta, Ticket(meta.session, 4, 1), b"c")
+    assert meta.names(1) == [b"a", b"b", b"c"]
+
+
+def test_a_call_that_failed_is_tried_anew(meta: Harness) -> None:
+    ticket = Ticket(meta.session, 3, 10)
+    with pytest.raises(NotFound):
+        meta.service.unlink(ticket, 1, b"a")
+    create(meta, Ticket(meta.session, 4, 1), b"a")
+    meta.service.unlink(ticket, 1, b"a")
+    assert meta.names(1) == []
+
+
+def test_a_failed_call_leaves_nothing_behind(meta: Harness) -> None:
+    create(meta, Ticket(meta.session, 0, 1), b"a")
+    before, totals = meta.service.getattr(1), dict(meta.store.totals)
+    with pytest.raises(AlreadyExists):
+        create(meta, Ticket(meta.session, 0, 2), b"a", open_it=True)
+    assert meta.service.getattr(1) == before
+    assert meta.store.totals == totals
+    assert sqlite3.connect(meta.path).execute("SELECT count(*) FROM slots").fetchone() == (1,)
+
+
+@pytest.mark.parametrize("slot", [-1, 1024, 2**64])
+def test_slots_are_bounded(meta: Harness, slot: int) -> None:
+    with pytest.raises(InvalidArgument):
+        create(meta, Ticket(meta.session, slot, 1), b"a")
+    with pytest.raises(InvalidArgument):
+        create(meta, Ticket(meta.session, 0, 2**63), b"a")
+
+
+def test_a_durable_commit_sent_again(meta: Harness) -> None:
+    file = meta.create(1, b"a")
+    ticket = Ticket(meta.session, 5, 1)
+    commit = Commit(0, [], 10, [], AttributeChanges(), True)
+    first = meta.wait(meta.service.commit(ticket, file.ino, commit))
+    assert meta.wait(meta.service.commit(ticket, file.ino, commit)) == first
+    assert meta.service.getattr(file.ino).version == first.version
+
+
+def test_session_numbers_are_never_given_again(meta: Harness) -> None:
+    one = meta.open_session()
+    meta.service.close_session(one)
+    meta.service.close_session(one)
+    meta.restart()
+    two = meta.open_session()
+    assert meta.session < one < two
+    with pytest.raises(SessionUnknown):
+        create(meta, Ticket(one, 0, 1), b"a")
+
+
+def test_there_are_not_too_many_sessions(meta: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sessions, "SESSIONS_MAX", 2)
+    meta.open_session()
+    with pytest.raises(Busy):
+        meta.open_session()
+
+
+def test_a_file_without_names_lives_while_it_is_open(meta: Harness) -> None:
+    file = create(meta, meta.ticket(), b"a", open_it=True)
+    other = meta.open_session()
+    meta.service.open(other, file.ino, True)
+    meta.service.open(other, file.ino, True)
+    block = meta.write(file.ino, 0, 10).block
+    meta.unlink(1, b"a")
+    assert meta.service.getattr(file.ino).nlink == 0
+    meta.write(file.ino, 10, 10)
+    meta.service.close(meta.session, [file.ino])
+    meta.wait(meta.service.reaper.run_once())
+    assert meta.service.open(other, file.ino, False).attributes.size == 20
+    meta.service.close(other, [file.ino])
+    with pytest.raises(StaleFile):
+        meta.service.open(other, file.ino, False)
+    assert block in meta.service.garbage(10, 0)
+
+
+def test_an_open_file_that_is_replaced_lives_too(meta: Harness) -> None:
+    file = create(meta, meta.ticket(), b"a", open_it=True)
+    meta.create(1, b"b")
+    meta.rename(1, b"b", 1, b"a")
+    assert meta.service.getattr(file.ino).nlink == 0
+    meta.service.close_session(meta.session)
+    with pytest.raises(StaleFile):
+        meta.service.getattr(file.ino)
+
+
+def test_a_session_that_is_not_renewed_ends(meta: Harness) -> None:
+    other = meta.open_session()
+    file = create(meta, Ticket(other, 0, 1), b"a", open_it=True)
+    meta.unlink(1, b"a")
+    meta.seconds += LEASE_SECONDS * 0.8
+    assert meta.service.renew(meta.session) == meta.service.identity().epoch
+    meta.seconds += LEASE_SECONDS * 0.8
+    meta.wait(meta.service.reaper.run_once())
+    for call in (
+        lambda: meta.service.renew(other),
+        lambda: create(meta, Ticket(other, 0, 2), b"b"),
+        lambda: meta.service.open(other, 1, False),
+        lambda: meta.service.close(other, []),
+        lambda: meta.service.reclaim(other, []),
+    ):
+        with pytest.raises(SessionUnknown):
+            call()
+    with pytest.raises(StaleFile):
+        meta.service.getattr(file.ino)
+    meta.service.renew(meta.session)
+
+
+def test_a_server_that_did_not_run_ends_no_session(meta: Harness) -> None:
+    meta.seconds += LEASE_SECONDS * 10
+    meta.sessions.forgive(LEASE_SECONDS * 10)
+    meta.wait(meta.service.reaper.run_once())
+    meta.service.renew(meta.session)
+
+
+def test_after_a_restart_nothing_is_removed_before_all_have_reclaimed(meta: Harness) -> None:
+    other = meta.open_session()
+    open_file = create(meta, meta.ticket(), b"open", open_it=True)
+    forgotten = create(meta, Ticket(other, 0, 1), b"forgotten", open_it=True)
+    before = meta.service.identity().epoch
+    for name in (b"open", b"forgotten"):
+        meta.unlink(1, name)
+    meta.restart()
+    assert meta.service.renew(meta.session) > before
+    late = create(meta, Ticket(other, 0, 2), b"late")
+    meta.unlink(1, b"late")
+    meta.wait(meta.service.reaper.run_once())
+    meta.service.reclaim(meta.session, [open_file.ino])
+    meta.wait(meta.service.reaper.run_once())
+    for ino in (open_file.ino, forgotten.ino, late.ino):
+        assert meta.service.getattr(ino).nlink == 0
+    meta.service.reclaim(other, [])
+    meta.wait(meta.service.reaper.run_once())
+    for ino in (forgotten.ino, late.ino):
+        with pytest.raises(StaleFile):
+            meta.service.getattr(ino)
+    assert meta.service.getattr(open_file.ino).nlink == 0
+
+
+@pytest.mark.parametrize("renews", [True, False])
+def test_a_session_that_never_reclaims_holds_nothing_up_for_ever(meta: Harness, renews: bool) -> None:
+    other = meta.open_session()
+    file = create(meta, Ticket(other, 0, 1), b"a", open_it=True)
+    meta.unlink(1, b"a")
+    meta.restart()
+    meta.service.reclaim(meta.session, [])
+    for _ in range(5):
+        meta.seconds += LEASE_SECONDS * 0.5
+        meta.service.renew(meta.session)
+        if renews:
+            meta.service.renew(other)
+        meta.wait(meta.service.reaper.run_once())
+    with pytest.raises(StaleFile):
+        meta.service.getattr(file.ino)
+    assert meta.sessions.lives(other) == renews
+
+
+def test_a_create_sent_again_after_a_restart_is_open_again(meta: Harness) -> None:
+    ticket = meta.ticket()
+    file = create(meta, ticket, b"a", open_it=True)
+    meta.restart()
+    create(meta, ticket, b"a", open_it=True)
+    meta.service.reclaim(meta.session, [])
+    meta.unlink(1, b"a")
+    meta.wait(meta.service.reaper.run_once())
+    assert meta.service.getattr(file.ino).nlink == 0
+
+
+def test_status_is_plain_data(meta: Harness) -> None:
+    status = meta.service.status()
+    assert status["counts"]["sessions"] == 1
+    assert [each["session"] for each in status["sessions"]] == [meta.session]
+
+
+def test_an_error_of_the_database_is_told_and_leaves_no_transaction(
+    meta: Harness, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(_session: int) -> None:
+        meta.store.totals["inodes"] += 7
+        meta.store.execute("INSERT INTO no_such_table VALUES (1)")
+
+    totals = dict(meta.store.totals)
+    with pytest.raises(InternalError):
+        meta.store.once(meta.ticket(), fail)
+    assert "the database failed" in caplog.text
+    assert meta.store.totals == totals
+    meta.create(1, b"a")
