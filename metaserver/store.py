@@ -75,8 +75,12 @@ class Store:
             self.execute = self._connection.execute
             self.executemany = self._connection.executemany
             try:
+                blank = not complete and not self._fetch("SELECT count(*) FROM sqlite_schema")[0]
+                if not blank:
+                    self._check(cluster)
                 self._configure()
-                self._create_or_check(cluster, complete)
+                if blank:
+                    self._create(cluster)
                 self.sessions = {session for (session,) in self.execute("SELECT session FROM sessions")}
                 self.totals = self._count()
                 (self._inode_limit,) = self._fetch("SELECT next FROM counters WHERE name = 'inode'")
@@ -102,9 +106,8 @@ class Store:
         ):
             self.execute(f"PRAGMA {pragma}").fetchall()
 
-    def _create_or_check(self, cluster: str, complete: bool) -> None:
-        if not complete and not self._fetch("SELECT count(*) FROM sqlite_schema")[0]:
-            self._create(cluster)
+    def _check(self, cluster: str) -> None:
+        """Refuse a database that is not ours; changes nothing, and takes the same time for any size."""
         (application,) = self._fetch("PRAGMA application_id")
         (version,) = self._fetch("PRAGMA user_version")
         if application != APPLICATION_ID:
