@@ -8,6 +8,8 @@ files.
 from __future__ import annotations
 
 import argparse
+import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,8 @@ KINDS = ("flip", "torn", "zeros", "swap", "lie")
 DIFFERENT_KINDS = ("flip", "torn", "zeros", "swap")
 """With --different the servers get these in turn."""
 CORRUPT_SECONDS = 10.0
+DROP_CACHES = "user.quorumfs.drop_caches"
+"""Setting this extended attribute of any file on a mount has the mount drop its caches."""
 
 
 def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
@@ -96,6 +100,7 @@ def run_corrupt(arguments: argparse.Namespace) -> int:
         kind = DIFFERENT_KINDS[index % len(DIFFERENT_KINDS)] if arguments.different else arguments.kind
         for block, text in zip(blocks, corrupt_blocks(cluster, number, blocks, kind), strict=True):
             done.append({"server": number, "block": block.hex(), "kind": kind, "done": text})
+    drop_caches(cluster)
     if arguments.json:
         print_json(done)
     else:
@@ -110,6 +115,14 @@ def corrupt_blocks(cluster: LocalCluster, number: int, blocks: list[bytes], kind
         return [client.call(CORRUPT_SECONDS, LabMethods.corrupt, block.hex(), kind) for block in blocks]
     finally:
         client.close()
+
+
+def drop_caches(cluster: LocalCluster) -> None:
+    """Have the mounts forget the bytes that they know to be right, so that the next read is a vote."""
+    for process in cluster.status():
+        if process.name.startswith("mount-") and process.state == "running":
+            with suppress(OSError):
+                os.setxattr(process.address, DROP_CACHES, b"")
 
 
 def run_terminate(arguments: argparse.Namespace) -> int:
