@@ -57,22 +57,18 @@ missing_packages() {
     fi
 }
 
+may_be_root() { [ "$(id -u)" = 0 ] || { have sudo && { sudo -n true 2>/dev/null || [ -t 0 ]; }; }; }
+
 as_root() {
-    if [ "$(id -u)" = 0 ]; then
-        "$@"
-    elif have sudo && { sudo -n true 2>/dev/null || [ -t 0 ]; }; then
-        sudo "$@"
-    else
-        return 1
-    fi
+    if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi
 }
 
 install_packages() {
     local packages=("$@")
     local command="apt-get install -y ${packages[*]}"
     have apt-get || fail "these are missing: ${packages[*]} (names of Debian); install them, then try again"
+    may_be_root || fail "these are missing: ${packages[*]}; install them, as root, with: $command"
     echo "quorumfs: missing from the distribution: ${packages[*]}; installing with: $command"
-    as_root true || fail "these are missing: ${packages[*]}; run as root: $command"
     as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -q "${packages[@]}" </dev/null && return
     echo "quorumfs: refreshing the lists of packages with: apt-get update"
     as_root apt-get update -q </dev/null || true
