@@ -38,6 +38,9 @@ from wire.quorum import Quorum
 CONFIG_NAME = "cluster.toml"
 READY_SECONDS = 20.0
 STOP_SECONDS = 10.0
+ADDRESS_SECONDS = 1.0
+"""The kernel gives the address of a process that was killed free some milliseconds after its end."""
+ADDRESS_LOOK_SECONDS = 0.005
 PORTS = range(20000, 32000)
 """Below the ephemeral range, so that an outgoing connection does not take a port of a server that is down."""
 
@@ -336,11 +339,14 @@ class LocalCluster:
 
     def _check_address(self, name: str) -> None:
         address = self.address(name)
-        if not address.startswith("unix:") and not _is_free(address):
-            raise ConfigError(
-                f"{address} of {name} is in use by another program; stop that, "
-                f"or change the address in {self.config_file}"
-            )
+        end = time.monotonic() + ADDRESS_SECONDS
+        while not address.startswith("unix:") and not _is_free(address):
+            if time.monotonic() > end:
+                raise ConfigError(
+                    f"{address} of {name} is in use by another program; stop that, "
+                    f"or change the address in {self.config_file}"
+                )
+            time.sleep(ADDRESS_LOOK_SECONDS)
 
     def _kill_all(self, names: Sequence[str]) -> None:
         for name in names:
