@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import random
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
 import pytest
 
+from metaserver.check import Finding, check
 from tests.conftest import ClusterFactory
+from tests.support import wait_until
 from tools.cluster import LocalCluster
 from wire.blocking import BlockingClient
 from wire.errors import NotFound, SessionUnknown
@@ -87,3 +99,186 @@ def test_every_method_over_the_wire(make_cluster: ClusterFactory, rpc: str) -> N
         meta(BookkeepingMethods.renew, session)
     client.close()
     assert cluster.stop("metaserver") == []
+
+
+class Stream:
+    """One client's random stream of calls, and what every call that was acknowledged must have left behind.
+
+    Each call is sent until it is answered. What the answers say is kept, and compared in the end.
+    """
+
+    def __init__(self, client: BlockingClient, number: int, seed: int) -> None:
+        self.client = client
+        self.chance = random.Random(seed)
+        self.session = client.call(DEADLINE, NamespaceMethods.open_session, f"stream {number}").session
+        self.sequence = 0
+        self.counter = 0
+        self.directory = self.create(1, b"stream %d" % number, DIRECTORY)
+        self.files: dict[bytes, tuple[int, int]] = {}
+        self.calls = 0
+
+    def ticket(self) -> Ticket:
+        self.sequence += 1
+        return Ticket(self.session, 0, self.sequence)
+
+    def create(self, parent: int, name: bytes, mode: int) -> int:
+        ticket = self.ticket()
+        return self.client.call(
+            DEADLINE, NamespaceMethods.create, ticket, parent, name, mode, 0, 0, 0, b"", False
+        ).ino
+
+    def step(self) -> None:
+        """Make one change; NotFound or AlreadyExists would mean that a call was done twice or lost."""
+        self.calls += 1
+        name = b"%d" % self.chance.randrange(12)
+        if name not in self.files:
+            self.files[name] = (self.create(self.directory, name, FILE), 1)
+            return
+        ino, version = self.files[name]
+        action = self.chance.choice(["unlink", "rename", "commit", "commit"])
+        if action == "unlink":
+            self.client.call(DEADLINE, NamespaceMethods.unlink, self.ticket(), self.directory, name)
+            del self.files[name]
+        elif action == "rename":
+            new = b"new %d" % self.sequence
+            self.client.call(
+                DEADLINE, NamespaceMethods.rename, self.ticket(), self.directory, name, self.directory, new, 1
+            )
+            self.files[new] = self.files.pop(name)
+        else:
+            self.counter += 1
+            record = record_of(self.session, self.counter)
+            extent = Extent(self.chance.randrange(3) * 500, 1000, record.block, 0)
+            commit = Commit(
+                None, [extent], extent.offset + 1000, [record], AttributeChanges(), bool(version % 5)
+            )
+            after = self.client.call(DEADLINE, BookkeepingMethods.commit, self.ticket(), ino, commit)
+            assert after.version == version + 1, "a commit was done twice or lost"
+            self.files[name] = (ino, after.version)
+
+    def compare(self) -> None:
+        """Compare the directory with what was acknowledged."""
+        page = self.client.call(DEADLINE, NamespaceMethods.read_directory, self.directory, b"", 4096)
+        found = {entry.name: (entry.attributes.ino, entry.attributes.version) for entry in page.entries}
+        assert found == self.files
+
+
+def findings(cluster: LocalCluster) -> list[Finding]:
+    connection = sqlite3.connect(cluster.directory / "meta" / "meta.sqlite")
+    try:
+        return check(connection)
+    finally:
+        connection.close()
+
+
+def test_sigkill_at_any_moment_loses_and_repeats_nothing(make_cluster: ClusterFactory) -> None:
+    seed = time.time_ns()
+    print(f"seed {seed}")
+    chance = random.Random(seed)
+    cluster = make_cluster(servers=1, read_quorum=1, write_quorum=1)
+    cluster.start("metaserver")
+    clients = [connect(cluster) for _ in range(3)]
+    streams = [Stream(client, number, seed + number) for number, client in enumerate(clients)]
+    stop = threading.Event()
+
+    def work(stream: Stream) -> None:
+        while not stop.is_set():
+            stream.step()
+
+    with ThreadPoolExecutor(len(streams)) as threads:
+        running = [threads.submit(work, stream) for stream in streams]
+        try:
+            for _ in range(10):
+                goals = [stream.calls + 5 for stream in streams]
+                wait_until(
+                    lambda goals=goals: all(s.calls >= goal for s, goal in zip(streams, goals, strict=True)),
+                    DEADLINE,
+                    "every stream goes on",
+                )
+                time.sleep(chance.uniform(0.0, 0.1))  # the moment is what is random here
+                cluster.kill("metaserver")
+                assert findings(cluster) == []
+                cluster.start("metaserver")
+        finally:
+            stop.set()
+        for future in running:
+            future.result()
+    for stream in streams:
+        stream.compare()
+    for client in clients:
+        client.close()
+    cluster.stop("metaserver")
+    assert findings(cluster) == []
+
+
+def test_a_call_is_answered_again_after_sigkill(make_cluster: ClusterFactory) -> None:
+    cluster = make_cluster(servers=1, read_quorum=1, write_quorum=1)
+    cluster.start("metaserver")
+    client = connect(cluster)
+    session = client.call(DEADLINE, NamespaceMethods.open_session, "test")
+    ticket = Ticket(session.session, 0, 1)
+    arguments = (ticket, 1, b"a", FILE, 0, 0, 0, b"", True)
+    made = client.call(DEADLINE, NamespaceMethods.create, *arguments)
+    cluster.kill("metaserver")
+    cluster.start("metaserver")
+    assert client.call(DEADLINE, NamespaceMethods.create, *arguments) == made
+    assert client.call(DEADLINE, BookkeepingMethods.renew, session.session) > session.epoch
+    client.close()
+
+
+def test_an_open_file_without_a_name_survives_a_restart_and_then_goes(make_cluster: ClusterFactory) -> None:
+    cluster = make_cluster(servers=1, read_quorum=1, write_quorum=1, lease_seconds=1.0)
+    cluster.start("metaserver")
+    client = connect(cluster)
+    session = client.call(DEADLINE, NamespaceMethods.open_session, "test").session
+    made = client.call(
+        DEADLINE, NamespaceMethods.create, Ticket(session, 0, 1), 1, b"a", FILE, 0, 0, 0, b"", True
+    )
+    client.call(DEADLINE, NamespaceMethods.unlink, Ticket(session, 0, 2), 1, b"a")
+    cluster.kill("metaserver")
+    cluster.start("metaserver")
+    client.call(DEADLINE, NamespaceMethods.reclaim, session, [made.ino])
+    assert client.call(DEADLINE, NamespaceMethods.open, session, made.ino, True).attributes.nlink == 0
+
+    def inodes() -> int:
+        return client.call(DEADLINE, BookkeepingMethods.counts)["inodes"]
+
+    assert inodes() == 2
+    wait_until(lambda: inodes() == 1, 10.0, "the session ends, and the file with it")
+    with pytest.raises(SessionUnknown):
+        client.call(DEADLINE, BookkeepingMethods.renew, session)
+    client.close()
+
+
+def start_by_hand(cluster: LocalCluster) -> subprocess.CompletedProcess[str]:
+    """Run the process to its end; only for starts that must be refused."""
+    return subprocess.run(
+        [sys.executable, "-m", "metaserver", "--config", str(cluster.config_file)],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+    )
+
+
+def test_a_directory_that_cannot_be_used_is_refused_in_one_line(make_cluster: ClusterFactory) -> None:
+    cluster = make_cluster(servers=1, read_quorum=1, write_quorum=1)
+    cluster.start("metaserver")
+    second = start_by_hand(cluster)
+    assert (second.returncode, second.stdout) == (2, "")
+    assert "another metadata server uses this directory" in second.stderr
+    cluster.stop("metaserver")
+    directory = cluster.directory / "meta"
+    description = directory / "server.json"
+    ours = description.read_text()
+    description.write_text(json.dumps({**json.loads(ours), "cluster": "another"}))
+    foreign = start_by_hand(cluster)
+    description.write_text(ours)
+    (directory / "meta.sqlite").write_bytes(b"not a database" * 1000)
+    damaged = start_by_hand(cluster)
+    for refused in (foreign, damaged):
+        assert (refused.returncode, refused.stdout) == (2, "")
+        assert len(refused.stderr.strip().splitlines()) == 1
+    assert "belongs to" in foreign.stderr
+    assert "damaged" in damaged.stderr
