@@ -89,7 +89,8 @@ class Explainer:
 
     async def statuses(self) -> dict[int, dict[str, Any]]:
         """Return what the data servers that are up said of themselves within the last second."""
-        if time.monotonic() - self._statuses_at > STATUS_SECONDS:
+        up = {server.number for server in self._health.up}
+        if time.monotonic() - self._statuses_at > STATUS_SECONDS or up != set(self._statuses):
             if self._asking is None or self._asking.done():
                 self._asking = asyncio.get_running_loop().create_task(self._ask_statuses(), name="status")
             await asyncio.shield(self._asking)
