@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,17 @@ def test_imports_point_one_way(package: str) -> None:
         wrong |= {name for name, only in ONE_MODULE_ALONE.items() if name in names and package not in only}
         wrong |= names & {"tests", "pickle", "marshal", "shelve"}
         assert not wrong, f"{file.relative_to(ROOT)} must not import {', '.join(sorted(wrong))}"
+
+
+def test_one_module_alone_knows_the_serializer_and_few_the_binding() -> None:
+    users: dict[str, set[str]] = {name: set() for name in ONE_MODULE_ALONE}
+    for package in ALLOWED:
+        for file in (ROOT / package).rglob("*.py"):
+            for name in imported(file.read_text()) & users.keys():
+                users[name].add(str(file.relative_to(ROOT)))
+    assert users["msgpack"] == {"wire/msgpack_codec.py"}
+    for file_name in users["fuse"] | users["mfusepy"]:
+        assert re.fullmatch(r"fusefs/(operations|binding\w*)\.py", file_name), file_name
 
 
 def test_the_check_sees_hidden_imports() -> None:

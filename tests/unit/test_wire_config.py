@@ -1,0 +1,102 @@
+"""A configuration file: what it says, and what is refused with one line."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from wire.config import ClusterConfig, ConfigError, DataServerConfig, Deadlines, dumps, load
+from wire.quorum import Quorum
+
+
+def example(base: Path, **changes: Any) -> ClusterConfig:
+    settings: dict[str, Any] = {
+        "cluster": "c-1",
+        "quorum": Quorum(2, 1, 2),
+        "mediator_listen": "127.0.0.1:0",
+        "metaserver_listen": f"unix:{base}/meta",
+        "metaserver_directory": base / "meta.d",
+        "data_servers": (
+            DataServerConfig(1, "127.0.0.1:7001", base / "data-1"),
+            DataServerConfig(2, "[::1]:7002", Path("/elsewhere/data-2")),
+        ),
+        "rpc": "xml",
+        "deadlines": Deadlines(vote_seconds=1.5),
+        "dirty_bytes": 12345678,
+    }
+    return ClusterConfig(**{**settings, **changes})
+
+
+def test_what_is_written_is_read_again(tmp_path: Path) -> None:
+    config = example(tmp_path)
+    file = tmp_path / "cluster.toml"
+    for base in (tmp_path, None):
+        file.write_text(dumps(config, base))
+        assert load(file) == config
+
+
+def test_directories_are_relative_to_the_file(tmp_path: Path) -> None:
+    text = dumps(example(tmp_path), tmp_path)
+    assert '"data-1"' in text and str(tmp_path / "data-1") not in text
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    (moved / "cluster.toml").write_text(text)
+    assert load(moved / "cluster.toml").data_servers[0].directory == moved / "data-1"
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"data_servers": ()}, "1 to N=2"),
+        (
+            {"data_servers": (DataServerConfig(1, "a:1", Path()), DataServerConfig(1, "a:2", Path()))},
+            "each once",
+        ),
+        ({"mediator_listen": "127.0.0.1:7001"}, "two servers listen on 127.0.0.1:7001"),
+        ({"mediator_listen": "nowhere"}, "an address is HOST:PORT"),
+        ({"metaserver_listen": "unix:/" + "a" * 200}, "1 to 107 bytes"),
+        ({"rpc": "pickle"}, 'choose "msgpack" or "xml"'),
+    ],
+)
+def test_settings_that_cannot_work(changes: dict[str, Any], reason: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=reason) as caught:
+        example(tmp_path, **changes)
+    assert "\n" not in str(caught.value)
+
+
+def test_damaged_files_are_refused_in_one_line(tmp_path: Path) -> None:
+    file = tmp_path / "cluster.toml"
+    with pytest.raises(ConfigError, match="no such configuration file"):
+        load(file)
+    good = dumps(example(tmp_path), tmp_path)
+    for wrong in (
+        "",
+        "no toml",
+        "\0",
+        good.replace("format = 1", "format = 2"),
+        good.replace("N = 2", 'N = "2"'),
+        good.replace("Qw = 2", "Qw = 1"),
+        good.replace("Qw = 2", "Qw = 3"),
+        good.replace("[quorum]", "[quorums]"),
+        good.replace("[mediator]", "[[mediator]]"),
+        good.replace('cluster = "c-1"', ""),
+        good.replace('cluster = "c-1"', 'cluster = "c-1"\nunknown = 1'),
+        good.replace("vote_seconds", "votes_seconds"),
+        good.replace("number = 1", "number = 3"),
+    ):
+        assert wrong != good
+        file.write_text(wrong)
+        with pytest.raises(ConfigError) as caught:
+            load(file)
+        assert str(caught.value).startswith(f"{file}: ") and "\n" not in str(caught.value)
+    file.write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError):
+        load(file)
+
+
+def test_a_configuration_cannot_be_changed(tmp_path: Path) -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        example(tmp_path).rpc = "msgpack"  # type: ignore[misc]
