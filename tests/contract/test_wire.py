@@ -41,6 +41,7 @@ from wire.errors import (
     InternalError,
     MessageTooLarge,
     ReadRefused,
+    TransportError,
     Unavailable,
     UnknownMethod,
 )
@@ -516,3 +517,23 @@ def test_a_table_is_checked_at_registration(loop: LoopThread) -> None:
     server.register(CommonMethods, Doubled())
     with pytest.raises(TypeError, match="twice"):
         server.register(CommonMethods, Doubled())
+
+
+def test_a_call_that_comes_while_draining_may_be_sent_again(loop: LoopThread, rpc: Encoding) -> None:
+    slow, server, real = slow_server(loop)
+
+    async def scenario() -> None:
+        client = Client(real, rpc)
+        first = asyncio.create_task(client.call(10, BookkeepingMethods.renew, 300))
+        await asyncio.to_thread(wait_until, lambda: slow.begun, 5, "the call has begun")
+        drained = asyncio.create_task(server.drain())
+        await asyncio.sleep(0.05)  # every connection has been told
+        with pytest.raises(TransportError) as caught:
+            await client.call(10, BookkeepingMethods.renew, 1)
+        assert caught.value.temporary
+        assert await first == 300
+        await drained
+        await client.close()
+
+    loop.run(scenario())
+    assert slow.begun == [300]
