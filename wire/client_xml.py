@@ -6,6 +6,7 @@ Belongs to one event loop.
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -46,6 +47,8 @@ class XmlLink:
             raise self._broke("no connection in time") from None
         except TimeoutError:
             raise DeadlineExceeded(f"{name}: no answer of {self._address} in time") from None
+        except aiohttp.ClientConnectorError as error:
+            raise self._broke(os.strerror(error.errno) if error.errno else str(error)) from None
         except (aiohttp.ClientError, OSError) as error:
             raise self._broke(str(error) or type(error).__name__) from None
         self.connected = True
