@@ -193,6 +193,13 @@ class Index:
                 found[block] = BlockRecord(block, entry.length, entry.digest)
         return [found[block] for block in sorted(found)[:limit]]
 
+    def entries_by_place(self) -> Iterator[Entry]:
+        """Yield the saved entries in the order of their places. Nothing may be changed meanwhile."""
+        rows = self._reader.execute(
+            "SELECT block, segment, offset, length, digest FROM blocks ORDER BY segment, offset"
+        )
+        return (Entry(*row) for row in rows)
+
     def segment_rows(self) -> dict[int, SegmentRow]:
         """Return what was saved of each segment."""
         rows = self._reader.execute("SELECT number, identity, indexed_to, damaged FROM segments").fetchall()

@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import logging
 import sqlite3
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
+from typing import TypeVar
 
 from dataserver.index import Entry, Index, IndexUnusable, SegmentRow, discard
 from dataserver.record import PAGE_BYTES, Header
@@ -20,6 +23,7 @@ from wire.digest import block_digest
 
 _log = logging.getLogger(__name__)
 _SAVE_EVERY = 4096
+T = TypeVar("T")
 
 
 @dataclass
@@ -47,6 +51,8 @@ def recover(segment_directory: Path, index_path: Path) -> Recovered:
     for number, path in paths.items():
         segment = state.segments[number] = Segment(path, number)
         _recover_segment(state, segment, known.get(number), rows_end.get(number, 0))
+    for entry in _freed_since_saved(state):
+        index.remove(entry.block)
     _save(state)
     return state
 
@@ -97,7 +103,7 @@ def _scan_from(state: Recovered, segment: Segment, start: int, trusted: bool) ->
     for number, finding in enumerate(scan(segment.fileno(), segment.number, start), 1):
         match finding:
             case Found(header):
-                if trusted and not _is_whole(segment, header):
+                if trusted and not is_whole(segment, header):
                     _log.warning("block %s is torn, and not taken", header.block.hex())
                     _note_damage(state, segment)
                 else:
@@ -123,6 +129,27 @@ def _save(state: Recovered) -> None:
         _log.warning("the index cannot be saved now: %s", error)
 
 
+def _freed_since_saved(state: Recovered) -> list[Entry]:
+    """Return the entries whose record was freed: those of an index that is older than the segments."""
+    holes = {number: segment.holes() for number, segment in state.segments.items()}
+    if not any(holes.values()):
+        return []
+    freed = []
+    for number, entries in groupby(state.index.entries_by_place(), key=lambda entry: entry.segment):
+        left = iter(holes.get(number, []))
+        hole = next(left, None)
+        for entry in entries:
+            while hole is not None and hole[1] <= entry.offset:
+                hole = next(left, None)
+            if hole is not None and hole[0] <= entry.offset and not _has_header(state, entry):
+                freed.append(entry)
+    return [entry for entry in freed if state.index.get(entry.block) == entry]
+
+
+def _has_header(state: Recovered, entry: Entry) -> bool:
+    return state.segments[entry.segment].read_header(entry.offset) is not None
+
+
 def _note_damage(state: Recovered, segment: Segment) -> None:
     state.damaged[segment.number] = state.damaged.get(segment.number, 0) + 1
 
@@ -131,9 +158,18 @@ def _entry_of(header: Header) -> Entry:
     return Entry(header.block, header.segment, header.offset, header.length, header.digest)
 
 
-def _is_whole(segment: Segment, header: Header) -> bool:
-    data = segment.read(header.offset + PAGE_BYTES, header.length)
+def is_whole(segment: Segment, header: Header) -> bool:
+    """Tell whether a record's bytes can be read and are what its header says."""
+    try:
+        data = segment.read(header.offset + PAGE_BYTES, header.length)
+    except OSError:
+        return False
     return len(data) == header.length and block_digest(data) == header.digest
+
+
+def winner(older: T, newer: T, is_good: Callable[[T], bool]) -> T:
+    """Return which of two records with the same id counts: the later good one, else the later one."""
+    return newer if is_good(newer) or not is_good(older) else older
 
 
 def _adopt(state: Recovered, found: Entry) -> None:
@@ -149,11 +185,9 @@ def _adopt(state: Recovered, found: Entry) -> None:
     older, newer = sorted((known, found), key=lambda entry: (entry.segment, entry.offset))
     if older == newer:
         return
+    state.index.put(winner(older, newer, lambda entry: _is_good(state, entry)), known)
     if _is_good(state, newer):
-        state.index.put(newer, known)
         state.index.free(older)
-    else:
-        state.index.put(older if _is_good(state, older) else newer, known)
 
 
 def _is_good(state: Recovered, entry: Entry) -> bool:
@@ -163,5 +197,5 @@ def _is_good(state: Recovered, entry: Entry) -> bool:
         segment is not None
         and header is not None
         and header.block == entry.block
-        and _is_whole(segment, header)
+        and is_whole(segment, header)
     )

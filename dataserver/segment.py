@@ -96,6 +96,21 @@ class Segment:
             write_all(self._handle, encode_header(header._replace(kind=FREED)), position)
             position += record_bytes(header.length)
 
+    def holes(self) -> list[tuple[int, int]]:
+        """Return the ranges (start, end) that have no bytes on disk, as far as the file system tells."""
+        found: list[tuple[int, int]] = []
+        position, size = 0, self.size()
+        while position < size:
+            hole = os.lseek(self._handle, position, os.SEEK_HOLE)
+            if hole >= size:
+                break
+            try:
+                position = os.lseek(self._handle, hole, os.SEEK_DATA)
+            except OSError:
+                position = size
+            found.append((hole, position))
+        return found
+
     def sync(self) -> None:
         """Make everything written so far durable. Raises OSError."""
         os.fdatasync(self._handle)

@@ -1,0 +1,540 @@
+"""What the store on disk does beyond the contract: damage, repair and quarantine, rebuilding, full disks."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import random
+import shutil
+import sqlite3
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from dataserver import durable, segment
+from dataserver.record import PAGE_BYTES
+from dataserver.segments import SegmentStore
+from wire.digest import PIECE_BYTES, block_digest
+from wire.errors import BlockConflict, BlockDamaged, BlockMissing, InternalError, NoSpace
+
+SMALL = 256 * 1024
+
+
+def block_id(number: int) -> bytes:
+    return number.to_bytes(16, "big")
+
+
+def content(number: int) -> bytes:
+    dice = random.Random(number)
+    return dice.randbytes(dice.choice([10, 4096, 9000, PIECE_BYTES + 5, 150_000]))
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    place = tmp_path / "data"
+    place.mkdir()
+    return place
+
+
+@pytest.fixture
+def store(directory: Path) -> Iterator[SegmentStore]:
+    made = SegmentStore(directory, segment_bytes=SMALL)
+    yield made
+    made.close()
+
+
+def put(store: SegmentStore, *numbers: int) -> None:
+    for number in numbers:
+        store.put(block_id(number), block_digest(content(number)), content(number))
+
+
+def check(store: SegmentStore, *numbers: int) -> None:
+    """The store holds exactly these blocks, all good, in every way of asking."""
+    assert [record.block for record in store.inventory(b"", 4096)] == [block_id(n) for n in sorted(numbers)]
+    assert store.count() == len(numbers)
+    assert store.status()["bytes_live"] == sum(len(content(number)) for number in numbers)
+    for number in numbers:
+        assert store.get(block_id(number), 0, 0).data == content(number)
+        assert store.digest(block_id(number), 0, 0) == block_digest(content(number))
+
+
+def abandon(directory: Path, to: Path) -> Path:
+    """Copy a directory as a kill -9 would leave it now."""
+    shutil.copytree(directory, to)
+    return to
+
+
+def overwrite(path: Path, offset: int, data: bytes) -> None:
+    with path.open("r+b") as file:
+        file.seek(offset)
+        file.write(data)
+
+
+def damage_header(store: SegmentStore, number: int) -> None:
+    place = store.locate(block_id(number))
+    overwrite(place.path, place.header_offset + 20, b"\xee" * 8)
+
+
+def damage_payload(store: SegmentStore, number: int) -> None:
+    place = store.locate(block_id(number))
+    overwrite(place.path, place.payload_offset + 5, b"\xee\xee\xee")
+
+
+# -- opening again
+
+
+def test_a_start_serves_what_is_there(directory: Path) -> None:
+    for first in (0, 10, 20):
+        store = SegmentStore(directory, segment_bytes=SMALL)
+        put(store, *range(first, first + 10))
+        store.close()
+    store = SegmentStore(directory, segment_bytes=SMALL)
+    check(store, *range(30))
+    assert store.status()["damaged_regions"] == 0
+    assert store.status()["segments"] > 3
+    store.close()
+
+
+def test_a_kill_loses_nothing_that_was_put(directory: Path, store: SegmentStore, tmp_path: Path) -> None:
+    put(store, *range(10))
+    store.maintain()
+    put(store, *range(10, 20))
+    copy = SegmentStore(abandon(directory, tmp_path / "copy"))
+    check(copy, *range(20))
+    assert copy.status()["damaged_regions"] == 0
+    copy.close()
+
+
+def remove_index(directory: Path, older: Path) -> None:
+    for file in directory.glob("index.sqlite*"):
+        file.unlink()
+
+
+def garble_index(directory: Path, older: Path) -> None:
+    overwrite(directory / "index.sqlite", 4096, os.urandom(2000))
+
+
+def empty_index(directory: Path, older: Path) -> None:
+    (directory / "index.sqlite").write_bytes(b"")
+
+
+def put_text_instead(directory: Path, older: Path) -> None:
+    remove_index(directory, older)
+    (directory / "index.sqlite").write_text("this is no database " * 500)
+
+
+def put_older_index_back(directory: Path, older: Path) -> None:
+    remove_index(directory, older)
+    for file in older.glob("index.sqlite*"):
+        shutil.copy(file, directory / file.name)
+
+
+def lose_rows(directory: Path, older: Path) -> None:
+    database = sqlite3.connect(directory / "index.sqlite")
+    with database:
+        database.execute("DELETE FROM blocks WHERE length < 5000")
+    database.close()
+
+
+def move_a_row(directory: Path, older: Path) -> None:
+    database = sqlite3.connect(directory / "index.sqlite")
+    with database:
+        database.execute("UPDATE blocks SET offset = offset + 4096")
+    database.close()
+
+
+def forget_segments(directory: Path, older: Path) -> None:
+    database = sqlite3.connect(directory / "index.sqlite")
+    with database:
+        database.execute("DELETE FROM segments")
+    database.close()
+
+
+def newer_format(directory: Path, older: Path) -> None:
+    database = sqlite3.connect(directory / "index.sqlite")
+    with database:
+        database.execute("UPDATE meta SET value = 99 WHERE name = 'format'")
+    database.close()
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        remove_index,
+        garble_index,
+        empty_index,
+        put_text_instead,
+        put_older_index_back,
+        lose_rows,
+        move_a_row,
+        forget_segments,
+        newer_format,
+    ],
+)
+def test_the_index_is_only_a_cache(
+    directory: Path, tmp_path: Path, harm: Callable[[Path, Path], None]
+) -> None:
+    store = SegmentStore(directory, segment_bytes=SMALL)
+    put(store, *range(20))
+    store.maintain()
+    older = abandon(directory, tmp_path / "older")
+    store.delete([block_id(number) for number in (2, 3, 4, 11)])
+    truth = content(5)
+    damage_payload(store, 5)
+    assert store.repair(block_id(5), block_digest(truth), truth, "test") == "replaced"
+    put(store, *range(30, 40))
+    store.close()
+    harm(directory, older)
+    store = SegmentStore(directory, segment_bytes=SMALL)
+    left = [number for number in (*range(20), *range(30, 40)) if number not in (2, 3, 4, 11)]
+    check(store, *left)
+    put(store, 50)
+    store.delete([block_id(0)])
+    store.maintain()
+    check(store, *left[1:], 50)
+    store.close()
+    store = SegmentStore(directory, segment_bytes=SMALL)
+    check(store, *left[1:], 50)
+    store.close()
+
+
+def test_an_older_segment_put_back_is_scanned_anew(directory: Path, tmp_path: Path) -> None:
+    store = SegmentStore(directory)
+    put(store, *range(5))
+    store.close()
+    older = abandon(directory, tmp_path / "older")
+    store = SegmentStore(directory)
+    put(store, *range(5, 10))
+    store.close()
+    shutil.copy(older / "segments" / "00000000.seg", directory / "segments" / "00000000.seg")
+    store = SegmentStore(directory)
+    check(store, *range(5))
+    put(store, 7)
+    check(store, *range(5), 7)
+    store.close()
+
+
+def test_another_segment_under_the_same_name_is_scanned_anew(directory: Path, tmp_path: Path) -> None:
+    for place, numbers in ((directory, range(5)), (tmp_path / "other", range(20, 40))):
+        place.mkdir(exist_ok=True)
+        store = SegmentStore(place)
+        put(store, *numbers)
+        store.close()
+    shutil.copy(tmp_path / "other" / "segments" / "00000000.seg", directory / "segments" / "00000000.seg")
+    store = SegmentStore(directory)
+    check(store, *range(20, 40))
+    store.close()
+
+
+def test_a_lost_segment_costs_its_own_blocks_only(directory: Path) -> None:
+    store = SegmentStore(directory, segment_bytes=SMALL)
+    put(store, *range(20))
+    victim = store.locate(block_id(8)).path
+    lost = [number for number in range(20) if store.locate(block_id(number)).path == victim]
+    store.close()
+    victim.unlink()
+    store = SegmentStore(directory, segment_bytes=SMALL)
+    check(store, *(number for number in range(20) if number not in lost))
+    put(store, *lost)
+    check(store, *range(20))
+    store.close()
+
+
+def test_damage_stays_where_it_is_and_is_counted(directory: Path) -> None:
+    store = SegmentStore(directory)
+    put(store, *range(6))
+    place = store.locate(block_id(2))
+    damage_header(store, 2)
+    store.close()
+    raw = place.path.read_bytes()
+    remove_index(directory, directory)
+    for _ in range(2):
+        store = SegmentStore(directory)
+        check(store, 0, 1, 3, 4, 5)
+        assert store.status()["damaged_regions"] == 1
+        store.close()
+    assert place.path.read_bytes()[: len(raw)] == raw
+
+
+# -- damage while it runs
+
+
+def test_a_damaged_payload_loses_the_vote_and_no_other_block_does(store: SegmentStore) -> None:
+    put(store, *range(5))
+    damage_payload(store, 2)
+    assert store.digest(block_id(2), 0, 0) != block_digest(content(2))
+    assert store.get(block_id(2), 0, 0).data != content(2)
+    store.delete([block_id(2)])
+    check(store, 0, 1, 3, 4)
+
+
+def test_only_the_damaged_pieces_lose_the_vote(store: SegmentStore) -> None:
+    data = os.urandom(5 * PIECE_BYTES)
+    store.put(block_id(1), block_digest(data), data)
+    place = store.locate(block_id(1))
+    overwrite(place.path, place.payload_offset + 2 * PIECE_BYTES + 77, b"\0\0\0\0\0\0")
+    votes = [store.digest(block_id(1), piece, 1) == block_digest(data) for piece in range(5)]
+    assert votes == [True, True, False, True, True]
+
+
+def test_a_damaged_header_is_told(store: SegmentStore) -> None:
+    put(store, *range(5))
+    damage_header(store, 2)
+    for call in (store.get, store.digest):
+        with pytest.raises(BlockDamaged):
+            call(block_id(2), 0, 0)
+    assert store.contains(block_id(2))
+
+
+@pytest.mark.parametrize("harm", [damage_payload, damage_header])
+def test_repair_keeps_the_losing_copy_as_it_was(
+    directory: Path, store: SegmentStore, harm: Callable[[SegmentStore, int], None]
+) -> None:
+    put(store, *range(5))
+    harm(store, 2)
+    place, truth = store.locate(block_id(2)), content(2)
+    raw = place.path.read_bytes()[place.header_offset : place.payload_offset + place.length]
+    assert store.repair(block_id(2), block_digest(truth), truth, "lost 2 to 3") == "replaced"
+    check(store, *range(5))
+    assert store.repair(block_id(2), block_digest(truth), truth, "again") == "good"
+    (kept,) = (directory / "quarantine").glob("*.raw")
+    assert kept.read_bytes() == raw
+    note = json.loads(kept.with_suffix(".json").read_text())
+    assert note["note"] == "lost 2 to 3"
+    assert note["block"] == block_id(2).hex()
+    assert note["expected_digest"] == block_digest(truth).hex()
+    assert (note["found_digest"] is None) == (harm is damage_header)
+    assert store.status()["quarantined"] == 1
+    store.maintain()
+    check(store, *range(5))
+    assert place.path.read_bytes()[place.header_offset :][:PAGE_BYTES] == bytes(PAGE_BYTES)
+
+
+def test_putting_a_damaged_block_again_heals_it(store: SegmentStore) -> None:
+    put(store, *range(5))
+    damage_payload(store, 1)
+    damage_header(store, 2)
+    put(store, 1, 2)
+    check(store, *range(5))
+    assert store.status()["quarantined"] == 2
+    damage_header(store, 3)
+    with pytest.raises(BlockConflict):
+        store.put(block_id(3), block_digest(b"other"), b"other")
+
+
+class Killed(BaseException):
+    """Stands for the end of the process at this very call."""
+
+
+def test_a_repair_can_be_killed_at_any_step(
+    directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before each write, sync and rename of a repair the process ends; what it leaves is looked at."""
+    steps, steps_left = 0, -1
+
+    def watched(call: Callable[..., object]) -> Callable[..., object]:
+        def step(*arguments: object, **options: object) -> object:
+            nonlocal steps, steps_left
+            if steps_left == 0:
+                raise Killed
+            steps, steps_left = steps + 1, steps_left - 1
+            return call(*arguments, **options)
+
+        return step
+
+    for name in ("pwrite", "fsync", "fdatasync", "open"):
+        monkeypatch.setattr(os, name, watched(getattr(os, name)))
+    monkeypatch.setattr(Path, "replace", watched(Path.replace))
+    truth = content(3)
+    attempt = 0
+    while True:
+        place = tmp_path / f"attempt-{attempt}"
+        place.mkdir()
+        steps_left = -1
+        store = SegmentStore(place)
+        put(store, *range(6))
+        store.maintain()
+        damage_payload(store, 3)
+        wrong = store.get(block_id(3), 0, 0).data
+        steps_left = attempt
+        try:
+            assert store.repair(block_id(3), block_digest(truth), truth, "test") == "replaced"
+        except Killed:
+            pass
+        finished, steps_left = steps_left > 0, -1
+        left = SegmentStore(abandon(place, tmp_path / f"left-{attempt}"))
+        now = left.get(block_id(3), 0, 0).data
+        kept = list((tmp_path / f"left-{attempt}" / "quarantine").glob("*.raw"))
+        assert now in (truth, wrong)
+        assert now == wrong or [file.read_bytes()[PAGE_BYTES:] for file in kept] == [wrong]
+        left.repair(block_id(3), block_digest(truth), truth, "again")
+        check(left, *range(6))
+        assert left.status()["quarantined"] == 1
+        left.maintain()
+        check(left, *range(6))
+        left.close()
+        store.close()
+        attempt += 1
+        if finished:
+            break
+    assert attempt > 8
+
+
+# -- deleting
+
+
+def test_space_comes_back_and_empty_segments_go(directory: Path, store: SegmentStore) -> None:
+    put(store, *range(40))
+    store.maintain()
+    before = sum(file.stat().st_blocks for file in (directory / "segments").iterdir())
+    store.delete([block_id(number) for number in range(35)])
+    store.maintain()
+    check(store, *range(35, 40))
+    after = sum(file.stat().st_blocks for file in (directory / "segments").iterdir())
+    assert after < before / 3
+    assert store.status()["segments"] == len(list((directory / "segments").iterdir()))
+    names = {file.name for file in (directory / "segments").iterdir()}
+    store.delete([block_id(number) for number in range(35, 40)])
+    store.maintain()
+    left = {file.name for file in (directory / "segments").iterdir()}
+    assert left == {max(names)}, "only the newest segment stays, so that no number is used again"
+
+
+def test_deleted_blocks_do_not_come_back_on_a_rebuild(directory: Path, store: SegmentStore) -> None:
+    put(store, *range(20))
+    store.delete([block_id(number) for number in range(0, 20, 2)])
+    store.maintain()
+    remove_index(directory, directory)
+    copy = SegmentStore(directory)
+    check(copy, *range(1, 20, 2))
+    copy.close()
+
+
+def test_a_stale_note_of_free_space_hits_no_other_block(directory: Path) -> None:
+    """Rows of `freed` that lie (with a right checksum) where another block is now are not believed."""
+    store = SegmentStore(directory)
+    put(store, *range(5))
+    entry = store._index.get(block_id(2))
+    assert entry is not None
+    store._index.free(entry._replace(block=block_id(77)))
+    store.maintain()
+    check(store, *range(5))
+    store.close()
+
+
+# -- disks
+
+
+def test_a_full_disk_keeps_nothing_and_loses_nothing(
+    directory: Path, store: SegmentStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(store, 0, 1)
+    size = store.locate(block_id(1)).path.stat().st_size
+    real = os.pwrite
+    room = 20_000
+
+    def pwrite(handle: int, data: bytes, offset: int) -> int:
+        nonlocal room
+        if room <= 0:
+            raise OSError(errno.ENOSPC, "full")
+        written = real(handle, memoryview(data)[:room], offset)
+        room -= written
+        return written
+
+    monkeypatch.setattr(os, "pwrite", pwrite)
+    big = random.Random(1).randbytes(100_000)
+    with pytest.raises(NoSpace):
+        store.put(block_id(9), block_digest(big), big)
+    monkeypatch.setattr(os, "pwrite", real)
+    assert store.locate(block_id(1)).path.stat().st_size - size < PAGE_BYTES
+    check(store, 0, 1)
+    put(store, 2)
+    check(store, 0, 1, 2)
+    copy = SegmentStore(abandon(directory, directory.parent / "copy"))
+    check(copy, 0, 1, 2)
+    copy.close()
+
+
+def test_the_reserve_is_kept_for_deleting(directory: Path) -> None:
+    store = SegmentStore(directory, reserve_bytes=2**60)
+    with pytest.raises(NoSpace):
+        put(store, 1)
+    assert store.status()["free_bytes"] == 0
+    assert store.count() == 0
+    store.close()
+
+
+def test_after_a_failed_sync_nothing_more_is_written(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = SegmentStore(directory)
+    put(store, 1)
+
+    def fdatasync(handle: int) -> None:
+        raise OSError(errno.EIO, "broken disk")
+
+    monkeypatch.setattr(os, "fdatasync", fdatasync)
+    with pytest.raises(InternalError):
+        store.sync()
+    monkeypatch.undo()
+    with pytest.raises(InternalError):
+        store.sync()
+    with pytest.raises(InternalError):
+        put(store, 2)
+    assert store.get(block_id(1), 0, 0).data == content(1)
+    store.close()
+
+
+def test_unreadable_bytes_are_damage(store: SegmentStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(store, 1)
+
+    def pread(handle: int, length: int, offset: int) -> bytes:
+        raise OSError(errno.EIO, "bad sector")
+
+    monkeypatch.setattr(os, "pread", pread)
+    with pytest.raises(BlockDamaged):
+        store.get(block_id(1), 0, 0)
+
+
+def test_what_syncs_and_when(store: SegmentStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[int] = []
+    real = os.fdatasync
+    monkeypatch.setattr(os, "fdatasync", lambda handle: (synced.append(handle), real(handle))[1])
+    put(store, 1, 2)
+    assert synced == []
+    store.sync()
+    assert len(synced) == 1
+    store.sync()
+    assert len(synced) == 1, "nothing was put since"
+
+
+def test_a_moved_block_is_read_at_its_new_place(store: SegmentStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the look into the index and the read, the block is repaired and its old place freed."""
+    put(store, 1, 2)
+    damage_payload(store, 1)
+    real = segment.Segment.read_header
+    pending = [True]
+
+    def read_header(self: segment.Segment, offset: int) -> object:
+        if pending.pop() if pending else False:
+            store.repair(block_id(1), block_digest(content(1)), content(1), "test")
+            store.maintain()
+        return real(self, offset)
+
+    monkeypatch.setattr(segment.Segment, "read_header", read_header)
+    assert store.get(block_id(1), 0, 0).data == content(1)
+    pending.append(True)
+    monkeypatch.setattr(store, "repair", lambda *arguments: store.delete([block_id(2)]))
+    with pytest.raises(BlockMissing):
+        store.get(block_id(2), 0, 0)
+
+
+def test_holes_can_be_punched_here(tmp_path: Path) -> None:
+    """If not, the tests of freed space above test the fallback only."""
+    file = tmp_path / "file"
+    file.write_bytes(b"x" * 16384)
+    with file.open("r+b") as opened:
+        assert durable.punch_hole(opened.fileno(), 4096, 8192)
+    assert file.read_bytes() == b"x" * 4096 + bytes(8192) + b"x" * 4096
