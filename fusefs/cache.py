@@ -1,0 +1,148 @@
+"""Names and attributes as the server told them a moment ago, and which kernel pages are right. Bounded.
+
+A mount's own changes are seen at once: they forget or replace what they change, and refuse answers to
+questions that were asked before. Other mounts' changes are seen within `LIFE_SECONDS`; open(2) does not
+rely on the cache (see fusefs.walks). Safe in any thread; no I/O.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import NamedTuple
+
+from wire.messages import Attributes
+
+LIFE_SECONDS = 1.0
+MOST_ENTRIES = 65536
+
+
+class _Known(NamedTuple):
+    ino: int
+    until: float
+
+
+class _Seen(NamedTuple):
+    attributes: Attributes
+    until: float
+
+
+class NameCache:
+    """(directory, name) -> inode number, and inode number -> attributes."""
+
+    def __init__(
+        self,
+        life_seconds: float = LIFE_SECONDS,
+        most_entries: int = MOST_ENTRIES,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._life, self._most, self._clock = life_seconds, most_entries, clock
+        self._lock = threading.Lock()
+        self._names: OrderedDict[tuple[int, bytes], _Known] = OrderedDict()
+        self._attributes: OrderedDict[int, _Seen] = OrderedDict()
+        self._changes = 0
+
+    def asking(self) -> int:
+        """Return a token to be taken before the server is asked, and handed in with its answer."""
+        return self._changes
+
+    def find(self, parent: int, name: bytes) -> Attributes | None:
+        """Return the attributes of a name's inode if both are known."""
+        known = self._names.get((parent, name))
+        if known is None or known.until < self._clock():
+            return None
+        return self.attributes(known.ino)
+
+    def number(self, parent: int, name: bytes) -> int | None:
+        """Return a name's inode number if it is known."""
+        known = self._names.get((parent, name))
+        return None if known is None or known.until < self._clock() else known.ino
+
+    def attributes(self, ino: int) -> Attributes | None:
+        seen = self._attributes.get(ino)
+        return None if seen is None or seen.until < self._clock() else seen.attributes
+
+    def learn(self, token: int, attributes: Attributes) -> None:
+        """Keep an answer about an inode, unless this mount changed something since it was asked."""
+        with self._lock:
+            if token == self._changes:
+                self._keep(attributes)
+
+    def learn_name(self, token: int, parent: int, name: bytes, attributes: Attributes) -> None:
+        """Keep an answer about a name, unless this mount changed something since it was asked."""
+        with self._lock:
+            if token == self._changes:
+                self._keep_name(parent, name, attributes)
+
+    def changed(
+        self, *, names: tuple[tuple[int, bytes], ...] = (), inodes: tuple[int, ...] = ()
+    ) -> None:
+        """Forget names and attributes that this mount has just changed."""
+        with self._lock:
+            self._changes += 1
+            for key in names:
+                known = self._names.pop(key, None)
+                if known is not None:
+                    self._attributes.pop(known.ino, None)
+            for ino in inodes:
+                self._attributes.pop(ino, None)
+
+    def made(self, parent: int, name: bytes, attributes: Attributes) -> None:
+        """Keep a name that this mount has just made."""
+        with self._lock:
+            self._changes += 1
+            self._attributes.pop(parent, None)
+            self._keep_name(parent, name, attributes)
+
+    def set(self, attributes: Attributes) -> None:
+        """Keep attributes that this mount has just changed."""
+        with self._lock:
+            self._changes += 1
+            self._keep(attributes)
+
+    def _keep_name(self, parent: int, name: bytes, attributes: Attributes) -> None:
+        self._names[parent, name] = _Known(attributes.ino, self._clock() + self._life)
+        self._names.move_to_end((parent, name))
+        if len(self._names) > self._most:
+            self._names.popitem(last=False)
+        self._keep(attributes)
+
+    def _keep(self, attributes: Attributes) -> None:
+        self._attributes[attributes.ino] = _Seen(attributes, self._clock() + self._life)
+        self._attributes.move_to_end(attributes.ino)
+        if len(self._attributes) > self._most:
+            self._attributes.popitem(last=False)
+
+
+class PageLedger:
+    """Of which version the kernel's cached pages of an inode are, if they all are of one."""
+
+    def __init__(self, most_entries: int = MOST_ENTRIES) -> None:
+        self._most = most_entries
+        self._lock = threading.Lock()
+        self._versions: OrderedDict[int, int] = OrderedDict()
+
+    def opened(self, ino: int, version: int) -> bool:
+        """Tell whether the kernel may keep its pages at an open that found `version`."""
+        with self._lock:
+            keep = self._versions.get(ino) == version
+            self._versions[ino] = version
+            self._versions.move_to_end(ino)
+            if len(self._versions) > self._most:
+                self._versions.popitem(last=False)
+            return keep
+
+    def committed(self, ino: int, version: int) -> None:
+        """Note that this mount made `version` alone: the pages written through it are right."""
+        with self._lock:
+            if self._versions.get(ino) == version - 1:
+                self._versions[ino] = version
+            else:
+                self._versions.pop(ino, None)
+
+    def doubt(self, ino: int) -> None:
+        """Let the next open drop the pages."""
+        with self._lock:
+            self._versions.pop(ino, None)

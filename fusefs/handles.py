@@ -1,0 +1,145 @@
+"""Open files and directories of this mount: handles, and the inodes that they share.
+
+`OpenInodes` tells the server which inodes this mount has open. That an inode is not open any more is
+told later and for several at once, so that closing costs no call; opening it again takes that back.
+Safe in any thread; no lock of an inode is held while the server is called.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+
+from fusefs.inodes import Inode
+from fusefs.ports import NamespacePort
+from wire.errors import QuorumfsError
+from wire.messages import Attributes, Entry
+
+log = logging.getLogger(__name__)
+
+MOST_WAITING_CLOSES = 64
+
+
+class Handle:
+    """One open file description (open(2)): several file descriptors may share it."""
+
+    __slots__ = ("appending", "error", "inode", "read_from", "read_to", "reading", "window", "writing")
+
+    def __init__(self, inode: Inode, flags: int) -> None:
+        access = flags & os.O_ACCMODE
+        self.inode = inode
+        self.reading = access != os.O_WRONLY
+        self.writing = access != os.O_RDONLY
+        self.appending = bool(flags & os.O_APPEND)
+        self.error: QuorumfsError | None = None
+        """A failed write-back, to be reported once to this handle."""
+        self.read_from = self.read_to = -1
+        """The run of bytes that was read in sequence so far."""
+        self.window = 0
+        """How many blocks are read ahead."""
+
+    def take_error(self) -> QuorumfsError | None:
+        """Return the error to report, if any, and forget it."""
+        error, self.error = self.error, None
+        return error
+
+
+class DirectoryHandle:
+    """An open directory: its entries as they were when reading began."""
+
+    __slots__ = ("entries", "ino")
+
+    def __init__(self, ino: int) -> None:
+        self.ino = ino
+        self.entries: list[Entry] | None = None
+
+
+class OpenInodes:
+    """The inodes that this mount has open, each with the number of its users."""
+
+    def __init__(self, namespace: NamespacePort) -> None:
+        self._namespace = namespace
+        self._changed = threading.Condition()
+        self._inodes: dict[int, Inode] = {}
+        self._waiting: set[int] = set()
+        self._closing: set[int] = set()
+
+    def get(self, ino: int) -> Inode | None:
+        """Return an inode if it is open here."""
+        inode = self._inodes.get(ino)
+        return inode if inode is not None and inode.attributes is not None else None
+
+    def all(self) -> list[Inode]:
+        with self._changed:
+            return [inode for inode in self._inodes.values() if inode.attributes is not None]
+
+    def numbers(self) -> list[int]:
+        """Return the inodes that the server must hold open for this mount."""
+        with self._changed:
+            return [*self._inodes, *self._waiting]
+
+    def open(self, ino: int, writing: bool) -> tuple[Inode, bool]:
+        """Open an inode at the server; return it, and whether its contents changed since it was last asked.
+
+        Whoever calls this must call `release` later.
+        """
+        inode = self._use(ino)
+        try:
+            opened = self._namespace.open(ino, writing)
+        except BaseException:
+            self.release(inode)
+            raise
+        with inode.lock:
+            changed = inode.learn_attributes(opened.attributes)
+            inode.learn_map(0, opened.map)
+        return inode, changed
+
+    def adopt(self, attributes: Attributes) -> Inode:
+        """Take over an inode that `create` has opened."""
+        inode = self._use(attributes.ino)
+        with inode.lock:
+            inode.learn_attributes(attributes)
+        return inode
+
+    def release(self, inode: Inode) -> None:
+        """Give up one use of an inode; the last tells the server, sooner or later."""
+        with self._changed:
+            inode.references -= 1
+            if inode.references:
+                return
+            del self._inodes[inode.ino]
+            self._waiting.add(inode.ino)
+            soon = inode.attributes is None or inode.attributes.nlink == 0
+            if not soon and len(self._waiting) < MOST_WAITING_CLOSES:
+                return
+        self.tell_closed()
+
+    def tell_closed(self) -> None:
+        """Tell the server which inodes are not open any more."""
+        with self._changed:
+            batch = self._waiting - self._closing
+            self._waiting -= batch
+            self._closing |= batch
+        if not batch:
+            return
+        try:
+            self._namespace.close(sorted(batch))
+        except QuorumfsError as error:
+            # The server lets go of them when the session ends; nothing is lost but room.
+            log.warning("cannot tell that %d files are closed: %s", len(batch), error)
+        finally:
+            with self._changed:
+                self._closing -= batch
+                self._changed.notify_all()
+
+    def _use(self, ino: int) -> Inode:
+        with self._changed:
+            while ino in self._closing:
+                self._changed.wait()
+            self._waiting.discard(ino)
+            inode = self._inodes.get(ino)
+            if inode is None:
+                inode = self._inodes[ino] = Inode(ino)
+            inode.references += 1
+            return inode

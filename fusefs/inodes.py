@@ -1,0 +1,320 @@
+"""The state that all handles of one inode share within the mount: committed map, changes, dirty bytes.
+
+A file's bytes are looked up from the top: dirty buffers, changes that wait, changes being committed,
+committed extents. Methods expect `Inode.lock` held by the caller, unless they say otherwise; none does
+I/O or blocks. `Inode.commit_lock` is taken before `lock`, never after, and is held over a whole commit.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import Future
+from typing import TYPE_CHECKING
+
+from fusefs.buffers import DirtyBuffers
+from fusefs.extents import Placement, RangeMap, Span, add_range
+from wire.errors import QuorumfsError
+from wire.messages import Attributes, BlockRecord, FileMap
+
+if TYPE_CHECKING:
+    from fusefs.handles import Handle
+
+END_OF_FILE = 2**63 - 1
+MOST_CACHED_EXTENTS = 65536
+
+
+class PendingBlock:
+    """A block of this mount that no commit has made part of a file yet. Its bytes never change.
+
+    `data` is there until the put is acknowledged; `record` from the moment that it has an id.
+    """
+
+    __slots__ = ("data", "length", "record", "upload")
+
+    def __init__(self, data: bytearray) -> None:
+        self.data: bytearray | None = data
+        self.length = len(data)
+        self.record: BlockRecord | None = None
+        self.upload: Future[None] | None = None
+
+
+Source = bytes | PendingBlock | BlockRecord
+"""Where bytes come from. A part of a file that has no source is a hole."""
+
+
+class ChangeSet:
+    """What one commit will change: first the cut, then the spans, then the size."""
+
+    __slots__ = ("cut", "extend_to", "map", "mtime_ns")
+
+    def __init__(self) -> None:
+        self.cut: int | None = None
+        self.extend_to = 0
+        self.map: RangeMap[PendingBlock | None] = RangeMap()
+        self.mtime_ns: int | None = None
+
+    def is_empty(self) -> bool:
+        return self.mtime_ns is None
+
+    def size_over(self, size: int) -> int:
+        """Return the file's size after these changes of a file of `size` bytes."""
+        return max(size if self.cut is None else min(size, self.cut), self.extend_to)
+
+
+class CommittedMap:
+    """The part of a file's committed extents that was fetched, of one version."""
+
+    __slots__ = ("_known", "_map", "version")
+
+    def __init__(self) -> None:
+        self._map: RangeMap[BlockRecord] = RangeMap()
+        self._known: list[tuple[int, int]] = []
+        self.version = -1
+
+    def reset(self, version: int) -> None:
+        self._map, self._known, self.version = RangeMap(), [], version
+
+    def learn(self, offset: int, run: FileMap) -> None:
+        """Take over a run that was asked for from `offset` on; a run of another version starts anew."""
+        if run.version != self.version:
+            self.reset(run.version)
+        for extent in run.extents:
+            record = BlockRecord(extent.block, extent.block_length, extent.digest)
+            start = extent.offset
+            self._map.overlay(Span(start, start + extent.length, record, extent.block_offset))
+        whole = run.complete or not run.extents
+        end = END_OF_FILE if whole else run.extents[-1].offset + run.extents[-1].length
+        add_range(self._known, offset, end)
+
+    def trim(self) -> None:
+        """Forget what is known of a very fragmented file, before more of it is fetched."""
+        if len(self._map) > MOST_CACHED_EXTENTS:
+            self.reset(self.version)
+
+    def first_unknown(self, start: int, end: int) -> int | None:
+        """Return the first offset in [start, end) of which nothing is known; None if all is."""
+        for low, high in self._known:
+            if low <= start < high:
+                return None if end <= high else high
+        return start if start < end else None
+
+    def apply(self, change: ChangeSet, version: int) -> None:
+        """Follow a commit of this mount that made `version` out of the version that is known here."""
+        self.version = version
+        if change.cut is not None:
+            self._map.erase(change.cut, END_OF_FILE)
+            add_range(self._known, change.cut, END_OF_FILE)
+        for start, end, source, source_offset in change.map:
+            if source is None:
+                self._map.erase(start, end)
+            elif source.record is not None:
+                self._map.overlay(Span(start, end, source.record, source_offset))
+            add_range(self._known, start, end)
+
+    def find(self, start: int, end: int) -> list[Span[BlockRecord]]:
+        return self._map.find(start, end)
+
+
+class Inode:
+    """One inode that this mount has open."""
+
+    def __init__(self, ino: int) -> None:
+        self.ino = ino
+        self.lock = threading.RLock()
+        self.commit_lock = threading.Lock()
+        self.attributes: Attributes | None = None
+        self.committed = CommittedMap()
+        self.committing: ChangeSet | None = None
+        self.changes = ChangeSet()
+        self.buffers = DirtyBuffers()
+        self.dirty_since: float | None = None
+        self.handles: set[Handle] = set()
+        self.references = 0
+        self.last_error: QuorumfsError | None = None
+
+    # what it is now
+
+    def base(self) -> Attributes:
+        """Return the committed attributes last learnt."""
+        assert self.attributes is not None, "an inode is used only after open or create has answered"
+        return self.attributes
+
+    def size(self) -> int:
+        """Return the size as this mount's programs see it."""
+        size = self.base().size
+        if self.committing is not None:
+            size = self.committing.size_over(size)
+        return self.changes.size_over(size)
+
+    def is_changed(self) -> bool:
+        """Tell whether there is anything that is not committed."""
+        return self.committing is not None or not self.changes.is_empty()
+
+    def hides_old_content(self) -> bool:
+        """Tell whether committed bytes were cut off by changes that wait (they come back if those fail)."""
+        return self.changes.cut is not None and self.changes.cut < self.base().size
+
+    def view(self) -> Attributes:
+        """Return the attributes as this mount's programs see them."""
+        base = self.base()
+        if not self.is_changed():
+            return base
+        mtime_ns = self.changes.mtime_ns or (self.committing and self.committing.mtime_ns) or base.mtime_ns
+        size = self.size()
+        waiting = self.buffers.bytes + sum(span.end - span.start for span in self.changes.map)
+        return base._replace(
+            size=size,
+            mtime_ns=mtime_ns,
+            ctime_ns=max(base.ctime_ns, mtime_ns),
+            allocated_bytes=min(base.allocated_bytes + waiting, -(-size // 4096) * 4096),
+        )
+
+    def has_writer(self) -> bool:
+        return any(handle.writing for handle in self.handles)
+
+    # learning from the server
+
+    def learn_attributes(self, attributes: Attributes) -> bool:
+        """Take over attributes unless they are older than the known; True if the contents changed meanwhile."""
+        known = self.attributes
+        if known is not None and attributes.version < known.version:
+            return False
+        self.attributes = attributes
+        if attributes.version == self.committed.version:
+            return False
+        self.committed.reset(attributes.version)
+        return known is not None
+
+    def learn_map(self, offset: int, run: FileMap) -> None:
+        """Take over a run of the committed extents unless it is older than what is known."""
+        if run.version < self.base().version:
+            return
+        if run.version > self.base().version:
+            self.attributes = self.base()._replace(size=run.size, version=run.version)
+        self.committed.learn(offset, run)
+
+    # changes
+
+    def write(self, offset: int, data: memoryview) -> int:
+        """Note a write; return how many more bytes are dirty now."""
+        added = self.buffers.write(offset, data)
+        self.changes.extend_to = max(self.changes.extend_to, offset + len(data))
+        self._touch()
+        return added
+
+    def truncate(self, size: int) -> int:
+        """Note a new size; return how many dirty bytes were dropped."""
+        dropped = 0
+        changes = self.changes
+        if size < self.size() or (size == 0 and changes.cut is None):
+            changes.cut = size if changes.cut is None else min(changes.cut, size)
+            changes.extend_to = min(changes.extend_to, size)
+            changes.map.erase(size, END_OF_FILE)
+            dropped = self.buffers.erase(size, None)
+        changes.extend_to = max(changes.extend_to, size)
+        self._touch()
+        return dropped
+
+    def punch(self, start: int, end: int) -> int:
+        """Note that [start, end) is a hole from now on; return how many dirty bytes were dropped."""
+        dropped = self.buffers.erase(start, end)
+        self.changes.map.overlay(Span(start, min(end, self.size()), None, 0))
+        self._touch()
+        return dropped
+
+    def extend(self, size: int) -> None:
+        """Note that the file has at least so many bytes."""
+        self.changes.extend_to = max(self.changes.extend_to, size)
+        self._touch()
+
+    def set_mtime(self, mtime_ns: int) -> None:
+        """Note that the modification time was set by hand: a commit must not move it again."""
+        for change in (self.changes, self.committing):
+            if change is not None and not change.is_empty():
+                change.mtime_ns = mtime_ns
+
+    def _touch(self) -> None:
+        self.changes.mtime_ns = time.time_ns()
+        if self.dirty_since is None:
+            self.dirty_since = time.monotonic()
+
+    def seal_full(self) -> list[PendingBlock]:
+        """Turn the full buffers into pending blocks; return them."""
+        return [self._place(data, placements) for data, placements in self.buffers.take_full()]
+
+    def seal_all(self) -> list[PendingBlock]:
+        """Turn all dirty bytes into pending blocks; return them."""
+        return [self._place(data, placements) for data, placements in self.buffers.take_all()]
+
+    def _place(self, data: bytearray, placements: list[Placement]) -> PendingBlock:
+        block = PendingBlock(data)
+        for offset, length, block_offset in placements:
+            self.changes.map.overlay(Span(offset, offset + length, block, block_offset))
+        return block
+
+    def begin_commit(self) -> ChangeSet:
+        """Set the changes apart that a commit is going to carry out."""
+        self.seal_all()
+        self.committing, self.changes, self.dirty_since = self.changes, ChangeSet(), None
+        return self.committing
+
+    def finish_commit(self, change: ChangeSet, attributes: Attributes) -> bool:
+        """Follow a commit that succeeded; False if the contents may have changed otherwise meanwhile."""
+        dropped, self.committing = self.committing is not change, None
+        alone = not dropped and attributes.version == self.base().version + 1
+        if alone:
+            self.committed.apply(change, attributes.version)
+            self.attributes = attributes
+        else:
+            self.learn_attributes(attributes)
+        return alone
+
+    def drop_changes(self) -> int:
+        """Forget all that is not committed; return how many dirty bytes went (sealed blocks not counted)."""
+        dropped = self.buffers.bytes
+        self.committing, self.changes, self.buffers = None, ChangeSet(), DirtyBuffers()
+        self.dirty_since = None
+        return dropped
+
+    # reading
+
+    def plan(self, start: int, end: int) -> list[Span[Source]]:
+        """Return where the bytes [start, end) come from, in order; what is left out is a hole.
+
+        All of the committed map that is needed must be known (CommittedMap.first_unknown).
+        """
+        end = min(end, self.size())
+        if start >= end:
+            return []
+        if not self.is_changed():
+            return [*self.committed.find(start, end)]
+        found: list[Span[Source]] = [*self.buffers.find(start, end)]
+        wanted = _gaps(found, start, end)
+        for change in (self.changes, self.committing):
+            if change is None:
+                continue
+            below: list[tuple[int, int]] = []
+            for low, high in wanted:
+                found.extend(span for span in change.map.find(low, high) if span.source is not None)  # type: ignore[misc]
+                below.extend(change.map.gaps(low, high))
+            wanted = below if change.cut is None else _clip(below, change.cut)
+        for low, high in wanted:
+            found.extend(self.committed.find(low, min(high, self.base().size)))
+        found.sort(key=lambda span: span.start)
+        return found
+
+
+def _gaps(found: list[Span[Source]], start: int, end: int) -> list[tuple[int, int]]:
+    gaps: list[tuple[int, int]] = []
+    for span in found:
+        if span.start > start:
+            gaps.append((start, span.start))
+        start = span.end
+    if start < end:
+        gaps.append((start, end))
+    return gaps
+
+
+def _clip(ranges: list[tuple[int, int]], end: int) -> list[tuple[int, int]]:
+    return [(low, min(high, end)) for low, high in ranges if low < end]

@@ -1,0 +1,98 @@
+"""What the file system needs of a server, as protocols: met over the wire by fusefs.remote, in tests by fakes.
+
+Sessions, tickets and deadlines are not seen from here. Every method may be called from any thread,
+blocks until it has its answer or its deadline has passed, and raises errors of wire.errors only.
+The meaning of each method is that of the method of the same name in wire.methods.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from wire.messages import (
+    AttributeChanges,
+    Attributes,
+    BlockPart,
+    BlockRecord,
+    Commit,
+    DirectoryPage,
+    FileMap,
+    Opened,
+    Usage,
+)
+
+
+class NamespacePort(Protocol):
+    """Files and directories by inode number."""
+
+    def resolve(self, start: int, names: Sequence[bytes]) -> list[Attributes]: ...
+
+    def getattr(self, ino: int) -> Attributes: ...
+
+    def setattr(self, ino: int, changes: AttributeChanges) -> Attributes: ...
+
+    def read_directory(self, ino: int, after: bytes, limit: int) -> DirectoryPage: ...
+
+    def read_link(self, ino: int) -> bytes: ...
+
+    def create(
+        self, parent: int, name: bytes, mode: int, uid: int, gid: int, rdev: int, target: bytes, open_it: bool
+    ) -> Attributes: ...
+
+    def link(self, ino: int, parent: int, name: bytes) -> Attributes: ...
+
+    def unlink(self, parent: int, name: bytes) -> None: ...
+
+    def rmdir(self, parent: int, name: bytes) -> None: ...
+
+    def rename(self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int) -> None: ...
+
+    def get_xattr(self, ino: int, name: bytes) -> bytes: ...
+
+    def list_xattrs(self, ino: int) -> list[bytes]: ...
+
+    def set_xattr(self, ino: int, name: bytes, value: bytes, flags: int) -> None: ...
+
+    def remove_xattr(self, ino: int, name: bytes) -> None: ...
+
+    def open(self, ino: int, writing: bool) -> Opened: ...
+
+    def close(self, inodes: Sequence[int]) -> None: ...
+
+    def file_map(self, ino: int, offset: int, limit: int) -> FileMap: ...
+
+    def sync_metadata(self) -> None: ...
+
+    def usage(self) -> Usage: ...
+
+
+class BlockPort(Protocol):
+    """Blocks by quorum."""
+
+    def new_block(self) -> bytes:
+        """Return a block id that was never used, of the current session."""
+        ...
+
+    def put_block(self, block: bytes, digest: bytes, data: bytes | bytearray, durable: bool) -> None: ...
+
+    def read_block(self, ino: int, witness: BlockRecord, first_piece: int, piece_count: int) -> BlockPart: ...
+
+    def sync_blocks(self, blocks: Sequence[bytes]) -> None: ...
+
+    def write_file(
+        self, ino: int, commit: Commit, payload: Sequence[bytes | bytearray]
+    ) -> Attributes:
+        """As MediatorMethods.write_file; SessionUnknown means that a new session was begun meanwhile.
+
+        The blocks of the dead session are garbage then: they must be put again under new ids.
+        """
+        ...
+
+
+class WritePermission(Protocol):
+    """Whether writes are possible now, as the heartbeats tell."""
+
+    def require_writable(self) -> None:
+        """Raise WriteRefused, with the reason, while fewer than Qw data servers are up."""
+        ...
