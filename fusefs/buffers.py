@@ -1,32 +1,76 @@
-"""The dirty bytes of one inode, in 1 MiB-aligned buffers. Pure; the inode's lock is held by the caller."""
+"""The dirty bytes of one inode, in 1 MiB-aligned buffers. Pure; the inode's lock is held by the caller.
+
+A buffer holds only the bytes that were written, as segments that neither overlap nor touch, so that
+scattered small writes take no more memory than they have bytes.
+"""
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 
-from fusefs.extents import Placement, Span, add_range, pack, subtract_range
+from fusefs.extents import Placement, Span, pack
 from wire.digest import BLOCK_BYTES
 
 
 class _Buffer:
-    __slots__ = ("data", "ranges")
+    """`starts[i]` is where in the buffer the bytes `segments[i]` belong."""
+
+    __slots__ = ("segments", "starts")
 
     def __init__(self) -> None:
-        self.data = bytearray()
-        self.ranges: list[tuple[int, int]] = []
+        self.starts: list[int] = []
+        self.segments: list[bytearray] = []
 
     def write(self, start: int, chunk: memoryview) -> int:
-        data, end = self.data, start + len(chunk)
-        if len(data) < start:
-            data.extend(bytes(start - len(data)))
-        if len(data) == start:
-            data += chunk
-        else:
-            data[start:end] = chunk
-        return add_range(self.ranges, start, end)
+        """Return how many bytes became dirty that were not before."""
+        end = start + len(chunk)
+        first = bisect_right(self.starts, start) - 1
+        if first < 0 or self.starts[first] + len(self.segments[first]) < start:
+            first += 1
+        last = bisect_right(self.starts, end, first)
+        if first == last:
+            self.starts.insert(first, start)
+            self.segments.insert(first, bytearray(chunk))
+            return len(chunk)
+        known = sum(map(len, self.segments[first:last]))
+        if last - first > 1 or start < self.starts[first]:
+            self._join(first, last, min(start, self.starts[first]), end)
+        segment, place = self.segments[first], start - self.starts[first]
+        segment[place : place + len(chunk)] = chunk
+        return len(segment) - known
+
+    def _join(self, first: int, last: int, start: int, end: int) -> None:
+        """Make one segment of several; the gaps between them are about to be overwritten."""
+        end = max(end, self.starts[last - 1] + len(self.segments[last - 1]))
+        joined = bytearray(end - start)
+        for place, segment in zip(self.starts[first:last], self.segments[first:last], strict=True):
+            joined[place - start : place - start + len(segment)] = segment
+        self.starts[first:last] = [start]
+        self.segments[first:last] = [joined]
+
+    def erase(self, low: int, high: int) -> int:
+        """Return how many dirty bytes went."""
+        before = sum(map(len, self.segments))
+        pairs = list(zip(self.starts, self.segments, strict=True))
+        self.starts, self.segments = [], []
+        for start, segment in pairs:
+            end = start + len(segment)
+            if end <= low or high <= start:
+                self._append(start, segment)
+                continue
+            if start < low:
+                self._append(start, segment[: low - start])
+            if high < end:
+                self._append(high, segment[high - start :])
+        return before - sum(map(len, self.segments))
+
+    def _append(self, start: int, segment: bytearray) -> None:
+        self.starts.append(start)
+        self.segments.append(segment)
 
     def is_full(self) -> bool:
-        return self.ranges[0] == (0, BLOCK_BYTES)
+        return len(self.segments[0]) == BLOCK_BYTES
 
 
 class DirtyBuffers:
@@ -60,8 +104,8 @@ class DirtyBuffers:
             low = max(start - base, 0)
             high = BLOCK_BYTES if end is None else min(end - base, BLOCK_BYTES)
             if low < high:
-                gone += subtract_range(self._buffers[index].ranges, low, high)
-                if not self._buffers[index].ranges:
+                gone += self._buffers[index].erase(low, high)
+                if not self._buffers[index].segments:
                     del self._buffers[index]
         self.bytes -= gone
         return gone
@@ -76,37 +120,32 @@ class DirtyBuffers:
             if buffer is None:
                 continue
             base = index * BLOCK_BYTES
-            for low, high in buffer.ranges:
-                low, high = max(low, start - base), min(high, end - base)
+            first = max(0, bisect_right(buffer.starts, start - base) - 1)
+            last = bisect_left(buffer.starts, end - base)
+            for place, segment in zip(buffer.starts[first:last], buffer.segments[first:last], strict=True):
+                low, high = max(place, start - base), min(place + len(segment), end - base)
                 if low < high:
-                    found.append(Span(base + low, base + high, bytes(memoryview(buffer.data)[low:high]), 0))
+                    copy = bytes(memoryview(segment)[low - place : high - place])
+                    found.append(Span(base + low, base + high, copy, 0))
         return found
 
     def take_full(self) -> Iterator[tuple[bytearray, list[Placement]]]:
         """Take out every full buffer, as a block's bytes and where they belong in the file."""
         for index in [index for index, buffer in self._buffers.items() if buffer.is_full()]:
             self.bytes -= BLOCK_BYTES
-            yield self._buffers.pop(index).data, [Placement(index * BLOCK_BYTES, BLOCK_BYTES, 0)]
+            yield self._buffers.pop(index).segments[0], [Placement(index * BLOCK_BYTES, BLOCK_BYTES, 0)]
 
     def take_all(self) -> Iterator[tuple[bytearray, list[Placement]]]:
         """Take everything out, scattered ranges packed into blocks."""
         buffers, self._buffers, self.bytes = self._buffers, {}, 0
-        ranges = [
-            (index * BLOCK_BYTES + low, index * BLOCK_BYTES + high)
+        segments = {
+            index * BLOCK_BYTES + start: segment
             for index in sorted(buffers)
-            for low, high in buffers[index].ranges
-        ]
+            for start, segment in zip(buffers[index].starts, buffers[index].segments, strict=True)
+        }
+        ranges = [(start, start + len(segment)) for start, segment in segments.items()]
         for placements in pack(ranges, BLOCK_BYTES):
-            yield _gather(buffers, placements), placements
-
-
-def _gather(buffers: dict[int, _Buffer], placements: list[Placement]) -> bytearray:
-    first = placements[0]
-    whole = buffers[first.offset // BLOCK_BYTES].data
-    if len(placements) == 1 and first.offset % BLOCK_BYTES == 0 and len(whole) == first.length:
-        return whole
-    gathered = bytearray()
-    for offset, length, _ in placements:
-        index, start = divmod(offset, BLOCK_BYTES)
-        gathered += memoryview(buffers[index].data)[start : start + length]
-    return gathered
+            if len(placements) == 1:
+                yield segments[placements[0].offset], placements
+            else:
+                yield bytearray().join(segments[placement.offset] for placement in placements), placements

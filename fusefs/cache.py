@@ -76,9 +76,7 @@ class NameCache:
             if token == self._changes:
                 self._keep_name(parent, name, attributes)
 
-    def changed(
-        self, *, names: tuple[tuple[int, bytes], ...] = (), inodes: tuple[int, ...] = ()
-    ) -> None:
+    def changed(self, *, names: tuple[tuple[int, bytes], ...] = (), inodes: tuple[int, ...] = ()) -> None:
         """Forget names and attributes that this mount has just changed."""
         with self._lock:
             self._changes += 1

@@ -12,17 +12,18 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Generic, NamedTuple, TypeVar
 
 S = TypeVar("S")
+C = TypeVar("C", covariant=True)
 
 
-class Span(NamedTuple, Generic[S]):
+class Span(NamedTuple, Generic[C]):
     """File bytes [start, end) are the bytes of `source` from `source_offset` on."""
 
     start: int
     end: int
-    source: S
+    source: C
     source_offset: int
 
-    def clip(self, start: int, end: int) -> Span[S]:
+    def clip(self, start: int, end: int) -> Span[C]:
         """Return the part of this span within [start, end), which must not be empty."""
         low, high = max(self.start, start), min(self.end, end)
         return Span(low, high, self.source, self.source_offset + low - self.start)
@@ -120,7 +121,7 @@ class RangeMap(Generic[S]):
 
 
 def add_range(ranges: list[tuple[int, int]], start: int, end: int) -> int:
-    """Add [start, end) to sorted, disjoint ranges in place, joining neighbours; return how many bytes are new."""
+    """Add [start, end) to sorted, disjoint ranges in place; return how many bytes are new."""
     if start >= end:
         return 0
     if ranges and ranges[-1][1] == start:
@@ -139,23 +140,6 @@ def add_range(ranges: list[tuple[int, int]], start: int, end: int) -> int:
     return end - start - covered
 
 
-def subtract_range(ranges: list[tuple[int, int]], start: int, end: int) -> int:
-    """Take [start, end) out of sorted, disjoint ranges in place; return how many bytes went."""
-    kept: list[tuple[int, int]] = []
-    gone = 0
-    for low, high in ranges:
-        if high <= start or end <= low:
-            kept.append((low, high))
-            continue
-        gone += min(high, end) - max(low, start)
-        if low < start:
-            kept.append((low, start))
-        if end < high:
-            kept.append((end, high))
-    ranges[:] = kept
-    return gone
-
-
 class Placement(NamedTuple):
     """File bytes [offset, offset+length) go to a new block at `block_offset`."""
 
@@ -165,25 +149,24 @@ class Placement(NamedTuple):
 
 
 def pack(ranges: Sequence[tuple[int, int]], limit: int) -> list[list[Placement]]:
-    """Pack dirty ranges into as few blocks of at most `limit` bytes as keep the order of the file.
+    """Pack dirty ranges, in their order and undivided, into blocks of at most `limit` bytes.
 
     Args:
-        ranges: (start, end) in order, disjoint; long ones are divided.
+        ranges: (start, end) in order, disjoint, each of at most `limit` bytes.
         limit: the longest a block may be, in bytes.
 
     Returns:
         One list of placements a block.
     """
     blocks: list[list[Placement]] = []
-    room = 0
+    used = limit
     for start, end in ranges:
-        while start < end:
-            if room == 0 or (room < end - start <= limit):
-                blocks.append([])
-                room = limit
-            length = min(end - start, room)
-            blocks[-1].append(Placement(start, length, limit - room))
-            start, room = start + length, room - length
+        length = end - start
+        if used + length > limit:
+            blocks.append([])
+            used = 0
+        blocks[-1].append(Placement(start, length, used))
+        used += length
     return blocks
 
 

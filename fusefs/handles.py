@@ -14,7 +14,7 @@ import threading
 from fusefs.inodes import Inode
 from fusefs.ports import NamespacePort
 from wire.errors import QuorumfsError
-from wire.messages import Attributes, Entry
+from wire.messages import Attributes, Entry, FileMap
 
 log = logging.getLogger(__name__)
 
@@ -100,6 +100,10 @@ class OpenInodes:
         inode = self._use(attributes.ino)
         with inode.lock:
             inode.learn_attributes(attributes)
+            inode.learn_map(
+                0, FileMap(attributes.version, attributes.size, [], complete=attributes.size == 0)
+            )
+            inode.durable_version = attributes.version
         return inode
 
     def release(self, inode: Inode) -> None:

@@ -132,6 +132,8 @@ class Inode:
         self.handles: set[Handle] = set()
         self.references = 0
         self.last_error: QuorumfsError | None = None
+        self.durable_version = -1
+        """The version of the contents that is known to survive a power loss."""
 
     # what it is now
 
@@ -176,7 +178,7 @@ class Inode:
     # learning from the server
 
     def learn_attributes(self, attributes: Attributes) -> bool:
-        """Take over attributes unless they are older than the known; True if the contents changed meanwhile."""
+        """Take over attributes unless they are older; True if the contents changed meanwhile."""
         known = self.attributes
         if known is not None and attributes.version < known.version:
             return False
@@ -186,13 +188,16 @@ class Inode:
         self.committed.reset(attributes.version)
         return known is not None
 
-    def learn_map(self, offset: int, run: FileMap) -> None:
-        """Take over a run of the committed extents unless it is older than what is known."""
-        if run.version < self.base().version:
-            return
-        if run.version > self.base().version:
-            self.attributes = self.base()._replace(size=run.size, version=run.version)
+    def learn_map(self, offset: int, run: FileMap) -> bool:
+        """Take over a run of the committed extents unless it is older; True if it is newer than the known."""
+        base = self.base()
+        if run.version < base.version:
+            return False
+        newer = run.version > base.version
+        if newer:
+            self.attributes = base._replace(size=run.size, version=run.version)
         self.committed.learn(offset, run)
+        return newer
 
     # changes
 
@@ -259,11 +264,13 @@ class Inode:
         self.committing, self.changes, self.dirty_since = self.changes, ChangeSet(), None
         return self.committing
 
-    def finish_commit(self, change: ChangeSet, attributes: Attributes) -> bool:
+    def finish_commit(self, change: ChangeSet, attributes: Attributes, durable: bool) -> bool:
         """Follow a commit that succeeded; False if the contents may have changed otherwise meanwhile."""
         dropped, self.committing = self.committing is not change, None
         alone = not dropped and attributes.version == self.base().version + 1
         if alone:
+            if durable and self.durable_version == self.base().version:
+                self.durable_version = attributes.version
             self.committed.apply(change, attributes.version)
             self.attributes = attributes
         else:
@@ -278,6 +285,14 @@ class Inode:
         return dropped
 
     # reading
+
+    def first_unknown(self, start: int, end: int) -> int | None:
+        """Return from where on the committed map must be fetched to plan [start, end); None: nowhere."""
+        end = min(end, self.base().size)
+        for change in (self.changes, self.committing):
+            if change is not None and change.cut is not None:
+                end = min(end, change.cut)
+        return self.committed.first_unknown(start, end)
 
     def plan(self, start: int, end: int) -> list[Span[Source]]:
         """Return where the bytes [start, end) come from, in order; what is left out is a hole.

@@ -1,4 +1,4 @@
-"""What the file system needs of a server, as protocols: met over the wire by fusefs.remote, in tests by fakes.
+"""What the file system needs of a server, as protocols: met by fusefs.remote, in tests by fakes.
 
 Sessions, tickets and deadlines are not seen from here. Every method may be called from any thread,
 blocks until it has its answer or its deadline has passed, and raises errors of wire.errors only.
@@ -74,15 +74,17 @@ class BlockPort(Protocol):
         """Return a block id that was never used, of the current session."""
         ...
 
+    def owns(self, block: bytes) -> bool:
+        """Tell whether a block id is of the current session: blocks of a dead one are garbage."""
+        ...
+
     def put_block(self, block: bytes, digest: bytes, data: bytes | bytearray, durable: bool) -> None: ...
 
     def read_block(self, ino: int, witness: BlockRecord, first_piece: int, piece_count: int) -> BlockPart: ...
 
     def sync_blocks(self, blocks: Sequence[bytes]) -> None: ...
 
-    def write_file(
-        self, ino: int, commit: Commit, payload: Sequence[bytes | bytearray]
-    ) -> Attributes:
+    def write_file(self, ino: int, commit: Commit, payload: Sequence[bytes | bytearray]) -> Attributes:
         """As MediatorMethods.write_file; SessionUnknown means that a new session was begun meanwhile.
 
         The blocks of the dead session are garbage then: they must be put again under new ids.

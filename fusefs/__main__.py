@@ -1,0 +1,148 @@
+"""`python -m fusefs --config FILE MOUNTPOINT`: mount a cluster, in the foreground, until it is unmounted.
+
+Parses and wires; no logic of its own. Exit status 0 after a clean unmount (fusermount3 -u, SIGTERM,
+SIGINT), 2 with one line on standard error for settings that cannot work.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import getpass
+import logging
+import os
+import socket
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+
+from fusefs.filesystem import FileSystem
+from fusefs.handles import OpenInodes
+from fusefs.operations import Binding, MountOptions, serve
+from fusefs.remote import RemoteBlocks, RemoteNamespace
+from fusefs.session import Session
+from wire.blocking import BlockingClient
+from wire.config import ClusterConfig, ConfigError, load
+from wire.errors import QuorumfsError
+from wire.process import EXIT_BAD_SETTINGS, print_ready, set_up_logging
+
+DEVICE = Path("/dev/fuse")
+FUSE_SETTINGS = Path("/etc/fuse.conf")
+
+
+def main() -> int:
+    """Mount and serve; return the exit status."""
+    options = _parse()
+    set_up_logging()
+    if options.log is not None:
+        _log_to(options.log)
+    try:
+        config = load(options.config)
+        mountpoint = check_mountpoint(options.mountpoint)
+        check_device()
+        run(config, mountpoint, options.binding)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return EXIT_BAD_SETTINGS
+    return 0
+
+
+def run(config: ClusterConfig, mountpoint: Path, binding: Binding | None) -> None:
+    """Wire the parts, mount, and undo it all in the reverse order. Raises ConfigError."""
+    deadlines = config.deadlines
+    with ExitStack() as stack:
+        client = BlockingClient(
+            [config.mediator_listen], config.rpc, connect_seconds=deadlines.connect_seconds
+        )
+        stack.callback(client.close)
+        name = f"mount {mountpoint} of {getpass.getuser()} on {socket.gethostname()} (pid {os.getpid()})"
+        session = Session(client, deadlines, name, lambda: opens.numbers())
+        namespace = RemoteNamespace(client, session, deadlines)
+        opens = OpenInodes(namespace)
+        try:
+            session.begin()
+        except QuorumfsError as error:
+            raise ConfigError(
+                f"the mediator at {config.mediator_listen} cannot be reached ({error}); start it with: quorumfs up"
+            ) from None
+        stack.callback(session.end)
+        session.keep_alive()
+        filesystem = FileSystem(
+            namespace,
+            RemoteBlocks(client, session, deadlines),
+            session,
+            opens,
+            config.dirty_bytes,
+            config.commit_age_seconds,
+        )
+        stack.callback(filesystem.end)
+        filesystem.begin()
+        options = MountOptions(
+            str(mountpoint), others_allowed(), lambda: print_ready("mount", 0, str(mountpoint))
+        )
+        serve(filesystem, options, binding)
+
+
+def check_mountpoint(mountpoint: Path) -> Path:
+    """Return the absolute path of a place where something can be mounted, or raise ConfigError."""
+    try:
+        place = mountpoint.resolve(strict=True)
+        entries = os.listdir(place)
+    except FileNotFoundError:
+        raise ConfigError(f"{mountpoint}: no such directory; make it with: mkdir -p {mountpoint}") from None
+    except NotADirectoryError:
+        raise ConfigError(f"{mountpoint}: not a directory; choose an empty directory") from None
+    except OSError as error:
+        if error.errno == errno.ENOTCONN:
+            raise ConfigError(
+                f"{mountpoint}: a dead mount is there; free it with: fusermount3 -u -z {mountpoint}"
+            ) from None
+        raise ConfigError(f"{mountpoint}: cannot be used as a mount point: {error.strerror}") from None
+    if place.is_mount():
+        raise ConfigError(f"{place}: something is mounted there already; unmount it or choose another place")
+    if entries:
+        raise ConfigError(f"{place}: not empty; choose an empty directory, so that nothing is hidden")
+    return place
+
+
+def check_device() -> None:
+    """Raise ConfigError unless this user may open /dev/fuse."""
+    try:
+        os.close(os.open(DEVICE, os.O_RDWR))
+    except OSError as error:
+        raise ConfigError(
+            f"{DEVICE}: {error.strerror}; load the kernel module with: modprobe fuse "
+            "(in a container: start it with --device /dev/fuse --cap-add SYS_ADMIN)"
+        ) from None
+
+
+def others_allowed() -> bool:
+    """Tell whether users other than this one may be let in: as root, or if fuse.conf says so."""
+    if os.geteuid() == 0:
+        return True
+    try:
+        lines = FUSE_SETTINGS.read_text().splitlines()
+    except OSError:
+        return False
+    return "user_allow_other" in (line.strip() for line in lines)
+
+
+def _log_to(path: Path) -> None:
+    handler = logging.FileHandler(path)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    logging.getLogger().addHandler(handler)
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m fusefs", description="Mount a quorumfs cluster.")
+    parser.add_argument("--config", type=Path, required=True, help="the cluster's configuration file")
+    parser.add_argument(
+        "--binding", choices=("mfusepy", "fusepy"), help="default: mfusepy if it can be loaded"
+    )
+    parser.add_argument("--log", type=Path, help="also log to this file")
+    parser.add_argument("mountpoint", type=Path, help="an empty directory")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,332 @@
+"""Contents of files: open, read, write, truncate, flush, fsync, close. POSIX by inode and handle.
+
+Knows neither errno nor the binding; raises errors of wire.errors. Safe in any thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+
+from fusefs.cache import NameCache, PageLedger
+from fusefs.extents import Span
+from fusefs.handles import Handle, OpenInodes
+from fusefs.inodes import END_OF_FILE, Inode, PendingBlock, Source
+from fusefs.ports import BlockPort, NamespacePort, WritePermission
+from fusefs.readahead import BlockReader, follows
+from fusefs.writeback import Writeback
+from wire.digest import BLOCK_BYTES
+from wire.errors import (
+    BlockError,
+    FileTooLarge,
+    InvalidArgument,
+    NotSupported,
+    QuorumfsError,
+    ReadRefused,
+    WriteRefused,
+)
+from wire.messages import Attributes, BlockRecord
+
+log = logging.getLogger(__name__)
+
+MAP_RUN_EXTENTS = 4096
+MAP_ATTEMPTS = 5
+"""So often a read begins anew with a fresh file map when other mounts replace the file under it."""
+SYNC_RUN_BLOCKS = 4096
+FALLOCATE_KEEP_SIZE = 0x01
+FALLOCATE_PUNCH_HOLE = 0x02
+FALLOCATE_ZERO_RANGE = 0x10
+
+
+class Files:
+    """The open files of a mount."""
+
+    def __init__(
+        self,
+        namespace: NamespacePort,
+        blocks: BlockPort,
+        permission: WritePermission,
+        names: NameCache,
+        pages: PageLedger,
+        opens: OpenInodes,
+        writeback: Writeback,
+        reader: BlockReader,
+    ) -> None:
+        self._namespace, self._blocks, self._permission = namespace, blocks, permission
+        self._names, self._pages, self._opens = names, pages, opens
+        self._writeback, self._reader = writeback, reader
+
+    # opening and closing
+
+    def open(self, ino: int, flags: int) -> tuple[Handle, bool]:
+        """Open a file as open(2) does; return its handle, and whether the kernel may keep its cached pages.
+
+        O_TRUNC is only noted: the old content stands until the commit.
+
+        Raises:
+            WriteRefused: it is to be written, and fewer than Qw data servers are up.
+            StaleFile: it does not exist any more.
+        """
+        writing = bool(flags & (os.O_ACCMODE | os.O_TRUNC))
+        if writing:
+            self._permission.require_writable()
+        token = self._names.asking()
+        inode, changed = self._opens.open(ino, writing)
+        handle = self._attach(inode, flags)
+        if changed:
+            self._pages.doubt(ino)
+        if flags & os.O_TRUNC:
+            self._writeback.truncate(inode, 0)
+        attributes = inode.base()
+        self._names.learn(token, attributes)
+        return handle, self._pages.opened(ino, attributes.version)
+
+    def adopt(self, attributes: Attributes, flags: int) -> Handle:
+        """Return a handle of a file that was just created open."""
+        inode = self._opens.adopt(attributes)
+        self._pages.opened(attributes.ino, attributes.version)
+        return self._attach(inode, flags)
+
+    def _attach(self, inode: Inode, flags: int) -> Handle:
+        handle = Handle(inode, flags)
+        with inode.lock:
+            inode.handles.add(handle)
+        return handle
+
+    def flush(self, handle: Handle) -> None:
+        """Commit what was written, as close(2) promises (P3); report a failed write-back once.
+
+        Raises:
+            QuorumfsError: what was written since the last commit was dropped; the old content stands.
+        """
+        if handle.writing:
+            self._commit(handle, durable=False)
+
+    def fsync(self, handle: Handle) -> None:
+        """Commit what was written, and return when the whole file would survive a power loss."""
+        self._commit(handle, durable=True)
+        self._make_durable(handle.inode)
+
+    def _commit(self, handle: Handle, durable: bool) -> None:
+        if (error := handle.take_error()) is not None:
+            raise error
+        try:
+            self._writeback.commit(handle.inode, durable)
+        except QuorumfsError:
+            handle.take_error()
+            raise
+        if (error := handle.take_error()) is not None:
+            raise error
+
+    def _make_durable(self, inode: Inode) -> None:
+        """Make durable what earlier commits left to the page caches of the servers."""
+        version = inode.base().version
+        if inode.durable_version == version:
+            return
+        blocks = list(dict.fromkeys(span.source.block for span in self._whole_map(inode)))
+        for start in range(0, len(blocks), SYNC_RUN_BLOCKS):
+            self._blocks.sync_blocks(blocks[start : start + SYNC_RUN_BLOCKS])
+        self._namespace.sync_metadata()
+        with inode.lock:
+            inode.durable_version = version
+
+    def release(self, handle: Handle) -> None:
+        """Give up a handle; what came after the last flush (from a memory map) is committed now."""
+        inode = handle.inode
+        with inode.lock:
+            inode.handles.discard(handle)
+            last_writer = handle.writing and not inode.has_writer()
+        try:
+            if last_writer:
+                self._writeback.commit(inode, durable=False)
+        except QuorumfsError as error:
+            log.warning("inode %d: what was written after the last close was dropped: %s", inode.ino, error)
+        finally:
+            self._opens.release(inode)
+
+    # reading
+
+    def read(self, handle: Handle, offset: int, size: int) -> bytes | memoryview:
+        """Return bytes [offset, offset+size) as far as the file reaches.
+
+        Raises:
+            ReadRefused: the replicas of a block could not vouch for it.
+        """
+        inode = handle.inode
+        for attempt in range(MAP_ATTEMPTS):
+            spans, end, version = self._plan(inode, offset, offset + size)
+            if end <= offset:
+                return b""
+            whole = self._note_read(handle, offset, end)
+            try:
+                return self._assemble(inode.ino, spans, offset, end, whole)
+            except (ReadRefused, BlockError) as error:
+                if attempt == MAP_ATTEMPTS - 1 or not self._is_superseded(inode, version, offset):
+                    inode.last_error = error
+                    raise
+        raise AssertionError("the last attempt returns or raises")
+
+    def _plan(self, inode: Inode, start: int, end: int) -> tuple[list[Span[Source]], int, int]:
+        """Return where the bytes come from, where the file ends, and of which version this is."""
+        while True:
+            with inode.lock:
+                unknown = inode.first_unknown(start, end)
+                if unknown is None:
+                    stop = min(end, inode.size())
+                    return inode.plan(start, stop), stop, inode.base().version
+                inode.committed.trim()
+            self._fetch_map(inode, unknown)
+
+    def _fetch_map(self, inode: Inode, offset: int) -> None:
+        run = self._namespace.file_map(inode.ino, offset, MAP_RUN_EXTENTS)
+        with inode.lock:
+            if inode.learn_map(offset, run):
+                self._pages.doubt(inode.ino)
+
+    def _whole_map(self, inode: Inode) -> list[Span[BlockRecord]]:
+        while True:
+            with inode.lock:
+                size = inode.base().size
+                unknown = inode.committed.first_unknown(0, size)
+                if unknown is None:
+                    return inode.committed.find(0, size)
+            self._fetch_map(inode, unknown)
+
+    def _is_superseded(self, inode: Inode, version: int, offset: int) -> bool:
+        """Tell whether the file has changed since `version`, so that reading again may help."""
+        if inode.base().version == version:
+            self._fetch_map(inode, offset)
+        return inode.base().version != version
+
+    def _assemble(
+        self, ino: int, spans: list[Span[Source]], start: int, end: int, whole: bool
+    ) -> bytes | memoryview:
+        parts: list[bytes | memoryview] = []
+        position = start
+        for span in spans:
+            if span.start > position:
+                parts.append(bytes(span.start - position))
+            parts.extend(self._bytes_of(ino, span, whole))
+            position = span.end
+        if position < end:
+            parts.append(bytes(end - position))
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _bytes_of(self, ino: int, span: Span[Source], whole: bool) -> list[bytes | memoryview]:
+        source, low, length = span.source, span.source_offset, span.end - span.start
+        if isinstance(source, bytes):
+            return [source if len(source) == length else memoryview(source)[low : low + length]]
+        if isinstance(source, PendingBlock):
+            data = source.data
+            if data is not None:
+                return [memoryview(data)[low : low + length]]
+            if source.record is None:
+                raise BlockError("a block that could not be written was dropped")
+            source = source.record
+        return [*self._reader.read(ino, source, low, length, whole)]
+
+    def _note_read(self, handle: Handle, offset: int, end: int) -> bool:
+        """Follow a handle's reads; fetch ahead if they are sequential. Returns whether they are."""
+        if not follows(handle.read_from, handle.read_to, offset):
+            handle.read_from, handle.read_to, handle.window = offset, end, 0
+            return False
+        handle.read_to = max(handle.read_to, end)
+        handle.window = min(max(1, 2 * handle.window), self._reader.most_blocks_ahead)
+        inode = handle.inode
+        with inode.lock:
+            coming = inode.committed.find(handle.read_to, handle.read_to + handle.window * BLOCK_BYTES)
+        self._reader.fetch_ahead(inode.ino, [span.source for span in coming])
+        return True
+
+    # writing
+
+    def write(self, handle: Handle, offset: int, data: memoryview) -> None:
+        """Note a write; O_APPEND handles write at the end of the file whatever `offset` says.
+
+        Raises:
+            WriteRefused: fewer than Qw data servers are up. What was not committed is dropped.
+            QuorumfsError: an earlier write of this file failed, which close or fsync have not reported yet.
+            FileTooLarge.
+        """
+        if handle.error is not None:
+            raise handle.error
+        if offset + len(data) > END_OF_FILE:
+            raise FileTooLarge("a file has at most 2**63 - 1 bytes")
+        try:
+            self._permission.require_writable()
+        except WriteRefused as error:
+            self._writeback.fail(handle.inode, error)
+            handle.error = handle.inode.last_error = error
+            raise
+        self._writeback.write(handle.inode, None if handle.appending else offset, data)
+
+    def truncate(self, handle: Handle, size: int) -> None:
+        """Note a new size, as ftruncate(2)."""
+        if handle.error is not None:
+            raise handle.error
+        self._permission.require_writable()
+        self._writeback.truncate(handle.inode, size)
+
+    def truncate_unopened(self, ino: int, size: int) -> Attributes:
+        """Change the size of a file by name, as truncate(2): committed at once if nobody else writes it."""
+        handle, _ = self.open(ino, os.O_WRONLY)
+        try:
+            self._writeback.truncate(handle.inode, size)
+            with handle.inode.lock:
+                alone = sum(other.writing for other in handle.inode.handles) == 1
+            if alone:
+                self.flush(handle)
+            with handle.inode.lock:
+                return handle.inode.view()
+        finally:
+            self.release(handle)
+
+    def allocate(self, handle: Handle, mode: int, offset: int, length: int) -> None:
+        """Do what fallocate(2) does, but that room is not reserved.
+
+        Raises:
+            NotSupported: a mode other than 0, KEEP_SIZE, PUNCH_HOLE with KEEP_SIZE, ZERO_RANGE.
+            InvalidArgument, FileTooLarge.
+        """
+        if offset < 0 or length <= 0:
+            raise InvalidArgument("fallocate needs an offset of at least 0 and a length of at least 1")
+        if offset + length > END_OF_FILE:
+            raise FileTooLarge("a file has at most 2**63 - 1 bytes")
+        keep_size = bool(mode & FALLOCATE_KEEP_SIZE)
+        action = mode & ~FALLOCATE_KEEP_SIZE
+        if action not in (0, FALLOCATE_ZERO_RANGE) and (action, keep_size) != (FALLOCATE_PUNCH_HOLE, True):
+            raise NotSupported(f"fallocate with mode {mode:#x}")
+        if handle.error is not None:
+            raise handle.error
+        self._permission.require_writable()
+        inode = handle.inode
+        with inode.lock:
+            size = inode.size()
+            if action and offset < size:
+                self._writeback.punch(inode, offset, min(offset + length, size))
+            if not keep_size and offset + length > size:
+                inode.extend(offset + length)
+
+    def seek(self, handle: Handle, offset: int, whence: int) -> int | None:
+        """Return the next data (SEEK_DATA) or hole (SEEK_HOLE) as lseek(2), None if there is none."""
+        spans, end, _ = self._plan(handle.inode, 0, END_OF_FILE)
+        if not 0 <= offset < end:
+            return None
+        position = offset
+        for span in spans:
+            if span.end <= position:
+                continue
+            if whence == os.SEEK_DATA:
+                return max(position, span.start)
+            if span.start > position:
+                return position
+            position = span.end
+        return None if whence == os.SEEK_DATA else position
+
+    def commit_all(self) -> None:
+        """Commit whatever is not committed, at the end of the mount; failures are logged."""
+        for inode in self._opens.all():
+            try:
+                self._writeback.commit(inode, durable=False)
+            except QuorumfsError as error:
+                log.warning("inode %d: uncommitted changes are lost: %s", inode.ino, error)

@@ -1,0 +1,318 @@
+"""POSIX semantics by inode number: the namespace, attributes, and the life of the mount's state.
+
+Contents are in fusefs.files. Knows neither errno nor the binding: it is a library over the two ports, and
+the mount is one of its users. Raises errors of wire.errors. Safe in any thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat
+import threading
+from collections.abc import Sequence
+
+from fusefs.cache import NameCache, PageLedger
+from fusefs.files import Files
+from fusefs.handles import DirectoryHandle, Handle, OpenInodes
+from fusefs.ports import BlockPort, NamespacePort, WritePermission
+from fusefs.readahead import BlockReader
+from fusefs.walks import Walks
+from fusefs.writeback import Writeback
+from wire.errors import AlreadyExists, NameTooLong, NoAttribute, NotFound, NotPermitted, StaleFile
+from wire.messages import ROOT_INODE, AttributeChanges, Attributes, Entry, Usage
+
+log = logging.getLogger(__name__)
+
+NAME_BYTES = 255
+DIRECTORY_RUN = 1000
+CHORE_SECONDS = 1.0
+LAST_ERROR = b"user.quorumfs.last_error"
+"""A virtual extended attribute: why the last failed call on an open file failed (empty: none did)."""
+
+
+class FileSystem:
+    """One mount's file system.
+
+    Args:
+        namespace: names and attributes.
+        blocks: blocks and commits.
+        permission: whether writes are possible now.
+        opens: the inodes that this mount has open, known also to the session that reclaims them.
+        dirty_bytes: the most dirty and read-ahead bytes kept in memory.
+        age_seconds: dirty data older than this is written out.
+    """
+
+    def __init__(
+        self,
+        namespace: NamespacePort,
+        blocks: BlockPort,
+        permission: WritePermission,
+        opens: OpenInodes,
+        dirty_bytes: int,
+        age_seconds: float,
+    ) -> None:
+        self._namespace, self._permission, self._opens = namespace, permission, opens
+        self._names, self._pages, self._walks = NameCache(), PageLedger(), Walks()
+        self._writeback = Writeback(blocks, self._names, self._pages, dirty_bytes * 3 // 4, age_seconds)
+        self._reader = BlockReader(blocks, dirty_bytes // 4)
+        self.files = Files(
+            namespace, blocks, permission, self._names, self._pages, opens, self._writeback, self._reader
+        )
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run_chores, name="chores", daemon=True)
+
+    def begin(self) -> None:
+        """Begin the background chores: old dirty data, closed files."""
+        self._thread.start()
+
+    def end(self) -> None:
+        """Commit everything, tell what is closed, stop all threads."""
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        self.files.commit_all()
+        self._opens.tell_closed()
+        self._writeback.close()
+        self._reader.close()
+
+    def _run_chores(self) -> None:
+        while not self._stop.wait(CHORE_SECONDS):
+            try:
+                self._writeback.write_out_old(self._opens.all())
+                self._opens.tell_closed()
+            except Exception:
+                log.exception("a background chore failed")
+
+    # names
+
+    def lookup(self, parent: int, name: bytes, walker: int = 0) -> Attributes:
+        """Return the attributes of a name's inode. Raises NotFound, NotADirectory, NameTooLong, StaleFile.
+
+        `walker` is the thread that asks; its next `open` relies on what it was told here.
+        """
+        attributes = self._names.find(parent, name)
+        fresh = attributes is None
+        if attributes is None:
+            attributes = self._ask_name(parent, name)
+        self._walks.step(walker, parent, name, attributes.ino, fresh)
+        return self._seen(attributes)
+
+    def _ask_name(self, parent: int, name: bytes) -> Attributes:
+        _check_name(name)
+        token = self._names.asking()
+        found = self._namespace.resolve(parent, [name])
+        if not found:
+            raise NotFound(os.fsdecode(name))
+        self._names.learn_name(token, parent, name, found[0])
+        return found[0]
+
+    def resolve(self, path: bytes, fresh: bool = False) -> Attributes:
+        """Follow a path from the root, no symbolic links; with `fresh` ask the server for all of it."""
+        names = [name for name in path.split(b"/") if name]
+        for name in names:
+            _check_name(name)
+        current, rest = ROOT_INODE, names
+        attributes = None
+        while rest and not fresh and (known := self._names.find(current, rest[0])) is not None:
+            attributes, current, rest = known, known.ino, rest[1:]
+        if not names:
+            return self.getattr(ROOT_INODE)
+        if rest:
+            token = self._names.asking()
+            found = self._namespace.resolve(current, rest)
+            for name, attributes in zip(rest, found, strict=False):
+                self._names.learn_name(token, current, name, attributes)
+                current = attributes.ino
+            if len(found) < len(rest):
+                raise NotFound(os.fsdecode(path))
+        assert attributes is not None, "a path with names was followed to its end"
+        return self._seen(attributes)
+
+    def verify_walk(self, walker: int, ino: int) -> None:
+        """Make sure that the path by which `walker` came to `ino` still leads there.
+
+        Raises:
+            StaleFile: it does not; a new walk will find what is there now.
+        """
+        walk = self._walks.take(walker, ino)
+        if walk is None or walk.fresh:
+            return
+        token = self._names.asking()
+        try:
+            found = self._namespace.resolve(walk.start, walk.names)
+        except StaleFile:
+            found = []
+        parents = [walk.start, *walk.inodes[:-1]]
+        if [attributes.ino for attributes in found] != walk.inodes:
+            self._names.changed(names=tuple(zip(parents, walk.names, strict=True)))
+            raise StaleFile("the path leads elsewhere by now")
+        for parent, name, attributes in zip(parents, walk.names, found, strict=True):
+            self._names.learn_name(token, parent, name, attributes)
+
+    def make(
+        self, parent: int, name: bytes, mode: int, uid: int, gid: int, rdev: int = 0, target: bytes = b""
+    ) -> Attributes:
+        """Make a file, directory, symbolic link, FIFO, socket or device, by the type bits of `mode`."""
+        _check_name(name)
+        attributes = self._namespace.create(parent, name, mode, uid, gid, rdev, target, False)
+        self._names.made(parent, name, attributes)
+        return attributes
+
+    def create(
+        self, parent: int, name: bytes, mode: int, uid: int, gid: int, flags: int
+    ) -> tuple[Attributes, Handle]:
+        """Make a regular file and open it, as open(2) with O_CREAT.
+
+        Raises:
+            WriteRefused: fewer than Qw data servers are up; nothing was made.
+        """
+        _check_name(name)
+        self._permission.require_writable()
+        try:
+            attributes = self._namespace.create(
+                parent, name, stat.S_IFREG | stat.S_IMODE(mode), uid, gid, 0, b"", True
+            )
+        except AlreadyExists:
+            if flags & os.O_EXCL:
+                raise
+            attributes = self._ask_name(parent, name)
+            handle, _ = self.files.open(attributes.ino, flags)
+            return self._seen(attributes), handle
+        handle = self.files.adopt(attributes, flags)
+        self._names.made(parent, name, attributes)
+        return attributes, handle
+
+    def link(self, ino: int, parent: int, name: bytes) -> Attributes:
+        """Give an inode one more name."""
+        _check_name(name)
+        attributes = self._namespace.link(ino, parent, name)
+        self._names.made(parent, name, attributes)
+        return self._seen(attributes)
+
+    def unlink(self, parent: int, name: bytes) -> None:
+        """Remove a name; an open inode lives until its last close."""
+        self._remove(parent, name, directory=False)
+
+    def rmdir(self, parent: int, name: bytes) -> None:
+        """Remove an empty directory."""
+        self._remove(parent, name, directory=True)
+
+    def _remove(self, parent: int, name: bytes, directory: bool) -> None:
+        _check_name(name)
+        try:
+            (self._namespace.rmdir if directory else self._namespace.unlink)(parent, name)
+        finally:
+            self._names.changed(names=((parent, name),), inodes=(parent,))
+
+    def rename(self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int = 0) -> None:
+        """Move a name atomically, as renameat2(2) with its flags."""
+        _check_name(name)
+        _check_name(new_name)
+        try:
+            self._namespace.rename(parent, name, new_parent, new_name, flags)
+        finally:
+            names = ((parent, name), (new_parent, new_name))
+            self._names.changed(names=names, inodes=(parent, new_parent))
+
+    def read_link(self, ino: int) -> bytes:
+        """Return a symbolic link's target."""
+        return self._namespace.read_link(ino)
+
+    # attributes
+
+    def getattr(self, ino: int) -> Attributes:
+        """Return attributes as this mount's programs see them."""
+        inode = self._opens.get(ino)
+        if inode is not None and inode.is_changed():
+            with inode.lock:
+                return inode.view()
+        attributes = self._names.attributes(ino)
+        if attributes is None:
+            token = self._names.asking()
+            attributes = self._namespace.getattr(ino)
+            self._names.learn(token, attributes)
+        return self._seen(attributes)
+
+    def setattr(self, ino: int, changes: AttributeChanges) -> Attributes:
+        """Change attributes (not the size: that is Files.truncate)."""
+        attributes = self._namespace.setattr(ino, changes)
+        self._names.set(attributes)
+        inode = self._opens.get(ino)
+        if inode is not None and changes.mtime_ns is not None:
+            with inode.lock:
+                inode.set_mtime(changes.mtime_ns)
+        return self._seen(attributes)
+
+    def _seen(self, attributes: Attributes) -> Attributes:
+        """Return attributes with what this mount has not committed yet."""
+        inode = self._opens.get(attributes.ino)
+        if inode is None:
+            return attributes
+        with inode.lock:
+            if inode.learn_attributes(attributes):
+                self._pages.doubt(attributes.ino)
+            return inode.view()
+
+    # directories
+
+    def open_directory(self, ino: int) -> DirectoryHandle:
+        return DirectoryHandle(ino)
+
+    def read_directory(self, handle: DirectoryHandle, restart: bool) -> Sequence[Entry]:
+        """Return all entries of a directory, without . and .., as they were when reading began.
+
+        Args:
+            handle: of the directory.
+            restart: read them anew, as after rewinddir(3).
+        """
+        if handle.entries is None or restart:
+            handle.entries = self._list(handle.ino)
+        return handle.entries
+
+    def _list(self, ino: int) -> list[Entry]:
+        entries: list[Entry] = []
+        while True:
+            token = self._names.asking()
+            page = self._namespace.read_directory(ino, entries[-1].name if entries else b"", DIRECTORY_RUN)
+            for entry in page.entries:
+                self._names.learn_name(token, ino, entry.name, entry.attributes)
+            entries.extend(page.entries)
+            if page.complete or not page.entries:
+                return entries
+
+    def sync_directory(self) -> None:
+        """Make every change of names so far survive a power loss."""
+        self._namespace.sync_metadata()
+
+    # extended attributes
+
+    def get_xattr(self, ino: int, name: bytes) -> bytes:
+        if name != LAST_ERROR:
+            return self._namespace.get_xattr(ino, name)
+        inode = self._opens.get(ino)
+        if inode is None or inode.last_error is None:
+            raise NoAttribute("no call on this file has failed since it was opened")
+        return inode.last_error.message.encode(errors="surrogateescape")
+
+    def list_xattrs(self, ino: int) -> list[bytes]:
+        return self._namespace.list_xattrs(ino)
+
+    def set_xattr(self, ino: int, name: bytes, value: bytes, flags: int) -> None:
+        if name == LAST_ERROR:
+            raise NotPermitted("this attribute is told by the mount and cannot be set")
+        self._namespace.set_xattr(ino, name, value, flags)
+        self._names.changed(inodes=(ino,))
+
+    def remove_xattr(self, ino: int, name: bytes) -> None:
+        self._namespace.remove_xattr(ino, name)
+        self._names.changed(inodes=(ino,))
+
+    def usage(self) -> Usage:
+        """Return the room in the file system."""
+        return self._namespace.usage()
+
+
+def _check_name(name: bytes) -> None:
+    if len(name) > NAME_BYTES:
+        raise NameTooLong(f"a name of {len(name)} bytes: at most {NAME_BYTES}")

@@ -1,0 +1,90 @@
+"""The FUSE adapters: the only place that imports a binding and speaks errno.
+
+`lowlevel` drives libfuse 3 by inode number; `paths` is the fallback for libfuse 2, by path, with fewer
+features. Both are thin: they translate, and decide nothing.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from fusefs.filesystem import FileSystem
+from wire.config import ConfigError
+from wire.errors import QuorumError, QuorumfsError
+
+log = logging.getLogger(__name__)
+
+Binding = Literal["mfusepy", "fusepy"]
+
+BLOCK_SIZE_TOLD = 128 * 1024
+"""st_blksize: the size of the requests that programs with buffers of their own should make."""
+ROOM_UNIT_BYTES = 4096
+
+
+@dataclass(frozen=True)
+class MountOptions:
+    """How to mount.
+
+    Attributes:
+        mountpoint: an absolute path.
+        allow_other: whether users other than the one who mounts may use it.
+        ready: called once, when the mount answers.
+    """
+
+    mountpoint: str
+    allow_other: bool
+    ready: Callable[[], None]
+
+
+def errno_of(error: BaseException, operation: str) -> int:
+    """Turn any error into the errno that the kernel is told: the one place where this is done."""
+    if isinstance(error, QuorumError):
+        log.warning("%s refused: %s", operation, error)
+        return error.errno
+    if isinstance(error, QuorumfsError):
+        return error.errno
+    if isinstance(error, OSError) and error.errno:
+        return error.errno
+    log.error("%s failed unexpectedly", operation, exc_info=error)
+    return errno.EIO
+
+
+def serve(filesystem: FileSystem, options: MountOptions, binding: Binding | None) -> None:
+    """Mount, and answer the kernel until the file system is unmounted or a signal ends it.
+
+    Args:
+        filesystem: what to mount.
+        options: how to mount it.
+        binding: None takes libfuse 3 if it can be loaded, else libfuse 2.
+
+    Raises:
+        ConfigError: the binding cannot be loaded, or the kernel or libfuse refuses the mount.
+    """
+    try:
+        if binding != "fusepy":
+            from fusefs.operations.lowlevel import mount
+        else:
+            from fusefs.operations.paths import mount
+    except (ImportError, OSError, AttributeError) as error:
+        if binding is not None:
+            package = (
+                "libfuse2 and the Python package fusepy" if binding == "fusepy" else "libfuse3-3 and mfusepy"
+            )
+            raise ConfigError(f"{binding} cannot be loaded ({error}); install {package}") from None
+        mount = _fallback(error)
+    mount(filesystem, options)
+
+
+def _fallback(first: Exception) -> Callable[[FileSystem, MountOptions], None]:
+    try:
+        from fusefs.operations.paths import mount
+    except (ImportError, OSError, AttributeError):
+        raise ConfigError(
+            f"libfuse 3 cannot be loaded ({first}); install it with: apt-get install fuse3 libfuse3-3"
+        ) from None
+    log.warning("libfuse 3 cannot be loaded (%s); using libfuse 2 with fewer features", first)
+    return mount

@@ -1,0 +1,356 @@
+"""The mount on libfuse 3's low-level interface: by inode number, each request answered exactly once.
+
+The kernel's node numbers are our inode numbers, so that hard links share their pages and an unlinked open
+file keeps its attributes. The kernel keeps no names and attributes (time-outs 0), and keeps pages as
+`Files.open` says. Callbacks come in threads of libfuse, foreign to Python: no thread-locals.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import itertools
+import logging
+import os
+import signal
+import stat
+import time
+from collections.abc import Callable
+from ctypes import byref
+from typing import Any
+
+from fusefs.filesystem import FileSystem
+from fusefs.handles import DirectoryHandle, Handle
+from fusefs.operations import BLOCK_SIZE_TOLD, ROOM_UNIT_BYTES, MountOptions, errno_of
+from fusefs.operations.structures import (
+    Arguments,
+    Callbacks,
+    EntryParameters,
+    Library,
+    Stat,
+    StatVfs,
+    loop_configuration,
+)
+from wire.config import ConfigError
+from wire.messages import AttributeChanges, Attributes
+
+log = logging.getLogger(__name__)
+
+THREADS = 32
+REQUEST_BYTES = 1024 * 1024
+BACKGROUND_REQUESTS = 64
+
+ASYNC_READ, ATOMIC_O_TRUNC, PARALLEL_DIROPS = 1 << 0, 1 << 3, 1 << 18
+WANTED = ASYNC_READ | ATOMIC_O_TRUNC | PARALLEL_DIROPS
+AUTO_INVAL_DATA, READDIRPLUS, READDIRPLUS_AUTO, HANDLE_KILLPRIV = 1 << 12, 1 << 13, 1 << 14, 1 << 20
+UNWANTED = AUTO_INVAL_DATA | READDIRPLUS | READDIRPLUS_AUTO | HANDLE_KILLPRIV
+"""Pages are dropped at open instead; the kernel itself clears the set-id bits."""
+
+SET_MODE, SET_UID, SET_GID, SET_SIZE = 1 << 0, 1 << 1, 1 << 2, 1 << 3
+SET_ATIME, SET_MTIME, SET_ATIME_NOW, SET_MTIME_NOW = 1 << 4, 1 << 5, 1 << 7, 1 << 8
+
+
+def mount(filesystem: FileSystem, options: MountOptions) -> None:
+    """Mount and serve until unmounted or until SIGTERM, SIGINT or SIGHUP. Raises ConfigError."""
+    Mount(filesystem, options).run()
+
+
+class Mount:
+    """One libfuse session. The methods named as in `Callbacks` answer the kernel's requests."""
+
+    def __init__(self, filesystem: FileSystem, options: MountOptions) -> None:
+        self._fs, self._files, self._options = filesystem, filesystem.files, options
+        self._library = Library()
+        self._handles: dict[int, Handle] = {}
+        self._directories: dict[int, DirectoryHandle] = {}
+        self._numbers = itertools.count(1)
+        self._callbacks = Callbacks()
+        for name, kind in Callbacks._fields_:
+            method = getattr(self, name, None)
+            if method is not None:
+                guarded = method if name in ("init", "destroy") else self._guarded(name, method)
+                setattr(self._callbacks, name, kind(guarded))
+
+    def run(self) -> None:
+        library = self._library
+        settings = ["fsname=quorumfs", "subtype=quorumfs", "default_permissions", f"max_read={REQUEST_BYTES}"]
+        if self._options.allow_other:
+            settings.append("allow_other")
+        words = [b"quorumfs", b"-o", ",".join(settings).encode()]
+        arguments = Arguments(len(words), (ctypes.c_char_p * (len(words) + 1))(*words, None), 0)
+        session = library.new_session(
+            byref(arguments), byref(self._callbacks), ctypes.sizeof(Callbacks), None
+        )
+        if not session:
+            raise ConfigError("libfuse refuses the mount options; its own message is above")
+        # libfuse takes over only those signals that nobody handles; its handlers end the loop.
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
+        try:
+            if library.set_signal_handlers(session) != 0:
+                raise ConfigError("libfuse cannot handle signals; its own message is above")
+            if library.mount(session, os.fsencode(self._options.mountpoint)) != 0:
+                raise ConfigError(
+                    f"{self._options.mountpoint} cannot be mounted; libfuse's own message is above"
+                )
+            library.loop(session, loop_configuration(THREADS))
+            library.unmount(session)
+            library.remove_signal_handlers(session)
+        finally:
+            library.destroy_session(session)
+
+    def _guarded(self, name: str, method: Callable[..., None]) -> Callable[..., None]:
+        def answer(request: int, *arguments: Any) -> None:
+            try:
+                method(request, *arguments)
+            except BaseException as error:
+                self._library.reply_error(request, errno_of(error, name))
+
+        return answer
+
+    def init(self, _userdata: Any, connection: Any) -> None:
+        try:
+            info = connection.contents
+            info.want = ((info.want | WANTED) & ~UNWANTED) & info.capable
+            info.max_write = info.max_read = REQUEST_BYTES
+            info.max_readahead = min(info.max_readahead, REQUEST_BYTES) or REQUEST_BYTES
+            info.max_background, info.congestion_threshold = BACKGROUND_REQUESTS, BACKGROUND_REQUESTS * 3 // 4
+            self._options.ready()
+        except Exception:
+            log.exception("setting up the connection to the kernel failed")
+
+    # names
+
+    def lookup(self, request: int, parent: int, name: bytes) -> None:
+        walker = self._library.context(request).contents.pid
+        self._entry(request, self._fs.lookup(parent, name, walker))
+
+    def mknod(self, request: int, parent: int, name: bytes, mode: int, device: int) -> None:
+        self._make(request, parent, name, mode, device)
+
+    def mkdir(self, request: int, parent: int, name: bytes, mode: int) -> None:
+        self._make(request, parent, name, stat.S_IFDIR | stat.S_IMODE(mode))
+
+    def symlink(self, request: int, target: bytes, parent: int, name: bytes) -> None:
+        self._make(request, parent, name, stat.S_IFLNK | 0o777, target=target)
+
+    def _make(
+        self, request: int, parent: int, name: bytes, mode: int, device: int = 0, target: bytes = b""
+    ) -> None:
+        who = self._library.context(request).contents
+        self._entry(request, self._fs.make(parent, name, mode, who.uid, who.gid, device, target))
+
+    def unlink(self, request: int, parent: int, name: bytes) -> None:
+        self._fs.unlink(parent, name)
+        self._library.reply_error(request, 0)
+
+    def rmdir(self, request: int, parent: int, name: bytes) -> None:
+        self._fs.rmdir(parent, name)
+        self._library.reply_error(request, 0)
+
+    def rename(self, request: int, parent: int, name: bytes, to: int, new_name: bytes, flags: int) -> None:
+        self._fs.rename(parent, name, to, new_name, flags)
+        self._library.reply_error(request, 0)
+
+    def link(self, request: int, ino: int, parent: int, name: bytes) -> None:
+        self._entry(request, self._fs.link(ino, parent, name))
+
+    def readlink(self, request: int, ino: int) -> None:
+        self._library.reply_link(request, self._fs.read_link(ino))
+
+    def _entry(self, request: int, attributes: Attributes) -> None:
+        self._library.reply_entry(request, byref(_entry_of(attributes)))
+
+    # attributes
+
+    def getattr(self, request: int, ino: int, _file: Any) -> None:
+        self._attributes(request, self._fs.getattr(ino))
+
+    def setattr(self, request: int, ino: int, new: Any, to_set: int, file: Any) -> None:
+        values = new.contents
+        attributes = None
+        if to_set & SET_SIZE:
+            if file:
+                self._files.truncate(self._handles[file.contents.fh], values.st_size)
+            else:
+                attributes = self._files.truncate_unopened(ino, values.st_size)
+        now = time.time_ns()
+        changes = AttributeChanges(
+            mode=stat.S_IMODE(values.st_mode) if to_set & SET_MODE else None,
+            uid=values.st_uid if to_set & SET_UID else None,
+            gid=values.st_gid if to_set & SET_GID else None,
+            atime_ns=now
+            if to_set & SET_ATIME_NOW
+            else (_nanoseconds(values.st_atimespec) if to_set & SET_ATIME else None),
+            mtime_ns=now
+            if to_set & SET_MTIME_NOW
+            else (_nanoseconds(values.st_mtimespec) if to_set & SET_MTIME else None),
+        )
+        if any(value is not None for value in changes):
+            attributes = self._fs.setattr(ino, changes)
+        self._attributes(request, attributes or self._fs.getattr(ino))
+
+    def _attributes(self, request: int, attributes: Attributes) -> None:
+        status = Stat()
+        _fill(status, attributes)
+        self._library.reply_attributes(request, byref(status), 0.0)
+
+    def statfs(self, request: int, _ino: int) -> None:
+        usage = self._fs.usage()
+        room = StatVfs()
+        room.f_bsize = room.f_frsize = ROOM_UNIT_BYTES
+        room.f_blocks = usage.total_bytes // ROOM_UNIT_BYTES
+        room.f_bfree = room.f_bavail = usage.free_bytes // ROOM_UNIT_BYTES
+        room.f_files = usage.files + usage.free_files
+        room.f_ffree = room.f_favail = usage.free_files
+        room.f_namemax = 255
+        self._library.reply_room(request, byref(room))
+
+    # files
+
+    def create(self, request: int, parent: int, name: bytes, mode: int, file: Any) -> None:
+        who = self._library.context(request).contents
+        info = file.contents
+        attributes, handle = self._fs.create(parent, name, mode, who.uid, who.gid, info.flags)
+        info.fh = self._keep(handle)
+        if self._library.reply_create(request, byref(_entry_of(attributes)), file) != 0:
+            self._files.release(self._handles.pop(info.fh))
+
+    def open(self, request: int, ino: int, file: Any) -> None:
+        info = file.contents
+        self._fs.verify_walk(self._library.context(request).contents.pid, ino)
+        handle, keep = self._files.open(ino, info.flags)
+        info.fh, info.keep_cache = self._keep(handle), keep
+        if self._library.reply_open(request, file) != 0:
+            self._files.release(self._handles.pop(info.fh))
+
+    def _keep(self, handle: Handle) -> int:
+        number = next(self._numbers)
+        self._handles[number] = handle
+        return number
+
+    def read(self, request: int, _ino: int, size: int, offset: int, file: Any) -> None:
+        data = bytes(self._files.read(self._handles[file.contents.fh], offset, size))
+        self._library.reply_bytes(request, data, len(data))
+
+    def write(self, request: int, _ino: int, address: int, size: int, offset: int, file: Any) -> None:
+        data = memoryview((ctypes.c_char * size).from_address(address)).cast("B")
+        self._files.write(self._handles[file.contents.fh], offset, data)
+        self._library.reply_written(request, size)
+
+    def flush(self, request: int, _ino: int, file: Any) -> None:
+        self._files.flush(self._handles[file.contents.fh])
+        self._library.reply_error(request, 0)
+
+    def fsync(self, request: int, _ino: int, _data_only: int, file: Any) -> None:
+        self._files.fsync(self._handles[file.contents.fh])
+        self._library.reply_error(request, 0)
+
+    def release(self, request: int, _ino: int, file: Any) -> None:
+        self._files.release(self._handles.pop(file.contents.fh))
+        self._library.reply_error(request, 0)
+
+    def fallocate(self, request: int, _ino: int, mode: int, offset: int, length: int, file: Any) -> None:
+        self._files.allocate(self._handles[file.contents.fh], mode, offset, length)
+        self._library.reply_error(request, 0)
+
+    def lseek(self, request: int, _ino: int, offset: int, whence: int, file: Any) -> None:
+        found = self._files.seek(self._handles[file.contents.fh], offset, whence)
+        if found is None:
+            self._library.reply_error(request, errno.ENXIO)
+        else:
+            self._library.reply_offset(request, found)
+
+    # directories
+
+    def opendir(self, request: int, ino: int, file: Any) -> None:
+        number = next(self._numbers)
+        self._directories[number] = self._fs.open_directory(ino)
+        file.contents.fh = number
+        if self._library.reply_open(request, file) != 0:
+            del self._directories[number]
+
+    def readdir(self, request: int, ino: int, size: int, offset: int, file: Any) -> None:
+        entries = self._fs.read_directory(self._directories[file.contents.fh], restart=offset == 0)
+        buffer = ctypes.create_string_buffer(size)
+        status, used = Stat(), 0
+        for index in range(offset, len(entries) + 2):
+            if index < 2:
+                name, status.st_ino, status.st_mode = (b".", b"..")[index], ino, stat.S_IFDIR
+            else:
+                name, attributes = entries[index - 2]
+                status.st_ino, status.st_mode = attributes.ino, attributes.mode
+            place = ctypes.addressof(buffer) + used
+            needed = self._library.add_entry(request, place, size - used, name, byref(status), index + 1)
+            if needed > size - used:
+                break
+            used += needed
+        self._library.reply_bytes(request, buffer.raw[:used], used)
+
+    def releasedir(self, request: int, _ino: int, file: Any) -> None:
+        del self._directories[file.contents.fh]
+        self._library.reply_error(request, 0)
+
+    def fsyncdir(self, request: int, _ino: int, _data_only: int, _file: Any) -> None:
+        self._fs.sync_directory()
+        self._library.reply_error(request, 0)
+
+    # extended attributes
+
+    def getxattr(self, request: int, ino: int, name: bytes, size: int) -> None:
+        self._value(request, self._fs.get_xattr(ino, name), size)
+
+    def listxattr(self, request: int, ino: int, size: int) -> None:
+        self._value(request, b"".join(name + b"\0" for name in self._fs.list_xattrs(ino)), size)
+
+    def _value(self, request: int, value: bytes, size: int) -> None:
+        if size == 0:
+            self._library.reply_length(request, len(value))
+        elif len(value) > size:
+            self._library.reply_error(request, errno.ERANGE)
+        else:
+            self._library.reply_bytes(request, value, len(value))
+
+    def setxattr(self, request: int, ino: int, name: bytes, address: int, size: int, flags: int) -> None:
+        self._fs.set_xattr(ino, name, ctypes.string_at(address, size) if size else b"", flags)
+        self._library.reply_error(request, 0)
+
+    def removexattr(self, request: int, ino: int, name: bytes) -> None:
+        self._fs.remove_xattr(ino, name)
+        self._library.reply_error(request, 0)
+
+
+def _nanoseconds(moment: Any) -> int:
+    return int(moment.tv_sec) * 1_000_000_000 + int(moment.tv_nsec)
+
+
+def _entry_of(attributes: Attributes) -> EntryParameters:
+    entry = EntryParameters()
+    entry.ino = attributes.ino
+    _fill(entry.attr, attributes)
+    return entry
+
+
+def _fill(status: Any, attributes: Attributes) -> None:
+    (
+        status.st_ino,
+        status.st_mode,
+        status.st_nlink,
+        status.st_uid,
+        status.st_gid,
+        status.st_rdev,
+        status.st_size,
+        allocated_bytes,
+        atime_ns,
+        mtime_ns,
+        ctime_ns,
+        _,
+    ) = attributes
+    status.st_blksize = BLOCK_SIZE_TOLD
+    status.st_blocks = -(-allocated_bytes // 512)
+    for moment, value in (
+        (status.st_atimespec, atime_ns),
+        (status.st_mtimespec, mtime_ns),
+        (status.st_ctimespec, ctime_ns),
+    ):
+        moment.tv_sec, moment.tv_nsec = divmod(value, 1_000_000_000)

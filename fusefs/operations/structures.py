@@ -1,0 +1,196 @@
+"""libfuse 3 as ctypes sees it: the library, and those structures of the low-level interface that mfusepy lacks.
+
+mfusepy brings the library and the structures that both interfaces share, right for each libfuse version.
+Source: include/fuse_lowlevel.h of libfuse 3. Importing this module raises OSError or ImportError where
+there is no libfuse 3.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from ctypes import POINTER, c_char_p, c_double, c_int, c_size_t, c_uint, c_uint64, c_void_p
+from typing import Any
+
+LIBRARIES = ("libfuse3.so.4", "libfuse3.so.3")
+
+
+def _find_library() -> str:
+    for name in LIBRARIES:
+        try:
+            ctypes.CDLL(name)
+        except OSError:
+            continue
+        return name
+    raise OSError("there is no libfuse3.so.3")
+
+
+# mfusepy would take libfuse 2 where both are installed.
+os.environ.setdefault("FUSE_LIBRARY_PATH", _find_library())
+
+import mfusepy  # noqa: E402
+
+if mfusepy.fuse_version_major != 3:
+    raise ImportError(f"mfusepy was told by FUSE_LIBRARY_PATH to use libfuse {mfusepy.fuse_version_major}")
+
+FileInfo: Any = mfusepy.fuse_file_info
+ConnectionInfo: Any = mfusepy.fuse_conn_info
+Stat: Any = mfusepy.c_stat
+StatVfs: Any = mfusepy.c_statvfs
+VERSION: tuple[int, int] = (mfusepy.fuse_version_major, mfusepy.fuse_version_minor)
+
+
+class EntryParameters(ctypes.Structure):
+    """struct fuse_entry_param"""
+
+    _fields_ = (
+        ("ino", c_uint64),
+        ("generation", c_uint64),
+        ("attr", Stat),
+        ("attr_timeout", c_double),
+        ("entry_timeout", c_double),
+    )
+
+
+class Context(ctypes.Structure):
+    """struct fuse_ctx"""
+
+    _fields_ = (("uid", c_uint), ("gid", c_uint), ("pid", c_int), ("umask", c_uint))
+
+
+class Arguments(ctypes.Structure):
+    """struct fuse_args"""
+
+    _fields_ = (("argc", c_int), ("argv", POINTER(c_char_p)), ("allocated", c_int))
+
+
+class LoopConfiguration(ctypes.Structure):
+    """struct fuse_loop_config as it was before libfuse 3.12"""
+
+    _fields_ = (("clone_fd", c_int), ("max_idle_threads", c_uint))
+
+
+_FILE = POINTER(FileInfo)
+_OFFSET = mfusepy.c_off_t
+_INODE = c_uint64
+_MODE = mfusepy.c_mode_t
+
+
+def _callback(*parameters: Any) -> Any:
+    return ctypes.CFUNCTYPE(None, *parameters)
+
+
+def _request(*parameters: Any) -> Any:
+    return _callback(c_void_p, *parameters)
+
+
+class Callbacks(ctypes.Structure):
+    """struct fuse_lowlevel_ops, in its order. What stays null is answered by libfuse (mostly ENOSYS)."""
+
+    _fields_ = (
+        ("init", _callback(c_void_p, POINTER(ConnectionInfo))),
+        ("destroy", _callback(c_void_p)),
+        ("lookup", _request(_INODE, c_char_p)),
+        ("forget", _request(_INODE, c_uint64)),
+        ("getattr", _request(_INODE, _FILE)),
+        ("setattr", _request(_INODE, POINTER(Stat), c_int, _FILE)),
+        ("readlink", _request(_INODE)),
+        ("mknod", _request(_INODE, c_char_p, _MODE, mfusepy.c_dev_t)),
+        ("mkdir", _request(_INODE, c_char_p, _MODE)),
+        ("unlink", _request(_INODE, c_char_p)),
+        ("rmdir", _request(_INODE, c_char_p)),
+        ("symlink", _request(c_char_p, _INODE, c_char_p)),
+        ("rename", _request(_INODE, c_char_p, _INODE, c_char_p, c_uint)),
+        ("link", _request(_INODE, _INODE, c_char_p)),
+        ("open", _request(_INODE, _FILE)),
+        ("read", _request(_INODE, c_size_t, _OFFSET, _FILE)),
+        ("write", _request(_INODE, c_void_p, c_size_t, _OFFSET, _FILE)),
+        ("flush", _request(_INODE, _FILE)),
+        ("release", _request(_INODE, _FILE)),
+        ("fsync", _request(_INODE, c_int, _FILE)),
+        ("opendir", _request(_INODE, _FILE)),
+        ("readdir", _request(_INODE, c_size_t, _OFFSET, _FILE)),
+        ("releasedir", _request(_INODE, _FILE)),
+        ("fsyncdir", _request(_INODE, c_int, _FILE)),
+        ("statfs", _request(_INODE)),
+        ("setxattr", _request(_INODE, c_char_p, c_void_p, c_size_t, c_int)),
+        ("getxattr", _request(_INODE, c_char_p, c_size_t)),
+        ("listxattr", _request(_INODE, c_size_t)),
+        ("removexattr", _request(_INODE, c_char_p)),
+        ("access", c_void_p),
+        ("create", _request(_INODE, c_char_p, _MODE, _FILE)),
+        ("getlk", c_void_p),
+        ("setlk", c_void_p),
+        ("bmap", c_void_p),
+        ("ioctl", c_void_p),
+        ("poll", c_void_p),
+        ("write_buf", c_void_p),
+        ("retrieve_reply", c_void_p),
+        ("forget_multi", c_void_p),
+        ("flock", c_void_p),
+        ("fallocate", _request(_INODE, c_int, _OFFSET, _OFFSET, _FILE)),
+        ("readdirplus", c_void_p),
+        ("copy_file_range", c_void_p),
+        ("lseek", _request(_INODE, _OFFSET, c_int, _FILE)),
+    )
+
+
+class Library:
+    """The functions of libfuse that the mount calls, with their signatures."""
+
+    def __init__(self) -> None:
+        request, error = c_void_p, c_int
+        self.reply_error = _function("fuse_reply_err", error, request, c_int)
+        self.reply_entry = _function("fuse_reply_entry", error, request, POINTER(EntryParameters))
+        self.reply_create = _function(
+            "fuse_reply_create", error, request, POINTER(EntryParameters), POINTER(FileInfo)
+        )
+        self.reply_attributes = _function("fuse_reply_attr", error, request, POINTER(Stat), c_double)
+        self.reply_link = _function("fuse_reply_readlink", error, request, c_char_p)
+        self.reply_open = _function("fuse_reply_open", error, request, POINTER(FileInfo))
+        self.reply_written = _function("fuse_reply_write", error, request, c_size_t)
+        self.reply_bytes = _function("fuse_reply_buf", error, request, c_char_p, c_size_t)
+        self.reply_room = _function("fuse_reply_statfs", error, request, POINTER(StatVfs))
+        self.reply_length = _function("fuse_reply_xattr", error, request, c_size_t)
+        self.reply_offset = _function("fuse_reply_lseek", error, request, _OFFSET)
+        self.add_entry = _function(
+            "fuse_add_direntry", c_size_t, request, c_void_p, c_size_t, c_char_p, POINTER(Stat), _OFFSET
+        )
+        self.context = _function("fuse_req_ctx", POINTER(Context), request)
+        self.new_session = _function(
+            "fuse_session_new", c_void_p, POINTER(Arguments), POINTER(Callbacks), c_size_t, c_void_p
+        )
+        self.set_signal_handlers = _function("fuse_set_signal_handlers", error, c_void_p)
+        self.remove_signal_handlers = _function("fuse_remove_signal_handlers", None, c_void_p)
+        self.mount = _function("fuse_session_mount", error, c_void_p, c_char_p)
+        self.unmount = _function("fuse_session_unmount", None, c_void_p)
+        self.destroy_session = _function("fuse_session_destroy", None, c_void_p)
+        self.loop = _function("fuse_session_loop_mt", error, c_void_p, c_void_p)
+
+
+def _function(name: str, result: Any, *parameters: Any) -> Any:
+    return ctypes.CFUNCTYPE(result, *parameters)(_address(name))
+
+
+def _address(name: str) -> int:
+    """Return a function's address, also of one that newer releases keep for older programs only."""
+    library = mfusepy._libfuse
+    try:
+        return ctypes.cast(getattr(library, name), c_void_p).value or 0
+    except AttributeError:
+        find = ctypes.CDLL(None).dlvsym
+        find.restype, find.argtypes = c_void_p, (c_void_p, c_char_p, c_char_p)
+        address = find(library._handle, name.encode(), b"FUSE_3.0")
+        if not address:
+            raise
+        return int(address)
+
+
+def loop_configuration(threads: int) -> Any:
+    """Return what `Library.loop` takes: so many threads, kept while idle."""
+    if VERSION < (3, 12):
+        return ctypes.cast(ctypes.pointer(LoopConfiguration(0, threads)), c_void_p)
+    configuration = _function("fuse_loop_cfg_create", c_void_p)()
+    _function("fuse_loop_cfg_set_max_threads", None, c_void_p, c_uint)(configuration, threads)
+    _function("fuse_loop_cfg_set_idle_threads", None, c_void_p, c_uint)(configuration, threads)
+    return configuration

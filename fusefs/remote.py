@@ -1,0 +1,167 @@
+"""The ports over the wire: adds the session, tickets and deadlines to each call. No decisions of its own.
+
+A call that finds its session gone was not carried out; it is made again once under a new session, but for
+`write_file`, whose blocks went with the old one. Safe in any thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+from fusefs.session import Session
+from wire.blocking import BlockingClient
+from wire.config import Deadlines
+from wire.errors import SessionUnknown
+from wire.messages import (
+    AttributeChanges,
+    Attributes,
+    BlockPart,
+    BlockRecord,
+    Commit,
+    DirectoryPage,
+    FileMap,
+    Opened,
+    Ticket,
+    Usage,
+)
+from wire.methods import MediatorMethods, NamespaceMethods
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class RemoteNamespace:
+    """NamespacePort over a BlockingClient."""
+
+    def __init__(self, client: BlockingClient, session: Session, deadlines: Deadlines) -> None:
+        self._client, self._session = client, session
+        self._seconds = deadlines.metadata_seconds
+
+    def _ask(self, method: Callable[Concatenate[Any, P], R], *args: P.args, **kwargs: P.kwargs) -> R:
+        return self._client.call(self._seconds, method, *args, **kwargs)
+
+    def _mutate(
+        self, method: Callable[Concatenate[Any, Ticket, P], R], *args: P.args, **kwargs: P.kwargs
+    ) -> R:
+        session = self._session.number
+        try:
+            return self._session.mutate(lambda ticket: self._ask(method, ticket, *args, **kwargs))
+        except SessionUnknown:
+            self._session.renew_after(session)
+        return self._session.mutate(lambda ticket: self._ask(method, ticket, *args, **kwargs))
+
+    def resolve(self, start: int, names: Sequence[bytes]) -> list[Attributes]:
+        return self._ask(NamespaceMethods.resolve, start, list(names))
+
+    def getattr(self, ino: int) -> Attributes:
+        return self._ask(NamespaceMethods.getattr, ino)
+
+    def setattr(self, ino: int, changes: AttributeChanges) -> Attributes:
+        return self._mutate(NamespaceMethods.setattr, ino, changes)
+
+    def read_directory(self, ino: int, after: bytes, limit: int) -> DirectoryPage:
+        return self._ask(NamespaceMethods.read_directory, ino, after, limit)
+
+    def read_link(self, ino: int) -> bytes:
+        return self._ask(NamespaceMethods.read_link, ino)
+
+    def create(
+        self, parent: int, name: bytes, mode: int, uid: int, gid: int, rdev: int, target: bytes, open_it: bool
+    ) -> Attributes:
+        return self._mutate(NamespaceMethods.create, parent, name, mode, uid, gid, rdev, target, open_it)
+
+    def link(self, ino: int, parent: int, name: bytes) -> Attributes:
+        return self._mutate(NamespaceMethods.link, ino, parent, name)
+
+    def unlink(self, parent: int, name: bytes) -> None:
+        self._mutate(NamespaceMethods.unlink, parent, name)
+
+    def rmdir(self, parent: int, name: bytes) -> None:
+        self._mutate(NamespaceMethods.rmdir, parent, name)
+
+    def rename(self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int) -> None:
+        self._mutate(NamespaceMethods.rename, parent, name, new_parent, new_name, flags)
+
+    def get_xattr(self, ino: int, name: bytes) -> bytes:
+        return self._ask(NamespaceMethods.get_xattr, ino, name)
+
+    def list_xattrs(self, ino: int) -> list[bytes]:
+        return self._ask(NamespaceMethods.list_xattrs, ino)
+
+    def set_xattr(self, ino: int, name: bytes, value: bytes, flags: int) -> None:
+        self._mutate(NamespaceMethods.set_xattr, ino, name, value, flags)
+
+    def remove_xattr(self, ino: int, name: bytes) -> None:
+        self._mutate(NamespaceMethods.remove_xattr, ino, name)
+
+    def open(self, ino: int, writing: bool) -> Opened:
+        session = self._session.number
+        try:
+            return self._ask(NamespaceMethods.open, session, ino, writing)
+        except SessionUnknown:
+            self._session.renew_after(session)
+        return self._ask(NamespaceMethods.open, self._session.number, ino, writing)
+
+    def close(self, inodes: Sequence[int]) -> None:
+        self._ask(NamespaceMethods.close, self._session.number, list(inodes))
+
+    def file_map(self, ino: int, offset: int, limit: int) -> FileMap:
+        return self._ask(NamespaceMethods.file_map, ino, offset, limit)
+
+    def sync_metadata(self) -> None:
+        self._ask(NamespaceMethods.sync_metadata)
+
+    def usage(self) -> Usage:
+        return self._ask(MediatorMethods.usage)
+
+
+class RemoteBlocks:
+    """BlockPort over a BlockingClient."""
+
+    def __init__(self, client: BlockingClient, session: Session, deadlines: Deadlines) -> None:
+        self._client, self._session, self._deadlines = client, session, deadlines
+
+    def new_block(self) -> bytes:
+        return self._session.new_block()
+
+    def owns(self, block: bytes) -> bool:
+        return self._session.owns(block)
+
+    def put_block(self, block: bytes, digest: bytes, data: bytes | bytearray, durable: bool) -> None:
+        # The codecs take any buffer; the table's annotation is what the other end receives.
+        self._client.call(
+            self._deadlines.write_seconds,
+            MediatorMethods.put_block,
+            block,
+            digest,
+            data,  # type: ignore[arg-type]
+            durable,
+        )
+
+    def read_block(self, ino: int, witness: BlockRecord, first_piece: int, piece_count: int) -> BlockPart:
+        return self._client.call(
+            self._deadlines.read_seconds, MediatorMethods.read_block, ino, witness, first_piece, piece_count
+        )
+
+    def sync_blocks(self, blocks: Sequence[bytes]) -> None:
+        self._client.call(self._deadlines.write_seconds, MediatorMethods.sync_blocks, list(blocks))
+
+    def write_file(self, ino: int, commit: Commit, payload: Sequence[bytes | bytearray]) -> Attributes:
+        session = self._session.number
+
+        def write(ticket: Ticket) -> Attributes:
+            return self._client.call(
+                self._deadlines.write_seconds,
+                MediatorMethods.write_file,
+                ticket,
+                ino,
+                commit,
+                list(payload),  # type: ignore[arg-type]
+            )
+
+        try:
+            return self._session.mutate(write)
+        except SessionUnknown:
+            self._session.renew_after(session)
+            raise

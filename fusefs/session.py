@@ -1,0 +1,170 @@
+"""This mount's session at the metadata server: begun, kept alive, reclaimed after a restart, begun anew.
+
+One thread of its own sends a heartbeat a second and learns from it whether writes are possible. All public
+methods are safe in any thread.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import struct
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from wire.blocking import BlockingClient
+from wire.config import Deadlines
+from wire.errors import QuorumfsError, SessionUnknown, WriteRefused
+from wire.messages import Heartbeat, Ticket
+from wire.methods import MediatorMethods, NamespaceMethods
+
+R = TypeVar("R")
+
+log = logging.getLogger(__name__)
+
+HEARTBEAT_SECONDS = 1.0
+HEARTBEAT_DEADLINE_SECONDS = 5.0
+RECHECK_SECONDS = 0.2
+"""A refusal is based on a heartbeat not older than this."""
+SLOTS = 32
+"""So many mutating calls of a session may be in flight at once."""
+
+
+class Session:
+    """A session that is always there: when one dies, the next call finds a new one.
+
+    Args:
+        client: calls the mediator.
+        deadlines: how long each class of call may take.
+        name: tells people whose session it is.
+        open_inodes: returns the inodes that the server must hold open for this mount.
+    """
+
+    def __init__(
+        self,
+        client: BlockingClient,
+        deadlines: Deadlines,
+        name: str,
+        open_inodes: Callable[[], Sequence[int]],
+    ) -> None:
+        self._client, self._deadlines, self._name, self._open_inodes = client, deadlines, name, open_inodes
+        self._renewing = threading.Lock()
+        self._slots = threading.Semaphore(SLOTS)
+        self._idle = [(slot, itertools.count(1)) for slot in range(SLOTS)]
+        self._counter = itertools.count(1)
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._heard = 0.0
+        self._last: Heartbeat | None = None
+        self._failing = False
+        self.number = 0
+        self._epoch = 0
+
+    def begin(self) -> None:
+        """Open the session. Raises what open_session raises."""
+        info = self._client.call(self._deadlines.metadata_seconds, NamespaceMethods.open_session, self._name)
+        self.number, self._epoch = info.session, info.epoch
+
+    def keep_alive(self) -> None:
+        """Send heartbeats from now on."""
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+        self._thread.start()
+
+    def end(self) -> None:
+        """Stop the heartbeats and close the session, if the server can be reached at once."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+        try:
+            self._client.call_once(
+                self._deadlines.connect_seconds, NamespaceMethods.close_session, self.number
+            )
+        except QuorumfsError as error:
+            log.warning("the session was not closed, it will expire: %s", error)
+
+    def renew_after(self, dead: int) -> None:
+        """Begin a new session unless another thread did so since session `dead` was found unknown."""
+        with self._renewing:
+            if self.number != dead:
+                return
+            log.warning("session %d expired; beginning a new one", dead)
+            self.begin()
+            self._reclaim()
+
+    def new_block(self) -> bytes:
+        """Return a block id of this session that was never used."""
+        return struct.pack(">QQ", self.number, next(self._counter))
+
+    def owns(self, block: bytes) -> bool:
+        """Tell whether a block id is of the session as it is now."""
+        return block.startswith(struct.pack(">Q", self.number))
+
+    def mutate(self, call: Callable[[Ticket], R]) -> R:
+        """Carry out `call` with a ticket of its own; wait while all slots are in use."""
+        if not self._slots.acquire(timeout=self._deadlines.metadata_seconds):
+            raise QuorumfsError("all slots of the session were in use for too long")
+        slot, sequences = self._idle.pop()
+        try:
+            return call(Ticket(self.number, slot, next(sequences)))
+        finally:
+            self._idle.append((slot, sequences))
+            self._slots.release()
+
+    def require_writable(self) -> None:
+        """Raise WriteRefused while fewer than Qw data servers are up."""
+        last = self._last
+        if last is None or last.writable:
+            return
+        if time.monotonic() - self._heard > RECHECK_SECONDS:
+            self._beat()
+            last = self._last
+        if last is not None and not last.writable:
+            raise WriteRefused(last.reason)
+
+    def _run(self) -> None:
+        while not self._stop.wait(HEARTBEAT_SECONDS):
+            try:
+                self._beat()
+            except Exception:
+                log.exception("a heartbeat failed unexpectedly")
+
+    def _beat(self) -> None:
+        session = self.number
+        try:
+            answer = self._client.call_once(HEARTBEAT_DEADLINE_SECONDS, MediatorMethods.heartbeat, session)
+        except SessionUnknown:
+            self._try_to_renew(session)
+            return
+        except QuorumfsError as error:
+            if not self._failing:
+                log.warning("no heartbeat: %s", error)
+            self._failing = True
+            return
+        if self._failing:
+            log.info("heartbeats are answered again")
+        self._failing = False
+        self._last, self._heard = answer, time.monotonic()
+        if answer.epoch != self._epoch:
+            self._try_to_reclaim(answer.epoch)
+
+    def _try_to_renew(self, dead: int) -> None:
+        try:
+            self.renew_after(dead)
+        except QuorumfsError as error:
+            log.warning("no new session yet: %s", error)
+
+    def _try_to_reclaim(self, epoch: int) -> None:
+        log.info("the metadata server was restarted; telling it which files are open")
+        try:
+            self._reclaim()
+        except QuorumfsError as error:
+            log.warning("open files were not reclaimed yet: %s", error)
+            return
+        self._epoch = epoch
+
+    def _reclaim(self) -> None:
+        self._client.call(
+            self._deadlines.metadata_seconds, NamespaceMethods.reclaim, self.number, list(self._open_inodes())
+        )

@@ -1,0 +1,313 @@
+"""From dirty bytes to a commit: which blocks are put when, what a commit holds, and what a failure undoes.
+
+Full buffers are put in the background; nothing is visible before the commit at fsync, close or age. When
+a put or a commit fails, all that the inode has uncommitted is dropped, so that the old content stands
+whole, and each handle that was writing is told once. See docs/decisions/0005-what-a-close-commits.md.
+Safe in any thread; an inode's lock is never held while a server is called.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+
+from fusefs.cache import NameCache, PageLedger
+from fusefs.inodes import ChangeSet, Inode, PendingBlock
+from fusefs.ports import BlockPort
+from wire.digest import BLOCK_BYTES, block_digest
+from wire.errors import QuorumfsError, SessionUnknown
+from wire.messages import AttributeChanges, Attributes, BlockRecord, Commit, Extent
+
+log = logging.getLogger(__name__)
+
+UPLOADS = 4
+"""So many blocks are put at the same time."""
+MOST_EXTENTS_A_COMMIT = 20_000
+MOST_PENDING_EXTENTS = 50_000
+"""A commit of more is carried out in steps; a file that gathers more is committed early."""
+INLINE_BYTES = BLOCK_BYTES
+"""So many bytes of a commit's last blocks ride on the commit's own call."""
+
+
+class Budget:
+    """The dirty bytes of the whole mount, in buffers and in uploads that are not acknowledged."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self.limit_bytes = limit_bytes
+        self._used = 0
+        self._changed = threading.Condition()
+
+    def take(self, count: int) -> None:
+        with self._changed:
+            self._used += count
+
+    def give_back(self, count: int) -> None:
+        if count:
+            with self._changed:
+                self._used -= count
+                self._changed.notify_all()
+
+    @property
+    def used(self) -> int:
+        return self._used
+
+    def is_exceeded(self) -> bool:
+        return self._used > self.limit_bytes
+
+    def wait_for_room(self, seconds: float) -> None:
+        """Wait until the limit is kept again, at most so long."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._used <= self.limit_bytes, seconds)
+
+
+class Writeback:
+    """Takes the changes of inodes to the servers.
+
+    Args:
+        blocks: where blocks and commits go.
+        limit_bytes: the most dirty bytes kept in memory; a writer waits beyond.
+        age_seconds: dirty data older than this is written out.
+        wait_seconds: how long a writer waits for room at most (then memory grows instead).
+    """
+
+    def __init__(
+        self,
+        blocks: BlockPort,
+        names: NameCache,
+        pages: PageLedger,
+        limit_bytes: int,
+        age_seconds: float,
+        wait_seconds: float = 30.0,
+    ) -> None:
+        self._blocks, self._names, self._pages = blocks, names, pages
+        self._age_seconds, self._wait_seconds = age_seconds, wait_seconds
+        self._pool = ThreadPoolExecutor(UPLOADS, "upload")
+        self.budget = Budget(limit_bytes)
+
+    def close(self) -> None:
+        """Wait for the uploads in flight."""
+        self._pool.shutdown(wait=True)
+
+    # writing
+
+    def write(self, inode: Inode, offset: int | None, data: memoryview) -> None:
+        """Note a write (offset None: at the end of the file); put what became full."""
+        with inode.lock:
+            added = inode.write(inode.size() if offset is None else offset, data)
+            sealed = inode.seal_full()
+            crowded = len(inode.changes.map) > MOST_PENDING_EXTENTS
+        self.budget.take(added)
+        self._start_uploads(inode, sealed)
+        if crowded and not inode.hides_old_content():
+            self.commit(inode, durable=False)
+        if self.budget.is_exceeded():
+            self.write_out(inode)
+            self.budget.wait_for_room(self._wait_seconds)
+
+    def truncate(self, inode: Inode, size: int) -> None:
+        """Note a new size."""
+        with inode.lock:
+            dropped = inode.truncate(size)
+        self.budget.give_back(dropped)
+
+    def punch(self, inode: Inode, start: int, end: int) -> None:
+        """Note a hole."""
+        with inode.lock:
+            dropped = inode.punch(start, end)
+        self.budget.give_back(dropped)
+
+    def write_out(self, inode: Inode) -> None:
+        """Put all dirty bytes of an inode in the background; commit nothing."""
+        with inode.lock:
+            sealed = inode.seal_all()
+        self._start_uploads(inode, sealed)
+
+    def write_out_old(self, inodes: Iterable[Inode]) -> None:
+        """Write out what is older than the age; commit it too, unless it rewrites a file from nothing."""
+        crowded = self.budget.used > self.budget.limit_bytes // 2
+        for inode in inodes:
+            since = inode.dirty_since
+            if since is None or not (crowded or time.monotonic() - since > self._age_seconds):
+                continue
+            if crowded or inode.hides_old_content():
+                self.write_out(inode)
+                continue
+            try:
+                self.commit(inode, durable=False)
+            except QuorumfsError as error:
+                log.warning("inode %d: old changes were dropped: %s", inode.ino, error)
+
+    def fail(self, inode: Inode, error: QuorumfsError, block: PendingBlock | None = None) -> None:
+        """Drop all that is not committed, and let each writing handle be told why.
+
+        With `block`, only if that block is still part of what is not committed.
+        """
+        with inode.lock:
+            blocks = _blocks_of(inode.committing) + _blocks_of(inode.changes)
+            if not inode.is_changed() or (block is not None and block not in blocks):
+                return
+            self.budget.give_back(inode.drop_changes())
+            inode.last_error = error
+            for handle in inode.handles:
+                if handle.writing:
+                    handle.error = error
+        self._pages.doubt(inode.ino)
+        for dropped in blocks:
+            if dropped.upload is None or dropped.upload.cancel():
+                self._let_go(dropped)
+
+    # uploading
+
+    def _start_uploads(self, inode: Inode, blocks: Iterable[PendingBlock]) -> None:
+        for block in blocks:
+            block.upload = self._pool.submit(self._upload, inode, block)
+
+    def _upload(self, inode: Inode, block: PendingBlock) -> None:
+        data = block.data
+        assert data is not None, "a block is uploaded once, and keeps its bytes until then"
+        try:
+            record = BlockRecord(self._blocks.new_block(), block.length, block_digest(data))
+            self._blocks.put_block(record.block, record.digest, data, False)
+            block.record = record
+        except QuorumfsError as error:
+            self.fail(inode, error, block)
+            raise
+        finally:
+            self._let_go(block)
+
+    def _let_go(self, block: PendingBlock) -> None:
+        block.data = None
+        self.budget.give_back(block.length)
+
+    # committing
+
+    def commit(self, inode: Inode, durable: bool) -> None:
+        """Make all changes of an inode visible in one commit; with `durable` also safe from power loss.
+
+        Raises:
+            QuorumfsError: nothing was committed; the changes are dropped.
+        """
+        with inode.commit_lock:
+            with inode.lock:
+                if not inode.is_changed():
+                    return
+                change = inode.begin_commit()
+            try:
+                attributes = self._carry_out(inode, change, durable)
+            except QuorumfsError as error:
+                if inode.committing is change:
+                    self.fail(inode, error)
+                raise
+            with inode.lock:
+                alone = inode.finish_commit(change, attributes, durable)
+        if alone:
+            self._pages.committed(inode.ino, attributes.version)
+        else:
+            self._pages.doubt(inode.ino)
+        self._names.set(attributes)
+
+    def _carry_out(self, inode: Inode, change: ChangeSet, durable: bool) -> Attributes:
+        blocks = _blocks_of(change)
+        inline = _choose_inline([block for block in blocks if block.upload is None])
+        riding = set(inline)
+        put = [block for block in blocks if block not in riding]
+        self._start_uploads(inode, [block for block in put if block.upload is None])
+        for block in put:
+            _await_upload(block)
+        if not all(self._blocks.owns(_record(block).block) for block in put):
+            raise SessionUnknown("blocks were put under a session that has expired meanwhile")
+        if durable and put:
+            self._blocks.sync_blocks([_record(block).block for block in put])
+        try:
+            attributes = self._send(inode, change, put, inline, durable)
+        except SessionUnknown:
+            if put:
+                raise
+            attributes = self._send(inode, change, put, inline, durable)
+        for block in inline:
+            self._let_go(block)
+        return attributes
+
+    def _send(
+        self,
+        inode: Inode,
+        change: ChangeSet,
+        put: list[PendingBlock],
+        inline: list[PendingBlock],
+        durable: bool,
+    ) -> Attributes:
+        """Commit a change, in steps if it is a very large one; return the attributes after it."""
+        payloads: dict[bytes, bytearray] = {}
+        for block in inline:
+            assert block.data is not None, "an inline block keeps its bytes until it is committed"
+            block.record = BlockRecord(self._blocks.new_block(), block.length, block_digest(block.data))
+            payloads[block.record.block] = block.data
+        commits = divide(change, [_record(block) for block in (*put, *inline)], durable)
+        for commit in commits:
+            payload = [payloads[record.block] for record in commit.blocks if record.block in payloads]
+            attributes = self._blocks.write_file(inode.ino, commit, payload)
+        return attributes
+
+
+def divide(change: ChangeSet, records: Sequence[BlockRecord], durable: bool) -> list[Commit]:
+    """Return the commits that carry out a change: one, unless it has very many extents.
+
+    Args:
+        change: all of its blocks have their records.
+        records: of the blocks that are new, in the order in which they are to stand in a commit.
+        durable: whether the commits are to be durable.
+    """
+    extents = [
+        Extent(start, end - start, None if source is None else _record(source).block, source_offset)
+        for start, end, source, source_offset in change.map
+    ]
+    mtime = AttributeChanges(mtime_ns=change.mtime_ns)
+    if len(extents) <= MOST_EXTENTS_A_COMMIT:
+        return [Commit(change.cut, extents, change.extend_to, list(records), mtime, durable)]
+    commits: list[Commit] = []
+    sent: set[bytes] = set()
+    for start in range(0, len(extents), MOST_EXTENTS_A_COMMIT):
+        step = extents[start : start + MOST_EXTENTS_A_COMMIT]
+        used = {extent.block for extent in step if extent.block is not None} - sent
+        sent |= used
+        cut = change.cut if start == 0 else None
+        extend_to = step[-1].offset + step[-1].length
+        new = [record for record in records if record.block in used]
+        commits.append(Commit(cut, step, extend_to, new, mtime, durable))
+    commits[-1] = commits[-1]._replace(extend_to=change.extend_to)
+    return commits
+
+
+def _blocks_of(change: ChangeSet | None) -> list[PendingBlock]:
+    """Return the blocks that a change refers to, each once, in order."""
+    if change is None:
+        return []
+    return list(dict.fromkeys(source for _, _, source, _ in change.map if source is not None))
+
+
+def _record(block: PendingBlock) -> BlockRecord:
+    assert block.record is not None, "a block is committed after it was put, or with its bytes"
+    return block.record
+
+
+def _choose_inline(blocks: list[PendingBlock]) -> list[PendingBlock]:
+    """Return the last blocks that together fit on the commit's own call."""
+    room = INLINE_BYTES
+    chosen: list[PendingBlock] = []
+    for block in reversed(blocks):
+        if block.length > room:
+            break
+        room -= block.length
+        chosen.append(block)
+    return chosen[::-1]
+
+
+def _await_upload(block: PendingBlock) -> None:
+    assert block.upload is not None
+    try:
+        block.upload.result()
+    except CancelledError:
+        raise QuorumfsError("another block of the same file could not be written") from None
