@@ -56,14 +56,16 @@ def run(config: ClusterConfig, mountpoint: Path, binding: Binding | None) -> Non
         )
         stack.callback(client.close)
         name = f"mount {mountpoint} of {getpass.getuser()} on {socket.gethostname()} (pid {os.getpid()})"
-        session = Session(client, deadlines, name, lambda: opens.numbers())
+        session = Session(client, deadlines, name)
         namespace = RemoteNamespace(client, session, deadlines)
         opens = OpenInodes(namespace)
+        session.open_inodes = opens.numbers
         try:
             session.begin()
         except QuorumfsError as error:
             raise ConfigError(
-                f"the mediator at {config.mediator_listen} cannot be reached ({error}); start it with: quorumfs up"
+                f"the mediator at {config.mediator_listen} does not answer ({error}); "
+                "start the cluster with: quorumfs up"
             ) from None
         stack.callback(session.end)
         session.keep_alive()
@@ -87,7 +89,7 @@ def check_mountpoint(mountpoint: Path) -> Path:
     """Return the absolute path of a place where something can be mounted, or raise ConfigError."""
     try:
         place = mountpoint.resolve(strict=True)
-        entries = os.listdir(place)
+        empty = next(place.iterdir(), None) is None
     except FileNotFoundError:
         raise ConfigError(f"{mountpoint}: no such directory; make it with: mkdir -p {mountpoint}") from None
     except NotADirectoryError:
@@ -100,7 +102,7 @@ def check_mountpoint(mountpoint: Path) -> Path:
         raise ConfigError(f"{mountpoint}: cannot be used as a mount point: {error.strerror}") from None
     if place.is_mount():
         raise ConfigError(f"{place}: something is mounted there already; unmount it or choose another place")
-    if entries:
+    if not empty:
         raise ConfigError(f"{place}: not empty; choose an empty directory, so that nothing is hidden")
     return place
 

@@ -144,3 +144,8 @@ class PageLedger:
         """Let the next open drop the pages."""
         with self._lock:
             self._versions.pop(ino, None)
+
+    def doubt_all(self) -> None:
+        """Let the next open of every inode drop its pages."""
+        with self._lock:
+            self._versions.clear()

@@ -29,6 +29,8 @@ DIRECTORY_RUN = 1000
 CHORE_SECONDS = 1.0
 LAST_ERROR = b"user.quorumfs.last_error"
 """A virtual extended attribute: why the last failed call on an open file failed (empty: none did)."""
+DROP_CACHES = b"user.quorumfs.drop_caches"
+"""Setting this one, on any file, has the mount forget all cached bytes, so that the next reads are votes."""
 
 
 class FileSystem:
@@ -301,6 +303,10 @@ class FileSystem:
     def set_xattr(self, ino: int, name: bytes, value: bytes, flags: int) -> None:
         if name == LAST_ERROR:
             raise NotPermitted("this attribute is told by the mount and cannot be set")
+        if name == DROP_CACHES:
+            self._reader.forget()
+            self._pages.doubt_all()
+            return
         self._namespace.set_xattr(ino, name, value, flags)
         self._names.changed(inodes=(ino,))
 

@@ -95,6 +95,11 @@ class BlockReader:
                 self._fetching[record.block] = future
             self._pool.submit(self._fetch_for, future, ino, record)
 
+    def forget(self) -> None:
+        """Forget all bytes, so that the next read of each block is a vote."""
+        with self._lock:
+            self._pieces.clear()
+
     def _cached(self, block: bytes, first: int, count: int) -> list[memoryview] | None:
         with self._lock:
             pieces: list[memoryview] = []

@@ -39,17 +39,15 @@ class Session:
         client: calls the mediator.
         deadlines: how long each class of call may take.
         name: tells people whose session it is.
+
+    Attributes:
+        number: the session's number as it is now.
         open_inodes: returns the inodes that the server must hold open for this mount.
     """
 
-    def __init__(
-        self,
-        client: BlockingClient,
-        deadlines: Deadlines,
-        name: str,
-        open_inodes: Callable[[], Sequence[int]],
-    ) -> None:
-        self._client, self._deadlines, self._name, self._open_inodes = client, deadlines, name, open_inodes
+    def __init__(self, client: BlockingClient, deadlines: Deadlines, name: str) -> None:
+        self._client, self._deadlines, self._name = client, deadlines, name
+        self.open_inodes: Callable[[], Sequence[int]] = tuple
         self._renewing = threading.Lock()
         self._slots = threading.Semaphore(SLOTS)
         self._idle = [(slot, itertools.count(1)) for slot in range(SLOTS)]
@@ -166,5 +164,5 @@ class Session:
 
     def _reclaim(self) -> None:
         self._client.call(
-            self._deadlines.metadata_seconds, NamespaceMethods.reclaim, self.number, list(self._open_inodes())
+            self._deadlines.metadata_seconds, NamespaceMethods.reclaim, self.number, list(self.open_inodes())
         )

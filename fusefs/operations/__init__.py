@@ -64,27 +64,37 @@ def serve(filesystem: FileSystem, options: MountOptions, binding: Binding | None
     Raises:
         ConfigError: the binding cannot be loaded, or the kernel or libfuse refuses the mount.
     """
+    _load(binding)(filesystem, options)
+
+
+Mounter = Callable[[FileSystem, MountOptions], None]
+
+
+def _load(binding: Binding | None) -> Mounter:
     try:
-        if binding != "fusepy":
-            from fusefs.operations.lowlevel import mount
-        else:
-            from fusefs.operations.paths import mount
+        return _load_fusepy() if binding == "fusepy" else _load_mfusepy()
     except (ImportError, OSError, AttributeError) as error:
         if binding is not None:
-            package = (
-                "libfuse2 and the Python package fusepy" if binding == "fusepy" else "libfuse3-3 and mfusepy"
-            )
+            package = "libfuse2 and fusepy" if binding == "fusepy" else "libfuse3-3 and mfusepy"
             raise ConfigError(f"{binding} cannot be loaded ({error}); install {package}") from None
-        mount = _fallback(error)
-    mount(filesystem, options)
-
-
-def _fallback(first: Exception) -> Callable[[FileSystem, MountOptions], None]:
+        first = error
     try:
-        from fusefs.operations.paths import mount
+        mounter = _load_fusepy()
     except (ImportError, OSError, AttributeError):
         raise ConfigError(
             f"libfuse 3 cannot be loaded ({first}); install it with: apt-get install fuse3 libfuse3-3"
         ) from None
     log.warning("libfuse 3 cannot be loaded (%s); using libfuse 2 with fewer features", first)
-    return mount
+    return mounter
+
+
+def _load_mfusepy() -> Mounter:
+    from fusefs.operations import lowlevel
+
+    return lowlevel.mount
+
+
+def _load_fusepy() -> Mounter:
+    from fusefs.operations import paths
+
+    return paths.mount

@@ -65,7 +65,8 @@ class Mount:
         self._directories: dict[int, DirectoryHandle] = {}
         self._numbers = itertools.count(1)
         self._callbacks = Callbacks()
-        for name, kind in Callbacks._fields_:
+        fields: Any = Callbacks._fields_
+        for name, kind in fields:
             method = getattr(self, name, None)
             if method is not None:
                 guarded = method if name in ("init", "destroy") else self._guarded(name, method)

@@ -1,4 +1,4 @@
-"""libfuse 3 as ctypes sees it: the library, and those structures of the low-level interface that mfusepy lacks.
+"""libfuse 3 as ctypes sees it: the library, and the structures of the low-level interface.
 
 mfusepy brings the library and the structures that both interfaces share, right for each libfuse version.
 Source: include/fuse_lowlevel.h of libfuse 3. Importing this module raises OSError or ImportError where
