@@ -30,7 +30,7 @@ class Mediator:
         servers = [Server(s.number, s.listen, make_client) for s in config.data_servers]
         servers.sort(key=lambda server: server.number)
         metaserver = Server(0, config.metaserver_listen, make_client)
-        self.metadata = Metadata(metaserver, config.deadlines.metadata_seconds)
+        self.metadata = Metadata(metaserver, config.deadlines.metadata_seconds, vote_seconds)
         self.health = Health(config.cluster, quorum, servers, metaserver, self._came_up)
         self.repairs = Repairs(quorum, self.health, self.metadata, self.background, vote_seconds)
         self.refills = Refills(self.health, self.metadata, self.repairs, self.background)

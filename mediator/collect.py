@@ -11,7 +11,7 @@ import logging
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from mediator.fanout import outcome_of
+from mediator.fanout import outcome_of, survive
 from mediator.health import Health
 from mediator.servers import Metadata, Server
 from wire.errors import QuorumfsError
@@ -126,10 +126,13 @@ class Collector:
     async def run_forever(self) -> None:
         """Collect until cancelled; while there is much, without pausing."""
         while True:
-            try:
-                forgotten = await self.run_once()
-            except QuorumfsError as error:
-                log.debug("no garbage collected: %s", error.message)
-                forgotten = 0
-            if forgotten < FEWEST:
+            before = self._forgotten
+            await survive(self._try_once(), "garbage collection")
+            if self._forgotten - before < FEWEST:
                 await asyncio.sleep(ROUND_SECONDS)
+
+    async def _try_once(self) -> None:
+        try:
+            await self.run_once()
+        except QuorumfsError as error:
+            log.debug("no garbage collected: %s", error.message)

@@ -52,6 +52,14 @@ class Background:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
+async def survive(work: Coroutine[Any, Any, None], name: str) -> None:
+    """Do one turn of a loop that must not end: a defect is logged, and the next turn comes."""
+    try:
+        await work
+    except Exception:
+        log.exception("%s: a defect; it goes on", name)
+
+
 async def outcome_of(call: Coroutine[Any, Any, R]) -> R | QuorumfsError:
     """Return a call's error as a value: one server's failure is an answer, not the end of a fan-out."""
     try:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Literal
 
+from mediator.fanout import survive
 from mediator.servers import Server
 from wire.errors import DeadlineExceeded, QuorumfsError
 from wire.messages import Identity
@@ -117,7 +118,7 @@ class Health:
 
     async def _watch(self, server: Server) -> None:
         while True:
-            await self.run_once(server)
+            await survive(self.run_once(server), f"heartbeat of server {server.number}")
             server.look.clear()
             try:
                 async with asyncio.timeout(HEARTBEAT_SECONDS):

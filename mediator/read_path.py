@@ -17,7 +17,7 @@ from mediator.vote import ReadOutcome, Verdict, describe_read, judge, read_outco
 from wire.digest import BLOCK_BYTES, DIGEST_BYTES, piece_count
 from wire.errors import InvalidArgument, QuorumfsError, ReadRefused, Unavailable
 from wire.messages import BLOCK_ID_BYTES, BlockPart, BlockRecord
-from wire.methods import BookkeepingMethods, DataMethods
+from wire.methods import DataMethods
 from wire.quorum import Quorum
 
 HEDGE_SHORTEST_SECONDS = 0.05
@@ -276,13 +276,8 @@ class ReadPath:
 
     async def _is_superseded(self, ballot: Ballot) -> bool:
         """Tell whether a new file map may name another block: this one is gone or no longer the file's."""
-        answered = set(ballot.verdicts.values()) - {Verdict.DOWN, None}
-        if answered == {Verdict.MISSING}:
-            return True
         try:
-            witnesses = await self._metadata.ask(BookkeepingMethods.witnesses, [ballot.witness.block])
-            if witnesses[0] != ballot.witness:
-                return True
-            return bool(await self._metadata.ask(BookkeepingMethods.collectable, [ballot.witness.block]))
+            (record,) = await self._metadata.live([ballot.witness.block])
         except QuorumfsError:
-            return False
+            return set(ballot.verdicts.values()) - {Verdict.DOWN, None} == {Verdict.MISSING}
+        return record != ballot.witness

@@ -19,7 +19,7 @@ from mediator.placement import holders
 from mediator.repair import Repaired, Repairs
 from mediator.servers import Metadata, Server
 from mediator.vote import Verdict
-from wire.errors import QuorumfsError
+from wire.errors import InternalError, QuorumfsError
 from wire.messages import BlockRecord
 from wire.methods import BookkeepingMethods, DataMethods
 
@@ -228,6 +228,8 @@ class Refills:
             wanted = [r for r in difference.lacking if server.number in holders(r.block, numbers)]
             garbage = set(await self._collectable([record.block for record in wanted]))
             yield difference._replace(lacking=[r for r in wanted if r.block not in garbage])
+            if difference.cursor is not None and difference.cursor <= after:
+                raise InternalError(f"the inventory of server {server.number} does not move on")
             after = difference.cursor
 
     async def _collectable(self, blocks: list[bytes]) -> list[bytes]:

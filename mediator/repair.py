@@ -227,6 +227,8 @@ class Repairs:
         for index in range(len(sources)):
             source = sources[(self._turn + index) % len(sources)]
             answer = await self._get_whole(source, record)
+            if isinstance(answer, BlockDamaged):
+                self.request(record.block)
             if isinstance(answer, BlockPart):
                 repaired = Repaired(record)
                 await self._send(target, repaired, answer.data, "refilled")

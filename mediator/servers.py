@@ -115,9 +115,10 @@ class Server:
 class Metadata:
     """The questions that the mediator itself asks the metadata server."""
 
-    def __init__(self, server: Server, deadline_seconds: float) -> None:
+    def __init__(self, server: Server, deadline_seconds: float, witness_seconds: float) -> None:
         self.server = server
         self.deadline_seconds = deadline_seconds
+        self.witness_seconds = witness_seconds
 
     async def ask(self, method: Callable[Concatenate[Any, P], R], *args: P.args, **keywords: P.kwargs) -> R:
         """Call the metadata server once. Raises QuorumfsError."""
@@ -134,7 +135,8 @@ class Metadata:
     async def live(self, blocks: list[bytes]) -> list[BlockRecord | None]:
         """Return the committed record of each block; None where there is none or it is garbage by now."""
         records, garbage = await asyncio.gather(
-            self.ask(BookkeepingMethods.witnesses, blocks), self.ask(BookkeepingMethods.collectable, blocks)
+            self.server.call(self.witness_seconds, BookkeepingMethods.witnesses, blocks),
+            self.server.call(self.witness_seconds, BookkeepingMethods.collectable, blocks),
         )
         dead = set(garbage)
         return [None if block in dead else record for block, record in zip(blocks, records, strict=True)]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Mapping
-from typing import Any, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from mediator.fanout import Background, outcome_of, until_decided
 from mediator.health import Health
@@ -36,6 +36,7 @@ MOST_BEHIND = 64
 MOST_LACKING = 10_000
 """So many blocks that some server did not take are remembered until their commit; refills find the others."""
 
+P = ParamSpec("P")
 R = TypeVar("R")
 
 
@@ -106,17 +107,9 @@ class WritePath:
         self._repairs.request(block)
 
     async def _put_on(self, server: Server, block: bytes, digest: bytes, data: bytes, durable: bool) -> bool:
-        """Put to one server, once more if the bytes arrived broken or only the connection was stale."""
         self._open_puts[server.number] += 1
         try:
-            try:
-                await server.call(self._vote_seconds, DataMethods.put, block, digest, data, durable)
-            except (DigestMismatch, Unavailable):
-                if not server.up:
-                    await self._health.recheck()
-                if not server.up:
-                    raise
-                await server.call(self._vote_seconds, DataMethods.put, block, digest, data, durable)
+            await self._call_on(server, DataMethods.put, block, digest, data, durable)
         except QuorumfsError:
             self._note_lacking(block)
             raise
@@ -124,14 +117,24 @@ class WritePath:
             self._open_puts[server.number] -= 1
         return True
 
+    async def _call_on(
+        self, server: Server, method: Callable[Concatenate[Any, P], R], *args: P.args, **keywords: P.kwargs
+    ) -> R:
+        """Call one server, once more if the bytes arrived broken or only the connection was stale."""
+        try:
+            return await server.call(self._vote_seconds, method, *args, **keywords)
+        except (DigestMismatch, Unavailable):
+            if not server.up:
+                await self._health.recheck()
+            if not server.up:
+                raise
+            return await server.call(self._vote_seconds, method, *args, **keywords)
+
     async def sync_blocks(self, blocks: list[bytes]) -> None:
         """Make blocks durable on at least Qw data servers. Raises WriteFailed."""
         if not blocks:
             return
-        calls = {
-            server.number: server.call(self._vote_seconds, DataMethods.sync, blocks)
-            for server in self._health.up
-        }
+        calls = {server.number: self._call_on(server, DataMethods.sync, blocks) for server in self._health.up}
         answers = await self._until_quorum(calls, lambda lacking: lacking == [])
         self._require(f"{len(blocks)} blocks made durable", answers, lambda lacking: lacking == [])
 

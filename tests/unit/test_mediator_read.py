@@ -192,14 +192,19 @@ def test_superseded_blocks_are_told_from_refused_ones() -> None:
                 server.delete([gone.block])
                 server.damage(refused.block)
             other = BlockRecord(changed.block, 7, gone.digest)
-            for record, reason in ((gone, "superseded"), (other, "superseded"), (refused, "quorum")):
+            lost = w.commit(b"lost")
+            for server in w.data.values():
+                server.delete([lost.block])
+            reasons = {gone: "superseded", other: "superseded", refused: "quorum", lost: "quorum"}
+            for record, reason in reasons.items():
                 with pytest.raises(ReadRefused) as caught:
                     await w.read(record)
                 assert caught.value.detail["reason"] == reason
             w.meta.down = True
-            with pytest.raises(ReadRefused) as caught:
-                await w.read(refused)
-            assert caught.value.detail["reason"] == "quorum"
+            for record, reason in ((gone, "superseded"), (refused, "quorum")):
+                with pytest.raises(ReadRefused) as caught:
+                    await w.read(record)
+                assert caught.value.detail["reason"] == reason
 
     run(scenario())
 

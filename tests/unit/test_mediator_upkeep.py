@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import random
 
@@ -156,6 +157,38 @@ def test_a_block_without_a_good_replica_does_not_hold_up_the_others(monkeypatch:
             assert w.data[5].is_good(kept)
             progress = w.mediator.refills.look_or_begin(w.mediator.health.servers[4])
             assert (progress["state"], progress["failed"]) == ("failed", 1)
+
+    run(scenario())
+
+
+def test_a_refill_has_repaired_the_corruption_that_it_meets() -> None:
+    async def scenario() -> None:
+        async with world() as w:
+            kept = [w.commit(bytes([n])) for n in range(8)]
+            for record in kept:
+                w.data[1].damage(record.block)
+            w.data[5].held.clear()
+            w.data[5].epoch += 1
+            await w.look()
+            assert all(w.data[5].is_good(record) for record in kept)
+            assert w.data[1].quarantine
+            assert sum(w.data[1].is_good(record) for record in kept) == len(w.data[1].quarantine)
+
+    run(scenario())
+
+
+def test_an_inventory_that_does_not_move_on_ends_the_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mediator.refill.RETRY_SECONDS", 0.01)
+
+    async def scenario() -> None:
+        async with world(1, 1, 1) as w:
+            w.commit()
+            inventory = w.data[1].inventory
+            monkeypatch.setattr(w.data[1], "inventory", lambda after, limit: inventory(b"", limit))
+            refills, server = w.mediator.refills, w.mediator.health.servers[0]
+            refills.begin(server)
+            await asyncio.sleep(0.05)
+            assert "does not move on" in refills.look_or_begin(server)["error"]
 
     run(scenario())
 

@@ -184,6 +184,7 @@ def test_sync_needs_a_write_quorum_that_holds_all_blocks() -> None:
             await w.settle()
             await w.mediator.write_path.sync_blocks(blocks)
             w.data[1].held.clear()
+            w.data[2].fail_next["sync"] = [Unavailable("a stale connection")]
             await w.mediator.write_path.sync_blocks(blocks)
             w.data[2].fail_next["sync"] = [DeadlineExceeded("a slow disk")]
             with pytest.raises(WriteFailed) as caught:
