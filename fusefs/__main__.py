@@ -13,17 +13,11 @@ import logging
 import os
 import socket
 import sys
-from contextlib import ExitStack
 from pathlib import Path
 
-from fusefs.filesystem import FileSystem
-from fusefs.handles import OpenInodes
+from fusefs.connect import connect
 from fusefs.operations import Binding, MountOptions, serve
-from fusefs.remote import RemoteBlocks, RemoteNamespace
-from fusefs.session import Session
-from wire.blocking import BlockingClient
 from wire.config import ClusterConfig, ConfigError, load
-from wire.errors import QuorumfsError
 from wire.process import EXIT_BAD_SETTINGS, print_ready, set_up_logging
 
 DEVICE = Path("/dev/fuse")
@@ -48,37 +42,9 @@ def main() -> int:
 
 
 def run(config: ClusterConfig, mountpoint: Path, binding: Binding | None) -> None:
-    """Wire the parts, mount, and undo it all in the reverse order. Raises ConfigError."""
-    deadlines = config.deadlines
-    with ExitStack() as stack:
-        client = BlockingClient(
-            [config.mediator_listen], config.rpc, connect_seconds=deadlines.connect_seconds
-        )
-        stack.callback(client.close)
-        name = f"mount {mountpoint} of {getpass.getuser()} on {socket.gethostname()} (pid {os.getpid()})"
-        session = Session(client, deadlines, name)
-        namespace = RemoteNamespace(client, session, deadlines)
-        opens = OpenInodes(namespace)
-        session.open_inodes = opens.numbers
-        try:
-            session.begin()
-        except QuorumfsError as error:
-            raise ConfigError(
-                f"the mediator at {config.mediator_listen} does not answer ({error}); "
-                "start the cluster with: quorumfs up"
-            ) from None
-        stack.callback(session.end)
-        session.keep_alive()
-        filesystem = FileSystem(
-            namespace,
-            RemoteBlocks(client, session, deadlines),
-            session,
-            opens,
-            config.dirty_bytes,
-            config.commit_age_seconds,
-        )
-        stack.callback(filesystem.end)
-        filesystem.begin()
+    """Connect, mount, and serve until it is unmounted. Raises ConfigError."""
+    name = f"mount {mountpoint} of {getpass.getuser()} on {socket.gethostname()} (pid {os.getpid()})"
+    with connect(config, name) as filesystem:
         options = MountOptions(
             str(mountpoint), others_allowed(), lambda: print_ready("mount", 0, str(mountpoint))
         )

@@ -1,0 +1,60 @@
+"""A cluster's file system, put together from its configuration: for the mount, and as a library without one.
+
+It wires and undoes, in one place, and decides nothing. What it yields is safe in any thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+from fusefs.filesystem import FileSystem
+from fusefs.handles import OpenInodes
+from fusefs.remote import RemoteBlocks, RemoteNamespace
+from fusefs.session import Session
+from wire.blocking import BlockingClient
+from wire.config import ClusterConfig, ConfigError
+from wire.errors import QuorumfsError
+
+
+@contextmanager
+def connect(config: ClusterConfig, name: str) -> Iterator[FileSystem]:
+    """Yield the file system of a running cluster; at the end everything is committed and closed.
+
+    Args:
+        config: the cluster's configuration.
+        name: tells people whose session it is.
+
+    Raises:
+        ConfigError: the mediator does not answer.
+    """
+    deadlines = config.deadlines
+    with ExitStack() as stack:
+        client = BlockingClient(
+            [config.mediator_listen], config.rpc, connect_seconds=deadlines.connect_seconds
+        )
+        stack.callback(client.close)
+        session = Session(client, deadlines, name)
+        namespace = RemoteNamespace(client, session, deadlines)
+        opens = OpenInodes(namespace)
+        session.open_inodes = opens.numbers
+        try:
+            session.begin()
+        except QuorumfsError as error:
+            raise ConfigError(
+                f"the mediator at {config.mediator_listen} does not answer ({error}); "
+                "start the cluster with: quorumfs up"
+            ) from None
+        stack.callback(session.end)
+        session.keep_alive()
+        filesystem = FileSystem(
+            namespace,
+            RemoteBlocks(client, session, deadlines),
+            session,
+            opens,
+            config.dirty_bytes,
+            config.commit_age_seconds,
+        )
+        stack.callback(filesystem.end)
+        filesystem.begin()
+        yield filesystem
