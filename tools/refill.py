@@ -53,17 +53,17 @@ def run(arguments: argparse.Namespace) -> int:
         print_json(progress)
     else:
         print(f"data-{number}: {in_words(progress)}")
-    return 1 if progress["failed"] else 0
+    return 1 if progress["state"] == "failed" else 0
 
 
 def in_words(progress: dict[str, Any]) -> str:
     """Return a refill's progress, as the mediator tells it, in words."""
-    done = f"{progress['blocks_done']} of {progress['blocks_total']} blocks refilled"
+    done = f"{progress['done']} of {progress['total']} blocks refilled"
     if progress["failed"]:
         done += f", {progress['failed']} could not be: too few good replicas are up"
     if progress["error"]:
         done += f" ({progress['error']})"
-    return f"{done}, going on" if progress["running"] else done
+    return f"{done}, going on" if progress["state"] == "running" else done
 
 
 def _progress(client: BlockingClient, number: int) -> dict[str, Any]:
@@ -77,8 +77,8 @@ def _watch(client: BlockingClient, number: int) -> dict[str, Any]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(file=sys.stderr), disable=not sys.stderr.isatty()) as bars:
         bar = bars.add_task(f"refill of data-{number}", total=None)
-        while (progress := _progress(client, number))["running"]:
+        while (progress := _progress(client, number))["state"] == "running":
             if not progress["comparing"]:
-                bars.update(bar, completed=progress["blocks_done"], total=progress["blocks_total"])
+                bars.update(bar, completed=progress["done"], total=progress["total"])
             time.sleep(LOOK_SECONDS)
     return progress

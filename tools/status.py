@@ -155,7 +155,7 @@ def _is_refilling(server: dict[str, Any]) -> bool:
 
 def _bar(server: dict[str, Any]) -> RenderableType:
     progress = server.get("refill") or {}
-    done, total = int(progress.get("blocks_done", 0)), int(progress.get("blocks_total", 0))
+    done, total = int(progress.get("done", 0)), int(progress.get("total", 0))
     eta = progress.get("eta_seconds")
     grid = Table.grid(padding=(0, 1))
     grid.add_row(
