@@ -33,6 +33,7 @@ from tests.support import wait_until
 from wire import methods
 from wire.blocking import BlockingClient
 from wire.client import Client
+from wire.client_msgpack import REFUSED_SECONDS, MsgpackLink
 from wire.config import Encoding
 from wire.errors import (
     BY_FAULT_CODE,
@@ -48,6 +49,7 @@ from wire.errors import (
 from wire.messages import Attributes, BlockPart, BlockRecord, Identity
 from wire.methods import BookkeepingMethods, CommonMethods, DataMethods, LabMethods, NamespaceMethods
 from wire.server import Server
+from wire.server_msgpack import MOST_CALLS_IN_FLIGHT
 from wire.table import methods_of
 
 TABLES: list[type] = [getattr(methods, name) for name in methods.__all__]
@@ -231,19 +233,20 @@ def test_a_message_that_is_too_large(kind: str, loop: LoopThread, address: str, 
 
 
 class Slow:
-    """Answers after as many milliseconds as it is asked for, or when it is let go."""
+    """Answers after as many milliseconds as it is asked for, or never (-1)."""
 
     def __init__(self) -> None:
         self.begun: list[int] = []
-        self.gate: asyncio.Event | None = None
+        self.now = self.most_at_once = 0
 
     async def renew(self, session: int) -> int:
         self.begun.append(session)
-        if session < 0:
-            self.gate = self.gate or asyncio.Event()
-            await self.gate.wait()
-        else:
-            await asyncio.sleep(session / 1000)
+        self.now += 1
+        self.most_at_once = max(self.most_at_once, self.now)
+        try:
+            await (asyncio.sleep(session / 1000) if session >= 0 else asyncio.Event().wait())
+        finally:
+            self.now -= 1
         return session
 
 
@@ -280,13 +283,14 @@ def test_many_more_calls_than_may_be_in_flight(loop: LoopThread, rpc: Encoding) 
 
     async def scenario() -> None:
         client = Client(real, rpc)
-        calls = [client.call(20, BookkeepingMethods.renew, number % 7) for number in range(1500)]
-        assert await asyncio.gather(*calls) == [number % 7 for number in range(1500)]
+        calls = [client.call(20, BookkeepingMethods.renew, 20 + number % 7) for number in range(1500)]
+        assert await asyncio.gather(*calls) == [20 + number % 7 for number in range(1500)]
         await client.close()
         await server.drain()
 
     loop.run(scenario())
     assert len(slow.begun) == 1500
+    assert 1 < slow.most_at_once <= MOST_CALLS_IN_FLIGHT
 
 
 def test_a_deadline_passes_and_the_connection_serves_on(kind: str, loop: LoopThread, rpc: Encoding) -> None:
@@ -295,7 +299,7 @@ def test_a_deadline_passes_and_the_connection_serves_on(kind: str, loop: LoopThr
     begin = time.monotonic()
     with pytest.raises(DeadlineExceeded):
         caller.call(0.15, BookkeepingMethods.renew, 600)
-    assert time.monotonic() - begin < 0.5
+    assert time.monotonic() - begin < 0.6
     assert caller.call(5, BookkeepingMethods.renew, 1) == 1
     time.sleep(0.6)  # the late answer has come: it must not be taken for another call's
     assert caller.call(5, BookkeepingMethods.renew, 2) == 2
@@ -314,8 +318,33 @@ def test_a_refused_connection_is_unavailable_at_once(
         for _ in range(3):
             with pytest.raises(Unavailable):
                 caller.call(5, BookkeepingMethods.renew, 1)
-        assert time.monotonic() - begin < 1
+        assert time.monotonic() - begin < 4  # less than one deadline
         caller.close()
+
+
+def test_calls_share_one_attempt_to_connect(
+    loop: LoopThread, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    attempts: list[int] = []
+    connect = MsgpackLink._connect
+
+    def counted(link: MsgpackLink) -> Any:
+        attempts.append(1)
+        return connect(link)
+
+    monkeypatch.setattr(MsgpackLink, "_connect", counted)
+
+    async def scenario() -> None:
+        client = Client(f"unix:{tmp_path}/nothing")
+        for _ in range(20):  # at once together, then shortly after each other
+            calls = [client.call(5, BookkeepingMethods.renew, 1) for _ in range(10)]
+            failures = await asyncio.gather(*calls, return_exceptions=True)
+            assert [type(failure) for failure in failures] == [Unavailable] * 10
+        await client.close()
+
+    begin = time.monotonic()
+    loop.run(scenario())
+    assert len(attempts) <= 1 + (time.monotonic() - begin) / REFUSED_SECONDS
 
 
 def test_a_restarted_server_is_found_again(kind: str, loop: LoopThread, address: str, rpc: Encoding) -> None:

@@ -131,10 +131,9 @@ GARBAGE = {
 
 @pytest.mark.parametrize("name", GARBAGE)
 def test_garbage_closes_its_connection(name: str, server: RunningServer, log: LogLines) -> None:
-    begin = time.monotonic()
     exchange(server, GARBAGE[name])
-    assert time.monotonic() - begin < REQUEST_SECONDS  # closed for what it is, not by the time-out
     assert log.count("closed a") == 1
+    assert log.count("half a request") == 0  # closed for what it is, not by the time-out
 
 
 def test_nested_arrays_cost_no_memory(server: RunningServer) -> None:
@@ -184,7 +183,7 @@ HALVES = {
 def test_half_a_request_ends_at_the_time_out(name: str, server: RunningServer, log: LogLines) -> None:
     begin = time.monotonic()
     exchange(server, HALVES[name])
-    assert REQUEST_SECONDS * 0.9 < time.monotonic() - begin < REQUEST_SECONDS * 3
+    assert REQUEST_SECONDS * 0.9 < time.monotonic() - begin < REQUEST_SECONDS * 8
     assert log.count("closed a") == 1
 
 
@@ -201,7 +200,7 @@ def test_a_request_byte_by_byte_ends_at_the_time_out(data: bytes, server: Runnin
             if time.monotonic() - begin > 5:
                 break
     raw.close()
-    assert time.monotonic() - begin < REQUEST_SECONDS * 3
+    assert time.monotonic() - begin < REQUEST_SECONDS * 8
 
 
 @pytest.mark.parametrize("request_of", [lambda: msgpack.packb([0, 1, "count", []]), lambda: post(call(""))])
