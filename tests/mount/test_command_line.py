@@ -114,7 +114,7 @@ def test_different_and_equal_wrong_bytes_are_never_returned(up: Path) -> None:
     for options in (["--servers", "1-2", "--different"], ["--servers", "1,2,3", "--kind", "lie"]):
         file.write_text("1234\n")
         ok(run_command(up, "fault", "corrupt", "mnt/a.txt", *options))
-            with pytest.raises(OSError) as refused:
+        with pytest.raises(OSError) as refused:
             file.read_text()
         assert refused.value.errno == errno.EIO
         assert data(up, "explain", "mnt/a.txt")["last_refusal"]["operation"] == "read"
