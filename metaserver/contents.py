@@ -54,27 +54,30 @@ class Contents:
         size = extent_rules.check_ranges(commit, old.size)
         allocated = old.allocated_bytes
         if commit.cut is not None or commit.extents or commit.blocks:
-            allocated += self._replace(session, ino, commit)
+            allocated += self._replace(session, old, commit)
         contents_changed = commit.cut is not None or bool(commit.extents) or size != old.size
         new = self._after_commit(old, commit, contents_changed)
         new = new._replace(size=size, allocated_bytes=allocated)
         self._inodes.save(new)
         return new
 
-    def _replace(self, session: int, ino: int, commit: Commit) -> int:
+    def _replace(self, session: int, file: Attributes, commit: Commit) -> int:
         """Apply a commit's cut and extents; return by how much the allocated bytes change."""
         ranges = extent_rules.replaced_ranges(commit.cut, commit.extents)
-        replacement = extent_rules.replace(self._touching(ino, extent_rules.spans(ranges)), ranges)
+        old = self._touching(file.ino, extent_rules.spans(ranges)) if file.allocated_bytes else []
+        removed, added = replacement = extent_rules.replace(old, ranges)
         used = (extent for extent in commit.extents if extent.block is not None)
         self._blocks.refer(session, commit.blocks, used, replacement)
-        self._store.executemany(
-            "DELETE FROM extents WHERE ino = ? AND offset = ?",
-            [(ino, extent.offset) for extent in replacement.removed],
-        )
-        self._store.executemany(
-            "INSERT INTO extents VALUES (?, ?, ?, ?, ?)", [(ino, *extent) for extent in replacement.added]
-        )
-        return _length(replacement.added) - _length(replacement.removed)
+        if removed:
+            self._store.executemany(
+                "DELETE FROM extents WHERE ino = ? AND offset = ?",
+                [(file.ino, extent.offset) for extent in removed],
+            )
+        if added:
+            self._store.executemany(
+                "INSERT INTO extents VALUES (?, ?, ?, ?, ?)", [(file.ino, *extent) for extent in added]
+            )
+        return _length(added) - _length(removed)
 
     def _touching(self, ino: int, spans: Sequence[tuple[int, int]]) -> list[Extent]:
         """Return a file's extents that may overlap or touch a span, each once, in order."""

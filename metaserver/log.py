@@ -17,7 +17,7 @@ from pathlib import Path
 from metaserver.store import Store
 from wire.errors import InternalError
 
-CHECKPOINT_ROWS = 4000
+CHECKPOINT_ROWS = 8000
 """A checkpoint begins when so many rows were changed since the last one."""
 
 logger = logging.getLogger("metaserver")

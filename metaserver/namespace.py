@@ -53,19 +53,23 @@ class Namespace:
         self._sessions = sessions
 
     def resolve(self, start: int, names: list[bytes]) -> list[Attributes]:
-        """Follow names from a directory; return the attributes of each step that exists."""
-        at = self._inodes.load(start)
+        """Follow names from a directory; return the attributes of each step that exists.
+
+        Where a name is found, the step before was a directory: only a miss asks for it.
+        """
+        if not names:
+            self._inodes.load(start)
         steps: list[Attributes] = []
+        at = start
         for name in names:
             if len(name) > rules.NAME_BYTES:
                 raise NameTooLong(f"a name has at most {rules.NAME_BYTES} bytes")
-            if not stat.S_ISDIR(at.mode):
-                raise NotADirectory(f"inode {at.ino} is no directory")
-            found = self._look_up(at.ino, name)
+            found = self._look_up(at, name)
             if found is None:
+                self._inodes.directory(at)  # only a directory can lack a name
                 break
             steps.append(found)
-            at = found
+            at = found.ino
         return steps
 
     def _look_up(self, parent: int, name: bytes) -> Attributes | None:

@@ -181,7 +181,7 @@ class Store:
     def once(
         self, ticket: Ticket, work: Callable[Concatenate[int, P], A], *args: P.args, **kwargs: P.kwargs
     ) -> A:
-        """Run `work(session, ...)` and keep its answer in one transaction; or return the kept answer.
+        """In one transaction, run `work(session, ...)` and keep its answer; or return the kept answer.
 
         A call that raises changes nothing and keeps nothing: re-sent, it is tried anew.
 
@@ -195,24 +195,23 @@ class Store:
             raise SessionUnknown(f"session {session} is not known (any more)")
         if not (0 <= slot < SLOTS_PER_SESSION and 0 <= sequence < 2**63):
             raise InvalidArgument(f"a slot is a number from 0 to {SLOTS_PER_SESSION - 1}")
-        last = self.read(self._slot, session, slot)
-        if last is not None and sequence <= last[0]:
-            if sequence < last[0]:
-                raise SequenceError(f"call {sequence} of slot {slot} is older than its call {last[0]}")
-            return answers.decode(last[1])  # type: ignore[return-value]  # what the same call answered
-        return self.change(self._work_and_keep, ticket, work, args, kwargs)
+        return self.change(self._work_or_recall, ticket, work, args, kwargs)
 
-    def _slot(self, session: int, slot: int) -> tuple[int, bytes] | None:
-        found: tuple[int, bytes] | None = self.execute(
-            "SELECT sequence, answer FROM slots WHERE session = ? AND slot = ?", (session, slot)
-        ).fetchone()
-        return found
-
-    def _work_and_keep(
+    def _work_or_recall(
         self, ticket: Ticket, work: Callable[..., A], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> A:
-        answer = work(ticket[0], *args, **kwargs)
-        self.execute("REPLACE INTO slots VALUES (?, ?, ?, ?)", (*ticket, answers.encode(answer)))
+        session, slot, sequence = ticket
+        kept = self.execute(
+            "SELECT sequence, answer FROM slots WHERE session = ? AND slot = ?", (session, slot)
+        ).fetchone()
+        if kept is not None and sequence <= kept[0]:
+            if sequence < kept[0]:
+                raise SequenceError(f"call {sequence} of slot {slot} is older than its call {kept[0]}")
+            return answers.decode(kept[1])  # type: ignore[return-value]  # what the same call answered
+        answer = work(session, *args, **kwargs)
+        self.execute(
+            "REPLACE INTO slots VALUES (?, ?, ?, ?)", (session, slot, sequence, answers.encode(answer))
+        )
         return answer
 
     def take_inode_number(self) -> int:
