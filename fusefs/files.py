@@ -168,13 +168,15 @@ class Files:
 
     def _plan(self, inode: Inode, start: int, end: int) -> tuple[list[Span[Source]], int, int]:
         """Return where the bytes come from, where the file ends, and of which version this is."""
+        with inode.lock:
+            if inode.first_unknown(start, end) is not None:
+                inode.committed.trim()
         while True:
             with inode.lock:
                 unknown = inode.first_unknown(start, end)
                 if unknown is None:
                     stop = min(end, inode.size())
                     return inode.plan(start, stop), stop, inode.base().version
-                inode.committed.trim()
             self._fetch_map(inode, unknown)
 
     def _fetch_map(self, inode: Inode, offset: int) -> None:

@@ -266,8 +266,8 @@ class Inode:
 
     def finish_commit(self, change: ChangeSet, attributes: Attributes, durable: bool) -> bool:
         """Follow a commit that succeeded; False if the contents may have changed otherwise meanwhile."""
-        dropped, self.committing = self.committing is not change, None
-        alone = not dropped and attributes.version == self.base().version + 1
+        self.committing = None
+        alone = attributes.version == self.base().version + 1
         if alone:
             if durable and self.durable_version == self.base().version:
                 self.durable_version = attributes.version
@@ -278,9 +278,9 @@ class Inode:
         return alone
 
     def drop_changes(self) -> int:
-        """Forget all that is not committed; return how many dirty bytes went (sealed blocks not counted)."""
+        """Forget the changes that wait; return how many dirty bytes went (sealed blocks not counted)."""
         dropped = self.buffers.bytes
-        self.committing, self.changes, self.buffers = None, ChangeSet(), DirtyBuffers()
+        self.changes, self.buffers = ChangeSet(), DirtyBuffers()
         self.dirty_since = None
         return dropped
 

@@ -97,10 +97,9 @@ class Writeback:
         """Note a write (offset None: at the end of the file); put what became full."""
         with inode.lock:
             added = inode.write(inode.size() if offset is None else offset, data)
-            sealed = inode.seal_full()
+            self.budget.take(added)
+            self._start_uploads(inode, inode.seal_full())
             crowded = len(inode.changes.map) > MOST_PENDING_EXTENTS
-        self.budget.take(added)
-        self._start_uploads(inode, sealed)
         if crowded and not inode.hides_old_content():
             self.commit(inode, durable=False)
         if self.budget.is_exceeded():
@@ -122,8 +121,7 @@ class Writeback:
     def write_out(self, inode: Inode) -> None:
         """Put all dirty bytes of an inode in the background; commit nothing."""
         with inode.lock:
-            sealed = inode.seal_all()
-        self._start_uploads(inode, sealed)
+            self._start_uploads(inode, inode.seal_all())
 
     def write_out_old(self, inodes: Iterable[Inode]) -> None:
         """Write out what is older than the age; commit it too, unless it rewrites a file from nothing."""
@@ -140,15 +138,31 @@ class Writeback:
             except QuorumfsError as error:
                 log.warning("inode %d: old changes were dropped: %s", inode.ino, error)
 
-    def fail(self, inode: Inode, error: QuorumfsError, block: PendingBlock | None = None) -> None:
-        """Drop all that is not committed, and let each writing handle be told why.
+    def fail(
+        self,
+        inode: Inode,
+        error: QuorumfsError,
+        *,
+        block: PendingBlock | None = None,
+        change: ChangeSet | None = None,
+    ) -> None:
+        """Drop the changes that wait, and let each writing handle be told why.
 
-        With `block`, only if that block is still part of what is not committed.
+        Args:
+            inode: whose.
+            error: why.
+            block: only if the changes that wait refer to this block, which could not be put.
+            change: the change whose commit failed; it is dropped too.
         """
         with inode.lock:
-            blocks = _blocks_of(inode.committing) + _blocks_of(inode.changes)
-            if not inode.is_changed() or (block is not None and block not in blocks):
+            blocks = _blocks_of(inode.changes)
+            if block is not None and block not in blocks:
+                return  # a commit under way waits for this block and will find out
+            if change is None and inode.changes.is_empty():
                 return
+            if change is not None:
+                inode.committing = None
+                blocks += _blocks_of(change)
             self.budget.give_back(inode.drop_changes())
             inode.last_error = error
             for handle in inode.handles:
@@ -162,6 +176,7 @@ class Writeback:
     # uploading
 
     def _start_uploads(self, inode: Inode, blocks: Iterable[PendingBlock]) -> None:
+        """Put blocks in the background. With the inode's lock held: a commit must not take them too."""
         for block in blocks:
             block.upload = self._pool.submit(self._upload, inode, block)
 
@@ -173,7 +188,7 @@ class Writeback:
             self._blocks.put_block(record.block, record.digest, data, False)
             block.record = record
         except QuorumfsError as error:
-            self.fail(inode, error, block)
+            self.fail(inode, error, block=block)
             raise
         finally:
             self._let_go(block)
@@ -198,8 +213,7 @@ class Writeback:
             try:
                 attributes = self._carry_out(inode, change, durable)
             except QuorumfsError as error:
-                if inode.committing is change:
-                    self.fail(inode, error)
+                self.fail(inode, error, change=change)
                 raise
             with inode.lock:
                 alone = inode.finish_commit(change, attributes, durable)
@@ -214,7 +228,8 @@ class Writeback:
         inline = _choose_inline([block for block in blocks if block.upload is None])
         riding = set(inline)
         put = [block for block in blocks if block not in riding]
-        self._start_uploads(inode, [block for block in put if block.upload is None])
+        with inode.lock:
+            self._start_uploads(inode, [block for block in put if block.upload is None])
         for block in put:
             _await_upload(block)
         if not all(self._blocks.owns(_record(block).block) for block in put):

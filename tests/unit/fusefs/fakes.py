@@ -1,0 +1,281 @@
+"""An in-memory server behind the mount's ports: counts calls, fails on demand, changes files by itself."""
+
+from __future__ import annotations
+
+import stat
+import struct
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+from fusefs.extents import RangeMap, Span
+from fusefs.filesystem import FileSystem
+from fusefs.handles import OpenInodes
+from wire.digest import PIECE_BYTES, block_digest, piece_digests
+from wire.errors import (
+    AlreadyExists,
+    NotFound,
+    QuorumfsError,
+    ReadRefused,
+    SessionUnknown,
+    StaleFile,
+    WriteRefused,
+)
+from wire.messages import (
+    AttributeChanges,
+    Attributes,
+    BlockPart,
+    BlockRecord,
+    Commit,
+    DirectoryPage,
+    Entry,
+    FileMap,
+    MappedExtent,
+    Opened,
+    Usage,
+)
+
+
+class FakeServer:
+    """NamespacePort, BlockPort and WritePermission in one. One lock; no threads of its own."""
+
+    def __init__(self) -> None:
+        self.calls: Counter[str] = Counter()
+        self.failures: dict[str, list[QuorumfsError]] = {}
+        self.hooks: dict[str, Callable[[], None]] = {}
+        self.writable = True
+        self.session = 1
+        self.durable: set[bytes] = set()
+        self.blocks: dict[bytes, bytes] = {}
+        self.open_inodes: set[int] = set()
+        self.commits: list[Commit] = []
+        self.first_run = 256
+        self._lock = threading.RLock()
+        self._counter = 0
+        self._attributes: dict[int, Attributes] = {}
+        self._maps: dict[int, RangeMap[BlockRecord]] = {}
+        self._names: dict[tuple[int, bytes], int] = {}
+        self._make(1, stat.S_IFDIR | 0o755)
+
+    # what tests do
+
+    def fail(self, method: str, *errors: QuorumfsError) -> None:
+        """Let the next calls of a method raise these errors."""
+        self.failures.setdefault(method, []).extend(errors)
+
+    def committed(self, ino: int) -> bytes:
+        """Return a file's committed bytes."""
+        size = self._attributes[ino].size
+        content = bytearray(size)
+        for start, end, record, offset in self._maps[ino].find(0, size):
+            content[start:end] = self.blocks[record.block][offset : offset + end - start]
+        return bytes(content)
+
+    def replace(self, ino: int, content: bytes) -> None:
+        """Give a file new contents, as another mount would; the old blocks are deleted."""
+        with self._lock:
+            for span in self._maps[ino]:
+                self.blocks.pop(span.source.block, None)
+            block = b"other-mount" + struct.pack(">I", len(self.blocks)) + b"!"
+            self.blocks[block] = content
+            record = BlockRecord(block, len(content), block_digest(content))
+            self._maps[ino] = RangeMap([Span(0, len(content), record, 0)])
+            old = self._attributes[ino]
+            self._attributes[ino] = old._replace(size=len(content), version=old.version + 1)
+
+    def _enter(self, method: str) -> None:
+        self.calls[method] += 1
+        if hook := self.hooks.get(method):
+            hook()
+        if errors := self.failures.get(method):
+            raise errors.pop(0)
+
+    # namespace
+
+    def _make(self, ino: int, mode: int) -> Attributes:
+        now = time.time_ns()
+        self._attributes[ino] = Attributes(ino, mode, 1, 0, 0, 0, 0, 0, now, now, now, 1)
+        self._maps[ino] = RangeMap()
+        return self._attributes[ino]
+
+    def _load(self, ino: int) -> Attributes:
+        if ino not in self._attributes:
+            raise StaleFile()
+        return self._attributes[ino]
+
+    def resolve(self, start: int, names: Sequence[bytes]) -> list[Attributes]:
+        self._enter("resolve")
+        found: list[Attributes] = []
+        for name in names:
+            ino = self._names.get((start, name))
+            if ino is None:
+                break
+            found.append(self._attributes[ino])
+            start = ino
+        return found
+
+    def getattr(self, ino: int) -> Attributes:
+        self._enter("getattr")
+        return self._load(ino)
+
+    def setattr(self, ino: int, changes: AttributeChanges) -> Attributes:
+        self._enter("setattr")
+        given = {name: value for name, value in changes._asdict().items() if value is not None}
+        self._attributes[ino] = self._load(ino)._replace(**given)
+        return self._attributes[ino]
+
+    def read_directory(self, ino: int, after: bytes, limit: int) -> DirectoryPage:
+        self._enter("read_directory")
+        names = sorted(name for parent, name in self._names if parent == ino and name > after)
+        page = [Entry(name, self._attributes[self._names[ino, name]]) for name in names[:limit]]
+        return DirectoryPage(page, len(names) <= limit)
+
+    def read_link(self, ino: int) -> bytes:
+        raise NotImplementedError
+
+    def create(
+        self, parent: int, name: bytes, mode: int, uid: int, gid: int, rdev: int, target: bytes, open_it: bool
+    ) -> Attributes:
+        self._enter("create")
+        if (parent, name) in self._names:
+            raise AlreadyExists()
+        ino = self._names[parent, name] = max(self._attributes) + 1
+        if open_it:
+            self.open_inodes.add(ino)
+        return self._make(ino, mode)
+
+    def link(self, ino: int, parent: int, name: bytes) -> Attributes:
+        self._names[parent, name] = ino
+        return self._load(ino)
+
+    def unlink(self, parent: int, name: bytes) -> None:
+        self._enter("unlink")
+        if self._names.pop((parent, name), None) is None:
+            raise NotFound()
+
+    rmdir = unlink
+
+    def rename(self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int) -> None:
+        self._enter("rename")
+        self._names[new_parent, new_name] = self._names.pop((parent, name))
+
+    def get_xattr(self, ino: int, name: bytes) -> bytes:
+        raise NotImplementedError
+
+    def list_xattrs(self, ino: int) -> list[bytes]:
+        raise NotImplementedError
+
+    def set_xattr(self, ino: int, name: bytes, value: bytes, flags: int) -> None:
+        raise NotImplementedError
+
+    def remove_xattr(self, ino: int, name: bytes) -> None:
+        raise NotImplementedError
+
+    def open(self, ino: int, writing: bool) -> Opened:
+        self._enter("open")
+        self.open_inodes.add(ino)
+        return Opened(self._load(ino), self._run(ino, 0, self.first_run))
+
+    def close(self, inodes: Sequence[int]) -> None:
+        self._enter("close")
+        self.open_inodes -= set(inodes)
+
+    def file_map(self, ino: int, offset: int, limit: int) -> FileMap:
+        self._enter("file_map")
+        return self._run(ino, offset, min(limit, self.first_run))
+
+    def _run(self, ino: int, offset: int, limit: int) -> FileMap:
+        attributes = self._load(ino)
+        spans = [span for span in self._maps[ino] if span.end > offset]
+        extents = [
+            MappedExtent(start, end - start, record.block, place, record.length, record.digest)
+            for start, end, record, place in spans[:limit]
+        ]
+        return FileMap(attributes.version, attributes.size, extents, len(spans) <= limit)
+
+    def sync_metadata(self) -> None:
+        self._enter("sync_metadata")
+
+    def usage(self) -> Usage:
+        return Usage(0, 0, 0, 0)
+
+    # blocks
+
+    def new_block(self) -> bytes:
+        with self._lock:
+            self._counter += 1
+            return struct.pack(">QQ", self.session, self._counter)
+
+    def owns(self, block: bytes) -> bool:
+        return block.startswith(struct.pack(">Q", self.session))
+
+    def put_block(self, block: bytes, digest: bytes, data: bytes | bytearray, durable: bool) -> None:
+        with self._lock:
+            self._enter("put_block")
+            assert block_digest(data) == digest
+            assert block not in self.blocks
+            self.blocks[block] = bytes(data)
+
+    def read_block(self, ino: int, witness: BlockRecord, first_piece: int, piece_count: int) -> BlockPart:
+        self._enter("read_block")
+        data = self.blocks.get(witness.block)
+        if data is None:
+            raise ReadRefused("missing everywhere", {"reason": "superseded"})
+        start = first_piece * PIECE_BYTES
+        end = start + piece_count * PIECE_BYTES if piece_count else len(data)
+        return BlockPart(len(data), piece_digests(data), data[start:end])
+
+    def sync_blocks(self, blocks: Sequence[bytes]) -> None:
+        self._enter("sync_blocks")
+        assert all(block in self.blocks for block in blocks)
+        self.durable.update(blocks)
+
+    def write_file(self, ino: int, commit: Commit, payload: Sequence[bytes | bytearray]) -> Attributes:
+        with self._lock:
+            self._enter("write_file")
+            for record, data in zip(commit.blocks[len(commit.blocks) - len(payload) :], payload, strict=True):
+                assert block_digest(data) == record.digest
+                self.blocks[record.block] = bytes(data)
+                if commit.durable:
+                    self.durable.add(record.block)
+            return self._apply(ino, commit)
+
+    def _apply(self, ino: int, commit: Commit) -> Attributes:
+        old = self._load(ino)
+        if not all(self.owns(record.block) for record in commit.blocks):
+            raise SessionUnknown()
+        known = {span.source.block: span.source for span in self._maps[ino]}
+        known |= {record.block: record for record in commit.blocks}
+        assert not commit.durable or all(record.block in self.durable for record in commit.blocks)
+        contents = self._maps[ino]
+        size = old.size
+        if commit.cut is not None:
+            contents.erase(commit.cut, 2**63)
+            size = min(size, commit.cut)
+        size = max(size, commit.extend_to)
+        for offset, length, block, block_offset in commit.extents:
+            assert offset + length <= size
+            if block is None:
+                contents.erase(offset, offset + length)
+            else:
+                contents.overlay(Span(offset, offset + length, known[block], block_offset))
+        self.commits.append(commit)
+        changed = commit.cut is not None or bool(commit.extents) or size != old.size
+        self._attributes[ino] = old._replace(
+            size=size, version=old.version + changed, mtime_ns=commit.changes.mtime_ns or time.time_ns()
+        )
+        return self._attributes[ino]
+
+    # permission
+
+    def require_writable(self) -> None:
+        if not self.writable:
+            raise WriteRefused("fewer than Qw data servers are up")
+
+
+def file_system(
+    server: FakeServer, dirty_bytes: int = 64 * 1024 * 1024, age_seconds: float = 30
+) -> FileSystem:
+    """Return a file system over the fake; its chores run only if the test begins them."""
+    return FileSystem(server, server, server, OpenInodes(server), dirty_bytes, age_seconds)

@@ -1,0 +1,412 @@
+"""The file system over an in-memory server: what a close commits, what a failure undoes, how many calls."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+
+from fusefs import inodes, writeback
+from fusefs.filesystem import FileSystem
+from fusefs.handles import Handle
+from tests.support import wait_until
+from tests.unit.fusefs.fakes import FakeServer, file_system
+from wire.digest import BLOCK_BYTES
+from wire.errors import DigestMismatch, ReadRefused, SessionUnknown, StaleFile, WriteFailed, WriteRefused
+from wire.messages import AttributeChanges, BlockPart
+
+MIB = BLOCK_BYTES
+
+
+@pytest.fixture
+def server() -> FakeServer:
+    return FakeServer()
+
+
+@pytest.fixture
+def fs(server: FakeServer) -> Iterator[FileSystem]:
+    made = file_system(server)
+    yield made
+    made.end()
+
+
+def write(fs: FileSystem, handle: Handle, offset: int, data: bytes) -> None:
+    fs.files.write(handle, offset, memoryview(data))
+
+
+def close(fs: FileSystem, handle: Handle) -> None:
+    try:
+        fs.files.flush(handle)
+    finally:
+        fs.files.release(handle)
+
+
+def make(fs: FileSystem, name: bytes, content: bytes) -> int:
+    attributes, handle = fs.create(1, name, 0o644, 0, 0, os.O_WRONLY)
+    if content:
+        write(fs, handle, 0, content)
+    close(fs, handle)
+    return attributes.ino
+
+
+def read(fs: FileSystem, ino: int, offset: int = 0, size: int = 1 << 24) -> bytes:
+    handle, _ = fs.files.open(ino, os.O_RDONLY)
+    try:
+        return bytes(fs.files.read(handle, offset, size))
+    finally:
+        close(fs, handle)
+
+
+def test_a_small_file_is_two_calls(fs: FileSystem, server: FakeServer) -> None:
+    ino = make(fs, b"a", b"1234")
+    assert server.calls == Counter(create=1, write_file=1)
+    assert server.committed(ino) == b"1234"
+    assert server.commits[0].extend_to == 4
+
+
+def test_nothing_is_visible_before_close(fs: FileSystem, server: FakeServer) -> None:
+    ino = make(fs, b"a", b"old")
+    handle, _ = fs.files.open(ino, os.O_WRONLY | os.O_TRUNC)
+    write(fs, handle, 0, b"x" * 3 * MIB)
+    assert server.committed(ino) == b"old"
+    assert read(fs, ino) == b"x" * 3 * MIB
+    assert fs.getattr(ino).size == 3 * MIB
+    close(fs, handle)
+    assert server.committed(ino) == b"x" * 3 * MIB
+    assert read(fs, ino) == b"x" * 3 * MIB
+
+
+def test_full_buffers_are_put_before_close(fs: FileSystem, server: FakeServer) -> None:
+    _, handle = fs.create(1, b"a", 0o644, 0, 0, os.O_WRONLY)
+    write(fs, handle, 0, b"x" * (2 * MIB + 5))
+    wait_until(lambda: server.calls["put_block"] == 2, 5, "two blocks are put")
+    close(fs, handle)
+    assert server.calls["put_block"] == 2
+    assert server.calls["write_file"] == 1
+
+
+def test_a_failed_put_leaves_the_old_content(fs: FileSystem, server: FakeServer) -> None:
+    ino = make(fs, b"a", b"old")
+    server.fail("put_block", WriteFailed("two servers are gone"))
+    handle, _ = fs.files.open(ino, os.O_WRONLY | os.O_TRUNC)
+    write(fs, handle, 0, b"x" * MIB)
+    wait_until(lambda: handle.error is not None, 5, "the failure is known")
+    with pytest.raises(WriteFailed):
+        write(fs, handle, MIB, b"more")
+    with pytest.raises(WriteFailed):
+        fs.files.flush(handle)
+    fs.files.flush(handle)
+    fs.files.release(handle)
+    assert server.committed(ino) == b"old"
+    assert read(fs, ino) == b"old"
+    assert fs.getattr(ino).size == 3
+    assert server.calls["write_file"] == 1
+
+
+@pytest.mark.parametrize("error", [WriteFailed("gone"), WriteRefused("gone")])
+def test_a_failed_commit_leaves_the_old_content(
+    fs: FileSystem, server: FakeServer, error: WriteFailed
+) -> None:
+    ino = make(fs, b"a", b"old")
+    handle, _ = fs.files.open(ino, os.O_WRONLY | os.O_TRUNC)
+    write(fs, handle, 0, b"new")
+    other, _ = fs.files.open(ino, os.O_RDWR)
+    server.fail("write_file", error)
+    with pytest.raises(type(error)):
+        fs.files.flush(handle)
+    assert read(fs, ino) == b"old"
+    with pytest.raises(type(error)):
+        fs.files.flush(other)
+    fs.files.flush(other)
+    write(fs, other, 1, b"LD")
+    close(fs, other)
+    close(fs, handle)
+    assert server.committed(ino) == b"oLD"
+
+
+def test_a_refused_write_commits_nothing_of_what_came_before(fs: FileSystem, server: FakeServer) -> None:
+    ino = make(fs, b"a", b"old")
+    handle, _ = fs.files.open(ino, os.O_WRONLY | os.O_TRUNC)
+    write(fs, handle, 0, b"half of it")
+    server.writable = False
+    with pytest.raises(WriteRefused):
+        write(fs, handle, 10, b"other half")
+    server.writable = True
+    with pytest.raises(WriteRefused):
+        write(fs, handle, 20, b"third half")
+    with pytest.raises(WriteRefused):
+        fs.files.flush(handle)
+    fs.files.release(handle)
+    assert server.committed(ino) == b"old"
+
+
+def test_open_for_writing_and_create_are_refused(fs: FileSystem, server: FakeServer) -> None:
+    ino = make(fs, b"a", b"old")
+    server.writable = False
+    server.calls.clear()
+    with pytest.raises(WriteRefused):
+        fs.files.open(ino, os.O_WRONLY | os.O_TRUNC)
+    with pytest.raises(WriteRefused):
+        fs.create(1, b"b", 0o644, 0, 0, os.O_WRONLY)
+    assert not server.calls
+    assert read(fs, ino) == b"old"
+
+
+def test_a_dead_session_loses_only_what_was_let_go(fs: FileSystem, server: FakeServer) -> None:
+    server.fail("write_file", SessionUnknown())
+    ino = make(fs, b"small", b"still in memory")
+    assert server.committed(ino) == b"still in memory"
+    attributes, handle = fs.create(1, b"large", 0o644, 0, 0, os.O_WRONLY)
+    write(fs, handle, 0, b"x" * MIB)
+    wait_until(lambda: server.calls["put_block"] == 1, 5, "a block is put")
+    server.session = 2
+    with pytest.raises(SessionUnknown):
+        fs.files.flush(handle)
+    fs.files.release(handle)
+    assert server.committed(attributes.ino) == b""
+
+
+def test_fsync_is_durable_once_and_for_all(fs: FileSystem, server: FakeServer) -> None:
+    attributes, handle = fs.create(1, b"a", 0o644, 0, 0, os.O_WRONLY)
+    write(fs, handle, 0, b"x" * (MIB + 1))
+    fs.files.fsync(handle)
+    assert server.commits[-1].durable
+    assert len(server.durable) == 2
+    server.calls.clear()
+    fs.files.fsync(handle)
+    assert not server.calls
+    write(fs, handle, 0, b"y")
+    fs.files.flush(handle)
+    assert not server.commits[-1].durable
+    fs.files.fsync(handle)
+    assert server.durable == set(server.blocks)
+    assert server.calls["sync_metadata"] == 1
+    close(fs, handle)
+    assert server.committed(attributes.ino) == b"y" + b"x" * MIB
+
+
+def test_a_file_replaced_under_a_reader_is_read_anew(fs: FileSystem, server: FakeServer) -> None:
+    ino = make(fs, b"a", b"old")
+    handle, _ = fs.files.open(ino, os.O_RDONLY)
+    server.replace(ino, b"newer")
+    assert bytes(fs.files.read(handle, 0, 100)) == b"newer"
+    close(fs, handle)
+
+
+def test_a_read_that_stays_refused_is_refused(fs: FileSystem, server: FakeServer) -> None:
+    ino = make(fs, b"a", b"old")
+    server.fail("read_block", ReadRefused("three are corrupt", {"reason": "quorum"}))
+    with pytest.raises(ReadRefused):
+        read(fs, ino)
+    assert server.calls["read_block"] == 1
+    assert read(fs, ino) == b"old"
+
+
+def test_bytes_that_do_not_match_the_witness_are_never_passed_on(
+    fs: FileSystem, server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ino = make(fs, b"a", b"old")
+    lies = [BlockPart(3, b"", b"bad"), BlockPart(3, b"", b"ol"), BlockPart(3, b"", b"old")]
+    monkeypatch.setattr(server, "read_block", lambda *_: lies.pop(0))
+    assert read(fs, ino) == b"old"
+    lies[:] = [BlockPart(3, b"", b"bad")] * 3
+    fs.set_xattr(ino, b"user.quorumfs.drop_caches", b"", 0)
+    with pytest.raises(DigestMismatch):
+        read(fs, ino)
+    assert not lies
+
+
+def test_pages_are_kept_only_while_the_contents_are_this_mounts(fs: FileSystem, server: FakeServer) -> None:
+    ino = make(fs, b"a", b"old")
+
+    def keeps(flags: int = os.O_RDONLY) -> bool:
+        handle, keep = fs.files.open(ino, flags)
+        close(fs, handle)
+        return keep
+
+    assert keeps()
+    handle, _ = fs.files.open(ino, os.O_WRONLY)
+    write(fs, handle, 0, b"mine")
+    close(fs, handle)
+    assert keeps()
+    server.replace(ino, b"theirs")
+    assert not keeps()
+    assert keeps()
+    handle, _ = fs.files.open(ino, os.O_WRONLY)
+    write(fs, handle, 0, b"failed")
+    server.fail("write_file", WriteFailed())
+    with pytest.raises(WriteFailed):
+        fs.files.flush(handle)
+    assert not keeps()
+    server.replace(ino, b"between")
+    write(fs, handle, 0, b"B")
+    close(fs, handle)
+    assert not keeps()
+    assert read(fs, ino) == b"Between"
+
+
+def test_old_dirty_data_is_committed_unless_it_rewrites_a_file(server: FakeServer) -> None:
+    fs = file_system(server, age_seconds=0)
+    log_ino, rewritten_ino = make(fs, b"log", b"one\n"), make(fs, b"rewritten", b"old")
+    log, _ = fs.files.open(log_ino, os.O_WRONLY | os.O_APPEND)
+    rewritten, _ = fs.files.open(rewritten_ino, os.O_WRONLY | os.O_TRUNC)
+    write(fs, log, 0, b"two\n")
+    write(fs, rewritten, 0, b"new")
+    puts = server.calls["put_block"]
+    fs.begin()
+    wait_until(lambda: server.committed(log_ino) == b"one\ntwo\n", 5, "the log is committed")
+    wait_until(lambda: server.calls["put_block"] > puts, 5, "the rewritten file is put")
+    assert server.committed(rewritten_ino) == b"old"
+    close(fs, rewritten)
+    assert server.committed(rewritten_ino) == b"new"
+    close(fs, log)
+    fs.end()
+
+
+def test_memory_is_bounded_and_given_back(server: FakeServer) -> None:
+    fs = file_system(server, dirty_bytes=8 * MIB)
+    budget = fs._writeback.budget
+    _, handle = fs.create(1, b"a", 0o644, 0, 0, os.O_WRONLY)
+    for index in range(40):
+        write(fs, handle, index * MIB + 1, b"x" * (MIB - 2))
+        assert budget.used <= 7 * MIB
+    close(fs, handle)
+    wait_until(lambda: budget.used == 0, 5, "all is given back")
+    server.fail("put_block", *[WriteFailed()] * 3)
+    _, handle = fs.create(1, b"b", 0o644, 0, 0, os.O_WRONLY)
+    write(fs, handle, 0, b"x" * (3 * MIB + 7))
+    with pytest.raises(WriteFailed):
+        fs.files.flush(handle)
+    fs.files.release(handle)
+    wait_until(lambda: budget.used == 0, 5, "all is given back after a failure")
+    fs.end()
+
+
+def test_very_many_extents_are_committed_in_steps(
+    fs: FileSystem, server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writeback, "MOST_EXTENTS_A_COMMIT", 10)
+    attributes, handle = fs.create(1, b"a", 0o644, 0, 0, os.O_WRONLY)
+    for index in range(35):
+        write(fs, handle, index * 1000, bytes([index]))
+    close(fs, handle)
+    assert [len(commit.extents) for commit in server.commits] == [10, 10, 10, 5]
+    content = server.committed(attributes.ino)
+    assert [content[index * 1000] for index in range(35)] == list(range(35))
+
+
+def test_times_set_while_writing_stand_after_close(fs: FileSystem, server: FakeServer) -> None:
+    attributes, handle = fs.create(1, b"a", 0o644, 0, 0, os.O_WRONLY)
+    write(fs, handle, 0, b"1234")
+    fs.setattr(attributes.ino, AttributeChanges(mtime_ns=1_000_000_007))
+    close(fs, handle)
+    assert fs.getattr(attributes.ino).mtime_ns == 1_000_000_007
+
+
+def test_an_inode_is_closed_late_and_opened_again_without_a_call(fs: FileSystem, server: FakeServer) -> None:
+    ino = make(fs, b"a", b"1")
+    assert server.calls["close"] == 0
+    assert ino in server.open_inodes
+    handle, _ = fs.files.open(ino, os.O_RDONLY)
+    fs._opens.tell_closed()
+    assert ino in server.open_inodes
+    close(fs, handle)
+    fs._opens.tell_closed()
+    assert ino not in server.open_inodes
+
+
+def test_a_walk_through_the_cache_is_verified_at_open(fs: FileSystem, server: FakeServer) -> None:
+    old, new = make(fs, b"old", b"old"), make(fs, b"new", b"new")
+    fs.lookup(1, b"old", walker=7)
+    server.rename(1, b"new", 1, b"old", 0)  # by another mount
+    assert fs.lookup(1, b"old", walker=7).ino == old
+    with pytest.raises(StaleFile):
+        fs.verify_walk(7, old)
+    assert fs.lookup(1, b"old", walker=7).ino == new
+    server.calls.clear()
+    fs.verify_walk(7, new)
+    assert not server.calls
+
+
+def test_the_cache_answers_for_a_while_and_own_changes_at_once(fs: FileSystem, server: FakeServer) -> None:
+    make(fs, b"a", b"1")
+    server.calls.clear()
+    for _ in range(5):
+        assert fs.getattr(fs.lookup(1, b"a").ino).size == 1
+    assert not server.calls
+    fs.rename(1, b"a", 1, b"b")
+    assert fs.lookup(1, b"b").size == 1
+    fs.setattr(fs.lookup(1, b"b").ino, AttributeChanges(mode=0o100600))
+    assert fs.lookup(1, b"b").mode == 0o100600
+
+
+def test_holes_seek_and_allocate(fs: FileSystem, server: FakeServer) -> None:
+    attributes, handle = fs.create(1, b"a", 0o644, 0, 0, os.O_RDWR)
+    write(fs, handle, 0, b"x" * 1000)
+    fs.files.allocate(handle, 3, 100, 200)
+    fs.files.allocate(handle, 0, 1500, 500)
+    for _ in range(2):
+        assert bytes(fs.files.read(handle, 0, 5000)) == b"x" * 100 + bytes(200) + b"x" * 700 + bytes(1000)
+        assert fs.files.seek(handle, 0, os.SEEK_HOLE) == 100
+        assert fs.files.seek(handle, 150, os.SEEK_DATA) == 300
+        assert fs.files.seek(handle, 1000, os.SEEK_DATA) is None
+        assert fs.files.seek(handle, 1000, os.SEEK_HOLE) == 1000
+        assert fs.files.seek(handle, 2000, os.SEEK_HOLE) is None
+        fs.files.flush(handle)
+    close(fs, handle)
+    assert len(server.committed(attributes.ino)) == 2000
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_random_work_is_what_a_bytearray_says(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    print(f"seed {seed}")
+    dice = random.Random(seed)
+    monkeypatch.setattr(inodes, "MOST_CACHED_EXTENTS", 4)
+    server = FakeServer()
+    server.first_run = dice.choice([1, 3, 256])
+    fs = file_system(server, dirty_bytes=4 * MIB)
+    attributes, handle = fs.create(1, b"a", 0o644, 0, 0, os.O_RDWR)
+    ino, model, committed = attributes.ino, bytearray(), b""
+    for _ in range(150):
+        place = dice.choice([dice.randrange(3 * MIB), dice.randrange(2000), MIB - 10])
+        action = dice.randrange(12)
+        if action < 5:
+            data = dice.randbytes(dice.choice([1, 100, 70_000, MIB]))
+            write(fs, handle, place, data)
+            model.extend(bytes(max(0, place + len(data) - len(model))))
+            model[place : place + len(data)] = data
+        elif action == 5:
+            fs.files.truncate(handle, place)
+            del model[place:]
+            model.extend(bytes(place - len(model)))
+        elif action == 6 and place < len(model):
+            fs.files.allocate(handle, 3, place, 5000)
+            end = min(place + 5000, len(model))
+            model[place:end] = bytes(end - place)
+        elif action == 7:
+            fs.files.flush(handle)
+            committed = bytes(model)
+        elif action == 8:
+            fs.files.fsync(handle)
+            committed = bytes(model)
+        elif action == 9:
+            fs._writeback.write_out(handle.inode)
+        elif action == 10 and dice.random() < 0.3:
+            server.fail("write_file", WriteFailed("on purpose"))
+            write(fs, handle, 0, b"!")
+            with pytest.raises(WriteFailed):
+                fs.files.flush(handle)
+            model = bytearray(committed)
+        else:
+            size = dice.choice([10, 100_000, 2 * MIB])
+            assert bytes(fs.files.read(handle, place, size)) == model[place : place + size]
+        assert fs.getattr(ino).size == len(model)
+        assert server.committed(ino) == committed
+    close(fs, handle)
+    assert server.committed(ino) == model
+    assert read(fs, ino) == model
+    fs.end()
+    assert fs._writeback.budget.used == 0
