@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import logging
 import random
 import socket
 import struct
@@ -13,18 +12,12 @@ from collections.abc import Callable, Iterator
 import msgpack
 import pytest
 
-from tests.contract.wire_support import AsyncCaller, LogLines, LoopThread, RunningServer, loop_thread
+from tests.contract.wire_support import AsyncCaller, LogLines, LoopThread, RunningServer
 from tests.support import wait_until
 from wire.methods import DataMethods
 
 REQUEST_SECONDS = 0.4
 MAX_MESSAGE_BYTES = 100_000
-
-
-@pytest.fixture(scope="module")
-def loop() -> Iterator[LoopThread]:
-    with loop_thread() as running:
-        yield running
 
 
 @pytest.fixture(scope="module")
@@ -39,14 +32,6 @@ def server(loop: LoopThread) -> Iterator[RunningServer]:
     running.implementations[DataMethods].answers["count"] = 4
     yield running
     running.drain()
-
-
-@pytest.fixture
-def log() -> Iterator[LogLines]:
-    handler = LogLines()
-    logging.getLogger("wire").addHandler(handler)
-    yield handler
-    logging.getLogger("wire").removeHandler(handler)
 
 
 @pytest.fixture(autouse=True)

@@ -21,6 +21,7 @@ from wire.client import Client
 from wire.config import Encoding
 from wire.errors import QuorumfsError
 from wire.messages import Identity
+from wire.methods import BookkeepingMethods
 from wire.server import Server
 from wire.table import methods_of
 
@@ -181,6 +182,34 @@ def sample(annotation: Any, seed: random.Random) -> Any:
         type(None): lambda: None,
     }
     return simple[annotation]()
+
+
+class Slow:
+    """Answers after as many milliseconds as it is asked for, or never (-1)."""
+
+    def __init__(self) -> None:
+        self.begun: list[int] = []
+        self.now = self.most_at_once = 0
+
+    async def renew(self, session: int) -> int:
+        self.begun.append(session)
+        self.now += 1
+        self.most_at_once = max(self.most_at_once, self.now)
+        try:
+            await (asyncio.sleep(session / 1000) if session >= 0 else asyncio.Event().wait())
+        finally:
+            self.now -= 1
+        return session
+
+
+def slow_server(loop: LoopThread, address: str = "127.0.0.1:0", **options: Any) -> tuple[Slow, Server, str]:
+    async def make() -> tuple[Slow, Server, str]:
+        slow, server = Slow(), Server(IDENTITY, **options)
+        server.register(BookkeepingMethods, slow, only=["renew"])
+        return slow, server, await server.start(address)
+
+    made: tuple[Slow, Server, str] = loop.run(make())
+    return made
 
 
 class LogLines(logging.Handler):

@@ -1,0 +1,235 @@
+"""The life of connections, by every client and encoding: deadlines, breaks, restarts, draining."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.contract.wire_support import (
+    LoopThread,
+    make_caller,
+    slow_server,
+)
+from tests.support import wait_until
+from wire.blocking import BlockingClient
+from wire.client import Client
+from wire.client_msgpack import REFUSED_SECONDS, MsgpackLink
+from wire.config import Encoding
+from wire.errors import (
+    DeadlineExceeded,
+    TransportError,
+    Unavailable,
+)
+from wire.methods import BookkeepingMethods
+from wire.server_msgpack import MOST_CALLS_IN_FLIGHT
+
+
+def test_answers_come_out_of_order(loop: LoopThread, address: str, rpc: Encoding) -> None:
+    _, server, real = slow_server(loop, address)
+
+    async def scenario() -> list[int]:
+        client = Client(real, rpc)
+        order: list[int] = []
+
+        async def one(milliseconds: int) -> None:
+            order.append(await client.call(5, BookkeepingMethods.renew, milliseconds))
+
+        await asyncio.gather(*[one(number) for number in (300, 150, 1)])
+        await client.close()
+        await server.drain()
+        return order
+
+    assert loop.run(scenario()) == [1, 150, 300]
+
+
+def test_many_more_calls_than_may_be_in_flight(loop: LoopThread, rpc: Encoding) -> None:
+    slow, server, real = slow_server(loop)
+
+    async def scenario() -> None:
+        client = Client(real, rpc)
+        calls = [client.call(20, BookkeepingMethods.renew, 20 + number % 7) for number in range(1500)]
+        assert await asyncio.gather(*calls) == [20 + number % 7 for number in range(1500)]
+        await client.close()
+        await server.drain()
+
+    loop.run(scenario())
+    assert len(slow.begun) == 1500
+    assert 1 < slow.most_at_once <= MOST_CALLS_IN_FLIGHT
+
+
+def test_a_deadline_passes_and_the_connection_serves_on(kind: str, loop: LoopThread, rpc: Encoding) -> None:
+    _, server, real = slow_server(loop)
+    caller = make_caller(kind, loop, real, rpc)
+    begin = time.monotonic()
+    with pytest.raises(DeadlineExceeded):
+        caller.call(0.15, BookkeepingMethods.renew, 600)
+    assert time.monotonic() - begin < 0.6
+    assert caller.call(5, BookkeepingMethods.renew, 1) == 1
+    time.sleep(0.6)  # the late answer has come: it must not be taken for another call's
+    assert caller.call(5, BookkeepingMethods.renew, 2) == 2
+    caller.close()
+    loop.run(server.drain())
+
+
+def test_a_refused_connection_is_unavailable_at_once(
+    kind: str, loop: LoopThread, rpc: Encoding, tmp_path: Path
+) -> None:
+    _, server, real = slow_server(loop)
+    loop.run(server.drain())
+    for gone in (real, f"unix:{tmp_path}/nothing"):
+        caller = make_caller(kind, loop, gone, rpc)
+        begin = time.monotonic()
+        for _ in range(3):
+            with pytest.raises(Unavailable):
+                caller.call(5, BookkeepingMethods.renew, 1)
+        assert time.monotonic() - begin < 4  # less than one deadline
+        caller.close()
+
+
+def test_calls_share_one_attempt_to_connect(
+    loop: LoopThread, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    attempts: list[int] = []
+    connect = MsgpackLink._connect
+
+    def counted(link: MsgpackLink) -> Any:
+        attempts.append(1)
+        return connect(link)
+
+    monkeypatch.setattr(MsgpackLink, "_connect", counted)
+
+    async def scenario() -> None:
+        client = Client(f"unix:{tmp_path}/nothing")
+        for _ in range(20):  # at once together, then shortly after each other
+            calls = [client.call(5, BookkeepingMethods.renew, 1) for _ in range(10)]
+            failures = await asyncio.gather(*calls, return_exceptions=True)
+            assert [type(failure) for failure in failures] == [Unavailable] * 10
+        await client.close()
+
+    begin = time.monotonic()
+    loop.run(scenario())
+    assert len(attempts) <= 1 + (time.monotonic() - begin) / REFUSED_SECONDS
+
+
+def test_a_restarted_server_is_found_again(kind: str, loop: LoopThread, address: str, rpc: Encoding) -> None:
+    _, server, real = slow_server(loop, address)
+    caller = make_caller(kind, loop, real, rpc)
+    assert caller.call(5, BookkeepingMethods.renew, 1) == 1
+    for _ in range(3):
+        loop.run(server.drain())
+        _, server, _ = slow_server(loop, real)
+        assert caller.call(5, BookkeepingMethods.renew, 1) == 1  # the stale connection costs no error
+    caller.close()
+    loop.run(server.drain())
+
+
+def test_a_broken_connection_fails_all_calls_in_flight(loop: LoopThread, rpc: Encoding) -> None:
+    slow, server, real = slow_server(loop)
+    told: list[bool] = []
+
+    async def scenario() -> list[Any]:
+        client = Client(real, rpc, on_disconnect=lambda: told.append(True))
+        await client.call(5, BookkeepingMethods.renew, 1)
+        assert client.connected
+        calls = [asyncio.create_task(client.call(20, BookkeepingMethods.renew, -1)) for _ in range(10)]
+        await asyncio.to_thread(wait_until, lambda: len(slow.begun) == 11, 5, "all calls have begun")
+        await server.drain(0.1)
+        failures = await asyncio.gather(*calls, return_exceptions=True)
+        assert not client.connected
+        await client.close()
+        return failures
+
+    assert [type(failure) for failure in loop.run(scenario())] == [Unavailable] * 10
+    assert told == [True]
+
+
+def test_draining_finishes_what_is_in_flight(
+    kind: str, loop: LoopThread, address: str, rpc: Encoding
+) -> None:
+    slow, server, real = slow_server(loop, address)
+    caller = make_caller(kind, loop, real, rpc)
+    results: list[int] = []
+    thread = threading.Thread(target=lambda: results.append(caller.call(10, BookkeepingMethods.renew, 400)))
+    thread.start()
+    wait_until(lambda: slow.begun, 5, "the call has begun")
+    loop.run(server.drain())
+    thread.join(5)
+    assert results == [400]
+    with pytest.raises(Unavailable):
+        caller.call(1, BookkeepingMethods.renew, 1)
+    caller.close()
+
+
+def test_the_blocking_client_sends_again_until_the_server_is_back(loop: LoopThread, rpc: Encoding) -> None:
+    _, server, real = slow_server(loop)
+    loop.run(server.drain())
+    client = BlockingClient([real], rpc)
+    results: list[int] = []
+    thread = threading.Thread(target=lambda: results.append(client.call(10, BookkeepingMethods.renew, 5)))
+    thread.start()
+    time.sleep(0.3)  # some attempts fail
+    assert not results
+    _, server, _ = slow_server(loop, real)
+    thread.join(5)
+    assert results == [5]
+    loop.run(server.drain())
+    begin = time.monotonic()
+    with pytest.raises(Unavailable):
+        client.call(0.3, BookkeepingMethods.renew, 5)
+    assert time.monotonic() - begin < 1
+    client.close()
+
+
+def test_the_blocking_client_tries_each_address(loop: LoopThread, rpc: Encoding, tmp_path: Path) -> None:
+    _, server, real = slow_server(loop)
+    client = BlockingClient([f"unix:{tmp_path}/nothing", real], rpc)
+    assert client.call_once(5, BookkeepingMethods.renew, 3) == 3
+    client.close()
+    loop.run(server.drain())
+
+
+def test_threads_share_a_blocking_client(loop: LoopThread, rpc: Encoding) -> None:
+    _, server, real = slow_server(loop)
+    client = BlockingClient([real], rpc)
+    wrong: list[Any] = []
+
+    def many(first: int) -> None:
+        for number in range(first, first + 30):
+            if client.call(10, BookkeepingMethods.renew, number % 5) != number % 5:
+                wrong.append(number)
+
+    threads = [threading.Thread(target=many, args=(index * 30,)) for index in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert not wrong
+    client.close()
+    with pytest.raises(Unavailable):
+        client.call_once(1, BookkeepingMethods.renew, 1)
+    loop.run(server.drain())
+
+
+def test_a_call_that_comes_while_draining_may_be_sent_again(loop: LoopThread, rpc: Encoding) -> None:
+    slow, server, real = slow_server(loop)
+
+    async def scenario() -> None:
+        client = Client(real, rpc)
+        first = asyncio.create_task(client.call(10, BookkeepingMethods.renew, 300))
+        await asyncio.to_thread(wait_until, lambda: slow.begun, 5, "the call has begun")
+        drained = asyncio.create_task(server.drain())
+        await asyncio.sleep(0.05)  # every connection has been told
+        with pytest.raises(TransportError) as caught:
+            await client.call(10, BookkeepingMethods.renew, 1)
+        assert caught.value.temporary
+        assert await first == 300
+        await drained
+        await client.close()
+
+    loop.run(scenario())
+    assert slow.begun == [300]
