@@ -125,10 +125,11 @@ def unmount(place: Path, *, lazy: bool = False) -> None:
 
 
 def users_of(place: Path) -> list[str]:
-    """Return "name (pid)" of the processes with a working directory or an open file below `place`."""
+    """Return "name (pid)" of the other processes with a working directory or an open file below `place`."""
     found = []
     for process in Path("/proc").iterdir():
-        if process.name.isdigit() and any(_below(place, link) for link in _links(process)):
+        another = process.name.isdigit() and process.name != str(os.getpid())
+        if another and any(_below(place, link) for link in _links(process)):
             found.append(f"{_name(process)} ({process.name})")
     return found
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -63,6 +63,8 @@ def test_a_mount_point_is_made_absolute_without_following_it(tmp_path: Path) -> 
 
 def test_users_of_a_directory_are_named(tmp_path: Path) -> None:
     assert mounts.users_of(tmp_path) == []
-    with (tmp_path / "file").open("w"):
-        [user] = mounts.users_of(tmp_path)
-    assert f"({os.getpid()})" in user
+    with subprocess.Popen(["sleep", "60"], cwd=tmp_path) as sleeper, (tmp_path / "file").open("w"):
+        try:
+            assert mounts.users_of(tmp_path) == [f"sleep ({sleeper.pid})"]
+        finally:
+            sleeper.kill()
