@@ -51,8 +51,8 @@ class BlockStore(Protocol):
     def sync(self) -> None:
         """Make everything put before this call durable."""
 
-    def contains(self, block: bytes) -> bool:
-        """Tell whether there is a record of a block, whatever its bytes are."""
+    def length(self, block: bytes) -> int | None:
+        """Return how many bytes were put for a block, whatever they are now; None if it is not here."""
 
     def inventory(self, after: bytes, limit: int) -> list[BlockRecord]:
         """Return up to `limit` (at most INVENTORY_LIMIT) records by their ids, all greater than `after`."""

@@ -58,8 +58,9 @@ class MemoryStore:
     def sync(self) -> None:
         pass
 
-    def contains(self, block: bytes) -> bool:
-        return block in self.blocks
+    def length(self, block: bytes) -> int | None:
+        found = self.blocks.get(block)
+        return None if found is None else len(found[1])
 
     def inventory(self, after: bytes, limit: int) -> list[BlockRecord]:
         with self._lock:

@@ -6,6 +6,8 @@ The file is closed when the last reference goes, so that a reader never meets a 
 
 from __future__ import annotations
 
+import errno
+import mmap
 import os
 import secrets
 from pathlib import Path
@@ -25,7 +27,32 @@ from dataserver.record import (
     encode_header,
     record_bytes,
 )
-from wire.digest import Buffer
+from wire.digest import BLOCK_BYTES, Buffer
+
+DIRECT_BYTES = 256 * 1024
+"""Longer payloads are written past the page cache: see docs/decisions/0003-segments-not-files.md."""
+
+
+class DirectFile:
+    """A file written past the page cache, through one aligned buffer. One thread at a time."""
+
+    def __init__(self, path: Path) -> None:
+        """Open an existing file. Raises OSError (EINVAL where the file system cannot do it)."""
+        self._handle = -1
+        self._buffer = mmap.mmap(-1, BLOCK_BYTES)
+        self._view = memoryview(self._buffer)
+        self._handle = os.open(path, os.O_RDWR | os.O_DIRECT)
+
+    def __del__(self) -> None:
+        if self._handle >= 0:
+            os.close(self._handle)
+
+    def write(self, data: Buffer, offset: int) -> None:
+        """Write a block's bytes at a page's offset, zeros after them up to a whole page. Raises OSError."""
+        size = aligned(len(data))
+        self._view[: len(data)] = data
+        self._view[len(data) : size] = bytes(size - len(data))
+        write_all(self._handle, self._view[:size], offset)
 
 
 class Segment:
@@ -35,11 +62,13 @@ class Segment:
         self.path = path
         self.number = number
         self._handle = -1
+        self._direct: DirectFile | None = None
         self._handle = os.open(path, os.O_RDWR if writable else os.O_RDONLY)
         head = decode_head(os.pread(self._handle, PAGE_BYTES, 0))
         self.identity = head.identity if head and head.number == number else b""
         self.end = max(PAGE_BYTES, aligned(self.size()))
         self.durable_to = PAGE_BYTES
+        self._may_be_direct = writable
 
     def __del__(self) -> None:
         if self._handle >= 0:
@@ -61,7 +90,7 @@ class Segment:
         offset = self.end
         header = encode_header(Header(LIVE, block, len(data), digest, pieces, self.number, offset))
         try:
-            if data:
+            if not self._append_direct(data, offset + PAGE_BYTES):
                 write_all(self._handle, data, offset + PAGE_BYTES)
             write_all(self._handle, header, offset)
         except OSError:
@@ -69,6 +98,26 @@ class Segment:
             raise
         self.end = offset + record_bytes(len(data))
         return offset
+
+    def _append_direct(self, data: Buffer, offset: int) -> bool:
+        """Write a long payload past the page cache; False, with nothing done, where that cannot be."""
+        if len(data) < DIRECT_BYTES or not self._may_be_direct:
+            return False
+        try:
+            if self._direct is None:
+                self._direct = DirectFile(self.path)
+            self._direct.write(data, offset)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            self._may_be_direct = False
+            return False
+        return True
+
+    def seal(self) -> None:
+        """Say that nothing will be appended any more."""
+        self._direct = None
+        self._may_be_direct = False
 
     def cut(self, offset: int) -> None:
         """Take an unfinished write at the end off."""

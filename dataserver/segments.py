@@ -150,6 +150,8 @@ class SegmentStore:
         """Return the segment to append to, a new one if need be. Raises OSError."""
         active = self._active
         if active is None or active.end + size > max(self._segment_bytes, PAGE_BYTES + size):
+            if active is not None:
+                active.seal()
             active = create_segment(self._segment_directory, self._next_number)
             self._next_number += 1
             self._segments = {**self._segments, active.number: active}
@@ -249,8 +251,9 @@ class SegmentStore:
 
     # -- what is here
 
-    def contains(self, block: bytes) -> bool:
-        return self._index.get(block) is not None
+    def length(self, block: bytes) -> int | None:
+        entry = self._index.get(block)
+        return None if entry is None else entry.length
 
     def inventory(self, after: bytes, limit: int) -> list[BlockRecord]:
         return self._index.page(after, check_limit(limit))

@@ -22,9 +22,7 @@ _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 INLINE_BYTES = PIECE_BYTES
-"""A put of more bytes goes to a thread."""
-INLINE_PIECES = 1
-"""A get or digest of more pieces goes to a thread."""
+"""Calls that move more bytes go to a thread."""
 THREADS = 4
 MAINTAIN_SECONDS = 2.0
 
@@ -37,10 +35,19 @@ class DataService:
         self._identity = identity
         self._started = time.monotonic()
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="store")
+        self._writing = 0
         self._sync = SharedSync(lambda: self._in_thread(store.sync))
 
     async def _in_thread(self, call: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, lambda: call(*args, **kwargs))
+
+    async def _write_in_thread(self, call: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        """While one of these holds the end of the segment, small puts go to a thread too."""
+        self._writing += 1
+        try:
+            return await self._in_thread(call, *args, **kwargs)
+        finally:
+            self._writing -= 1
 
     def identity(self) -> Identity:
         return self._identity
@@ -55,32 +62,36 @@ class DataService:
         }
 
     async def put(self, block: bytes, digest: bytes, data: bytes, durable: bool) -> None:
-        if len(data) <= INLINE_BYTES:
+        if len(data) <= INLINE_BYTES and not self._writing:
             self._store.put(block, digest, data)
         else:
-            await self._in_thread(self._store.put, block, digest, data)
+            await self._write_in_thread(self._store.put, block, digest, data)
         if durable:
             await self._sync()
 
     async def get(self, block: bytes, first_piece: int, piece_count: int) -> BlockPart:
-        if 0 < piece_count <= INLINE_PIECES:
+        if self._is_short(block, piece_count):
             return self._store.get(block, first_piece, piece_count)
         return await self._in_thread(self._store.get, block, first_piece, piece_count)
 
     async def digest(self, block: bytes, first_piece: int, piece_count: int) -> bytes:
-        if 0 < piece_count <= INLINE_PIECES:
+        if self._is_short(block, piece_count):
             return self._store.digest(block, first_piece, piece_count)
         return await self._in_thread(self._store.digest, block, first_piece, piece_count)
 
+    def _is_short(self, block: bytes, piece_count: int) -> bool:
+        """Tell whether reading so many pieces of a block is done before a thread would have begun."""
+        return piece_count == 1 or (self._store.length(block) or 0) <= INLINE_BYTES
+
     async def repair(self, block: bytes, digest: bytes, data: bytes, note: str) -> str:
-        return await self._in_thread(self._store.repair, block, digest, data, note)
+        return await self._write_in_thread(self._store.repair, block, digest, data, note)
 
     async def delete(self, blocks: list[bytes]) -> int:
         return await self._in_thread(self._store.delete, blocks)
 
     async def sync(self, blocks: list[bytes]) -> list[bytes]:
         await self._sync()
-        return [block for block in blocks if not self._store.contains(block)]
+        return [block for block in blocks if self._store.length(block) is None]
 
     async def inventory(self, after: bytes, limit: int) -> list[BlockRecord]:
         return await self._in_thread(self._store.inventory, after, limit)
