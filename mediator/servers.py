@@ -109,7 +109,7 @@ class Server:
         """Do not use it until health finds it up; `error` says why, for people."""
         if self.up:
             self.up, self.since_ns = False, time.time_ns()
-        self.error = error
+        self.error = error.removeprefix(f"{self.address}: ")
 
 
 class Metadata:
