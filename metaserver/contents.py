@@ -91,15 +91,17 @@ class Contents:
         return found
 
     def _after_commit(self, old: Attributes, commit: Commit, contents_changed: bool) -> Attributes:
+        """Return the attributes after a commit, but for its sizes.
+
+        Set-id bits are left alone: the kernel clears them when it takes a write, knowing who writes. A
+        commit comes later, often after the chmod(2) that set them (install -m 4755, tar -xp).
+        """
         now = self._store.now_ns()
         new = rules.changed(old, commit.changes, now)
         if not contents_changed:
             return new
-        return new._replace(
-            mode=new.mode if commit.changes.mode is not None else rules.without_set_id(new.mode),
-            mtime_ns=now if commit.changes.mtime_ns is None else new.mtime_ns,
-            version=old.version + 1,
-        )
+        mtime_ns = now if commit.changes.mtime_ns is None else new.mtime_ns
+        return new._replace(mtime_ns=mtime_ns, version=old.version + 1)
 
     def map(self, ino: int, offset: int, limit: int) -> FileMap:
         """Return up to `limit` (at most RUN_EXTENTS_MAX) extents that end after `offset`.

@@ -76,7 +76,7 @@ def inherited(parent_mode: int, parent_gid: int, mode: int, gid: int) -> tuple[i
 
 
 def without_set_id(mode: int) -> int:
-    """Return a mode as it is after a change of owner or contents.
+    """Return a mode as it is after a change of owner.
 
     A regular file loses set-user-id, and set-group-id if its group may execute it (without that, the
     bit means something else).
