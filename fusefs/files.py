@@ -61,15 +61,14 @@ class Files:
     def open(self, ino: int, flags: int) -> tuple[Handle, bool]:
         """Open a file as open(2) does; return its handle, and whether the kernel may keep its cached pages.
 
-        O_TRUNC is only noted: the old content stands until the commit.
+        O_TRUNC is only noted: the old content stands until the commit. Whether it may be written is asked of
+        the server, which remembers for `explain` what it refuses.
 
         Raises:
             WriteRefused: it is to be written, and fewer than Qw data servers are up.
             StaleFile: it does not exist any more.
         """
         writing = bool(flags & (os.O_ACCMODE | os.O_TRUNC))
-        if writing:
-            self._permission.require_writable()
         token = self._names.asking()
         inode, changed = self._opens.open(ino, writing)
         handle = self._attach(inode, flags)

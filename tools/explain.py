@@ -13,8 +13,9 @@ from typing import Any
 
 from rich.markup import escape
 
-from tools.locate import add_state_option, find_cluster, find_inode, mediator_client
+from tools.locate import CALL_SECONDS, add_state_option, find_cluster, find_inode, mediator_client
 from tools.output import add_json_option, bytes_text, coloured, console, print_json, table
+from wire.methods.common import CommonMethods
 from wire.methods.mediator import MediatorMethods
 
 EXPLAIN_SECONDS = 300.0
@@ -41,6 +42,8 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         ino = find_inode(cluster, client, arguments.path)
         report = client.call(EXPLAIN_SECONDS, MediatorMethods.explain, ino)
+        status = client.call(CALL_SECONDS, CommonMethods.status)
+        report |= {"writable": status["writable"], "reason": status["reason"]}
     finally:
         client.close()
     if arguments.json:
@@ -66,6 +69,8 @@ def show(path: Path, report: dict[str, Any], *, everything: bool) -> None:
         out.print("It has no blocks: it is empty, a hole, or no regular file.")
     if report.get("cut"):
         out.print("The file has more blocks: only the first ones were asked to vote.")
+    if not report["writable"]:
+        out.print(f"\nWrites are refused now: {report['reason']}", markup=False)
     if (refusal := report.get("last_refusal")) is not None:
         when = datetime.fromtimestamp(refusal["when_ns"] / 1e9).strftime("%H:%M:%S")
         out.print()

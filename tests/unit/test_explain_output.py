@@ -28,6 +28,8 @@ def report(count: int, bad: int | None = None) -> dict[str, Any]:
         "size": count << 20,
         "quorum": {"N": 2, "Qr": 1, "Qw": 2},
         "last_refusal": None,
+        "writable": True,
+        "reason": "",
         "blocks": blocks,
     }
 
@@ -50,6 +52,11 @@ def test_verdicts_and_refusal_are_shown(capsys: pytest.CaptureFixture[str]) -> N
     said = capsys.readouterr().out
     for word in ("[a].txt", "inode 7", "/[a].txt", "N=2", "corrupt", "1.0 MiB", "read: 1 of [Qr]=2", "votes"):
         assert word in said
+
+
+def test_why_nothing_can_be_written_now(capsys: pytest.CaptureFixture[str]) -> None:
+    show(Path("a"), report(1) | {"writable": False, "reason": "1 of 2 data servers is up"}, everything=False)
+    assert "Writes are refused now: 1 of 2 data servers is up" in capsys.readouterr().out
 
 
 def test_a_file_without_blocks(capsys: pytest.CaptureFixture[str]) -> None:

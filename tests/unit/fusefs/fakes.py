@@ -173,6 +173,8 @@ class FakeServer:
         raise NotImplementedError
 
     def open(self, ino: int, writing: bool) -> Opened:
+        if writing:
+            self.require_writable()
         self._enter("open")
         self.open_inodes.add(ino)
         return Opened(self._load(ino), self._run(ino, 0, self.first_run))
