@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import contextlib
 import os
+import resource
 import sys
 import time
 from pathlib import Path
@@ -39,7 +40,7 @@ async def _serve(arguments: argparse.Namespace) -> None:
     with contextlib.ExitStack() as stack:
         directory = DataDirectory(own.directory, config.cluster, own.number)
         stack.callback(directory.release)
-        store = SegmentStore(directory.path)
+        store = _open_store(directory.path)
         stack.callback(store.close)
         identity = Identity("dataserver", config.cluster, own.number, time.time_ns())
         service = DataService(store, identity)
@@ -49,18 +50,32 @@ async def _serve(arguments: argparse.Namespace) -> None:
         server.register(DataMethods, service)
 
         def restart(blank: bool) -> None:
-            service.close()
-            store.close()
-            if blank:
-                directory.discard_contents()
-            again = ["-m", "dataserver", *sys.argv[1:], "--listen", server.address]
-            os.execv(sys.executable, [sys.executable, *again])
+            here = [] if arguments.listen else ["--listen", server.address]
+            try:
+                service.close()
+                store.close()
+                if blank:
+                    directory.discard_contents()
+            finally:
+                os.execv(sys.executable, [sys.executable, "-m", "dataserver", *sys.argv[1:], *here])
 
         lab = LabService(store, own.number, restart) if arguments.lab else LabRefused()
         server.register(LabMethods, lab)
         maintenance = asyncio.create_task(service.maintain_for_ever())
         stack.callback(maintenance.cancel)
         await serve(server, arguments.listen or own.listen)
+
+
+def _open_store(directory: Path) -> SegmentStore:
+    """Open the store, with as many open files as this process may have: one for each segment."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    try:
+        return SegmentStore(directory)
+    except OSError as error:
+        raise ConfigError(
+            f"{directory}: cannot be opened: {error}; look at its rights and its disk"
+        ) from None
 
 
 def _find(config: ClusterConfig, number: int) -> DataServerConfig:

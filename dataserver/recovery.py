@@ -19,6 +19,7 @@ from dataserver.index import Entry, Index, IndexUnusable, SegmentRow, discard
 from dataserver.record import PAGE_BYTES, Header
 from dataserver.scan import Cut, Damaged, Found, Unfinished, scan
 from dataserver.segment import Segment, segment_paths
+from wire.config import ConfigError
 from wire.digest import block_digest
 
 _log = logging.getLogger(__name__)
@@ -37,7 +38,11 @@ class Recovered:
 
 
 def recover(segment_directory: Path, index_path: Path) -> Recovered:
-    """Open the segments and the index of a store; the index is made anew if it cannot be trusted."""
+    """Open the segments and the index of a store; the index is made anew if it cannot be trusted.
+
+    Raises:
+        ConfigError: no index can be made. OSError: the segments cannot be opened.
+    """
     index = _open_index(index_path)
     state = Recovered(index)
     known = index.segment_rows()
@@ -70,9 +75,13 @@ def _open_index(path: Path) -> Index:
         index = Index(path)
     except IndexUnusable as error:
         _log.warning("the index is unusable (%s) and is built anew from the segments", error)
-        discard(path)
+    else:
+        return index
+    discard(path)
+    try:
         return Index(path)
-    return index
+    except IndexUnusable as error:
+        raise ConfigError(f"{path}: cannot be made: {error}; look at the disk's room and rights") from None
 
 
 def _recover_segment(state: Recovered, segment: Segment, row: SegmentRow | None, rows_end: int) -> None:
@@ -110,7 +119,9 @@ def _scan_from(state: Recovered, segment: Segment, start: int, trusted: bool) ->
                     _adopt(state, _entry_of(header))
             case Unfinished(offset) if trusted:
                 segment.cut(offset)
-            case Damaged(offset, length) | Unfinished(offset, length):
+            case Unfinished():
+                appendable = False
+            case Damaged(offset, length):
                 _log.error("%s: %d bytes at %d cannot be read", segment.path.name, length, offset)
                 _note_damage(state, segment)
             case Cut(header):

@@ -61,6 +61,9 @@ class SegmentStore:
             directory: exists; holds segments/, index.sqlite and quarantine/.
             segment_bytes: a segment that would grow past this is closed, and a new one begun.
             reserve_bytes: puts are refused while less is free on the disk, so that deleting can go on.
+
+        Raises:
+            ConfigError, OSError: it cannot be opened.
         """
         self._segment_directory = directory / "segments"
         self._segment_directory.mkdir(exist_ok=True)
@@ -74,6 +77,7 @@ class SegmentStore:
         self._next_number = max([-1, *self._segments]) + 1
         self._unsynced = {s.number for s in self._segments.values() if s.durable_to < s.end}
         self._failure: OSError | None = None
+        self._saved_rows = segment_rows(self._segments, self._damaged)
         self._frees = 0
         self._appends, self._repairs, self._syncs = threading.Lock(), threading.Lock(), threading.Lock()
 
@@ -345,8 +349,11 @@ class SegmentStore:
 
     def _save_index(self) -> None:
         rows = segment_rows(self._segments, self._damaged)
+        if rows == self._saved_rows and not self._index.unsaved:
+            return
         try:
             self._index.save(rows)
+            self._saved_rows = rows
         except sqlite3.Error as error:
             _log.warning("the index cannot be saved now: %s", error)
             if self._index.unsaved > 4 * UNSAVED_LIMIT:
