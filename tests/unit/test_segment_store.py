@@ -538,3 +538,23 @@ def test_holes_can_be_punched_here(tmp_path: Path) -> None:
     with file.open("r+b") as opened:
         assert durable.punch_hole(opened.fileno(), 4096, 8192)
     assert file.read_bytes() == b"x" * 4096 + bytes(8192) + b"x" * 4096
+
+
+@pytest.mark.parametrize("length", [100, PIECE_BYTES, 300_001])
+def test_a_header_is_written_after_its_payload(
+    store: SegmentStore, monkeypatch: pytest.MonkeyPatch, length: int
+) -> None:
+    """So that a kill never leaves a header that can be read before bytes that cannot."""
+    put(store, 0)
+    offsets: list[int] = []
+    real = os.pwrite
+
+    def pwrite(handle: int, data: bytes, offset: int) -> int:
+        offsets.append(offset)
+        return real(handle, data, offset)
+
+    monkeypatch.setattr(os, "pwrite", pwrite)
+    data = bytes(length)
+    store.put(block_id(1), block_digest(data), data)
+    place = store.locate(block_id(1))
+    assert offsets == [place.payload_offset, place.header_offset]

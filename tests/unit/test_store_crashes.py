@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -106,9 +107,18 @@ class Written:
                 path.unlink()
 
 
+@pytest.fixture
+def quick_path() -> Iterator[Path]:
+    """A directory in memory: these tests open thousands of stores, and lose no power."""
+    memory = Path("/dev/shm")
+    place = Path(tempfile.mkdtemp(dir=memory if memory.is_dir() else None))
+    yield place
+    shutil.rmtree(place)
+
+
 @pytest.fixture(params=[True, False], ids=["with its index", "without index"])
-def written(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[int], Written]]:
-    yield lambda length: Written(tmp_path, length, with_index=request.param)
+def written(request: pytest.FixtureRequest, quick_path: Path) -> Callable[[int], Written]:
+    return lambda length: Written(quick_path, length, with_index=request.param)
 
 
 def test_killed_at_every_byte_of_a_write(written: Callable[[int], Written]) -> None:
