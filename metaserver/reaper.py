@@ -42,8 +42,6 @@ class Reaper:
         for session in self._sessions.expired():
             logger.warning("session %d ended: it was not renewed in time", session)
             self._sessions.end(session)
-        if not self._sessions.all_reclaimed():
-            return
         after = 0
         while orphans := self._store.read(self._orphans, after):
             for ino in orphans:

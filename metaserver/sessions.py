@@ -128,10 +128,6 @@ class Sessions:
         """Tell whether a session has an inode open, or may have it open and could not say so yet."""
         return ino in self._holders or bool(self._unreclaimed)
 
-    def all_reclaimed(self) -> bool:
-        """Tell whether every session had the time to reclaim what it had open before the restart."""
-        return not self._unreclaimed
-
     def forgive(self, seconds: float) -> None:
         """Lengthen all leases by a time in which this server could not have heard of anybody."""
         for lease in self._leases.values():

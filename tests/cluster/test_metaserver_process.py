@@ -227,7 +227,7 @@ def test_a_call_is_answered_again_after_sigkill(make_cluster: ClusterFactory) ->
 
 
 def test_an_open_file_without_a_name_survives_a_restart_and_then_goes(make_cluster: ClusterFactory) -> None:
-    cluster = make_cluster(servers=1, read_quorum=1, write_quorum=1, lease_seconds=1.0)
+    cluster = make_cluster(servers=1, read_quorum=1, write_quorum=1, lease_seconds=3.0)
     cluster.start("metaserver")
     client = connect(cluster)
     session = client.call(DEADLINE, NamespaceMethods.open_session, "test").session
@@ -244,7 +244,7 @@ def test_an_open_file_without_a_name_survives_a_restart_and_then_goes(make_clust
         return client.call(DEADLINE, BookkeepingMethods.counts)["inodes"]
 
     assert inodes() == 2
-    wait_until(lambda: inodes() == 1, 10.0, "the session ends, and the file with it")
+    wait_until(lambda: inodes() == 1, 20.0, "the session ends, and the file with it")
     with pytest.raises(SessionUnknown):
         client.call(DEADLINE, BookkeepingMethods.renew, session)
     client.close()

@@ -114,6 +114,15 @@ def test_extents_that_continue_each_other_are_one(meta: Harness) -> None:
     assert meta.extents(file.ino) == [(0, 300, record.block, 0)]
 
 
+def test_an_extent_is_joined_with_both_neighbours(meta: Harness) -> None:
+    file = meta.create(1, b"a")
+    record = meta.new_block(300)
+    meta.commit(file.ino, Extent(200, 100, record.block, 200), blocks=[record])
+    meta.commit(file.ino, Extent(0, 100, record.block, 0))
+    meta.commit(file.ino, Extent(100, 100, record.block, 100))
+    assert meta.extents(file.ino) == [(0, 300, record.block, 0)]
+
+
 def test_a_new_block_that_nothing_refers_to_is_garbage(meta: Harness) -> None:
     file = meta.create(1, b"a")
     record = meta.new_block()

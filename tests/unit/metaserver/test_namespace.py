@@ -213,6 +213,16 @@ def test_inode_numbers_are_never_given_again(meta: Harness) -> None:
     assert first < second < meta.create(1, b"a").ino
 
 
+def test_a_call_that_fails_first_after_a_start_costs_no_number_twice(meta: Harness) -> None:
+    numbers = [meta.create(1, b"a").ino]
+    for name in (b"b", b"c"):
+        meta.restart()
+        with pytest.raises(AlreadyExists):
+            meta.create(1, b"a")
+        numbers.append(meta.create(1, name).ino)
+    assert len(set(numbers)) == 3
+
+
 def test_rename_moves_and_counts(meta: Harness) -> None:
     one, two = meta.create(1, b"one", DIRECTORY), meta.create(1, b"two", DIRECTORY)
     inner = meta.create(one.ino, b"inner", DIRECTORY)

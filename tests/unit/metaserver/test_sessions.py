@@ -14,6 +14,7 @@ from wire.errors import (
     Busy,
     InternalError,
     InvalidArgument,
+    NoSpace,
     NotFound,
     SequenceError,
     SessionUnknown,
@@ -237,3 +238,16 @@ def test_an_error_of_the_database_is_told_and_leaves_no_transaction(
     assert "the database failed" in caplog.text
     assert meta.store.totals == totals
     meta.create(1, b"a")
+
+
+def test_a_full_disk_is_told_and_refuses_whole_calls(meta: Harness) -> None:
+    (pages,) = meta.store.execute("PRAGMA page_count").fetchone()
+    meta.store.execute(f"PRAGMA max_page_count = {pages + 1}").fetchone()
+    made = 0
+    with pytest.raises(NoSpace):
+        for made in range(10_000):
+            meta.create(1, b"%0255d" % made)
+    assert len(meta.names(1)) == made
+    assert meta.findings() == []
+    meta.store.execute("PRAGMA max_page_count = 1000000").fetchone()
+    meta.create(1, b"again")
