@@ -30,7 +30,7 @@ class _Seen(NamedTuple):
 
 
 class NameCache:
-    """(directory, name) -> inode number, and inode number -> attributes."""
+    """(directory, name) -> inode number, inode number -> attributes, inodes without capabilities."""
 
     def __init__(
         self,
@@ -42,6 +42,7 @@ class NameCache:
         self._lock = threading.Lock()
         self._names: OrderedDict[tuple[int, bytes], _Known] = OrderedDict()
         self._attributes: OrderedDict[int, _Seen] = OrderedDict()
+        self._plain: OrderedDict[int, float] = OrderedDict()
         self._changes = 0
 
     def asking(self) -> int:
@@ -76,6 +77,19 @@ class NameCache:
             if token == self._changes:
                 self._keep_name(parent, name, attributes)
 
+    def is_plain(self, ino: int) -> bool:
+        """Tell whether an inode is known to have no file capabilities."""
+        return self._plain.get(ino, 0.0) >= self._clock()
+
+    def learn_plain(self, token: int, ino: int) -> None:
+        """Keep the answer that an inode has no file capabilities."""
+        with self._lock:
+            if token == self._changes:
+                self._plain[ino] = self._clock() + self._life
+                self._plain.move_to_end(ino)
+                if len(self._plain) > self._most:
+                    self._plain.popitem(last=False)
+
     def changed(self, *, names: tuple[tuple[int, bytes], ...] = (), inodes: tuple[int, ...] = ()) -> None:
         """Forget names and attributes that this mount has just changed."""
         with self._lock:
@@ -86,6 +100,7 @@ class NameCache:
                     self._attributes.pop(known.ino, None)
             for ino in inodes:
                 self._attributes.pop(ino, None)
+                self._plain.pop(ino, None)
 
     def made(self, parent: int, name: bytes, attributes: Attributes) -> None:
         """Keep a name that this mount has just made."""

@@ -19,7 +19,15 @@ from fusefs.ports import BlockPort, NamespacePort, WritePermission
 from fusefs.readahead import BlockReader
 from fusefs.walks import Walks
 from fusefs.writeback import Writeback
-from wire.errors import AlreadyExists, NameTooLong, NoAttribute, NotFound, NotPermitted, StaleFile
+from wire.errors import (
+    AlreadyExists,
+    NameTooLong,
+    NoAttribute,
+    NotFound,
+    NotPermitted,
+    NotSupported,
+    StaleFile,
+)
 from wire.messages import ROOT_INODE, AttributeChanges, Attributes, Entry, Usage
 
 log = logging.getLogger(__name__)
@@ -31,6 +39,7 @@ LAST_ERROR = b"user.quorumfs.last_error"
 """A virtual extended attribute: why the last failed call on an open file failed (empty: none did)."""
 DROP_CACHES = b"user.quorumfs.drop_caches"
 """Setting this one, on any file, has the mount forget all cached bytes, so that the next reads are votes."""
+CAPABILITY = b"security.capability"
 
 
 class FileSystem:
@@ -183,6 +192,7 @@ class FileSystem:
             return self._seen(attributes), handle
         handle = self.files.adopt(attributes, flags)
         self._names.made(parent, name, attributes)
+        self._names.learn_plain(self._names.asking(), attributes.ino)
         return attributes, handle
 
     def link(self, ino: int, parent: int, name: bytes) -> Attributes:
@@ -290,17 +300,31 @@ class FileSystem:
     # extended attributes
 
     def get_xattr(self, ino: int, name: bytes) -> bytes:
+        _check_attribute(name)
         if name != LAST_ERROR:
-            return self._namespace.get_xattr(ino, name)
+            return self._get_xattr(ino, name)
         inode = self._opens.get(ino)
         if inode is None or inode.last_error is None:
             raise NoAttribute("no call on this file has failed since it was opened")
         return inode.last_error.message.encode(errors="surrogateescape")
 
+    def _get_xattr(self, ino: int, name: bytes) -> bytes:
+        # The kernel asks for this one before each write.
+        if name == CAPABILITY and self._names.is_plain(ino):
+            raise NoAttribute("no capabilities")
+        token = self._names.asking()
+        try:
+            return self._namespace.get_xattr(ino, name)
+        except NoAttribute:
+            if name == CAPABILITY:
+                self._names.learn_plain(token, ino)
+            raise
+
     def list_xattrs(self, ino: int) -> list[bytes]:
         return self._namespace.list_xattrs(ino)
 
     def set_xattr(self, ino: int, name: bytes, value: bytes, flags: int) -> None:
+        _check_attribute(name)
         if name == LAST_ERROR:
             raise NotPermitted("this attribute is told by the mount and cannot be set")
         if name == DROP_CACHES:
@@ -322,3 +346,9 @@ class FileSystem:
 def _check_name(name: bytes) -> None:
     if len(name) > NAME_BYTES:
         raise NameTooLong(f"a name of {len(name)} bytes: at most {NAME_BYTES}")
+
+
+def _check_attribute(name: bytes) -> None:
+    # Access control lists: a program that could store one would take it to be in force.
+    if name.startswith(b"system."):
+        raise NotSupported("attributes of the system's are not kept")

@@ -9,6 +9,7 @@ Safe in any thread; an inode's lock is never held while a server is called.
 from __future__ import annotations
 
 import logging
+import stat
 import threading
 import time
 from collections.abc import Iterable, Sequence
@@ -23,6 +24,7 @@ from wire.messages import AttributeChanges, Attributes, BlockRecord, Commit, Ext
 
 log = logging.getLogger(__name__)
 
+SET_ID = stat.S_ISUID | stat.S_ISGID
 UPLOADS = 4
 """So many blocks are put at the same time."""
 MOST_EXTENTS_A_COMMIT = 20_000
@@ -260,28 +262,39 @@ class Writeback:
             assert block.data is not None, "an inline block keeps its bytes until it is committed"
             block.record = BlockRecord(self._blocks.new_block(), block.length, block_digest(block.data))
             payloads[block.record.block] = block.data
-        commits = divide(change, [_record(block) for block in (*put, *inline)], durable)
+        commits = divide(
+            change, [_record(block) for block in (*put, *inline)], _changes(inode, change), durable
+        )
         for commit in commits:
             payload = [payloads[record.block] for record in commit.blocks if record.block in payloads]
             attributes = self._blocks.write_file(inode.ino, commit, payload)
         return attributes
 
 
-def divide(change: ChangeSet, records: Sequence[BlockRecord], durable: bool) -> list[Commit]:
+def _changes(inode: Inode, change: ChangeSet) -> AttributeChanges:
+    # The kernel takes set-id bits away at the write; the server, at a commit that does not name the mode,
+    # would also take away those that were given after the write.
+    mode = stat.S_IMODE(inode.base().mode)
+    return AttributeChanges(mode=mode if mode & SET_ID else None, mtime_ns=change.mtime_ns)
+
+
+def divide(
+    change: ChangeSet, records: Sequence[BlockRecord], attributes: AttributeChanges, durable: bool
+) -> list[Commit]:
     """Return the commits that carry out a change: one, unless it has very many extents.
 
     Args:
         change: all of its blocks have their records.
         records: of the blocks that are new, in the order in which they are to stand in a commit.
+        attributes: what else is to change.
         durable: whether the commits are to be durable.
     """
     extents = [
         Extent(start, end - start, None if source is None else _record(source).block, source_offset)
         for start, end, source, source_offset in change.map
     ]
-    mtime = AttributeChanges(mtime_ns=change.mtime_ns)
     if len(extents) <= MOST_EXTENTS_A_COMMIT:
-        return [Commit(change.cut, extents, change.extend_to, list(records), mtime, durable)]
+        return [Commit(change.cut, extents, change.extend_to, list(records), attributes, durable)]
     commits: list[Commit] = []
     sent: set[bytes] = set()
     for start in range(0, len(extents), MOST_EXTENTS_A_COMMIT):
@@ -291,7 +304,7 @@ def divide(change: ChangeSet, records: Sequence[BlockRecord], durable: bool) -> 
         cut = change.cut if start == 0 else None
         extend_to = step[-1].offset + step[-1].length
         new = [record for record in records if record.block in used]
-        commits.append(Commit(cut, step, extend_to, new, mtime, durable))
+        commits.append(Commit(cut, step, extend_to, new, attributes, durable))
     commits[-1] = commits[-1]._replace(extend_to=change.extend_to)
     return commits
 
