@@ -55,7 +55,8 @@ def test_archives_and_copies_keep_everything(here: Path) -> None:
         chmod 750 from/wire && chmod 4711 from/wire/quorum.py && truncate -s 5M from/sparse
         touch -d '2001-02-03 04:05:06.123456789' from/wire/config.py && mkfifo from/pipe
         list() {{ (cd $1 && find . -printf '%P %m %n %s %T+ %l\\n' | grep -v '^ ' | sort) }}
-        cp -a from copied && tar cf all.tar from && mkdir untarred && tar xf all.tar -C untarred
+        cp -a from copied
+        tar --format=posix -cf all.tar from && mkdir untarred && tar xf all.tar -C untarred
         diff <(list from) <(list copied) && diff <(list from) <(list untarred/from)
         """,
     )
