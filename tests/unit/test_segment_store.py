@@ -558,3 +558,48 @@ def test_a_header_is_written_after_its_payload(
     store.put(block_id(1), block_digest(data), data)
     place = store.locate(block_id(1))
     assert offsets == [place.payload_offset, place.header_offset]
+
+
+def test_bytes_of_a_place_that_was_freed_meanwhile_are_not_given_out(
+    store: SegmentStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the reads of the header and of the bytes, the block is deleted and its place freed."""
+    put(store, 1)
+    real = segment.Segment.read
+    pending = [True]
+
+    def read(self: segment.Segment, offset: int, length: int) -> bytes:
+        if pending:
+            pending.pop()
+            store.delete([block_id(1)])
+            store.maintain()
+        return real(self, offset, length)
+
+    monkeypatch.setattr(segment.Segment, "read", read)
+    with pytest.raises(BlockMissing):
+        store.get(block_id(1), 0, 0)
+
+
+@pytest.mark.parametrize(("damaged", "left"), [("newer", "older"), ("older", "newer"), ("none", "newer")])
+def test_of_two_records_with_one_id_the_later_good_one_counts(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, damaged: str, left: str
+) -> None:
+    """As a repair leaves them that was interrupted before the older one's space was freed."""
+    store = SegmentStore(directory)
+    put(store, 1, 2)
+    places = {"older": store.locate(block_id(1))}
+    monkeypatch.setattr(store._index, "free", lambda entry: None)
+    damage_payload(store, 1)
+    store.repair(block_id(1), block_digest(content(1)), content(1), "test")
+    places["newer"] = store.locate(block_id(1))
+    store.close()
+    overwrite(places["older"].path, places["older"].payload_offset, content(1))
+    if damaged in places:
+        overwrite(places[damaged].path, places[damaged].payload_offset, b"\xff\xfe\xfd\xfc")
+    remove_index(directory, directory)
+    store = SegmentStore(directory)
+    check(store, 1, 2)
+    assert store.locate(block_id(1)) == places[left]
+    store.maintain()
+    check(store, 1, 2)
+    store.close()
