@@ -6,14 +6,14 @@ MOUNTPOINT ?= mnt
 PARTS := setup.cfg pyproject.toml tools/setup.sh
 
 .DEFAULT_GOAL := help
-.PHONY: help up down status test demo evaluate lint format types imports clean distclean
+.PHONY: help up down status test demo transcript story-xml evaluate lint format types imports clean distclean
 
 help:
 	@echo 'make up     start a local cluster and mount it on ./$(MOUNTPOINT)'
 	@echo 'make down   unmount and stop it; the files stay for the next make up'
 	@echo 'make test   run all tests'
 	@echo 'make demo   play the story of the README on a throwaway cluster'
-	@echo 'others:     status evaluate lint format types clean distclean'
+	@echo 'others:     status evaluate transcript story-xml lint format types clean distclean'
 
 up: .venv/run.stamp
 	@$(BIN)/quorumfs up $(if $(filter command line environment,$(origin MOUNTPOINT)),$(MOUNTPOINT))
@@ -26,6 +26,14 @@ status: .venv/run.stamp
 
 demo: .venv/run.stamp
 	@$(BIN)/python -m tools.demo
+
+# The README's story is what the demo printed last.
+transcript: .venv/run.stamp
+	@$(BIN)/python -m tools.demo --readme README.md
+
+# The whole gibibyte by XML as well, which takes minutes.
+story-xml: .venv/test.stamp
+	@QUORUMFS_STORY_FULL=1 $(BIN)/python -m pytest tests/mount/test_story.py -k xml
 
 evaluate: .venv/run.stamp
 	@$(BIN)/quorumfs evaluate
