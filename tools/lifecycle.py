@@ -158,6 +158,7 @@ def _print_up(arguments: argparse.Namespace, cluster: LocalCluster, place: Path,
             }
         )
     name, mount = command_name(), shlex.quote(nice_path(place))
+    bearable = ",".join(map(str, range(1, max(1, min(2, quorum.servers - quorum.read)) + 1)))
     if arguments.state is not None:
         name += f" --state {shlex.quote(str(arguments.state))}"
     numbers = f"N={quorum.servers} data servers, Qr={quorum.read}, Qw={quorum.write}"
@@ -165,9 +166,9 @@ def _print_up(arguments: argparse.Namespace, cluster: LocalCluster, place: Path,
     print("Three things to try:")
     print(f"  echo 1234 > {mount}/a.txt; cat {mount}/a.txt")
     print(
-        f"  {name} fault corrupt {mount}/a.txt --servers 1,2; cat {mount}/a.txt; {name} explain {mount}/a.txt"
+        f"  {name} fault corrupt {mount}/a.txt --servers {bearable}; cat {mount}/a.txt; {name} explain {mount}/a.txt"
     )
-    print(f"  {name} fault terminate 3; {name} status")
+    print(f"  {name} fault terminate {min(3, quorum.servers)}; {name} status")
     return None
 
 
