@@ -165,9 +165,8 @@ def _print_up(arguments: argparse.Namespace, cluster: LocalCluster, place: Path,
     print(f"quorumfs is mounted on {place}: {numbers}.")
     print("Three things to try:")
     print(f"  echo 1234 > {mount}/a.txt; cat {mount}/a.txt")
-    print(
-        f"  {name} fault corrupt {mount}/a.txt --servers {bearable}; cat {mount}/a.txt; {name} explain {mount}/a.txt"
-    )
+    corrupt = f"{name} fault corrupt {mount}/a.txt --servers {bearable}"
+    print(f"  {corrupt}; cat {mount}/a.txt; {name} explain {mount}/a.txt")
     print(f"  {name} fault terminate {min(3, quorum.servers)}; {name} status")
     return None
 
