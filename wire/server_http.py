@@ -1,4 +1,4 @@
-"""A server's end of HTTP: XML-RPC at POST /RPC2, and a few words at GET /.
+"""A server's end of HTTP: XML-RPC at POST /RPC2 (or /), and a few words at GET /.
 
 HTTP itself is aiohttp's business. What a web page could send is refused: a request with an Origin
 header, or one that is not declared as XML. It must not know what the methods do. Runs on the
@@ -22,6 +22,8 @@ from wire.messages import Identity
 
 log = logging.getLogger("wire.http")
 
+_PATHS = ("/RPC2", "/")
+"""A stock ServerProxy whose address ends in a slash posts to /, as the old test scripts do."""
 _XML_TYPES = frozenset({"text/xml", "application/xml"})
 _IDLE_SECONDS = 300.0
 """An HTTP connection may be silent so long between two requests; clients connect again."""
@@ -70,7 +72,7 @@ class HttpFront:
             return _refusal(403, "a web page does not call this server")
         if request.method == "GET" and request.path == "/":
             return web.Response(text=self._about())
-        if request.path != "/RPC2":
+        if request.path not in _PATHS:
             return _refusal(404, "XML-RPC is at /RPC2")
         if request.method != "POST":
             return _refusal(405, "XML-RPC is a POST", {"Allow": "POST"})

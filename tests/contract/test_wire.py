@@ -226,14 +226,17 @@ def test_a_server_passes_calls_on(kind: str, loop: LoopThread, rpc: Encoding) ->
     behind.drain()
 
 
-def test_a_stock_xml_rpc_client(loop: LoopThread) -> None:
+@pytest.mark.parametrize("path", ["", "/", "/RPC2"])
+def test_a_stock_xml_rpc_client(loop: LoopThread, path: str) -> None:
     running = RunningServer(loop, "127.0.0.1:0", CommonMethods, DataMethods, LabMethods)
     common, data, lab = (running.implementations[table] for table in (CommonMethods, DataMethods, LabMethods))
     common.answers["identity"] = Identity("dataserver", "c", 1, 2**62)
     common.answers["status"] = {"a": [None, 2**40, -1.5, b"\0\xff"]}
     data.answers["inventory"] = [BlockRecord(EVERY_BYTE, 2**33, b"d")]
     lab.answers["corrupt"] = "one bit flipped"
-    stock = xmlrpc.client.ServerProxy(f"http://{running.address}", allow_none=True, use_builtin_types=True)
+    stock = xmlrpc.client.ServerProxy(
+        f"http://{running.address}{path}", allow_none=True, use_builtin_types=True
+    )
     with stock:
         assert stock.identity() == ["dataserver", "c", 1, 2**62]
         assert stock.status() == common.answers["status"]

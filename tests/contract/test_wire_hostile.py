@@ -286,7 +286,7 @@ NOT_XML_RPC = {
     "plain text": (post(call(""), content_type="text/plain"), 415),
     "no type": (post(call(""), content_type=""), 415),
     "compressed": (post(call(""), "Content-Encoding: gzip"), 415),
-    "another path": (post(call(""), path="/"), 404),
+    "another path": (post(call(""), path="/elsewhere"), 404),
     "another method": (b"PUT /RPC2 HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n", 405),
     "a preflight": (b"OPTIONS /RPC2 HTTP/1.1\r\nHost: x\r\nOrigin: http://evil.example\r\n\r\n", 403),
     "too long": (POST_XML + b"Content-Length: 99999999\r\n\r\n", 413),
