@@ -46,7 +46,11 @@ def writable(quorum: Quorum, servers: Sequence[Server]) -> tuple[bool, str]:
     up = len(servers) - len(down)
     if up >= quorum.write:
         return True, ""
-    who = "; ".join(f"server {server.number} ({server.address}): {server.error}" for server in down)
+    # What transport errors say begins with the address already.
+    who = ", ".join(
+        f"{server.number} ({server.address}: {server.error.removeprefix(f'{server.address}: ')})"
+        for server in down
+    )
     return False, (
         f"{up} of {quorum.servers} data servers {'is' if up == 1 else 'are'} up, "
         f"Qw={quorum.write} are needed to write; down: {who}. "
