@@ -32,6 +32,8 @@ from wire.config import ConfigError
         (Step("c", ""), Done("wrong\n", 0, 1), "should have printed"),
         (Step("c", tells=("a", "b")), Done("b a", 0, 1), ""),
         (Step("c", tells=("a", "b")), Done("a", 0, 1), "should have told 'b'"),
+        (Step("c", omits=("a",)), Done("b", 0, 1), ""),
+        (Step("c", omits=("b", "a")), Done("a", 0, 1), "should not have told 'a'"),
         (Step("c", within_seconds=2), Done("", 0, 1.9), ""),
         (Step("c", within_seconds=2), Done("", 0, 2.1), "it took 2.1 s"),
     ],
