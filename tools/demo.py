@@ -12,6 +12,7 @@ import argparse
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import sysconfig
@@ -23,6 +24,7 @@ from pathlib import Path
 
 from tools.cluster import LocalCluster
 from tools.mounts import check_fuse
+from tools.processes import interruptible
 from wire.config import ConfigError
 
 MARKERS = ("<!-- story: begin -->\n", "<!-- story: end -->\n")
@@ -257,13 +259,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         check_fuse()
         if parsed.readme is not None:
             readme_with(parsed.readme.read_text(), "")
-        lines = _play_in_a_throwaway_directory()
+        with interruptible():
+            lines = _play_in_a_throwaway_directory()
     except ConfigError as error:
         print(f"quorumfs: {error}", file=sys.stderr)
         return 2
     except BrokenPromiseError as error:
         print(f"quorumfs: not as promised: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
     if parsed.readme is not None:
         parsed.readme.write_text(readme_with(parsed.readme.read_text(), "\n".join(lines)))
     return 0

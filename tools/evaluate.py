@@ -28,6 +28,7 @@ from tools.access import ClientAccess, MountAccess
 from tools.cluster import LocalCluster
 from tools.html_report import render_html
 from tools.measure import Laboratory, Provenance
+from tools.processes import interruptible
 from tools.records import PUBLISHED_SETTINGS, Cell, Record, dumps, plan_cells
 from tools.tables import print_tables
 from wire.config import ConfigError, Deadlines, Encoding
@@ -84,8 +85,9 @@ def run(arguments: argparse.Namespace) -> int:
         mounts.check_fuse()
     records: list[Record] = []
     try:
-        for record in measure_all(plan):
-            records.append(record)
+        with interruptible():
+            for record in measure_all(plan):
+                records.append(record)
     finally:
         # What was measured is told even if the run ended early.
         if arguments.json is not None:

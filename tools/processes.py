@@ -14,7 +14,8 @@ import select
 import signal
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -200,6 +201,16 @@ def stop_all(processes: Sequence[Process], deadline_seconds: float) -> list[str]
             killed.append(process.name)
         process.forget()
     return killed
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Have SIGTERM end the block as Ctrl-C does, so that what it started is stopped (main thread only)."""
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 def boot_id() -> str:

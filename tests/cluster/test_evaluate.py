@@ -13,8 +13,10 @@ import pytest
 import tools.measure
 from mediator.vote import predict_read
 from tests.conftest import UNEXPECTED
+from tests.support import wait_until
 from tools.access import ClientAccess
 from tools.cli import main
+from tools.cluster import LocalCluster
 from tools.records import Cell, Outcome, loads, plan_cells
 from wire.quorum import Quorum
 
@@ -123,6 +125,30 @@ def test_a_read_from_a_cache_is_no_measurement(
     monkeypatch.setattr(ClientAccess, "read", lambda self, name: contents[name])
     assert main(list(SMALL)) == 1
     assert "answered without a vote" in capsys.readouterr().err
+
+
+def test_a_terminated_evaluation_stops_what_it_started_and_tells_what_it_measured(tmp_path: Path) -> None:
+    kept, file = tmp_path / "kept", tmp_path / "records.json"
+    evaluation = subprocess.Popen(
+        [sys.executable, "-m", "tools.cli", *SMALL, "--keep", str(kept), "--json", str(file)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        place = kept / "N3-Qr2-Qw3"
+        wait_until((place / "run" / "mediator.json").exists, 30, "the cluster is started")
+        cluster = LocalCluster.open(place)
+        wait_until(lambda: all(state.state == "running" for state in cluster.status()), 30, "it runs")
+        evaluation.terminate()
+        _, err = evaluation.communicate(timeout=60)
+    finally:
+        evaluation.kill()
+        evaluation.wait()
+    assert (evaluation.returncode, err) == (130, "")
+    assert {state.state for state in cluster.status()} == {"down"}
+    assert len(loads(file.read_text())) < len(plan_cells(3))
 
 
 @pytest.mark.parametrize(
