@@ -10,7 +10,6 @@ import itertools
 import logging
 import struct
 import threading
-import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -26,8 +25,6 @@ log = logging.getLogger(__name__)
 
 HEARTBEAT_SECONDS = 1.0
 HEARTBEAT_DEADLINE_SECONDS = 5.0
-RECHECK_SECONDS = 0.2
-"""A refusal is based on a heartbeat not older than this."""
 SLOTS = 32
 """So many mutating calls of a session may be in flight at once."""
 
@@ -49,12 +46,12 @@ class Session:
         self._client, self._deadlines, self._name = client, deadlines, name
         self.open_inodes: Callable[[], Sequence[int]] = tuple
         self._renewing = threading.Lock()
+        self._beating = threading.Lock()
         self._slots = threading.Semaphore(SLOTS)
         self._idle = [(slot, itertools.count(1)) for slot in range(SLOTS)]
         self._counter = itertools.count(1)
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
-        self._heard = 0.0
         self._last: Heartbeat | None = None
         self._failing = False
         self.number = 0
@@ -111,14 +108,15 @@ class Session:
             self._slots.release()
 
     def require_writable(self) -> None:
-        """Raise WriteRefused while fewer than Qw data servers are up."""
-        last = self._last
-        if last is None or last.writable:
+        """Raise WriteRefused while fewer than Qw data servers are up.
+
+        That they were down a moment ago refuses nothing: the mediator is asked again.
+        """
+        if self._last is None or self._last.writable:
             return
-        if time.monotonic() - self._heard > RECHECK_SECONDS:
-            self._beat()
-            last = self._last
-        if last is not None and not last.writable:
+        self._beat()
+        last = self._last
+        if not last.writable:
             raise WriteRefused(last.reason)
 
     def _run(self) -> None:
@@ -129,6 +127,10 @@ class Session:
                 log.exception("a heartbeat failed unexpectedly")
 
     def _beat(self) -> None:
+        with self._beating:  # an older answer must not replace a newer one
+            self._ask_health()
+
+    def _ask_health(self) -> None:
         session = self.number
         try:
             answer = self._client.call_once(HEARTBEAT_DEADLINE_SECONDS, MediatorMethods.heartbeat, session)
@@ -143,7 +145,7 @@ class Session:
         if self._failing:
             log.info("heartbeats are answered again")
         self._failing = False
-        self._last, self._heard = answer, time.monotonic()
+        self._last = answer
         if answer.epoch != self._epoch:
             self._try_to_reclaim(answer.epoch)
 
