@@ -149,6 +149,20 @@ def test_without_a_write_quorum_files_can_be_read_and_not_written(story: Story) 
     story.expect("cat a.txt", "9012\n")
 
 
+def test_a_write_quorum_lost_in_mid_write_leaves_the_old_content(story: Story) -> None:
+    story.expect("echo 1234 > a.txt")
+    file = os.open(story.mountpoint / "a.txt", os.O_WRONLY | os.O_TRUNC)
+    os.write(file, b"9012\n")
+    # Not by a command: starting a process closes a copy of the descriptor, which commits what was written.
+    story.cluster.kill("data-1")
+    with pytest.raises(OSError):
+        os.close(file)
+    story.expect("cat a.txt", "1234\n")
+    story.restart(1)
+    wait_until(lambda: story.shell("cat a.txt").out == "1234\n", 10, "it is still the old content")
+    story.expect_all_good("a.txt")
+
+
 # 5
 
 
