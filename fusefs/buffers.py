@@ -110,6 +110,14 @@ class DirtyBuffers:
         self.bytes -= gone
         return gone
 
+    def move(self, start: int, distance: int) -> None:
+        """Move all dirty bytes from `start` on by `distance` bytes; there must be none where they go."""
+        end = (max(self._buffers, default=0) + 1) * BLOCK_BYTES
+        moved = self.find(start, end)
+        self.erase(start, None)
+        for low, _, data, _ in moved:
+            self.write(low + distance, memoryview(data))
+
     def find(self, start: int, end: int) -> list[Span[bytes]]:
         """Return copies of the dirty bytes within [start, end), in order."""
         found: list[Span[bytes]] = []

@@ -136,6 +136,11 @@ class PageLedger:
         self._most = most_entries
         self._lock = threading.Lock()
         self._versions: OrderedDict[int, int] = OrderedDict()
+        self._drop: Callable[[int], None] | None = None
+
+    def drop_with(self, drop: Callable[[int], None]) -> None:
+        """Call `drop` with an inode's number when pages are to be dropped while the file is open."""
+        self._drop = drop
 
     def opened(self, ino: int, version: int) -> bool:
         """Tell whether the kernel may keep its pages at an open that found `version`."""
@@ -154,6 +159,12 @@ class PageLedger:
                 self._versions[ino] = version
             else:
                 self._versions.pop(ino, None)
+
+    def misplaced(self, ino: int) -> None:
+        """The kernel has put bytes into its pages at another place than they have in the file."""
+        self.doubt(ino)
+        if self._drop is not None:
+            self._drop(ino)
 
     def doubt(self, ino: int) -> None:
         """Let the next open drop the pages."""

@@ -64,6 +64,13 @@ class RangeMap(Generic[S]):
         first, last, kept = self._around(start, end)
         self._splice(first, last, kept)
 
+    def move(self, start: int, distance: int) -> None:
+        """Move everything from `start` on by `distance` bytes, over what is there."""
+        moved = self.find(start, self.end())
+        self.erase(start, self.end())
+        for low, high, source, source_offset in moved:
+            self.overlay(Span(low + distance, high + distance, source, source_offset))
+
     def find(self, start: int, end: int) -> list[Span[S]]:
         """Return the parts of spans within [start, end), in order; gaps are left out."""
         if start >= end:

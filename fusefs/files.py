@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 
 from fusefs.cache import NameCache, PageLedger
 from fusefs.extents import Span
 from fusefs.handles import Handle, OpenInodes
-from fusefs.inodes import END_OF_FILE, Inode, PendingBlock, Source
+from fusefs.inodes import END_OF_FILE, Inode, PendingBlock, Source, Unfinished
 from fusefs.ports import BlockPort, NamespacePort, WritePermission
 from fusefs.readahead import BlockReader, follows
 from fusefs.writeback import Writeback
@@ -33,6 +34,9 @@ MAP_RUN_EXTENTS = 4096
 MAP_ATTEMPTS = 5
 """So often a read begins anew with a fresh file map when other mounts replace the file under it."""
 SYNC_RUN_BLOCKS = 4096
+UNFINISHED_SECONDS = 2.0
+"""A commit waits so long at most for the rest of a write that the kernel has sent in parts."""
+PAGE_BYTES = 4096
 FALLOCATE_KEEP_SIZE = 0x01
 FALLOCATE_PUNCH_HOLE = 0x02
 FALLOCATE_ZERO_RANGE = 0x10
@@ -92,25 +96,30 @@ class Files:
             inode.handles.add(handle)
         return handle
 
-    def flush(self, handle: Handle) -> None:
+    def flush(self, handle: Handle, thread: int | None = None) -> None:
         """Commit what was written, as close(2) promises (P3); report a failed write-back once.
+
+        `thread` is the one that asks: it is not within a write(2).
 
         Raises:
             QuorumfsError: what was written since the last commit was dropped; the old content stands.
         """
         if handle.writing:
-            self._commit(handle, durable=False)
+            self._commit(handle, durable=False, thread=thread)
 
     def fsync(self, handle: Handle) -> None:
         """Commit what was written, and return when the whole file would survive a power loss."""
+        # The kernel lets no write(2) and no fsync(2) of one file overlap: what is here of the file is whole.
+        with handle.inode.lock:
+            handle.inode.note_part(None)
         self._commit(handle, durable=True)
         self._make_durable(handle.inode)
 
-    def _commit(self, handle: Handle, durable: bool) -> None:
+    def _commit(self, handle: Handle, durable: bool, thread: int | None = None) -> None:
         if (error := handle.take_error()) is not None:
             raise error
         try:
-            self._writeback.commit(handle.inode, durable)
+            self._writeback.commit(handle.inode, durable, thread)
         except QuorumfsError:
             handle.take_error()
             raise
@@ -135,6 +144,8 @@ class Files:
         with inode.lock:
             inode.handles.discard(handle)
             last_writer = handle.writing and not inode.has_writer()
+            if last_writer:
+                inode.note_part(None)
         try:
             if last_writer:
                 self._writeback.commit(inode, durable=False)
@@ -241,8 +252,8 @@ class Files:
 
     # writing
 
-    def write(self, handle: Handle, offset: int, data: memoryview) -> None:
-        """Note a write; O_APPEND handles write at the end of the file whatever `offset` says.
+    def write(self, handle: Handle, offset: int, data: memoryview, thread: int = 0) -> None:
+        """Note a write of a thread; O_APPEND handles write at the end of the file whatever `offset` says.
 
         Raises:
             WriteRefused: fewer than Qw data servers are up. What was not committed is dropped.
@@ -259,7 +270,12 @@ class Files:
             self._writeback.fail(handle.inode, error)
             handle.error = handle.inode.last_error = error
             raise
-        self._writeback.write(handle.inode, None if handle.appending else offset, data)
+        unfinished = None
+        if handle.appending and _may_continue(handle, offset, len(data)):
+            unfinished = Unfinished(thread, time.monotonic() + UNFINISHED_SECONDS)
+        place = self._writeback.write(handle.inode, None if handle.appending else offset, data, unfinished)
+        if place != offset:
+            self._pages.misplaced(handle.inode.ino)
 
     def truncate(self, handle: Handle, size: int) -> None:
         """Note a new size, as ftruncate(2)."""
@@ -331,3 +347,14 @@ class Files:
                 self._writeback.commit(inode, durable=False)
             except QuorumfsError as error:
                 log.warning("inode %d: uncommitted changes are lost: %s", inode.ino, error)
+
+
+def _may_continue(handle: Handle, offset: int, length: int) -> bool:
+    """Tell whether more of the same write(2) may follow these bytes.
+
+    Through its page cache the kernel sends a write in parts that end with a page; past it, in parts as
+    long as a request can be.
+    """
+    if handle.uncached:
+        return length > BLOCK_BYTES - PAGE_BYTES
+    return (offset + length) % PAGE_BYTES == 0

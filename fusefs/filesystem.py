@@ -10,7 +10,7 @@ import logging
 import os
 import stat
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from fusefs.cache import NameCache, PageLedger
 from fusefs.files import Files
@@ -72,6 +72,13 @@ class FileSystem:
         )
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run_chores, name="chores", daemon=True)
+
+    def drop_pages_with(self, drop: Callable[[int], None]) -> None:
+        """Call `drop` with an inode's number when the kernel is to forget its pages and attributes at once.
+
+        It is called in any thread, also while the kernel waits for an answer about that inode.
+        """
+        self._pages.drop_with(drop)
 
     def begin(self) -> None:
         """Begin the background chores: old dirty data, closed files."""

@@ -24,7 +24,17 @@ MOST_WAITING_CLOSES = 64
 class Handle:
     """One open file description (open(2)): several file descriptors may share it."""
 
-    __slots__ = ("appending", "error", "inode", "read_from", "read_to", "reading", "window", "writing")
+    __slots__ = (
+        "appending",
+        "error",
+        "inode",
+        "read_from",
+        "read_to",
+        "reading",
+        "uncached",
+        "window",
+        "writing",
+    )
 
     def __init__(self, inode: Inode, flags: int) -> None:
         access = flags & os.O_ACCMODE
@@ -32,6 +42,8 @@ class Handle:
         self.reading = access != os.O_WRONLY
         self.writing = access != os.O_RDONLY
         self.appending = bool(flags & os.O_APPEND)
+        self.uncached = False
+        """Whether its reads and writes pass the kernel's page cache by."""
         self.error: QuorumfsError | None = None
         """A failed write-back, to be reported once to this handle."""
         self.read_from = self.read_to = -1

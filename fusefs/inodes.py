@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from concurrent.futures import Future
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from fusefs.buffers import DirtyBuffers
 from fusefs.extents import Placement, RangeMap, Span, add_range
@@ -44,22 +44,45 @@ Source = bytes | PendingBlock | BlockRecord
 
 
 class ChangeSet:
-    """What one commit will change: first the cut, then the spans, then the size."""
+    """What one commit will change: first the cut, then the spans, then the size.
 
-    __slots__ = ("cut", "extend_to", "map", "mtime_ns")
+    What lies from `append_from` on was appended: the metadata server moves it to where the file ends then,
+    after `extend_unappended_to` (see wire.messages.Commit).
+    """
+
+    __slots__ = ("append_from", "cut", "extend_to", "extend_unappended_to", "map", "mtime_ns")
 
     def __init__(self) -> None:
         self.cut: int | None = None
         self.extend_to = 0
+        self.append_from: int | None = None
+        self.extend_unappended_to = 0
         self.map: RangeMap[PendingBlock | None] = RangeMap()
         self.mtime_ns: int | None = None
 
     def is_empty(self) -> bool:
         return self.mtime_ns is None
 
+    def follow_appends(self, size: int) -> bool:
+        """Move what was appended to the end of a file of `size` bytes; True if it lay elsewhere."""
+        distance = size - self.extend_to
+        if self.append_from is None or distance == 0:
+            return False
+        self.map.move(self.append_from, distance)
+        self.append_from += distance
+        self.extend_to = size
+        return True
+
     def size_over(self, size: int) -> int:
         """Return the file's size after these changes of a file of `size` bytes."""
         return max(size if self.cut is None else min(size, self.cut), self.extend_to)
+
+
+class Unfinished(NamedTuple):
+    """The kernel may send the rest of an appending write(2) of a thread, and does so before `until`."""
+
+    thread: int
+    until: float
 
 
 class CommittedMap:
@@ -132,6 +155,8 @@ class Inode:
         self.handles: set[Handle] = set()
         self.references = 0
         self.last_error: QuorumfsError | None = None
+        self.unfinished: Unfinished | None = None
+        self.write_finished = threading.Condition(self.lock)
         self.durable_version = -1
         """The version of the contents that is known to survive a power loss."""
 
@@ -175,6 +200,21 @@ class Inode:
     def has_writer(self) -> bool:
         return any(handle.writing for handle in self.handles)
 
+    def _settle(self) -> None:
+        """Move what was appended, and waits, to where the file ends by what is known now."""
+        changes = self.changes
+        if changes.append_from is None:
+            return
+        size = self.base().size
+        if self.committing is not None:
+            size = self.committing.size_over(size)
+        end = max(size if changes.cut is None else min(size, changes.cut), changes.extend_unappended_to)
+        if (distance := end - changes.append_from) != 0:
+            changes.map.move(changes.append_from, distance)
+            self.buffers.move(changes.append_from, distance)
+            changes.extend_to += distance
+            changes.append_from = end
+
     # learning from the server
 
     def learn_attributes(self, attributes: Attributes) -> bool:
@@ -183,6 +223,7 @@ class Inode:
         if known is not None and attributes.version < known.version:
             return False
         self.attributes = attributes
+        self._settle()
         if attributes.version == self.committed.version:
             return False
         self.committed.reset(attributes.version)
@@ -196,6 +237,7 @@ class Inode:
         newer = run.version > base.version
         if newer:
             self.attributes = base._replace(size=run.size, version=run.version)
+            self._settle()
         self.committed.learn(offset, run)
         return newer
 
@@ -208,10 +250,18 @@ class Inode:
         self._touch()
         return added
 
+    def append(self, data: memoryview) -> int:
+        """Note a write at the end of the file, wherever that is; return how many more bytes are dirty."""
+        changes = self.changes
+        if changes.append_from is None:
+            changes.append_from, changes.extend_unappended_to = self.size(), changes.extend_to
+        return self.write(self.size(), data)
+
     def truncate(self, size: int) -> int:
         """Note a new size; return how many dirty bytes were dropped."""
         dropped = 0
         changes = self.changes
+        changes.append_from = None
         if size < self.size() or (size == 0 and changes.cut is None):
             changes.cut = size if changes.cut is None else min(changes.cut, size)
             changes.extend_to = min(changes.extend_to, size)
@@ -230,6 +280,7 @@ class Inode:
 
     def extend(self, size: int) -> None:
         """Note that the file has at least so many bytes."""
+        self.changes.append_from = None
         self.changes.extend_to = max(self.changes.extend_to, size)
         self._touch()
 
@@ -258,6 +309,21 @@ class Inode:
             self.changes.map.overlay(Span(offset, offset + length, block, block_offset))
         return block
 
+    def note_part(self, unfinished: Unfinished | None) -> None:
+        """Note whether the write(2) whose bytes have just come may have more of them."""
+        if self.unfinished is not None or unfinished is not None:
+            self.unfinished = unfinished
+            self.write_finished.notify_all()
+
+    def await_whole_writes(self, thread: int | None) -> None:
+        """Wait until no appending write(2) is here in part only; `thread` is known to be in none."""
+        while (part := self.unfinished) is not None and part.thread != thread:
+            seconds = part.until - time.monotonic()
+            if seconds <= 0:
+                break
+            self.write_finished.wait(seconds)
+        self.note_part(None)
+
     def begin_commit(self) -> ChangeSet:
         """Set the changes apart that a commit is going to carry out."""
         self.seal_all()
@@ -267,6 +333,7 @@ class Inode:
     def finish_commit(self, change: ChangeSet, attributes: Attributes, durable: bool) -> bool:
         """Follow a commit that succeeded; False if the contents may have changed otherwise meanwhile."""
         self.committing = None
+        moved = change.follow_appends(attributes.size)
         alone = attributes.version == self.base().version + 1
         if alone:
             if durable and self.durable_version == self.base().version:
@@ -275,7 +342,8 @@ class Inode:
             self.attributes = attributes
         else:
             self.learn_attributes(attributes)
-        return alone
+        self._settle()
+        return alone and not moved
 
     def drop_changes(self) -> int:
         """Forget the changes that wait; return how many dirty bytes went (sealed blocks not counted)."""

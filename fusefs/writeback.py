@@ -12,11 +12,13 @@ import logging
 import stat
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 
 from fusefs.cache import NameCache, PageLedger
-from fusefs.inodes import ChangeSet, Inode, PendingBlock
+from fusefs.extents import Span
+from fusefs.inodes import ChangeSet, Inode, PendingBlock, Unfinished
 from fusefs.ports import BlockPort
 from wire.digest import BLOCK_BYTES, block_digest
 from wire.errors import QuorumfsError, SessionUnknown
@@ -95,10 +97,18 @@ class Writeback:
 
     # writing
 
-    def write(self, inode: Inode, offset: int | None, data: memoryview) -> None:
-        """Note a write (offset None: at the end of the file); put what became full."""
+    def write(
+        self, inode: Inode, offset: int | None, data: memoryview, unfinished: Unfinished | None = None
+    ) -> int:
+        """Note a write (offset None: at the end of the file); put what became full; return its offset.
+
+        `unfinished`: more of the same write(2) may follow. Both parts go into one commit then, so that no
+        other mount's bytes come between them.
+        """
         with inode.lock:
-            added = inode.write(inode.size() if offset is None else offset, data)
+            inode.note_part(unfinished)
+            place = inode.size() if offset is None else offset
+            added = inode.append(data) if offset is None else inode.write(offset, data)
             self.budget.take(added)
             self._start_uploads(inode, inode.seal_full())
             crowded = len(inode.changes.map) > MOST_PENDING_EXTENTS
@@ -107,6 +117,7 @@ class Writeback:
         if self.budget.is_exceeded():
             self.write_out(inode)
             self.budget.wait_for_room(self._wait_seconds)
+        return place
 
     def truncate(self, inode: Inode, size: int) -> None:
         """Note a new size."""
@@ -201,14 +212,17 @@ class Writeback:
 
     # committing
 
-    def commit(self, inode: Inode, durable: bool) -> None:
+    def commit(self, inode: Inode, durable: bool, thread: int | None = None) -> None:
         """Make all changes of an inode visible in one commit; with `durable` also safe from power loss.
+
+        `thread` is known not to be within a write(2).
 
         Raises:
             QuorumfsError: nothing was committed; the changes are dropped.
         """
         with inode.commit_lock:
             with inode.lock:
+                inode.await_whole_writes(thread)
                 if not inode.is_changed():
                     return
                 change = inode.begin_commit()
@@ -291,22 +305,44 @@ def divide(
     """
     extents = [
         Extent(start, end - start, None if source is None else _record(source).block, source_offset)
-        for start, end, source, source_offset in change.map
+        for start, end, source, source_offset in _parted(change)
     ]
+    appended = change.append_from
+    extend_to = change.extend_to if appended is None else change.extend_unappended_to
     if len(extents) <= MOST_EXTENTS_A_COMMIT:
-        return [Commit(change.cut, extents, change.extend_to, list(records), attributes, durable)]
+        return [Commit(change.cut, extents, extend_to, list(records), attributes, durable, appended)]
     commits: list[Commit] = []
     sent: set[bytes] = set()
-    for start in range(0, len(extents), MOST_EXTENTS_A_COMMIT):
-        step = extents[start : start + MOST_EXTENTS_A_COMMIT]
+    for number, step in enumerate(_steps(extents, appended)):
         used = {extent.block for extent in step if extent.block is not None} - sent
         sent |= used
-        cut = change.cut if start == 0 else None
-        extend_to = step[-1].offset + step[-1].length
+        cut = change.cut if number == 0 else None
+        reach = step[-1].offset + step[-1].length
         new = [record for record in records if record.block in used]
-        commits.append(Commit(cut, step, extend_to, new, attributes, durable))
-    commits[-1] = commits[-1]._replace(extend_to=change.extend_to)
+        commits.append(Commit(cut, step, reach, new, attributes, durable))
+    commits[-1] = commits[-1]._replace(extend_to=extend_to, append_from=appended)
     return commits
+
+
+def _parted(change: ChangeSet) -> Iterator[Span[PendingBlock | None]]:
+    """Yield the spans of a change; one that reaches over where the appended ones begin is parted there."""
+    for span in change.map:
+        if change.append_from is not None and span.start < change.append_from < span.end:
+            yield span.clip(span.start, change.append_from)
+            yield span.clip(change.append_from, span.end)
+        else:
+            yield span
+
+
+def _steps(extents: list[Extent], append_from: int | None) -> Iterator[list[Extent]]:
+    """Part extents into steps of a bounded size; all that was appended stays together in the last one."""
+    end = len(extents)
+    if append_from is not None:
+        end = bisect_left(extents, append_from, key=lambda extent: extent.offset)
+    last = max(0, end - 1) // MOST_EXTENTS_A_COMMIT * MOST_EXTENTS_A_COMMIT
+    for start in range(0, last, MOST_EXTENTS_A_COMMIT):
+        yield extents[start : start + MOST_EXTENTS_A_COMMIT]
+    yield extents[last:]
 
 
 def _blocks_of(change: ChangeSet | None) -> list[PendingBlock]:

@@ -51,6 +51,7 @@ class Contents:
         old = self._inodes.load(ino)
         if not stat.S_ISREG(old.mode):
             raise InvalidArgument(f"inode {ino} is no regular file")
+        commit = extent_rules.place_appends(commit, old.size)
         size = extent_rules.check_ranges(commit, old.size)
         allocated = old.allocated_bytes
         if commit.cut is not None or commit.extents or commit.blocks:

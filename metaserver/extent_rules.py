@@ -49,6 +49,35 @@ def check_ranges(commit: Commit, size: int) -> int:
     return new_size
 
 
+def place_appends(commit: Commit, size: int) -> Commit:
+    """Return a commit whose appended extents lie where the file ends, and that extends it over them.
+
+    Args:
+        commit: with or without `append_from`.
+        size: the file's size before.
+
+    Raises:
+        InvalidArgument: an extent reaches over `append_from`.
+        FileTooLarge: the file would end beyond MAX_BYTES.
+    """
+    start = commit.append_from
+    if start is None:
+        return commit
+    end = max(size if commit.cut is None else min(size, commit.cut), commit.extend_to)
+    placed, reach = [], end
+    for extent in commit.extents:
+        if extent.offset >= start:
+            placed.append(extent._replace(offset=extent.offset - start + end))
+            reach = max(reach, placed[-1].offset + extent.length)
+        elif extent.offset + extent.length > start:
+            raise InvalidArgument(f"an extent reaches over {start}, where the appended ones begin")
+        else:
+            placed.append(extent)
+    if reach > MAX_BYTES:
+        raise FileTooLarge()
+    return commit._replace(extents=placed, extend_to=reach, append_from=None)
+
+
 def replaced_ranges(cut: int | None, extents: Sequence[Extent]) -> list[Extent]:
     """Return all ranges that a commit replaces: its extents, and holes where the cut leaves nothing.
 

@@ -144,6 +144,10 @@ class Commit(NamedTuple):
 
     `blocks` are the records of the blocks that `extents` refer to and that are new. With `durable`
     the answer comes after the database's log is on disk.
+
+    With `append_from` the extents from that offset on (none reaches over it) were appended by a mount
+    that took the file to end there. They are moved, together, to where the file ends after the cut and
+    `extend_to`, which tells nothing of them; the file ends behind them then.
     """
 
     cut: int | None
@@ -152,6 +156,7 @@ class Commit(NamedTuple):
     blocks: list[BlockRecord]
     changes: AttributeChanges
     durable: bool
+    append_from: int | None = None
 
 
 class BlockPart(NamedTuple):

@@ -12,12 +12,14 @@ import errno
 import itertools
 import logging
 import os
+import queue
 import signal
 import stat
+import threading
 import time
 from collections.abc import Callable
 from ctypes import byref
-from typing import Any
+from typing import Any, Self
 
 from fusefs.filesystem import FileSystem
 from fusefs.handles import DirectoryHandle, Handle
@@ -94,8 +96,10 @@ class Mount:
                 raise ConfigError(
                     f"{self._options.mountpoint} cannot be mounted; libfuse's own message is above"
                 )
-            library.loop(session, loop_configuration(THREADS))
-            library.unmount(session)
+            with _Dropper(lambda ino: library.drop_pages(session, ino, 0, 0)) as dropper:
+                self._fs.drop_pages_with(dropper.drop)
+                library.loop(session, loop_configuration(THREADS))
+                library.unmount(session)
             library.remove_signal_handlers(session)
         finally:
             library.destroy_session(session)
@@ -214,6 +218,7 @@ class Mount:
         info = file.contents
         attributes, handle = self._fs.create(parent, name, mode, who.uid, who.gid, info.flags)
         info.fh = self._keep(handle)
+        info.direct_io = handle.uncached = _past_pages(handle)
         if self._library.reply_create(request, byref(_entry_of(attributes)), file) != 0:
             self._files.release(self._handles.pop(info.fh))
 
@@ -222,6 +227,7 @@ class Mount:
         self._fs.verify_walk(self._library.context(request).contents.pid, ino)
         handle, keep = self._files.open(ino, info.flags)
         info.fh, info.keep_cache = self._keep(handle), keep
+        info.direct_io = handle.uncached = _past_pages(handle)
         if self._library.reply_open(request, file) != 0:
             self._files.release(self._handles.pop(info.fh))
 
@@ -236,11 +242,14 @@ class Mount:
 
     def write(self, request: int, _ino: int, address: int, size: int, offset: int, file: Any) -> None:
         data = memoryview((ctypes.c_char * size).from_address(address)).cast("B")
-        self._files.write(self._handles[file.contents.fh], offset, data)
+        handle = self._handles[file.contents.fh]
+        thread = self._library.context(request).contents.pid if handle.appending else 0
+        self._files.write(handle, offset, data, thread)
         self._library.reply_written(request, size)
 
     def flush(self, request: int, _ino: int, file: Any) -> None:
-        self._files.flush(self._handles[file.contents.fh])
+        thread = self._library.context(request).contents.pid
+        self._files.flush(self._handles[file.contents.fh], thread)
         self._library.reply_error(request, 0)
 
     def fsync(self, request: int, _ino: int, _data_only: int, file: Any) -> None:
@@ -319,6 +328,35 @@ class Mount:
     def removexattr(self, request: int, ino: int, name: bytes) -> None:
         self._fs.remove_xattr(ino, name)
         self._library.reply_error(request, 0)
+
+
+class _Dropper:
+    """Drops the kernel's pages in a thread of its own: it waits for pages that a request may have locked."""
+
+    def __init__(self, drop: Callable[[int], int]) -> None:
+        self._drop = drop
+        self._queue: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="dropper", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._queue.put(None)
+        self._thread.join()
+
+    def drop(self, ino: int) -> None:
+        self._queue.put(ino)
+
+    def _run(self) -> None:
+        while (ino := self._queue.get()) is not None:
+            self._drop(ino)
+
+
+def _past_pages(handle: Handle) -> bool:
+    """Appends go past the kernel's pages: it would take them to be where it thinks that the file ends."""
+    return handle.appending and not handle.reading
 
 
 def _nanoseconds(moment: Any) -> int:

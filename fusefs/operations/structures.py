@@ -165,6 +165,9 @@ class Library:
         self.mount = _function("fuse_session_mount", error, c_void_p, c_char_p)
         self.unmount = _function("fuse_session_unmount", None, c_void_p)
         self.destroy_session = _function("fuse_session_destroy", None, c_void_p)
+        self.drop_pages = _function(
+            "fuse_lowlevel_notify_inval_inode", error, c_void_p, _INODE, _OFFSET, _OFFSET
+        )
         self.loop = _function("fuse_session_loop_mt", error, c_void_p, c_void_p)
 
 

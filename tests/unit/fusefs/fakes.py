@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from fusefs.extents import RangeMap, Span
 from fusefs.filesystem import FileSystem
 from fusefs.handles import OpenInodes
+from metaserver.extent_rules import place_appends
 from wire.digest import PIECE_BYTES, block_digest, piece_digests
 from wire.errors import (
     AlreadyExists,
@@ -77,7 +78,8 @@ class FakeServer:
         with self._lock:
             for span in self._maps[ino]:
                 self.blocks.pop(span.source.block, None)
-            block = b"other-mount" + struct.pack(">I", len(self.blocks)) + b"!"
+            self._counter += 1
+            block = b"other-mount" + struct.pack(">I", self._counter) + b"!"
             self.blocks[block] = content
             record = BlockRecord(block, len(content), block_digest(content))
             self._maps[ino] = RangeMap([Span(0, len(content), record, 0)])
@@ -245,6 +247,7 @@ class FakeServer:
 
     def _apply(self, ino: int, commit: Commit) -> Attributes:
         old = self._load(ino)
+        commit = place_appends(commit, old.size)
         if not all(self.owns(record.block) for record in commit.blocks):
             raise SessionUnknown()
         known = {span.source.block: span.source for span in self._maps[ino]}

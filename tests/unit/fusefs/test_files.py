@@ -410,3 +410,43 @@ def test_random_work_is_what_a_bytearray_says(seed: int, monkeypatch: pytest.Mon
     assert read(fs, ino) == model
     fs.end()
     assert fs._writeback.budget.used == 0
+
+
+def test_appends_go_to_the_end_that_another_mount_made(server: FakeServer, fs: FileSystem) -> None:
+    ino = make(fs, b"a", b"old.")
+    handle, _ = fs.files.open(ino, os.O_WRONLY | os.O_APPEND)
+    write(fs, handle, 4, b"one.")
+    server.replace(ino, b"old.other.")
+    write(fs, handle, 8, b"two.")
+    fs.files.flush(handle)
+    assert server.committed(ino) == b"old.other.one.two."
+    write(fs, handle, 0, b"three.")
+    server.replace(ino, b"")
+    close(fs, handle)
+    assert server.committed(ino) == b"three."
+    assert server.calls["write_file"] == 3
+
+
+def test_random_appends_and_other_mounts(server: FakeServer, fs: FileSystem) -> None:
+    seed = random.randrange(2**32)
+    dice = random.Random(seed)
+    ino = make(fs, b"a", b"")
+    handle, _ = fs.files.open(ino, os.O_RDWR | os.O_APPEND)
+    expected: list[bytes] = []
+    waiting: list[bytes] = []
+    for turn in range(300):
+        record = b"%d." % turn * dice.randrange(1, 30)
+        match dice.randrange(5):
+            case 0:
+                server.replace(ino, server.committed(ino) + record)
+                expected.append(record)
+            case 1:
+                fs.files.flush(handle)
+                expected, waiting = expected + waiting, []
+            case 2:
+                assert read(fs, ino) == b"".join(expected + waiting), f"seed {seed}, turn {turn}"
+            case _:
+                write(fs, handle, 0, record)
+                waiting.append(record)
+    close(fs, handle)
+    assert server.committed(ino) == b"".join(expected + waiting), f"seed {seed}"

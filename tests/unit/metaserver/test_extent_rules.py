@@ -8,7 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metaserver.extent_rules import MAX_BYTES, check_ranges, merge, replace, replaced_ranges, spans
+from metaserver.extent_rules import (
+    MAX_BYTES,
+    check_ranges,
+    merge,
+    place_appends,
+    replace,
+    replaced_ranges,
+    spans,
+)
 from wire.errors import FileTooLarge, InvalidArgument
 from wire.messages import AttributeChanges, Commit, Extent
 
@@ -153,3 +161,31 @@ def test_replace_does_what_bytes_do(old_steps: list, new_steps: list, cut: int |
     looked_at = spans(replaced_ranges(cut, new))
     touching = [e for e in old if any(s <= e.offset + e.length and e.offset <= end for s, end in looked_at)]
     assert replace(touching, replaced_ranges(cut, new)).added == (change.added if looked_at else [])
+
+
+@pytest.mark.parametrize(
+    ("size", "cut", "extend_to", "append_from", "extents", "placed", "end"),
+    [
+        (100, None, 0, 100, [(100, 10)], [(100, 10)], 110),
+        (150, None, 0, 100, [(0, 5), (100, 10), (110, 10)], [(0, 5), (150, 10), (160, 10)], 170),
+        (0, None, 0, 100, [(100, 10)], [(0, 10)], 10),
+        (0, None, 60, 100, [(40, 20), (100, 10)], [(40, 20), (60, 10)], 70),
+        (100, 0, 0, 0, [(0, 10)], [(0, 10)], 10),
+        (100, 50, 0, 50, [(50, 10)], [(50, 10)], 60),
+    ],
+)
+def test_appended_extents_go_to_the_end(
+    size: int, cut: int | None, extend_to: int, append_from: int, extents: list, placed: list, end: int
+) -> None:
+    given_ = commit(*(Extent(*row, A, 7) for row in extents), cut=cut, extend_to=extend_to)
+    after = place_appends(given_._replace(append_from=append_from), size)
+    assert after.extents == [Extent(*row, A, 7) for row in placed]
+    assert (after.extend_to, after.append_from) == (end, None)
+    assert check_ranges(after, size) == max(end, size if cut is None else min(size, cut))
+
+
+def test_appended_extents_are_apart_and_bounded() -> None:
+    with pytest.raises(InvalidArgument):
+        place_appends(commit(Extent(90, 20, A, 0))._replace(append_from=100), 100)
+    with pytest.raises(FileTooLarge):
+        place_appends(commit(Extent(100, 20, A, 0))._replace(append_from=100), MAX_BYTES - 10)

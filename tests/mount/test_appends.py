@@ -1,0 +1,87 @@
+"""O_APPEND from several mounts at once: every record whole, once, and each writer's in order."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import unexpected_lines
+from tests.mount.conftest import SMALL
+from tools.cluster import LocalCluster
+
+WRITER = """
+import os, random, sys
+path, name, count, largest, how = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), sys.argv[5]
+dice = random.Random(int(name))
+access = os.O_RDWR if how == "cached" else os.O_WRONLY  # the latter goes past the kernel's pages
+file = os.open(path, access | os.O_APPEND | os.O_CREAT)
+for number in range(count):
+    length = dice.randrange(largest)
+    record = b"<%s %d %d " % (name.encode(), number, length) + name.encode()[:1] * length + b">"
+    assert os.write(file, record) == len(record)
+    if how == "fsync":
+        os.fsync(file)
+    if how in ("close", "cached"):
+        os.close(file)
+        file = os.open(path, access | os.O_APPEND)
+os.close(file)
+"""
+
+
+@pytest.fixture(scope="module")
+def mounts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Path]]:
+    """Two mounts of one cluster."""
+    base = tmp_path_factory.mktemp("appends")
+    places = base / "first", base / "second"
+    with LocalCluster.create(base / "cluster", **SMALL) as cluster:
+        cluster.start()
+        for place in places:
+            place.mkdir()
+            cluster.mount(place)
+        yield places
+    assert not unexpected_lines(cluster)
+
+
+@pytest.mark.parametrize(
+    ("how", "count", "largest"),
+    [
+        ("fsync", 30, 5000),
+        ("close", 30, 5000),
+        ("cached", 30, 5000),
+        ("none", 300, 5000),
+        ("none", 12, 1 << 20),
+    ],
+)
+def test_appends_of_many_writers(mounts: tuple[Path, Path], how: str, count: int, largest: int) -> None:
+    name = f"log-{how}-{largest}"
+    writers = [
+        subprocess.Popen(
+            [sys.executable, "-c", WRITER, place / name, f"{number}", f"{count}", f"{largest}", how]
+        )
+        for number, place in enumerate(mounts * 4)
+    ]
+    for writer in writers:
+        assert writer.wait(timeout=120) == 0
+    for place in mounts:
+        os.setxattr(place, "user.quorumfs.drop_caches", b"")
+        check((place / name).read_bytes(), len(writers), count)
+
+
+def check(content: bytes, writers: int, count: int) -> None:
+    """Every record is there once, whole; each writer's records are in their order."""
+    found: dict[int, list[int]] = {writer: [] for writer in range(writers)}
+    place = 0
+    while place < len(content):
+        head = re.compile(rb"<(\d) (\d+) (\d+) ").match(content, place)
+        assert head is not None, f"no record at {place}: {content[place : place + 40]!r}"
+        writer, number, length = map(int, head.groups())
+        place = head.end() + length + 1
+        assert content[head.end() : place] == b"%d" % writer * length + b">", f"writer {writer}, {number}"
+        found[writer].append(number)
+    assert found == {writer: list(range(count)) for writer in range(writers)}
