@@ -6,6 +6,7 @@ A connection belongs to one thread at a time; the pool around it sees to that.
 from __future__ import annotations
 
 import http.client
+import select
 import socket
 import time
 from collections.abc import Sequence
@@ -52,9 +53,11 @@ def connect(address: Address, until: float, connect_seconds: float) -> socket.so
 
 
 def is_quiet(connected: socket.socket) -> bool:
-    """Tell whether an idle connection still stands: the peer has neither closed it nor sent anything."""
+    """Tell whether an idle connection still stands: the peer has neither closed it nor sent anything.
+
+    The socket must not block.
+    """
     try:
-        connected.settimeout(0)
         connected.recv(1, socket.MSG_PEEK)
     except BlockingIOError:
         return True
@@ -64,11 +67,16 @@ def is_quiet(connected: socket.socket) -> bool:
 
 
 class MsgpackSocket:
-    """A MessagePack-RPC connection."""
+    """A MessagePack-RPC connection. The socket never blocks; who waits does so in poll(2)."""
 
     def __init__(self, address: Address, connect_seconds: float, until: float) -> None:
         self._address = address
         self._socket = connect(address, until, connect_seconds)
+        self._socket.settimeout(0)
+        self._readable = select.poll()
+        self._readable.register(self._socket, select.POLLIN)
+        self._writable = select.poll()
+        self._writable.register(self._socket, select.POLLOUT)
         self._encoder = Encoder()
         self._decoder = Decoder(MAX_ANSWER_BYTES)
         self._request_id = 0
@@ -99,33 +107,34 @@ class MsgpackSocket:
         return result
 
     def _send(self, buffers: list[Buffer], until: float) -> None:
-        if len(buffers) == 1:
-            self._wait_at_most(until)
-            self._socket.sendall(buffers[0])
-            return
         views = [memoryview(buffer) for buffer in buffers]
-        while views:
-            self._wait_at_most(until)
-            sent = self._socket.sendmsg(views)
+        while True:
+            try:
+                sent = self._socket.sendmsg(views)
+            except BlockingIOError:
+                _wait(self._writable, until)
+                continue
             while views and sent >= len(views[0]):
                 sent -= len(views.pop(0))
-            if sent:
-                views[0] = views[0][sent:]
+            if not views:
+                return
+            views[0] = views[0][sent:]
 
     def _receive(self, until: float) -> list[Any]:
         while (message := self._decoder.next()) is None:
-            self._wait_at_most(until)
+            _wait(self._readable, until)
             data = self._socket.recv(_RECEIVE_BYTES)
             if not data:
                 raise ConnectionResetError("the server closed the connection")
             self._decoder.feed(data)
         return message
 
-    def _wait_at_most(self, until: float) -> None:
-        remaining_seconds = until - time.monotonic()
-        if remaining_seconds <= 0:
-            raise TimeoutError
-        self._socket.settimeout(remaining_seconds)
+
+def _wait(poll: select.poll, until: float) -> None:
+    """Wait until a socket is ready. Raises TimeoutError after the deadline."""
+    remaining_seconds = until - time.monotonic()
+    if remaining_seconds <= 0 or not poll.poll(remaining_seconds * 1000):
+        raise TimeoutError
 
 
 class XmlSocket:
@@ -140,7 +149,10 @@ class XmlSocket:
         self._http.sock = self._socket = connect(address, until, connect_seconds)
 
     def alive(self) -> bool:
-        return self._http.sock is not None and is_quiet(self._socket)
+        if self._http.sock is None:
+            return False
+        self._socket.settimeout(0)
+        return is_quiet(self._socket)
 
     def close(self) -> None:
         self._http.close()

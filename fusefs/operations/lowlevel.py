@@ -2,7 +2,7 @@
 
 The kernel's node numbers are our inode numbers, so that hard links share their pages and an unlinked open
 file keeps its attributes. The kernel keeps no names and attributes (time-outs 0), and keeps pages as
-`Files.open` says. Callbacks come in threads of libfuse, foreign to Python: no thread-locals.
+`Files.open` says. Callbacks come in threads of libfuse, foreign to Python; they live as long as the mount.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ from wire.messages import AttributeChanges, Attributes
 
 log = logging.getLogger(__name__)
 
-THREADS = 32
+THREADS = 16
+"""So many requests are answered at once. All threads are kept: each has a state that Python keeps too."""
 REQUEST_BYTES = 1024 * 1024
 BACKGROUND_REQUESTS = 64
 
@@ -66,6 +67,7 @@ class Mount:
         self._handles: dict[int, Handle] = {}
         self._directories: dict[int, DirectoryHandle] = {}
         self._numbers = itertools.count(1)
+        self._known_threads = threading.local()
         self._callbacks = Callbacks()
         fields: Any = Callbacks._fields_
         for name, kind in fields:
@@ -105,11 +107,16 @@ class Mount:
             library.destroy_session(session)
 
     def _guarded(self, name: str, method: Callable[..., None]) -> Callable[..., None]:
+        library, known = self._library, self._known_threads
+
         def answer(request: int, *arguments: Any) -> None:
+            if not hasattr(known, "kept"):
+                library.keep_thread()
+                known.kept = True
             try:
                 method(request, *arguments)
             except BaseException as error:
-                self._library.reply_error(request, errno_of(error, name))
+                library.reply_error(request, errno_of(error, name))
 
         return answer
 

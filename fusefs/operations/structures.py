@@ -170,6 +170,14 @@ class Library:
         )
         self.loop = _function("fuse_session_loop_mt", error, c_void_p, c_void_p)
 
+    @staticmethod
+    def keep_thread() -> None:
+        """Have Python keep its state of the calling thread, which it would make anew for each callback.
+
+        ctypes lets go of the state after each callback; one claim more keeps it (PyGILState_Ensure).
+        """
+        ctypes.pythonapi.PyGILState_Ensure()
+
 
 def _function(name: str, result: Any, *parameters: Any) -> Any:
     return ctypes.CFUNCTYPE(result, *parameters)(_address(name))
