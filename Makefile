@@ -6,14 +6,14 @@ MOUNTPOINT ?= mnt
 PARTS := setup.cfg pyproject.toml tools/setup.sh
 
 .DEFAULT_GOAL := help
-.PHONY: help up down status test demo transcript story-xml evaluate lint format types imports clean distclean
+.PHONY: help up down status test programs posix demo transcript story-xml evaluate lint format types imports clean distclean
 
 help:
 	@echo 'make up     start a local cluster and mount it on ./$(MOUNTPOINT)'
 	@echo 'make down   unmount and stop it; the files stay for the next make up'
 	@echo 'make test   run all tests'
 	@echo 'make demo   play the story of the README on a throwaway cluster'
-	@echo 'others:     status evaluate transcript story-xml lint format types clean distclean'
+	@echo 'others:     status evaluate programs posix transcript story-xml lint format types clean distclean'
 
 up: .venv/run.stamp
 	@$(BIN)/quorumfs up $(if $(filter command line environment,$(origin MOUNTPOINT)),$(MOUNTPOINT))
@@ -41,6 +41,14 @@ evaluate: .venv/run.stamp
 test: .venv/test.stamp
 	@$(BIN)/python -m pytest $(TESTS)
 
+# git, compilers, databases, stress-ng and so on, on a mount with five servers: takes many minutes.
+programs: .venv/programs.stamp
+	@$(BIN)/python -m pytest tests/programs -m 'long or not long'
+
+# pjdfstest, whose sources are in the directory that PJDFSTEST names: see docs/posix.md.
+posix: .venv/programs.stamp
+	@$(BIN)/python -m tests.posix $(PJDFSTEST)
+
 lint: .venv/test.stamp
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -60,6 +68,9 @@ imports: .venv/test.stamp
 
 .venv/test.stamp: $(PARTS)
 	@tools/setup.sh test
+
+.venv/programs.stamp: $(PARTS)
+	@tools/setup.sh programs
 
 # clean leaves the cluster's files alone; distclean takes the environment away too.
 clean:

@@ -1,17 +1,18 @@
 #!/usr/bin/env bash
-# usage: tools/setup.sh run|test
+# usage: tools/setup.sh run|test|programs
 #
-# Makes .venv with quorumfs in it, for running it or also for testing it, and installs what is missing from the
-# distribution. Says what it does; never asks. Exit status 2, with one line that says what to do, if it cannot.
+# Makes .venv with quorumfs in it, for running it, for testing it, or for testing it with large programs too, and
+# installs what is missing from the distribution. Says what it does; never asks. Exit status 2, with one line that
+# says what to do, if it cannot.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 purpose=${1:-run}
 case $purpose in
 run) extra="" ;;
-test) extra="[test]" ;;
+test | programs) extra="[test]" ;;
 *)
-    echo "quorumfs: usage: tools/setup.sh run|test" >&2
+    echo "quorumfs: usage: tools/setup.sh run|test|programs" >&2
     exit 2
     ;;
 esac
@@ -46,7 +47,7 @@ missing_packages() {
         if [ "$python" = python3 ]; then echo python3-venv; else echo "$python-venv"; fi
     fi
     if ! have fusermount3 || ! have_library 'libfuse3\.so'; then echo fuse3; fi
-    if [ "$purpose" = test ]; then
+    if [ "$purpose" != run ]; then
         have_library 'libfuse\.so\.2' || echo libfuse2
         have git || echo git
         have rsync || echo rsync
@@ -54,6 +55,17 @@ missing_packages() {
         have getfattr || echo attr
         have tar || echo tar
         have diff || echo diffutils
+        have vim || echo vim
+        have perl || echo perl
+        have fio || echo fio
+    fi
+    if [ "$purpose" = programs ]; then
+        have cc || echo gcc libc6-dev
+        have make || echo make
+        have stress-ng || echo stress-ng
+        have prove || echo perl
+        have openssl || echo openssl
+        [ -n "$(find /usr/lib/postgresql/*/bin -name pg_amcheck 2>/dev/null)" ] || echo postgresql
     fi
 }
 
@@ -89,4 +101,5 @@ echo "quorumfs: installing the Python packages of setup.cfg into .venv"
 .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable ".$extra" </dev/null ||
     fail "pip could not install the Python packages; mend that (see above), then try again"
 touch .venv/run.stamp
-[ "$purpose" != test ] || touch .venv/test.stamp
+[ "$purpose" = run ] || touch .venv/test.stamp
+[ "$purpose" != programs ] || touch .venv/programs.stamp
