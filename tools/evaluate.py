@@ -8,29 +8,27 @@ from __future__ import annotations
 
 import argparse
 import random
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
-from rich.progress import Task as ProgressTask
-from rich.text import Text
 
 from tools import mounts
 from tools.access import ClientAccess, MountAccess
 from tools.cluster import LocalCluster
 from tools.html_report import render_html
 from tools.measure import Laboratory, Provenance
+from tools.output import check_writable
 from tools.processes import interruptible
+from tools.progress import Bar, progress_bar
 from tools.records import PUBLISHED_SETTINGS, Cell, Record, dumps, plan_cells
 from tools.tables import print_tables
+from tools.version import describe_version
 from wire.config import ConfigError, Deadlines, Encoding
 from wire.quorum import Quorum
 
@@ -80,7 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Measure, print, write; return the exit status."""
     plan = make_plan(arguments)
     for file in (arguments.json, arguments.html):
-        _check_writable(file)
+        check_writable(file)
     if plan.through_mount:
         mounts.check_fuse()
     records: list[Record] = []
@@ -119,17 +117,6 @@ def make_plan(arguments: argparse.Namespace) -> Plan:
     return Plan(settings, not arguments.no_mount, arguments.rpc, seed, arguments.keep)
 
 
-def _check_writable(file: Path | None) -> None:
-    """Refuse a file that cannot be written before minutes of measuring, not after."""
-    if file is None:
-        return
-    try:
-        with file.open("ab"):
-            pass
-    except OSError as error:
-        raise ConfigError(f"{file}: cannot be written: {error.strerror}; name another file") from None
-
-
 def _check_empty(directory: Path) -> None:
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -147,7 +134,8 @@ def measure_all(plan: Plan) -> Iterator[Record]:
         directory = plan.keep or Path(
             stack.enter_context(tempfile.TemporaryDirectory(prefix="quorumfs-evaluate-"))
         )
-        bar = stack.enter_context(progress_bar(plan.settings))
+        cells = sum(len(plan_cells(quorum.servers)) for quorum in plan.settings)
+        bar = stack.enter_context(progress_bar(cells, "cells", estimated_seconds(plan.settings)))
         for quorum in plan.settings:
             name = f"N{quorum.servers}-Qr{quorum.read}-Qw{quorum.write}"
             yield from _measure_setting(plan, quorum, directory / name, provenance, bar)
@@ -190,67 +178,6 @@ def cell_costs(cells: Sequence[Cell]) -> list[float]:
     return costs
 
 
-def describe_version() -> str:
-    """Return the release, and the commit if this is a working copy of the source."""
-    try:
-        release = version("quorumfs")
-    except PackageNotFoundError:
-        release = "unreleased"
-    root = Path(__file__).parent.parent
-    if not (root / ".git").exists():
-        return release
-    try:
-        words = ["git", "-C", str(root), "describe", "--always", "--dirty"]
-        commit = subprocess.run(words, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return release
-    return f"{release} ({commit})"
-
-
-class Remaining(TextColumn):
-    """The time left, from how long the estimated work that is done has really taken."""
-
-    def __init__(self) -> None:
-        super().__init__("")
-
-    def render(self, task: ProgressTask) -> Text:
-        """Return the time left as minutes and seconds."""
-        done = task.fields["done_seconds"]
-        if not done or task.elapsed is None:
-            return Text("-:-- left", style="cyan")
-        left = int(task.elapsed * (task.fields["total_seconds"] - done) / done)
-        return Text(f"{left // 60}:{left % 60:02d} left", style="cyan")
-
-
-class Bar:
-    """The progress of an evaluation: cells for people, estimated seconds for the time left."""
-
-    def __init__(self, progress: Progress, task: TaskID) -> None:
-        self._progress = progress
-        self._task = task
-        self._done_seconds = 0.0
-
-    def describe(self, text: str) -> None:
-        """Say what is measured now."""
-        self._progress.update(self._task, description=text)
-
-    def advance(self, estimated_seconds: float, cells: int) -> None:
-        """Say that work estimated to take so long is done, and so many cells with it."""
-        self._done_seconds += estimated_seconds
-        self._progress.update(self._task, advance=cells, done_seconds=self._done_seconds)
-
-
-@contextmanager
-def progress_bar(settings: Sequence[Quorum]) -> Iterator[Bar]:
-    """Show a bar on standard error while the block runs; nothing but a terminal gets one."""
-    plans = [plan_cells(quorum.servers) for quorum in settings]
-    total_seconds = sum(START_SECONDS + sum(cell_costs(cells)) for cells in plans)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("cells"))
-    console = Console(stderr=True)
-    with Progress(
-        *columns, TimeElapsedColumn(), Remaining(), console=console, disable=not console.is_terminal
-    ) as progress:
-        task = progress.add_task(
-            "starting", total=sum(map(len, plans)), total_seconds=total_seconds, done_seconds=0.0
-        )
-        yield Bar(progress, task)
+def estimated_seconds(settings: Sequence[Quorum]) -> float:
+    """Return what measuring all cells of these settings is estimated to take."""
+    return sum(START_SECONDS + sum(cell_costs(plan_cells(quorum.servers))) for quorum in settings)

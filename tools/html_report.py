@@ -1,7 +1,6 @@
 """Evaluation records as one self-contained page. Pure; safe in any thread.
 
-The page loads nothing and runs nothing: no script, no font, no image, no address. Colour only
-repeats what the words in the cells say. Everything that comes from outside is escaped.
+Colour only repeats what the words in the cells say. Everything that comes from outside is escaped.
 """
 
 from __future__ import annotations
@@ -9,27 +8,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
+from tools.html_page import html_page
 from tools.records import Outcome, Record
 from tools.tables import MEANING, Grid, GridCell, GridRow, flagged_lines, make_grids, settings_of, summary
 
 STYLE = """
-:root { color-scheme: light dark; --page: #ffffff; --ink: #1b1f24; --line: #c8ced6; --faint: #5b6470;
-  --right: #c9efd2; --refused: #fdeec0; --wrong: #b3122a; --stale: #7a1fa2; --alarm-ink: #ffffff; }
+:root { --right: #c9efd2; --refused: #fdeec0; --wrong: #b3122a; --stale: #7a1fa2; --alarm-ink: #ffffff; }
 @media (prefers-color-scheme: dark) {
-  :root { --page: #14171b; --ink: #e6e9ed; --line: #3a424c; --faint: #9aa4b0;
-    --right: #174d2a; --refused: #55430c; --wrong: #d7263d; --stale: #9c3fc4; } }
-body { background: var(--page); color: var(--ink); font: 15px/1.5 system-ui, sans-serif;
-  max-width: 72rem; margin: 2rem auto; padding: 0 1rem; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; margin: 1.25rem 0; font-variant-numeric: tabular-nums; }
-caption { text-align: left; font-weight: 600; padding-bottom: .4rem; }
-th, td { border: 1px solid var(--line); padding: .3rem .7rem; text-align: center; white-space: nowrap; }
-th[scope=row] { text-align: left; font-weight: 400; }
+  :root { --right: #174d2a; --refused: #55430c; --wrong: #d7263d; --stale: #9c3fc4; } }
+th, td { text-align: center; }
 .right { background: var(--right); } .refused { background: var(--refused); }
 .wrong, .stale, .flagged { color: var(--alarm-ink); font-weight: 700; }
 .wrong, .flagged { background: var(--wrong); } .stale { background: var(--stale); }
 .flagged { outline: 3px solid var(--ink); outline-offset: -4px; }
-.faint { color: var(--faint); } dt { display: inline-block; padding: 0 .6rem; min-width: 5rem; }
+dt { display: inline-block; padding: 0 .6rem; min-width: 5rem; }
 dd { display: inline; margin: 0 0 0 .5rem; } dl div { margin: .3rem 0; }
 """
 
@@ -43,17 +35,13 @@ def render_html(records: Sequence[Record]) -> str:
         else "Every cell is as the model says, and none is wrong or stale"
     )
     parts = [
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
-        '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<title>quorumfs evaluation</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>",
-        f"<h1>quorumfs evaluation</h1>\n<p><strong>{escape(verdict)}.</strong></p>",
+        f"<p><strong>{escape(verdict)}.</strong></p>",
         f'<p>{escape(summary(records))}.</p>\n<p class="faint">{escape(_provenance(records))}</p>',
         _legend(),
         _flagged(flagged),
         *(_grid(grid) for grid in make_grids(records)),
-        "</main>\n</body>\n</html>\n",
     ]
-    return "\n".join(part for part in parts if part)
+    return html_page("quorumfs evaluation", STYLE, parts)
 
 
 def _provenance(records: Sequence[Record]) -> str:

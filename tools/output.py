@@ -14,6 +14,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from wire.config import ConfigError
+
 COLOURS = {
     "good": "green",
     "running": "green",
@@ -76,6 +78,17 @@ def nice_path(path: Path) -> str:
     """Return a path relative to the working directory if it lies in it."""
     working = Path.cwd()
     return str(path.relative_to(working)) if path.is_relative_to(working) else str(path)
+
+
+def check_writable(file: Path | None) -> None:
+    """Refuse a file that cannot be written before minutes of measuring, not after."""
+    if file is None:
+        return
+    try:
+        with file.open("ab"):
+            pass
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be written: {error.strerror}; name another file") from None
 
 
 def bytes_text(count: int) -> str:

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from tools.evaluate import add_parser, cell_costs, describe_version, make_plan
+from tools.evaluate import add_parser, cell_costs, make_plan
 from tools.measure import predict
 from tools.records import PUBLISHED_SETTINGS, Cell, Outcome, plan_cells
+from tools.version import describe_version
 from wire.config import ConfigError
 from wire.quorum import Quorum
 
