@@ -102,6 +102,14 @@ class NameCache:
                 self._attributes.pop(ino, None)
                 self._plain.pop(ino, None)
 
+    def forget(self) -> None:
+        """Forget everything, so that the next question about each name and inode goes to the server."""
+        with self._lock:
+            self._changes += 1
+            self._names.clear()
+            self._attributes.clear()
+            self._plain.clear()
+
     def made(self, parent: int, name: bytes, attributes: Attributes) -> None:
         """Keep a name that this mount has just made."""
         with self._lock:

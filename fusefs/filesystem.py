@@ -38,7 +38,8 @@ CHORE_SECONDS = 1.0
 LAST_ERROR = b"user.quorumfs.last_error"
 """A virtual extended attribute: why the last failed call on an open file failed (empty: none did)."""
 DROP_CACHES = b"user.quorumfs.drop_caches"
-"""Setting this one, on any file, has the mount forget all cached bytes, so that the next reads are votes."""
+"""Setting this one, on any file, has the mount forget all that it caches: the next reads are votes, and the
+next look-ups ask the metadata server."""
 CAPABILITY = b"security.capability"
 
 
@@ -337,6 +338,7 @@ class FileSystem:
         if name == DROP_CACHES:
             self._reader.forget()
             self._pages.doubt_all()
+            self._names.forget()
             return
         self._namespace.set_xattr(ino, name, value, flags)
         self._names.changed(inodes=(ino,))

@@ -331,6 +331,17 @@ def test_a_walk_through_the_cache_is_verified_at_open(fs: FileSystem, server: Fa
     assert not server.calls
 
 
+def test_dropped_caches_have_the_server_asked_again(fs: FileSystem, server: FakeServer) -> None:
+    ino = make(fs, b"a", b"old")
+    fs.lookup(ROOT_INODE, b"a")
+    asked = server.calls["resolve"]
+    fs.lookup(ROOT_INODE, b"a")
+    assert server.calls["resolve"] == asked
+    fs.set_xattr(ino, b"user.quorumfs.drop_caches", b"", 0)
+    fs.lookup(ROOT_INODE, b"a")
+    assert server.calls["resolve"] == asked + 1
+
+
 def test_the_cache_answers_for_a_while_and_own_changes_at_once(fs: FileSystem, server: FakeServer) -> None:
     make(fs, b"a", b"1")
     server.calls.clear()
