@@ -333,12 +333,12 @@ def test_a_walk_through_the_cache_is_verified_at_open(fs: FileSystem, server: Fa
 
 def test_dropped_caches_have_the_server_asked_again(fs: FileSystem, server: FakeServer) -> None:
     ino = make(fs, b"a", b"old")
-    fs.lookup(ROOT_INODE, b"a")
+    fs.lookup(1, b"a")
     asked = server.calls["resolve"]
-    fs.lookup(ROOT_INODE, b"a")
+    fs.lookup(1, b"a")
     assert server.calls["resolve"] == asked
     fs.set_xattr(ino, b"user.quorumfs.drop_caches", b"", 0)
-    fs.lookup(ROOT_INODE, b"a")
+    fs.lookup(1, b"a")
     assert server.calls["resolve"] == asked + 1
 
 
