@@ -50,7 +50,7 @@ def test_writes_are_refused_beforehand_without_a_quorum() -> None:
                 with pytest.raises(WriteRefused) as caught:
                     await attempt
                 assert "3 of 5 data servers are up, Qw=5 are needed" in caught.value.message
-                assert "server 2 (127.0.0.1:8002): connection refused" in caught.value.message
+                assert "2 (127.0.0.1:8002: connection refused)" in caught.value.message
                 assert "quorumfs up" in caught.value.message
                 assert caught.value.detail == {"down": [2, 4], "needed": 5}
             assert not w.meta.commits
