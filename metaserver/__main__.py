@@ -46,6 +46,7 @@ async def serve_metadata(config: ClusterConfig) -> None:
             directory.describe()
         sessions = Sessions(store, config.lease_seconds)
         service = MetaService(store, sessions, log, config.cluster)
+        stack.callback(service.checking.close)
         checkpointer = Checkpointer(store)
         stack.callback(checkpointer.close)
         jobs = [

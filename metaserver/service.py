@@ -10,6 +10,7 @@ import time
 from typing import Any
 
 from metaserver.bookkeeping import Bookkeeping
+from metaserver.checking import Checking
 from metaserver.contents import FIRST_RUN_EXTENTS, Contents
 from metaserver.inodes import Inodes
 from metaserver.log import LogSync
@@ -42,6 +43,7 @@ class MetaService:
         contents = Contents(store, inodes)
         self.identified = Identity("metaserver", cluster, 0, sessions.epoch)
         self.reaper = Reaper(store, sessions, contents)
+        self.checking = Checking(store, sessions)
         self._store = store
         self._sessions = sessions
         self._log = log
@@ -198,3 +200,12 @@ class MetaService:
 
     def counts(self) -> dict[str, Any]:
         return self._store.read(self._bookkeeping.counts)
+
+    def answered(self, ticket: Ticket) -> bool:
+        return self._store.read(self._store.is_answered, ticket)
+
+    def begin_check(self) -> int:
+        return self.checking.begin()
+
+    def check_progress(self, check: int) -> dict[str, Any]:
+        return self.checking.progress(check)

@@ -128,6 +128,10 @@ class Sessions:
         """Tell whether a session has an inode open, or may have it open and could not say so yet."""
         return ino in self._holders or bool(self._unreclaimed)
 
+    def held(self) -> frozenset[int] | None:
+        """Return the inodes that sessions have open now; None while any may be (see `may_be_open`)."""
+        return None if self._unreclaimed else frozenset(self._holders)
+
     def forgive(self, seconds: float) -> None:
         """Lengthen all leases by a time in which this server could not have heard of anybody."""
         for lease in self._leases.values():

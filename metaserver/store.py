@@ -197,6 +197,13 @@ class Store:
             raise InvalidArgument(f"a slot is a number from 0 to {SLOTS_PER_SESSION - 1}")
         return self.change(self._work_or_recall, ticket, work, args, kwargs)
 
+    def is_answered(self, ticket: Ticket) -> bool:
+        """Tell whether this very call was carried out, so that its answer is kept."""
+        kept = self._fetch(
+            "SELECT sequence FROM slots WHERE session = ? AND slot = ?", ticket.session, ticket.slot
+        )
+        return kept is not None and kept[0] == ticket.sequence
+
     def _work_or_recall(
         self, ticket: Ticket, work: Callable[..., A], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> A:

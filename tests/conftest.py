@@ -1,6 +1,8 @@
 """Fixtures of all tiers: clusters of real processes that end with the test, and whose logs are read.
 
 A traceback, or a line of level ERROR or CRITICAL, in the log of any process fails the test that ran it.
+So does a cluster that is not whole in the end (tools.whole): a test that damages one on purpose says so, with
+the marker `damages("why")`.
 """
 
 from __future__ import annotations
@@ -13,7 +15,9 @@ from typing import Any
 
 import pytest
 
-from tools.cluster import LocalCluster
+from tools.cluster import CONFIG_NAME, LocalCluster
+from tools.whole import DIFFERING, LACKING, UNSEEN, check_stopped
+from wire.config import load
 
 UNEXPECTED = re.compile(r"Traceback \(most recent|\b(ERROR|CRITICAL)\b|never awaited|was never retrieved")
 
@@ -30,6 +34,29 @@ def unexpected_lines(cluster: LocalCluster) -> list[str]:
                 found.append(f"{log.name}: " + "\n    ".join(lines[index : index + 30]))
                 break
     return found
+
+
+def assert_whole(base: Path) -> None:
+    """Check every cluster below a directory that was ever started and is stopped.
+
+    That a data server lacks blocks, or that its records are damaged, is what many tests are about: only that
+    no server at all has a committed block counts here.
+    """
+    for depth in ("", "*/", "*/*/"):
+        for file in base.glob(depth + CONFIG_NAME):
+            config = load(file)
+            if (config.metaserver_directory / "server.json").exists():
+                found = check_stopped(config).findings
+                bad = [finding for finding in found if finding.check not in (LACKING, DIFFERING, UNSEEN)]
+                assert not bad, f"{file.parent} is not whole: {bad}"
+
+
+@pytest.fixture
+def whole(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[None]:
+    """Check after a test that what it ran is whole."""
+    yield
+    if request.node.get_closest_marker("damages") is None:
+        assert_whole(tmp_path)
 
 
 @pytest.fixture

@@ -31,6 +31,7 @@ MODULES = {
     "explain": "tools.explain",
     "replica": "tools.replica",
     "refill": "tools.refill",
+    "fsck": "tools.fsck",
     "evaluate": "tools.evaluate",
     "config": "tools.settings",
 }

@@ -46,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
     client = mediator_client(cluster)
     try:
         client.call(CALL_SECONDS, MediatorMethods.refill, number)
-        progress = _progress(client, number) if arguments.no_wait else _watch(client, number)
+        progress = _progress(client, number) if arguments.no_wait else watch_refill(client, number)
     finally:
         client.close()
     if arguments.json:
@@ -73,7 +73,8 @@ def _progress(client: BlockingClient, number: int) -> dict[str, Any]:
     return found
 
 
-def _watch(client: BlockingClient, number: int) -> dict[str, Any]:
+def watch_refill(client: BlockingClient, number: int) -> dict[str, Any]:
+    """Wait for a refill's end with a progress bar; return its progress as the mediator tells it."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(file=sys.stderr), disable=not sys.stderr.isatty()) as bars:
         bar = bars.add_task(f"refill of data-{number}", total=None)

@@ -11,6 +11,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -90,6 +91,18 @@ def test_every_method_over_the_wire(make_cluster: ClusterFactory, rpc: str) -> N
     assert meta(BookkeepingMethods.collectable, [record.block]) == [record.block]
     meta(BookkeepingMethods.forget, [record.block])
     assert meta(BookkeepingMethods.counts)["garbage_blocks"] == 0
+    last = next(tickets)
+    assert meta(BookkeepingMethods.answered, Ticket(session, 7, last.sequence - 2)), "the one before failed"
+    assert not meta(BookkeepingMethods.answered, last)
+    number = meta(BookkeepingMethods.begin_check)
+    said: dict[str, Any] = {}
+
+    def ended() -> bool:
+        said.update(meta(BookkeepingMethods.check_progress, number))
+        return said["state"] != "running"
+
+    wait_until(ended, 10, "the check has ended")
+    assert (said["state"], said["findings"], said["done"]) == ("done", [], said["total"])
     epoch = meta(BookkeepingMethods.renew, session)
     assert epoch == meta(CommonMethods.identity).epoch
     meta(NamespaceMethods.reclaim, session, [made.ino])

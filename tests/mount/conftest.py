@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import unexpected_lines
+from tests.conftest import assert_whole, unexpected_lines
 from tools.cluster import LocalCluster
 
 SMALL = {"servers": 3, "read_quorum": 2, "write_quorum": 3}
@@ -25,6 +25,12 @@ def shared_mount(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         cluster.mount(mountpoint)
         yield mountpoint
     assert not unexpected_lines(cluster)
+    assert_whole(base)
+
+
+@pytest.fixture(autouse=True)
+def whole_in_the_end(whole: None) -> None:
+    """Every cluster of these tests must be whole when they end."""
 
 
 @pytest.fixture

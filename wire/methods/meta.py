@@ -226,3 +226,30 @@ class BookkeepingMethods:
     def counts(self) -> dict[str, Any]:
         """Return how many inodes, entries, blocks, block bytes, garbage blocks and sessions there are."""
         raise NotImplementedError
+
+    def answered(self, ticket: Ticket) -> bool:
+        """Tell whether this very call was carried out, and its answer is kept for when it is sent again."""
+        raise NotImplementedError
+
+    def begin_check(self) -> int:
+        """Begin to check all invariants of the database, in the background; return the check's number.
+
+        What is checked is the database as it is at this moment. Nothing waits for it, and nothing is changed.
+
+        Raises:
+            Busy: another check is running.
+        """
+        raise NotImplementedError
+
+    def check_progress(self, check: int) -> dict[str, Any]:
+        """Tell how far a check is.
+
+        Returns:
+            "state" ("running", "done" or "failed"), "checking" (a check's name), "done" and "total" (how many
+            checks), "error" (why it failed, else ""), and, when it is done, "findings", each {"check": its
+            name, "row": the row that breaks its rule}.
+
+        Raises:
+            NotFound: only the newest check is known.
+        """
+        raise NotImplementedError

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from metaserver import log as log_module
-from metaserver.check import RULES, check
+from metaserver.check import CHECKS, check
 from metaserver.directory import Directory
 from metaserver.log import Checkpointer, LogSync
 from metaserver.store import Store
@@ -168,40 +168,39 @@ def test_the_log_is_opened_beside_a_database_that_was_only_read(tmp_path: Path) 
 
 
 DAMAGES = {
-    "the root is a directory, its own parent, and without a name": "UPDATE inodes SET parent = 5",
-    "an entry lies in a directory that was not removed": "INSERT INTO entries VALUES (999, x'61', 2)",
-    "an entry names an inode": "INSERT INTO entries VALUES (1, x'7a', 999)",
-    "a name has 1 to 255 bytes, no slash and no NUL, and is not . or ..": (
-        "UPDATE entries SET name = x'2E2E' WHERE ino = 2"
-    ),
-    "a file has as many links as names": "UPDATE inodes SET nlink = 2 WHERE nlink = 1",
-    "a directory has two links and one for each subdirectory": "UPDATE inodes SET nlink = 7 WHERE ino = 1",
-    "a directory has one name, in its parent": "UPDATE inodes SET parent = 99 WHERE parent = 1 AND ino != 1",
-    "a removed directory has no name": "UPDATE inodes SET nlink = 0 WHERE parent = 1 AND ino != 1",
-    "a directory is reached from the root": (
+    "root": "UPDATE inodes SET parent = 5",
+    "entry-directory": "INSERT INTO entries VALUES (999, x'61', 2)",
+    "entry-inode": "INSERT INTO entries VALUES (1, x'7a', 999)",
+    "names": ("UPDATE entries SET name = x'2E2E' WHERE ino = 2"),
+    "file-links": "UPDATE inodes SET nlink = 2 WHERE nlink = 1",
+    "directory-links": "UPDATE inodes SET nlink = 7 WHERE ino = 1",
+    "directory-name": "UPDATE inodes SET parent = 99 WHERE parent = 1 AND ino != 1",
+    "removed-directory": "UPDATE inodes SET nlink = 0 WHERE parent = 1 AND ino != 1",
+    "tree": (
         "UPDATE entries SET parent = ino WHERE ino = (SELECT ino FROM inodes WHERE parent = 1 AND ino != 1)"
     ),
-    "an inode's number is below the counter": "UPDATE counters SET next = 2 WHERE name = 'inode'",
-    "a symbolic link has a target of its size, and nothing else has one": "UPDATE inodes SET target = x'61'",
-    "an extent is of a regular file, and within its size": "UPDATE inodes SET size = 3",
-    "extents of a file do not overlap": "UPDATE extents SET length = 600 WHERE offset = 0",
-    "an extent lies within a committed block": "UPDATE extents SET block_offset = 999",
-    "a file's allocated bytes are those of its extents": "UPDATE inodes SET allocated_bytes = 1",
-    "a block is counted as often as extents refer to it, and at least once": "UPDATE blocks SET refs = 3",
-    "a block's id has 16 bytes, its witness 32": "UPDATE blocks SET digest = x'00'",
-    "a block that is committed is no garbage": "INSERT INTO garbage SELECT block, length, 0 FROM blocks",
-    "an extended attribute is of an inode": "INSERT INTO xattrs VALUES (999, x'61', x'61')",
-    "a slot is of a living session": "INSERT INTO slots VALUES (999, 0, 1, x'')",
-    "a session's number is below the counter": "UPDATE counters SET next = 1 WHERE name = 'session'",
+    "inode-counter": "UPDATE counters SET next = 2 WHERE name = 'inode'",
+    "symbolic-links": "UPDATE inodes SET target = x'61'",
+    "extent-size": "UPDATE inodes SET size = 3",
+    "extent-overlap": "UPDATE extents SET length = 600 WHERE offset = 0",
+    "extent-block": "UPDATE extents SET block_offset = 999",
+    "allocated-bytes": "UPDATE inodes SET allocated_bytes = 1",
+    "block-references": "UPDATE blocks SET refs = 3",
+    "block-records": "UPDATE blocks SET digest = x'00'",
+    "garbage": "INSERT INTO garbage SELECT block, length, 0 FROM blocks",
+    "xattr-inode": "INSERT INTO xattrs VALUES (999, x'61', x'61')",
+    "slot-session": "INSERT INTO slots VALUES (999, 0, 1, x'')",
+    "session-counter": "UPDATE counters SET next = 1 WHERE name = 'session'",
+    "orphans": "UPDATE inodes SET nlink = 0 WHERE ino = (SELECT max(ino) FROM inodes)",
 }
 
 
-def test_every_rule_of_the_check_has_its_damage() -> None:
-    assert DAMAGES.keys() == RULES.keys()
+def test_every_check_has_its_damage() -> None:
+    assert DAMAGES.keys() == {each.name for each in CHECKS}
 
 
-@pytest.mark.parametrize("rule", RULES)
-def test_each_rule_finds_its_damage(tmp_path: Path, rule: str) -> None:
+@pytest.mark.parametrize("name", DAMAGES)
+def test_each_check_finds_its_damage(tmp_path: Path, name: str) -> None:
     meta = Harness(tmp_path)
     meta.create(1, b"dir", DIRECTORY)
     file = meta.create(1, b"file")
@@ -209,9 +208,10 @@ def test_each_rule_finds_its_damage(tmp_path: Path, rule: str) -> None:
     meta.commit(
         file.ino, Extent(0, 500, record.block, 0), Extent(550, 400, record.block, 600), blocks=[record]
     )
+    meta.service.close_session(meta.session)
     meta.close()
     connection = sqlite3.connect(tmp_path / "meta.sqlite")
     assert check(connection) == []
-    connection.execute(DAMAGES[rule])
-    assert rule in {finding.rule for finding in check(connection)}
+    connection.execute(DAMAGES[name])
+    assert name in {finding.check for finding in check(connection)}
     connection.close()

@@ -1,0 +1,72 @@
+"""A stopped metadata server's directory, looked at and mended from outside.
+
+Takes the directory's lock, so that no server runs on it meanwhile. It must not decide what is wrong
+(metaserver.check) nor how it is mended (metaserver.repair). One thread.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
+
+from metaserver.directory import Directory
+from metaserver.schema import APPLICATION_ID, FORMAT_VERSION
+from wire.config import ConfigError
+from wire.messages import BlockRecord
+
+
+@contextmanager
+def opened(directory: Path, cluster: str) -> Iterator[sqlite3.Connection]:
+    """Yield a connection to the database of a stopped metadata server.
+
+    Raises:
+        ConfigError: a server uses the directory, or it has no database of this cluster and format.
+    """
+    database = directory / "meta.sqlite"
+    if not database.exists():
+        raise ConfigError(f"{database}: there is no database; start the cluster once, or name another one")
+    with ExitStack() as stack:
+        stack.callback(Directory(directory, cluster).close)
+        connection = stack.enter_context(closing(sqlite3.connect(database, isolation_level=None)))
+        connection.execute("PRAGMA synchronous = FULL")
+        _refuse_foreign(connection, database)
+        yield connection
+
+
+def _refuse_foreign(connection: sqlite3.Connection, database: Path) -> None:
+    try:
+        (application,) = connection.execute("PRAGMA application_id").fetchone()
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+    except sqlite3.DatabaseError as error:
+        raise ConfigError(f"{database}: cannot be read ({error}); restore it from a copy") from None
+    if application != APPLICATION_ID:
+        raise ConfigError(f"{database}: this is no database of quorumfs; restore it from a copy")
+    if version != FORMAT_VERSION:
+        raise ConfigError(f"{database} has format {version}, this release reads format {FORMAT_VERSION} only")
+
+
+def committed_blocks(connection: sqlite3.Connection) -> list[BlockRecord]:
+    """Return all committed blocks in the order of their ids."""
+    rows = connection.execute("SELECT block, length, digest FROM blocks ORDER BY block")
+    return list(map(BlockRecord._make, rows))
+
+
+def keep_copy(connection: sqlite3.Connection, directory: Path) -> Path:
+    """Copy the database beside itself under a new name, before it is mended; return the copy's path."""
+    taken = {path.name for path in directory.iterdir()}
+    numbers = range(1, len(taken) + 2)
+    name = next(name for k in numbers if (name := f"meta.sqlite.before-repair-{k}") not in taken)
+    with closing(sqlite3.connect(directory / name)) as copy:
+        connection.backup(copy)
+    return directory / name
+
+
+def is_whole(connection: sqlite3.Connection) -> bool:
+    """Tell whether the database file itself can be relied on; its indexes are built anew first."""
+    try:
+        connection.execute("REINDEX")
+        return bool(connection.execute("PRAGMA integrity_check(1)").fetchone() == ("ok",))
+    except sqlite3.DatabaseError:
+        return False

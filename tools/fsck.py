@@ -1,0 +1,193 @@
+"""The command `fsck`: is everything as it must be, and what can be mended?
+
+On a stopped cluster it reads (and with --repair mends) the metadata server's directory; on a running one
+it asks the servers, and --repair has the data servers refilled. Exit status: 0 clean (or all mended),
+1 something was found (and is left), 2 it cannot look.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from metaserver import offline
+from metaserver.check import CHECKS, DATABASE
+from metaserver.repair import Action, repair
+from tools.cluster import LocalCluster
+from tools.locate import CALL_SECONDS, add_state_option, find_cluster, mediator_client
+from tools.output import add_json_option, bytes_text, console, nice_path, print_json, table
+from tools.refill import watch_refill
+from tools.whole import (
+    DIFFERING,
+    LACKING,
+    LOST,
+    RULES,
+    Report,
+    Watch,
+    check_running,
+    check_stopped,
+    cut,
+    is_running,
+)
+from wire.config import ConfigError
+from wire.errors import QuorumfsError
+from wire.methods import MediatorMethods
+
+METADATA_CHECKS = {DATABASE.name, *(each.name for each in CHECKS)}
+ROWS_SHOWN = 10
+
+
+def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
+    """Add fsck."""
+    parser = subparsers.add_parser("fsck", help="check that everything is as it must be, and mend it")
+    parser.add_argument("--repair", action="store_true", help="mend what can be mended without losing data")
+    add_state_option(parser)
+    add_json_option(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Check, mend if asked to, and tell."""
+    cluster = find_cluster(arguments.state)
+    done: list[Action] = []
+    copy: Path | None = None
+    online = is_running(cluster.config)
+    report = _check(cluster, online)
+    if arguments.repair and report.findings:
+        if online:
+            done = _refill(cluster, report)
+        else:
+            done, copy = _repair(cluster, report)
+        report = _check(cluster, online)
+    if arguments.json:
+        print_json(_plain(report, done, copy))
+    else:
+        _show(report, done, copy, arguments.repair)
+    return 1 if report.findings else 0
+
+
+def _check(cluster: LocalCluster, online: bool) -> Report:
+    """Check one way or the other. Raises ConfigError when it cannot be looked at."""
+    try:
+        with progress_bar() as watch:
+            return check_running(cluster.config, watch) if online else check_stopped(cluster.config, watch)
+    except QuorumfsError as error:
+        raise ConfigError(f"{error.message}; see which server is down with: quorumfs status") from None
+
+
+def _repair(cluster: LocalCluster, report: Report) -> tuple[list[Action], Path | None]:
+    """Mend the metadata of a stopped cluster; return what was done, and where the copy from before is."""
+    if not any(finding.check in METADATA_CHECKS for finding in report.findings):
+        return [], None
+    config = cluster.config
+    with offline.opened(config.metaserver_directory, config.cluster) as connection:
+        if not offline.is_whole(connection):
+            return [], None
+        copy = offline.keep_copy(connection, config.metaserver_directory)
+        return repair(connection), copy
+
+
+def _refill(cluster: LocalCluster, report: Report) -> list[Action]:
+    """Have the mediator fill what data servers lack of a running cluster; return what was done."""
+    numbers: set[int] = set()
+    for name, row in report.findings:
+        numbers |= set(row["not_on"]) if name in (LACKING, LOST) else set()
+        numbers |= {row["server"]} if name == DIFFERING else set()
+    client = mediator_client(cluster)
+    done = []
+    try:
+        for number in sorted(numbers):
+            client.call(CALL_SECONDS, MediatorMethods.refill, number)
+            said = watch_refill(client, number)
+            done.append(Action(LACKING, f"refilled data-{number}: {said['done']} of {said['total']} blocks"))
+    except QuorumfsError as error:
+        done.append(Action(LACKING, f"went no further: {error.message}"))
+    finally:
+        client.close()
+    return done
+
+
+@contextmanager
+def progress_bar() -> Iterator[Watch]:
+    """Yield what shows how far the work is; only a terminal sees it."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(
+        *columns, console=Console(file=sys.stderr), disable=not sys.stderr.isatty(), transient=True
+    ) as bars:
+        bar = bars.add_task("checking")
+
+        def watch(doing: str, done: int, total: int) -> None:
+            bars.update(bar, description=f"checking {doing}", completed=done, total=total or None)
+
+        yield watch
+
+
+def _plain(report: Report, done: list[Action], copy: Path | None) -> dict[str, Any]:
+    shown = cut(report.findings)
+    return {
+        "clean": not report.findings,
+        "online": report.online,
+        "blocks": report.blocks,
+        "checks": [
+            {
+                "name": name,
+                "rule": rule,
+                "found": report.count(name),
+                "rows": [finding.row for finding in shown if finding.check == name],
+            }
+            for name, rule in RULES.items()
+        ],
+        "repaired": [action._asdict() for action in done],
+        "copy": copy,
+    }
+
+
+def _show(report: Report, done: list[Action], copy: Path | None, repaired: bool) -> None:
+    for action in done:
+        print(f"mended {action.check}: {action.done}")
+    if copy is not None:
+        print(f"the database as it was before: {nice_path(copy)} ({bytes_text(copy.stat().st_size)})")
+    rows = []
+    for name, rule in RULES.items():
+        count = report.count(name)
+        rows.append((name, f"[red]{count}[/red]" if count else "[green]0[/green]", rule))
+    console().print(table(("check", "found", "rule"), rows))
+    for name in RULES:
+        found = [finding for finding in report.findings if finding.check == name]
+        for finding in found[:ROWS_SHOWN]:
+            told = ", ".join(f"{key} {_text(value)}" for key, value in finding.row.items())
+            console().print(f"[red]{name}[/red]: ", end="")
+            print(told)
+        if len(found) > ROWS_SHOWN:
+            print(f"... and {len(found) - ROWS_SHOWN} more of {name}; see them all with --json")
+    print(_advice(report, repaired))
+
+
+def _text(value: object) -> str:
+    return value.decode(errors="backslashreplace") if isinstance(value, bytes) else str(value)
+
+
+def _advice(report: Report, repaired: bool) -> str:
+    looked = f"{report.blocks} committed blocks, " + ("online" if report.online else "offline")
+    if not report.findings:
+        return f"clean: {len(RULES)} checks, {looked}"
+    left = f"{len(report.findings)} findings ({looked})"
+    metadata = any(finding.check in METADATA_CHECKS for finding in report.findings)
+    if metadata and report.online:
+        return f"{left}: stop the cluster with `quorumfs down`, then mend it with `quorumfs fsck --repair`"
+    if metadata:
+        advice = "cannot be mended without losing data" if repaired else "mend with: quorumfs fsck --repair"
+        return f"{left}: {advice}"
+    if report.online:
+        advice = (
+            "look at the servers with: quorumfs status" if repaired else "quorumfs fsck --repair fills them"
+        )
+        return f"{left}: {advice}"
+    return f"{left}: start the cluster with `quorumfs up`, and it fills what data servers lack"
