@@ -100,7 +100,7 @@ class Service:
         open_it: bool,
     ) -> Attributes:
         if stat.S_ISREG(mode):
-            await self._noting(parent, "create", self._mediator.write_path.check_writable())
+            await self._noting(parent, "create", self._mediator.write_path.check_creatable(ticket))
         return await self._mediator.metadata.ask(
             NamespaceMethods.create, ticket, parent, name, mode, uid, gid, rdev, target, open_it
         )

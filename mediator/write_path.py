@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from mediator.fanout import Background, outcome_of, until_decided
+from mediator.fanout import Background, until_decided
 from mediator.health import Health
 from mediator.placement import holders
 from mediator.repair import Repairs
@@ -70,6 +70,22 @@ class WritePath:
         if not possible:
             down = sorted(server.number for server in self._health.servers if not server.up)
             raise WriteRefused(reason, {"down": down, "needed": self._quorum.write})
+
+    async def check_creatable(self, ticket: Ticket) -> None:
+        """As check_writable, for a call that a client may have sent before and that was carried out then."""
+        try:
+            await self.check_writable()
+        except WriteRefused:
+            if not await self.was_carried_out(ticket):
+                raise
+
+    async def was_carried_out(self, ticket: Ticket) -> bool:
+        """Tell whether a call is one sent again after its answer was lost: it must get that very answer.
+
+        Raises:
+            QuorumfsError: the metadata server does not say. Then the call must not be called refused either.
+        """
+        return await self._metadata.ask(BookkeepingMethods.answered, ticket)
 
     async def put_block(self, block: bytes, digest: bytes, data: bytes, durable: bool) -> None:
         """Put a block to all servers that are up; return when Qw hold it.
@@ -147,8 +163,7 @@ class WritePath:
             records = commit.blocks[len(commit.blocks) - len(payload) :]
             await self._put_payload(records, payload, commit.durable)
         except QuorumError:
-            # A call that is re-sent after a lost answer was carried out: it must get that answer.
-            if not await self._is_committed(commit):
+            if not await self.was_carried_out(ticket):
                 raise
         attributes = await self._metadata.ask(BookkeepingMethods.commit, ticket, ino, commit)
         for record in commit.blocks if self._lacking else ():
@@ -170,14 +185,6 @@ class WritePath:
         for result in await asyncio.gather(*puts, return_exceptions=True):
             if isinstance(result, BaseException):
                 raise result
-
-    async def _is_committed(self, commit: Commit) -> bool:
-        """Tell whether the metadata server has these new blocks already; ids are never used twice."""
-        if not commit.blocks:
-            return False
-        ids = [record.block for record in commit.blocks]
-        known = await outcome_of(self._metadata.ask(BookkeepingMethods.witnesses, ids))
-        return not isinstance(known, QuorumfsError) and known == commit.blocks
 
     async def _until_quorum(
         self, calls: Mapping[int, Coroutine[Any, Any, R]], accepted: Callable[[R | QuorumfsError], bool]

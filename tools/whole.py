@@ -181,6 +181,7 @@ def check_running(config: ClusterConfig, watch: Watch = unwatched) -> Report:
         for place in config.data_servers:
             with closing(_client(config, place.listen)) as data:
                 try:
+                    data.call_once(FIRST_CALL_SECONDS, CommonMethods.identity)
                     seen.append(_compare_running(meta, data, place.number, report.blocks, watch))
                 except QuorumfsError as error:
                     told = {"server": place.number, "error": error.message}

@@ -109,6 +109,7 @@ def test_a_port_in_use(here: Path) -> None:
         refused(run_command(here, "serve", "data", "--number", "2"), address, "in use")
 
 
+@pytest.mark.damages("a server's directory belongs to another cluster")
 @pytest.mark.parametrize("name", ["data-2", "meta"])
 def test_a_directory_of_another_cluster(here: Path, name: str) -> None:
     """Found out by the server itself, after others have started: they are stopped again."""

@@ -156,6 +156,7 @@ class FakeMetaserver(Fake):
         self.committed: dict[bytes, BlockRecord] = {}
         self.waiting: list[bytes] = []
         self.commits: list[tuple[int, Commit]] = []
+        self.answers: set[Any] = set()
         self.uncommitted: set[bytes] = set()
         self.forgotten: list[bytes] = []
         self.on_blocks: Callable[[], None] = lambda: None
@@ -183,9 +184,17 @@ class FakeMetaserver(Fake):
 
     def commit(self, ticket: Any, ino: int, commit: Commit) -> Attributes:
         self.commits.append((ino, commit))
+        self.answers.add(ticket)
         self.committed.update({record.block: record for record in commit.blocks})
         self.uncommitted -= set(self.committed)
         return self.getattr(ino)
+
+    def create(self, ticket: Any, *_parameters: Any) -> Attributes:
+        self.answers.add(ticket)
+        return self.getattr(7)
+
+    def answered(self, ticket: Any) -> bool:
+        return ticket in self.answers
 
     def getattr(self, ino: int) -> Attributes:
         return Attributes(ino, 0o100644, 1, 0, 0, 0, 4, 4096, 0, 0, 0, 1)

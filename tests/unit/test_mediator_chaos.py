@@ -7,6 +7,7 @@ block may be lost, and when the faults end, all replicas must become good and al
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 
 import pytest
@@ -28,6 +29,7 @@ class Chaos:
         self.files: dict[int, tuple[BlockRecord, bytes]] = {}
         self.reads = {"right": 0, "refused": 0}
         self.writes = 0
+        self.sequences = itertools.count(1)
 
     async def use(self, actor: int) -> None:
         """Write and read one file of its own; whatever is answered must be its last committed bytes."""
@@ -44,7 +46,7 @@ class Chaos:
         self.w.meta.uncommitted.add(record.block)
         try:
             await self.w.mediator.write_path.write_file(
-                Ticket(1, actor, 1), actor, commit_of([record]), [data]
+                Ticket(1, actor, next(self.sequences)), actor, commit_of([record]), [data]
             )
         except QuorumfsError:
             if record.block not in self.w.meta.committed:

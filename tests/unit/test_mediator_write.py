@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
+from mediator.service import Service
 from tests.unit.mediator_fakes import VOTE_SECONDS, World, commit_of, run, world
 from wire.digest import block_digest
 from wire.errors import DeadlineExceeded, DigestMismatch, NoSpace, Unavailable, WriteFailed, WriteRefused
-from wire.messages import Ticket
+from wire.messages import Identity, Ticket
 
 TICKET = Ticket(1, 0, 1)
 DATA = b"new bytes"
@@ -162,17 +163,38 @@ def test_nothing_is_committed_when_a_put_fails() -> None:
     run(scenario())
 
 
-def test_a_call_re_sent_after_its_answer_was_lost_gets_that_answer() -> None:
+@pytest.mark.parametrize("data", [[DATA], []], ids=["with a block", "only cut"])
+def test_a_commit_re_sent_after_its_answer_was_lost_gets_that_answer(data: list[bytes]) -> None:
     """It was carried out: that a server went down since must not turn it into a refusal."""
 
     async def scenario() -> None:
         async with world() as w:
-            commit = commit_of([w.new_record(DATA)])
-            await w.mediator.write_path.write_file(TICKET, 7, commit, [DATA])
+            commit = commit_of([w.new_record(each) for each in data])
+            await w.mediator.write_path.write_file(TICKET, 7, commit, data)
             w.data[1].down = True
             await w.mediator.health.first_look()
-            await w.mediator.write_path.write_file(TICKET, 7, commit, [DATA])
+            await w.mediator.write_path.write_file(TICKET, 7, commit, data)
             assert w.meta.commits == [(7, commit)] * 2  # the metadata server tells it is the same ticket
+            with pytest.raises(WriteRefused):
+                await w.mediator.write_path.write_file(TICKET._replace(sequence=99), 7, commit, data)
+
+    run(scenario())
+
+
+def test_a_create_re_sent_after_its_answer_was_lost_gets_that_answer() -> None:
+    async def scenario() -> None:
+        async with world() as w:
+            service = Service(w.mediator, Identity("mediator", "test", 0, 1))
+            parameters = (1, b"a", 0o100644, 0, 0, 0, b"", False)
+            made = await service.create(TICKET, *parameters)
+            w.data[1].down = True
+            await w.mediator.health.first_look()
+            assert await service.create(TICKET, *parameters) == made
+            with pytest.raises(WriteRefused):
+                await service.create(TICKET._replace(sequence=99), *parameters)
+            w.meta.down = True
+            with pytest.raises(Unavailable):  # nobody knows: to call it refused could be wrong
+                await service.create(TICKET, *parameters)
 
     run(scenario())
 
