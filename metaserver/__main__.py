@@ -58,6 +58,7 @@ async def serve_metadata(config: ClusterConfig) -> None:
         for table in (CommonMethods, NamespaceMethods, BookkeepingMethods):
             server.register(table, service)
         await serve(server, config.metaserver_listen)
+        await service.reaper.remove_orphans()
 
 
 async def _stop(jobs: list[asyncio.Task[None]]) -> None:

@@ -30,8 +30,8 @@ def opened(directory: Path, cluster: str) -> Iterator[sqlite3.Connection]:
     with ExitStack() as stack:
         stack.callback(Directory(directory, cluster).close)
         connection = stack.enter_context(closing(sqlite3.connect(database, isolation_level=None)))
-        connection.execute("PRAGMA synchronous = FULL")
         _refuse_foreign(connection, database)
+        connection.execute("PRAGMA synchronous = FULL")
         yield connection
 
 

@@ -42,6 +42,10 @@ class Reaper:
         for session in self._sessions.expired():
             logger.warning("session %d ended: it was not renewed in time", session)
             self._sessions.end(session)
+        await self.remove_orphans()
+
+    async def remove_orphans(self) -> None:
+        """Remove all orphans that may be removed."""
         after = 0
         while orphans := self._store.read(self._orphans, after):
             for ino in orphans:

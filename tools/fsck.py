@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from mediator.refill import JUST_SECONDS
 from metaserver import offline
 from metaserver.check import CHECKS, DATABASE
 from metaserver.repair import Action, repair
@@ -60,11 +62,10 @@ def run(arguments: argparse.Namespace) -> int:
     copy: Path | None = None
     online = is_running(cluster.config)
     report = _check(cluster, online)
-    if arguments.repair and report.findings:
-        if online:
-            done = _refill(cluster, report)
-        else:
-            done, copy = _repair(cluster, report)
+    if arguments.repair and report.findings and online:
+        done, report = _refill_until_whole(cluster, report)
+    elif arguments.repair and report.findings:
+        done, copy = _repair(cluster, report)
         report = _check(cluster, online)
     if arguments.json:
         print_json(_plain(report, done, copy))
@@ -92,6 +93,20 @@ def _repair(cluster: LocalCluster, report: Report) -> tuple[list[Action], Path |
             return [], None
         copy = offline.keep_copy(connection, config.metaserver_directory)
         return repair(connection), copy
+
+
+def _refill_until_whole(cluster: LocalCluster, report: Report) -> tuple[list[Action], Report]:
+    """Have data servers filled; return what was done, and how it is then.
+
+    A refill that ended just now is not begun anew by the mediator: a second round comes when it would be.
+    """
+    done = _refill(cluster, report)
+    report = _check(cluster, online=True)
+    if done and any(finding.check in (LACKING, DIFFERING) for finding in report.findings):
+        time.sleep(JUST_SECONDS)
+        done += _refill(cluster, report)
+        report = _check(cluster, online=True)
+    return done, report
 
 
 def _refill(cluster: LocalCluster, report: Report) -> list[Action]:

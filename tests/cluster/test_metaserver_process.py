@@ -184,6 +184,7 @@ def findings(cluster: LocalCluster) -> list[Finding]:
         connection.close()
 
 
+@pytest.mark.damages("it commits blocks that were never put")
 def test_sigkill_at_any_moment_loses_and_repeats_nothing(make_cluster: ClusterFactory) -> None:
     seed = time.time_ns()
     print(f"seed {seed}")
@@ -275,6 +276,7 @@ def start_by_hand(cluster: LocalCluster) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.damages("the directory cannot be used")
 def test_a_directory_that_cannot_be_used_is_refused_in_one_line(make_cluster: ClusterFactory) -> None:
     cluster = make_cluster(servers=1, read_quorum=1, write_quorum=1)
     cluster.start("metaserver")
