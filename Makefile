@@ -6,14 +6,14 @@ MOUNTPOINT ?= mnt
 PARTS := setup.cfg pyproject.toml tools/setup.sh
 
 .DEFAULT_GOAL := help
-.PHONY: help up down status test programs posix demo transcript story-xml evaluate lint format types imports clean distclean
+.PHONY: help up down status test soak programs posix demo transcript story-xml evaluate lint format types imports clean distclean
 
 help:
 	@echo 'make up     start a local cluster and mount it on ./$(MOUNTPOINT)'
 	@echo 'make down   unmount and stop it; the files stay for the next make up'
 	@echo 'make test   run all tests'
 	@echo 'make demo   play the story of the README on a throwaway cluster'
-	@echo 'others:     status evaluate programs posix transcript story-xml lint format types clean distclean'
+	@echo 'others:     status soak evaluate programs posix transcript story-xml lint format types clean distclean'
 
 up: .venv/run.stamp
 	@$(BIN)/quorumfs up $(if $(filter command line environment,$(origin MOUNTPOINT)),$(MOUNTPOINT))
@@ -40,6 +40,10 @@ evaluate: .venv/run.stamp
 
 test: .venv/test.stamp
 	@$(BIN)/python -m pytest $(TESTS)
+
+# Long random sequences of calls against a local directory; QUORUMFS_SEED plays one again, QUORUMFS_SOAK sets how many.
+soak: .venv/test.stamp
+	@QUORUMFS_SOAK=$${QUORUMFS_SOAK:-300} $(BIN)/python -m pytest -s --timeout 0 tests/cluster/test_library_twins.py tests/mount/test_mount_twins.py
 
 # git, compilers, databases, stress-ng and so on, on a mount with five servers: takes many minutes.
 programs: .venv/programs.stamp

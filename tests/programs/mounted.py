@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.conftest import assert_whole
 from tools.cluster import LocalCluster
 
 
@@ -23,3 +24,4 @@ def five_servers() -> Iterator[tuple[LocalCluster, Path]]:
             cluster.start()
             cluster.mount(mountpoint)
             yield cluster, mountpoint
+        assert_whole(base)
