@@ -18,7 +18,9 @@ SOAK = int(os.environ.get("QUORUMFS_SOAK", "0"))
 
 PIECE, BLOCK = 1 << 16, 1 << 20
 EDGES = [0, 1, 7, 4095, 4096, PIECE - 1, PIECE, PIECE + 1, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK, 3 * BLOCK]
-paths = st.sampled_from(["a", "b", "c", "d", "e", "d/a", "d/b", "d/e", "e/a", "d/e/a"])
+PATHS = ["a", "b", "c", "d", "e", "d/a", "d/b", "d/e", "e/a", "d/e/a"]
+paths = st.one_of(st.sampled_from(PATHS), st.integers(0, 9), st.integers(0, 9))
+"""A path, or which one of those that exist."""
 slots = st.integers(0, 3)
 offsets = st.one_of(st.sampled_from(EDGES), st.integers(0, 2 * BLOCK + 100_000))
 lengths = st.one_of(
@@ -63,21 +65,33 @@ class TwinMachine(RuleBasedStateMachine):
             st.sampled_from([os.O_CREAT, os.O_CREAT, os.O_EXCL, os.O_TRUNC, os.O_APPEND]), max_size=3
         ),
     )
-    def open(self, slot: int, path: str, access: int, more: set[int]) -> None:
+    def open(self, slot: int, path: str | int, access: int, more: set[int]) -> None:
         if os.O_EXCL in more:
             more = more | {os.O_CREAT}
         if os.O_TRUNC in more and access == os.O_RDONLY:
             more = more - {os.O_TRUNC}
-        self.twins.open(slot, path, access | sum(more))
+        self.twins.open(slot, self._path(path), access | sum(more))
 
     @rule(slot=slots, path=paths)
-    def open_new(self, slot: int, path: str) -> None:
-        self.twins.open(slot, path, os.O_RDWR | os.O_CREAT)
+    def open_new(self, slot: int, path: str | int) -> None:
+        self.twins.open(slot, self._path(path), os.O_RDWR | os.O_CREAT)
 
     def _on(self, slot: int, act: Callable[[int], object]) -> None:
-        """Act on an open slot: this one, or else any."""
+        """Act on an open slot: this one, or else any, or else one that is opened for it."""
+        if not self.twins.open_slots:
+            self.twins.open(slot, "abc"[slot % 3], os.O_RDWR | os.O_CREAT)
         if self.twins.open_slots:
             act(slot if slot in self.twins.open_slots else min(self.twins.open_slots))
+
+    def _call(self, name: str, path: str | int, *more: object) -> None:
+        """Make a call on a path."""
+        self.twins.call(name, self._path(path), *more)
+
+    def _path(self, path: str | int) -> str:
+        if isinstance(path, str):
+            return path
+        there = [each for each in PATHS if os.path.lexists(self.twins.local.at(each))]
+        return there[path % len(there)] if there else PATHS[path]
 
     @rule(slot=slots)
     def close(self, slot: int) -> None:
@@ -90,6 +104,19 @@ class TwinMachine(RuleBasedStateMachine):
     @rule(slot=slots, offset=offsets, tag=tags, length=lengths)
     def write_again(self, slot: int, offset: int, tag: int, length: int) -> None:
         self._on(slot, lambda s: self.twins.write(s, offset, tag, length))
+
+    @rule(slot=slots, offset=offsets, tag=tags, length=lengths, then=offsets, size=sizes)
+    def write_and_look(self, slot: int, offset: int, tag: int, length: int, then: int, size: int) -> None:
+        """What a program does with a file that it works in: written, cut, written, read."""
+
+        def act(s: int) -> None:
+            self.twins.write(s, offset, tag, length)
+            self.twins.call("ftruncate", s, size)
+            self.twins.write(s, then, tag + 1, 1000)
+            self.twins.call("pread", s, 0, 4 * BLOCK)
+            self.twins.call("fstat", s)
+
+        self._on(slot, act)
 
     @rule(slot=slots, offset=offsets, length=lengths)
     def read(self, slot: int, offset: int, length: int) -> None:
@@ -112,60 +139,60 @@ class TwinMachine(RuleBasedStateMachine):
         self._on(slot, lambda s: self.twins.call("fstat", s))
 
     @rule(path=paths, size=sizes)
-    def truncate(self, path: str, size: int) -> None:
-        self.twins.call("truncate", path, size)
+    def truncate(self, path: str | int, size: int) -> None:
+        self._call("truncate", path, size)
 
     @rule(path=paths, new_path=paths, flags=st.sampled_from([0, 0, 1, 2]))
-    def rename(self, path: str, new_path: str, flags: int) -> None:
-        self.twins.call("rename", path, new_path, flags)
+    def rename(self, path: str | int, new_path: str | int, flags: int) -> None:
+        self._call("rename", path, self._path(new_path), flags)
 
     @rule(path=paths, new_path=paths)
-    def link(self, path: str, new_path: str) -> None:
-        self.twins.call("link", path, new_path)
+    def link(self, path: str | int, new_path: str | int) -> None:
+        self._call("link", path, self._path(new_path))
 
     @rule(path=paths, leads=st.sampled_from(["nowhere", "no/where/" + "x" * 200]))
-    def symlink(self, path: str, leads: str) -> None:
-        self.twins.call("symlink", leads, path)
+    def symlink(self, path: str | int, leads: str) -> None:
+        self.twins.call("symlink", leads, self._path(path))
 
     @rule(path=paths)
-    def readlink(self, path: str) -> None:
-        self.twins.call("readlink", path)
+    def readlink(self, path: str | int) -> None:
+        self._call("readlink", path)
 
     @rule(path=paths)
-    def unlink(self, path: str) -> None:
-        self.twins.call("unlink", path)
+    def unlink(self, path: str | int) -> None:
+        self._call("unlink", path)
 
     @rule(path=paths)
-    def mkdir(self, path: str) -> None:
-        self.twins.call("mkdir", path)
+    def mkdir(self, path: str | int) -> None:
+        self._call("mkdir", path)
 
     @rule(path=paths)
-    def rmdir(self, path: str) -> None:
-        self.twins.call("rmdir", path)
+    def rmdir(self, path: str | int) -> None:
+        self._call("rmdir", path)
 
     @rule(path=paths, mode=st.sampled_from(MODES))
-    def chmod(self, path: str, mode: int) -> None:
-        self.twins.call("chmod", path, mode)
+    def chmod(self, path: str | int, mode: int) -> None:
+        self._call("chmod", path, mode)
 
     @rule(path=paths, atime_ns=st.integers(0, 2**60), mtime_ns=st.integers(0, 2**60))
-    def utime(self, path: str, atime_ns: int, mtime_ns: int) -> None:
-        self.twins.call("utime", path, atime_ns, mtime_ns)
+    def utime(self, path: str | int, atime_ns: int, mtime_ns: int) -> None:
+        self._call("utime", path, atime_ns, mtime_ns)
 
     @rule(path=paths, name=names, value=st.binary(max_size=200), flags=st.sampled_from([0, 0, 1, 2]))
-    def setxattr(self, path: str, name: str, value: bytes, flags: int) -> None:
-        self.twins.call("setxattr", path, name, value, flags)
+    def setxattr(self, path: str | int, name: str, value: bytes, flags: int) -> None:
+        self._call("setxattr", path, name, value, flags)
 
     @rule(path=paths, name=names)
-    def removexattr(self, path: str, name: str) -> None:
-        self.twins.call("removexattr", path, name)
+    def removexattr(self, path: str | int, name: str) -> None:
+        self._call("removexattr", path, name)
 
     @rule(path=paths)
-    def lstat(self, path: str) -> None:
-        self.twins.call("lstat", path)
+    def lstat(self, path: str | int) -> None:
+        self._call("lstat", path)
 
     @rule(path=paths)
-    def list_(self, path: str) -> None:
-        self.twins.call("list", path)
+    def list_(self, path: str | int) -> None:
+        self._call("list", path)
 
     @rule()
     def compare(self) -> None:
