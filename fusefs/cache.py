@@ -144,11 +144,17 @@ class PageLedger:
         self._most = most_entries
         self._lock = threading.Lock()
         self._versions: OrderedDict[int, int] = OrderedDict()
-        self._drop: Callable[[int], None] | None = None
+        self._drop_soon: Callable[[int], None] | None = None
+        self._drop_now: Callable[[int], None] | None = None
 
-    def drop_with(self, drop: Callable[[int], None]) -> None:
-        """Call `drop` with an inode's number when pages are to be dropped while the file is open."""
-        self._drop = drop
+    def drop_with(self, soon: Callable[[int], None], now: Callable[[int], None]) -> None:
+        """Call these with an inode's number when its pages are to be dropped while the file is open."""
+        self._drop_soon, self._drop_now = soon, now
+
+    def drop_now(self, ino: int) -> None:
+        """Drop an inode's pages before this returns. Not while the kernel may have one of them locked."""
+        if self._drop_now is not None:
+            self._drop_now(ino)
 
     def opened(self, ino: int, version: int) -> bool:
         """Tell whether the kernel may keep its pages at an open that found `version`."""
@@ -168,11 +174,11 @@ class PageLedger:
             else:
                 self._versions.pop(ino, None)
 
-    def misplaced(self, ino: int) -> None:
-        """The kernel has put bytes into its pages at another place than they have in the file."""
+    def stale(self, ino: int) -> None:
+        """The kernel has wrong bytes in its pages: drop them soon, and at the next open."""
         self.doubt(ino)
-        if self._drop is not None:
-            self._drop(ino)
+        if self._drop_soon is not None:
+            self._drop_soon(ino)
 
     def doubt(self, ino: int) -> None:
         """Let the next open drop the pages."""

@@ -55,6 +55,7 @@ def connect(config: ClusterConfig, name: str) -> Iterator[FileSystem]:
             config.dirty_bytes,
             config.commit_age_seconds,
         )
+        session.held_locks, session.lose_locks = filesystem.locks.reclaim, filesystem.locks.lose
         stack.callback(filesystem.end)
         filesystem.begin()
         yield filesystem

@@ -13,6 +13,7 @@ from fusefs.cache import NameCache, PageLedger
 from fusefs.extents import Span
 from fusefs.handles import Handle, OpenInodes
 from fusefs.inodes import END_OF_FILE, Inode, PendingBlock, Source, Unfinished
+from fusefs.locks import FileLocks
 from fusefs.ports import BlockPort, NamespacePort, WritePermission
 from fusefs.readahead import BlockReader, follows
 from fusefs.writeback import Writeback
@@ -55,10 +56,11 @@ class Files:
         opens: OpenInodes,
         writeback: Writeback,
         reader: BlockReader,
+        locks: FileLocks,
     ) -> None:
         self._namespace, self._blocks, self._permission = namespace, blocks, permission
         self._names, self._pages, self._opens = names, pages, opens
-        self._writeback, self._reader = writeback, reader
+        self._writeback, self._reader, self._locks = writeback, reader, locks
 
     # opening and closing
 
@@ -116,6 +118,8 @@ class Files:
         self._make_durable(handle.inode)
 
     def _commit(self, handle: Handle, durable: bool, thread: int | None = None) -> None:
+        if handle.lost is not None:
+            raise handle.lost
         if (error := handle.take_error()) is not None:
             raise error
         try:
@@ -152,6 +156,7 @@ class Files:
         except QuorumfsError as error:
             log.warning("inode %d: what was written after the last close was dropped: %s", inode.ino, error)
         finally:
+            self._locks.released(handle)
             self._opens.release(inode)
 
     # reading
@@ -161,7 +166,9 @@ class Files:
 
         Raises:
             ReadRefused: the replicas of a block could not vouch for it.
+            LocksLost: the handle had locks, and they are gone.
         """
+        self._locks.confirm(handle)
         inode = handle.inode
         for attempt in range(MAP_ATTEMPTS):
             spans, end, version = self._plan(inode, offset, offset + size)
@@ -258,8 +265,10 @@ class Files:
         Raises:
             WriteRefused: fewer than Qw data servers are up. What was not committed is dropped.
             QuorumfsError: an earlier write of this file failed, which close or fsync have not reported yet.
+            LocksLost: the handle had locks, and they are gone.
             FileTooLarge.
         """
+        self._locks.confirm(handle)
         if handle.error is not None:
             raise handle.error
         if offset + len(data) > END_OF_FILE:
@@ -275,10 +284,11 @@ class Files:
             unfinished = Unfinished(thread, time.monotonic() + UNFINISHED_SECONDS)
         place = self._writeback.write(handle.inode, None if handle.appending else offset, data, unfinished)
         if place != offset:
-            self._pages.misplaced(handle.inode.ino)
+            self._pages.stale(handle.inode.ino)
 
     def truncate(self, handle: Handle, size: int) -> None:
         """Note a new size, as ftruncate(2)."""
+        self._locks.confirm(handle)
         if handle.error is not None:
             raise handle.error
         self._permission.require_writable()
@@ -313,6 +323,7 @@ class Files:
         action = mode & ~FALLOCATE_KEEP_SIZE
         if action not in (0, FALLOCATE_ZERO_RANGE) and (action, keep_size) != (FALLOCATE_PUNCH_HOLE, True):
             raise NotSupported(f"fallocate with mode {mode:#x}")
+        self._locks.confirm(handle)
         if handle.error is not None:
             raise handle.error
         self._permission.require_writable()

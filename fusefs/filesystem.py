@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from fusefs.cache import NameCache, PageLedger
 from fusefs.files import Files
 from fusefs.handles import DirectoryHandle, Handle, OpenInodes
+from fusefs.locks import FileLocks
 from fusefs.ports import BlockPort, NamespacePort, WritePermission
 from fusefs.readahead import BlockReader
 from fusefs.walks import Walks
@@ -68,18 +69,29 @@ class FileSystem:
         self._names, self._pages, self._walks = NameCache(), PageLedger(), Walks()
         self._writeback = Writeback(blocks, self._names, self._pages, dirty_bytes * 3 // 4, age_seconds)
         self._reader = BlockReader(blocks, dirty_bytes // 4)
+        self.locks = FileLocks(namespace, self._writeback, self._pages)
         self.files = Files(
-            namespace, blocks, permission, self._names, self._pages, opens, self._writeback, self._reader
+            namespace,
+            blocks,
+            permission,
+            self._names,
+            self._pages,
+            opens,
+            self._writeback,
+            self._reader,
+            self.locks,
         )
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run_chores, name="chores", daemon=True)
 
-    def drop_pages_with(self, drop: Callable[[int], None]) -> None:
-        """Call `drop` with an inode's number when the kernel is to forget its pages and attributes at once.
+    def drop_pages_with(self, soon: Callable[[int], None], now: Callable[[int], None]) -> None:
+        """Call these with an inode's number when the kernel is to forget its pages and attributes.
 
-        It is called in any thread, also while the kernel waits for an answer about that inode.
+        Args:
+            soon: called in any thread, also while the kernel waits for an answer about that inode's bytes.
+            now: has dropped them when it returns; called on behalf of a request for a lock.
         """
-        self._pages.drop_with(drop)
+        self._pages.drop_with(soon, now)
 
     def begin(self) -> None:
         """Begin the background chores: old dirty data, closed files."""

@@ -28,6 +28,7 @@ class Handle:
         "appending",
         "error",
         "inode",
+        "lost",
         "read_from",
         "read_to",
         "reading",
@@ -44,6 +45,8 @@ class Handle:
         self.appending = bool(flags & os.O_APPEND)
         self.uncached = False
         """Whether its reads and writes pass the kernel's page cache by."""
+        self.lost: QuorumfsError | None = None
+        """Its locks are gone: it fails from now on."""
         self.error: QuorumfsError | None = None
         """A failed write-back, to be reported once to this handle."""
         self.read_from = self.read_to = -1

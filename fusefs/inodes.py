@@ -50,11 +50,12 @@ class ChangeSet:
     after `extend_unappended_to` (see wire.messages.Commit).
     """
 
-    __slots__ = ("append_from", "cut", "extend_to", "extend_unappended_to", "map", "mtime_ns")
+    __slots__ = ("append_from", "cut", "extend_to", "extend_unappended_to", "losses", "map", "mtime_ns")
 
     def __init__(self) -> None:
         self.cut: int | None = None
         self.extend_to = 0
+        self.losses = 0
         self.append_from: int | None = None
         self.extend_unappended_to = 0
         self.map: RangeMap[PendingBlock | None] = RangeMap()
@@ -146,6 +147,10 @@ class Inode:
         self.ino = ino
         self.lock = threading.RLock()
         self.commit_lock = threading.Lock()
+        self.locking = threading.Lock()
+        """Held over a call about file locks, so that the server carries them out in the order of here."""
+        self.losses = 0
+        """So often locks of this file were lost with a session."""
         self.attributes: Attributes | None = None
         self.committed = CommittedMap()
         self.committing: ChangeSet | None = None
@@ -328,6 +333,7 @@ class Inode:
         """Set the changes apart that a commit is going to carry out."""
         self.seal_all()
         self.committing, self.changes, self.dirty_since = self.changes, ChangeSet(), None
+        self.committing.losses = self.losses
         return self.committing
 
     def finish_commit(self, change: ChangeSet, attributes: Attributes, durable: bool) -> bool:

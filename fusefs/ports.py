@@ -17,7 +17,10 @@ from wire.messages import (
     BlockRecord,
     Commit,
     DirectoryPage,
+    FileLock,
     FileMap,
+    LockGrant,
+    LockHolder,
     Opened,
     Usage,
 )
@@ -61,6 +64,27 @@ class NamespacePort(Protocol):
     def close(self, inodes: Sequence[int]) -> None: ...
 
     def file_map(self, ino: int, offset: int, limit: int) -> FileMap: ...
+
+    def set_lock(self, lock: FileLock) -> LockGrant:
+        """As NamespaceMethods.set_lock; SessionUnknown means that a new session was begun meanwhile."""
+        ...
+
+    def unlock(self, lock: FileLock) -> int:
+        """As NamespaceMethods.unlock; SessionUnknown means that a new session was begun meanwhile."""
+        ...
+
+    def get_lock(self, lock: FileLock) -> LockHolder | None:
+        """As NamespaceMethods.get_lock; the pid is 0 if the holder is of another session."""
+        ...
+
+    def wait_lock(self, lock: FileLock) -> None: ...
+
+    def confirm_session(self) -> None:
+        """Return if the session lives for certain; one that is found dead is begun anew.
+
+        Raises QuorumfsError when nobody can tell.
+        """
+        ...
 
     def sync_metadata(self) -> None: ...
 

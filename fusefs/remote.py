@@ -20,7 +20,10 @@ from wire.messages import (
     BlockRecord,
     Commit,
     DirectoryPage,
+    FileLock,
     FileMap,
+    LockGrant,
+    LockHolder,
     Opened,
     Ticket,
     Usage,
@@ -108,6 +111,34 @@ class RemoteNamespace:
 
     def file_map(self, ino: int, offset: int, limit: int) -> FileMap:
         return self._ask(NamespaceMethods.file_map, ino, offset, limit)
+
+    def set_lock(self, lock: FileLock) -> LockGrant:
+        return self._in_session(NamespaceMethods.set_lock, lock)
+
+    def unlock(self, lock: FileLock) -> int:
+        return self._in_session(NamespaceMethods.unlock, lock)
+
+    def _in_session(self, method: Callable[[Any, Ticket, FileLock], R], lock: FileLock) -> R:
+        """Locks do not outlive their session: a call is not made again by itself under a new one."""
+        session = self._session.number
+        try:
+            return self._session.mutate(lambda ticket: self._ask(method, ticket, lock))
+        except SessionUnknown:
+            self._session.renew_after(session)
+            raise
+
+    def get_lock(self, lock: FileLock) -> LockHolder | None:
+        session = self._session.number
+        found = self._ask(NamespaceMethods.get_lock, session, lock)
+        if found is None or found.session == session:
+            return found
+        return found._replace(lock=found.lock._replace(pid=0))
+
+    def wait_lock(self, lock: FileLock) -> None:
+        self._ask(NamespaceMethods.wait_lock, self._session.number, lock)
+
+    def confirm_session(self) -> None:
+        self._session.confirm()
 
     def sync_metadata(self) -> None:
         self._ask(NamespaceMethods.sync_metadata)

@@ -10,13 +10,14 @@ import itertools
 import logging
 import struct
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from wire.blocking import BlockingClient
 from wire.config import Deadlines
-from wire.errors import QuorumfsError, SessionUnknown, WriteRefused
-from wire.messages import Heartbeat, Ticket
+from wire.errors import QuorumfsError, SessionUnknown, Unavailable, WriteRefused
+from wire.messages import FileLock, Heartbeat, Ticket
 from wire.methods import MediatorMethods, NamespaceMethods
 
 R = TypeVar("R")
@@ -40,11 +41,15 @@ class Session:
     Attributes:
         number: the session's number as it is now.
         open_inodes: returns the inodes that the server must hold open for this mount.
+        held_locks: returns the locks that this mount holds, to be told a server of a new epoch.
+        lose_locks: called when a session has died, before a new one begins.
     """
 
     def __init__(self, client: BlockingClient, deadlines: Deadlines, name: str) -> None:
         self._client, self._deadlines, self._name = client, deadlines, name
         self.open_inodes: Callable[[], Sequence[int]] = tuple
+        self.held_locks: Callable[[int], Sequence[FileLock]] = lambda epoch: ()
+        self.lose_locks: Callable[[], None] = lambda: None
         self._renewing = threading.Lock()
         self._beating = threading.Lock()
         self._slots = threading.Semaphore(SLOTS)
@@ -56,10 +61,15 @@ class Session:
         self._failing = False
         self.number = 0
         self._epoch = 0
+        self._lease_seconds = 0.0
+        self._alive_until = 0.0
 
     def begin(self) -> None:
         """Open the session. Raises what open_session raises."""
+        asked = time.monotonic()
         info = self._client.call(self._deadlines.metadata_seconds, NamespaceMethods.open_session, self._name)
+        self._lease_seconds = info.lease_ms / 1000
+        self._alive_until = asked + self._lease_seconds
         self.number, self._epoch = info.session, info.epoch
 
     def keep_alive(self) -> None:
@@ -85,8 +95,21 @@ class Session:
             if self.number != dead:
                 return
             log.warning("session %d expired; beginning a new one", dead)
+            self.lose_locks()
             self.begin()
-            self._reclaim()
+            self._reclaim(self._epoch)
+
+    def confirm(self) -> None:
+        """Return if the session lives for certain, or a new one has been begun instead.
+
+        Raises:
+            Unavailable: nothing was heard of the metadata server for longer than the lease.
+        """
+        if time.monotonic() < self._alive_until:
+            return
+        self._beat()
+        if time.monotonic() >= self._alive_until:
+            raise Unavailable("this mount is cut off for longer than its lease")
 
     def new_block(self) -> bytes:
         """Return a block id of this session that was never used."""
@@ -131,7 +154,7 @@ class Session:
             self._ask_health()
 
     def _ask_health(self) -> None:
-        session = self.number
+        session, asked = self.number, time.monotonic()
         try:
             answer = self._client.call_once(HEARTBEAT_DEADLINE_SECONDS, MediatorMethods.heartbeat, session)
         except SessionUnknown:
@@ -146,6 +169,7 @@ class Session:
             log.info("heartbeats are answered again")
         self._failing = False
         self._last = answer
+        self._alive_until = asked + self._lease_seconds
         if answer.epoch != self._epoch:
             self._try_to_reclaim(answer.epoch)
 
@@ -156,15 +180,23 @@ class Session:
             log.warning("no new session yet: %s", error)
 
     def _try_to_reclaim(self, epoch: int) -> None:
-        log.info("the metadata server was restarted; telling it which files are open")
+        log.info("the metadata server was restarted; telling it which files are open and locked")
+        session = self.number
         try:
-            self._reclaim()
+            self._reclaim(epoch)
+        except SessionUnknown:
+            self._try_to_renew(session)
+            return
         except QuorumfsError as error:
             log.warning("open files were not reclaimed yet: %s", error)
             return
         self._epoch = epoch
 
-    def _reclaim(self) -> None:
+    def _reclaim(self, epoch: int) -> None:
         self._client.call(
-            self._deadlines.metadata_seconds, NamespaceMethods.reclaim, self.number, list(self.open_inodes())
+            self._deadlines.metadata_seconds,
+            NamespaceMethods.reclaim,
+            self.number,
+            list(self.open_inodes()),
+            list(self.held_locks(epoch)),
         )

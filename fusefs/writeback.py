@@ -21,7 +21,7 @@ from fusefs.extents import Span
 from fusefs.inodes import ChangeSet, Inode, PendingBlock, Unfinished
 from fusefs.ports import BlockPort
 from wire.digest import BLOCK_BYTES, block_digest
-from wire.errors import QuorumfsError, SessionUnknown
+from wire.errors import LocksLost, QuorumfsError, SessionUnknown
 from wire.messages import AttributeChanges, Attributes, BlockRecord, Commit, Extent
 
 log = logging.getLogger(__name__)
@@ -276,6 +276,8 @@ class Writeback:
             assert block.data is not None, "an inline block keeps its bytes until it is committed"
             block.record = BlockRecord(self._blocks.new_block(), block.length, block_digest(block.data))
             payloads[block.record.block] = block.data
+        if inode.losses != change.losses:
+            raise LocksLost("what was written under locks that are gone is not committed")
         commits = divide(
             change, [_record(block) for block in (*put, *inline)], _changes(inode, change), durable
         )

@@ -13,26 +13,34 @@ from metaserver.bookkeeping import Bookkeeping
 from metaserver.checking import Checking
 from metaserver.contents import FIRST_RUN_EXTENTS, Contents
 from metaserver.inodes import Inodes
+from metaserver.locks import Locks
 from metaserver.log import LogSync
 from metaserver.namespace import Namespace
 from metaserver.reaper import Reaper
 from metaserver.sessions import Sessions
 from metaserver.store import Store
 from metaserver.xattrs import ExtendedAttributes
+from wire.errors import SessionUnknown
 from wire.messages import (
     AttributeChanges,
     Attributes,
     BlockRecord,
     Commit,
     DirectoryPage,
+    FileLock,
     FileMap,
     Identity,
+    LockGrant,
+    LockHolder,
     Opened,
     SessionInfo,
     Ticket,
 )
 
 SESSIONS_SHOWN = 100
+LOCKS_SHOWN = 100
+WAIT_SECONDS = 2.0
+"""One call waits for a lock so long at most; shorter than a stopping server waits for its calls."""
 
 
 class MetaService:
@@ -52,6 +60,8 @@ class MetaService:
         self._namespace = Namespace(store, inodes, contents, sessions)
         self._xattrs = ExtendedAttributes(store, inodes)
         self._bookkeeping = Bookkeeping(store, sessions)
+        self._locks = Locks(in_grace=sessions.may_reclaim)
+        sessions.on_end(self._locks.drop_session)
         self._started = time.monotonic()
 
     # CommonMethods
@@ -68,6 +78,7 @@ class MetaService:
             "database": str(self._store.path),
             "counts": self.counts(),
             "sessions": self._store.read(self._sessions.describe, SESSIONS_SHOWN),
+            "locks": self._locks.describe(LOCKS_SHOWN),
         }
 
     # NamespaceMethods: sessions
@@ -80,8 +91,37 @@ class MetaService:
     def close_session(self, session: int) -> None:
         self._remove_orphans_of(self._sessions.end(session))
 
-    def reclaim(self, session: int, inodes: list[int]) -> None:
+    def reclaim(self, session: int, inodes: list[int], locks: list[FileLock] | None = None) -> None:
+        first = not self._sessions.has_reclaimed(session)
+        if first and not self._locks.reclaim(session, locks or []):
+            raise SessionUnknown(f"session {session}: others hold its locks by now")
         self._sessions.reclaim(session, inodes)
+
+    # NamespaceMethods: locks
+
+    def set_lock(self, ticket: Ticket, lock: FileLock) -> LockGrant:
+        self._sessions.require(ticket.session)
+        attributes = self._store.read(self._inodes.load, lock.ino)
+        self._locks.set(ticket, lock)
+        return LockGrant(self._sessions.epoch, attributes)
+
+    def unlock(self, ticket: Ticket, lock: FileLock) -> int:
+        self._sessions.require(ticket.session)
+        self._locks.unset(ticket, lock)
+        return self._sessions.epoch
+
+    def get_lock(self, session: int, lock: FileLock) -> LockHolder | None:
+        self._sessions.require(session)
+        found = self._locks.holder(session, lock)
+        if found is None:
+            return None
+        _, owner, start, last, exclusive, pid = found
+        there = FileLock(lock.ino, lock.flock, owner, start, last, exclusive, pid)
+        return LockHolder(found.session, self._sessions.name(found.session), there)
+
+    async def wait_lock(self, session: int, lock: FileLock) -> None:
+        self._sessions.require(session)
+        await self._locks.wait(session, lock, WAIT_SECONDS)
 
     # NamespaceMethods: reading
 

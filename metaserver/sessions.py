@@ -48,6 +48,11 @@ class Sessions:
         self._leases = {session: Lease(now, reclaimed=False) for session in store.sessions}
         self._unreclaimed = set(self._leases)
         self._holders: dict[int, int] = {}
+        self._on_end: list[Callable[[int], None]] = []
+
+    def on_end(self, forget: Callable[[int], None]) -> None:
+        """Call `forget` with the number of each session that ends."""
+        self._on_end.append(forget)
 
     def open(self, name: str) -> SessionInfo:
         """Begin a session. Raises Busy when there are too many."""
@@ -74,6 +79,8 @@ class Sessions:
         held = set(lease.inodes)
         self.let_go(session, held)
         del self._leases[session]
+        for forget in self._on_end:
+            forget(session)
         return held
 
     def _delete(self, session: int) -> None:
@@ -93,6 +100,23 @@ class Sessions:
         if lease is None:
             raise SessionUnknown(f"session {session} is not known (any more)")
         return lease
+
+    def require(self, session: int) -> None:
+        """Raise SessionUnknown unless a session lives."""
+        self._lease(session)
+
+    def name(self, session: int) -> str:
+        """Return what a session's client calls itself, for people."""
+        row = self._store.execute("SELECT name FROM sessions WHERE session = ?", (session,)).fetchone()
+        return "" if row is None else str(row[0])
+
+    def has_reclaimed(self, session: int) -> bool:
+        """Tell whether a session has said what it holds since the restart. Raises SessionUnknown."""
+        return self._lease(session).reclaimed
+
+    def may_reclaim(self) -> bool:
+        """Tell whether a session has not said yet what it holds since the restart."""
+        return bool(self._unreclaimed)
 
     def lives(self, session: int) -> bool:
         """Tell whether a session lives."""

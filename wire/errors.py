@@ -9,11 +9,13 @@
     |   |-- BadRequest, UnknownMethod, MessageTooLarge, LabOnly
     |-- SessionError
     |   |-- SessionUnknown             the session expired or never was
+    |   |-- LocksLost                  a mount's own: the file's locks went with their session
+    |   |-- GracePeriod                after a restart: who holds which lock is not known yet (temporary)
     |   `-- SequenceError              a late copy of an older call
     |-- NamespaceError                 what a POSIX call answers, one class an errno
     |   |-- NotFound, AlreadyExists, NotADirectory, IsADirectory, NotEmpty, NameTooLong, AccessDenied,
     |   |   NotPermitted, InvalidArgument, TooManyLinks, NoAttribute, AttributeTooLong, FileTooLarge,
-    |   |   StaleFile, NotSupported, WouldBlock, CrossDevice, Busy
+    |   |   StaleFile, NotSupported, WouldBlock, CrossDevice, Busy, Deadlock, NoLocks
     |   `-- NoSpace
     |-- QuorumError
     |   |-- ReadRefused                fewer than Qr replicas are good: `detail` says who voted what
@@ -100,6 +102,14 @@ class SequenceError(SessionError):
     fault_code = 302
 
 
+class GracePeriod(SessionError):
+    fault_code, errno, temporary = 303, errno.EAGAIN, True
+
+
+class LocksLost(SessionError):
+    fault_code = 304
+
+
 class NamespaceError(QuorumfsError):
     fault_code = 400
 
@@ -178,6 +188,14 @@ class Busy(NamespaceError):
 
 class NoSpace(NamespaceError):
     fault_code, errno = 419, errno.ENOSPC
+
+
+class Deadlock(NamespaceError):
+    fault_code, errno = 420, errno.EDEADLK
+
+
+class NoLocks(NamespaceError):
+    fault_code, errno = 421, errno.ENOLCK
 
 
 class QuorumError(QuorumfsError):

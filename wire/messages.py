@@ -159,6 +159,37 @@ class Commit(NamedTuple):
     append_from: int | None = None
 
 
+class FileLock(NamedTuple):
+    """A lock of bytes `start` to `last` (included, at most 2**63 - 1) of a file, or a range to unlock.
+
+    `flock` tells the two kinds apart, which never stand in each other's way: record locks as fcntl(2), and
+    whole files as flock(2). `owner` is a number that the session chose; `pid` is for people.
+    """
+
+    ino: int
+    flock: bool
+    owner: int
+    start: int
+    last: int
+    exclusive: bool
+    pid: int
+
+
+class LockGrant(NamedTuple):
+    """A lock was granted by the metadata server that started at `epoch`; the file's attributes then."""
+
+    epoch: int
+    attributes: Attributes
+
+
+class LockHolder(NamedTuple):
+    """A lock that stands in the way, and whose it is."""
+
+    session: int
+    name: str
+    lock: FileLock
+
+
 class BlockPart(NamedTuple):
     """Some pieces of a block: all its pieces' digests (32 bytes each, joined) and the pieces' bytes.
 

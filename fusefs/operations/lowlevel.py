@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import itertools
 import logging
 import os
@@ -24,6 +25,7 @@ from typing import Any, Self
 from fusefs.filesystem import FileSystem
 from fusefs.handles import DirectoryHandle, Handle
 from fusefs.operations import BLOCK_SIZE_TOLD, ROOM_UNIT_BYTES, MountOptions, errno_of
+from fusefs.operations.locking import Waiters, lock_range, record_lock, signed
 from fusefs.operations.structures import (
     Arguments,
     Callbacks,
@@ -34,7 +36,9 @@ from fusefs.operations.structures import (
     loop_configuration,
 )
 from wire.config import ConfigError
-from wire.messages import AttributeChanges, Attributes
+from wire.errors import WouldBlock
+from wire.locks import LAST
+from wire.messages import AttributeChanges, Attributes, FileLock
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +48,8 @@ REQUEST_BYTES = 1024 * 1024
 BACKGROUND_REQUESTS = 64
 
 ASYNC_READ, ATOMIC_O_TRUNC, PARALLEL_DIROPS = 1 << 0, 1 << 3, 1 << 18
-WANTED = ASYNC_READ | ATOMIC_O_TRUNC | PARALLEL_DIROPS
+POSIX_LOCKS, FLOCK_LOCKS = 1 << 1, 1 << 10
+WANTED = ASYNC_READ | ATOMIC_O_TRUNC | PARALLEL_DIROPS | POSIX_LOCKS | FLOCK_LOCKS
 AUTO_INVAL_DATA, READDIRPLUS, READDIRPLUS_AUTO, HANDLE_KILLPRIV = 1 << 12, 1 << 13, 1 << 14, 1 << 20
 UNWANTED = AUTO_INVAL_DATA | READDIRPLUS | READDIRPLUS_AUTO | HANDLE_KILLPRIV
 """Pages are dropped at open instead; the kernel itself clears the set-id bits."""
@@ -68,6 +73,7 @@ class Mount:
         self._directories: dict[int, DirectoryHandle] = {}
         self._numbers = itertools.count(1)
         self._known_threads = threading.local()
+        self._waiters = Waiters(self._library, filesystem.locks)
         self._callbacks = Callbacks()
         fields: Any = Callbacks._fields_
         for name, kind in fields:
@@ -98,8 +104,8 @@ class Mount:
                 raise ConfigError(
                     f"{self._options.mountpoint} cannot be mounted; libfuse's own message is above"
                 )
-            with _Dropper(lambda ino: library.drop_pages(session, ino, 0, 0)) as dropper:
-                self._fs.drop_pages_with(dropper.drop)
+            with _Dropper(lambda ino: library.drop_pages(session, ino, 0, 0)) as dropper, self._waiters:
+                self._fs.drop_pages_with(dropper.drop_soon, dropper.drop_now)
                 library.loop(session, loop_configuration(THREADS))
                 library.unmount(session)
             library.remove_signal_handlers(session)
@@ -255,8 +261,12 @@ class Mount:
         self._library.reply_written(request, size)
 
     def flush(self, request: int, _ino: int, file: Any) -> None:
-        thread = self._library.context(request).contents.pid
-        self._files.flush(self._handles[file.contents.fh], thread)
+        info = file.contents
+        handle = self._handles[info.fh]
+        try:
+            self._files.flush(handle, self._library.context(request).contents.pid)
+        finally:
+            self._fs.locks.closing(handle, signed(info.lock_owner))
         self._library.reply_error(request, 0)
 
     def fsync(self, request: int, _ino: int, _data_only: int, file: Any) -> None:
@@ -277,6 +287,33 @@ class Mount:
             self._library.reply_error(request, errno.ENXIO)
         else:
             self._library.reply_offset(request, found)
+
+    # locks
+
+    def setlk(self, request: int, ino: int, file: Any, range_: Any, wait: int) -> None:
+        handle, lock = self._handles[file.contents.fh], record_lock(ino, file.contents, range_.contents)
+        self._lock(request, handle, lock, range_.contents.l_type == fcntl.F_UNLCK, bool(wait))
+
+    def flock(self, request: int, ino: int, file: Any, operation: int) -> None:
+        info = file.contents
+        exclusive = bool(operation & fcntl.LOCK_EX)
+        lock = FileLock(ino, True, signed(info.lock_owner), 0, LAST, exclusive, 0)
+        unlock, wait = bool(operation & fcntl.LOCK_UN), not operation & fcntl.LOCK_NB
+        self._lock(request, self._handles[info.fh], lock, unlock, wait)
+
+    def _lock(self, request: int, handle: Handle, lock: FileLock, unlock: bool, wait: bool) -> None:
+        try:
+            (self._fs.locks.unset if unlock else self._fs.locks.set)(handle, lock)
+        except WouldBlock:
+            if not wait:
+                raise
+            self._waiters.begin(request, handle, lock)
+        else:
+            self._library.reply_error(request, 0)
+
+    def getlk(self, request: int, ino: int, file: Any, range_: Any) -> None:
+        found = self._fs.locks.holder(record_lock(ino, file.contents, range_.contents))
+        self._library.reply_lock(request, byref(lock_range(found)))
 
     # directories
 
@@ -353,8 +390,11 @@ class _Dropper:
         self._queue.put(None)
         self._thread.join()
 
-    def drop(self, ino: int) -> None:
+    def drop_soon(self, ino: int) -> None:
         self._queue.put(ino)
+
+    def drop_now(self, ino: int) -> None:
+        self._drop(ino)
 
     def _run(self) -> None:
         while (ino := self._queue.get()) is not None:

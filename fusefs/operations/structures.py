@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from ctypes import POINTER, c_char_p, c_double, c_int, c_size_t, c_uint, c_uint64, c_void_p
+from ctypes import POINTER, c_char_p, c_double, c_int, c_short, c_size_t, c_uint, c_uint64, c_void_p
 from typing import Any
 
 LIBRARIES = ("libfuse3.so.4", "libfuse3.so.3")
@@ -70,6 +70,21 @@ class LoopConfiguration(ctypes.Structure):
     _fields_ = (("clone_fd", c_int), ("max_idle_threads", c_uint))
 
 
+class LockRange(ctypes.Structure):
+    """struct flock, with 64-bit offsets"""
+
+    _fields_ = (
+        ("l_type", c_short),
+        ("l_whence", c_short),
+        ("l_start", mfusepy.c_off_t),
+        ("l_len", mfusepy.c_off_t),
+        ("l_pid", c_int),
+    )
+
+
+Interrupted = ctypes.CFUNCTYPE(None, c_void_p, c_void_p)
+"""fuse_interrupt_func_t"""
+
 _FILE = POINTER(FileInfo)
 _OFFSET = mfusepy.c_off_t
 _INODE = c_uint64
@@ -119,15 +134,15 @@ class Callbacks(ctypes.Structure):
         ("removexattr", _request(_INODE, c_char_p)),
         ("access", c_void_p),
         ("create", _request(_INODE, c_char_p, _MODE, _FILE)),
-        ("getlk", c_void_p),
-        ("setlk", c_void_p),
+        ("getlk", _request(_INODE, _FILE, POINTER(LockRange))),
+        ("setlk", _request(_INODE, _FILE, POINTER(LockRange), c_int)),
         ("bmap", c_void_p),
         ("ioctl", c_void_p),
         ("poll", c_void_p),
         ("write_buf", c_void_p),
         ("retrieve_reply", c_void_p),
         ("forget_multi", c_void_p),
-        ("flock", c_void_p),
+        ("flock", _request(_INODE, _FILE, c_int)),
         ("fallocate", _request(_INODE, c_int, _OFFSET, _OFFSET, _FILE)),
         ("readdirplus", c_void_p),
         ("copy_file_range", c_void_p),
@@ -153,6 +168,8 @@ class Library:
         self.reply_room = _function("fuse_reply_statfs", error, request, POINTER(StatVfs))
         self.reply_length = _function("fuse_reply_xattr", error, request, c_size_t)
         self.reply_offset = _function("fuse_reply_lseek", error, request, _OFFSET)
+        self.reply_lock = _function("fuse_reply_lock", error, request, POINTER(LockRange))
+        self.on_interrupt = _function("fuse_req_interrupt_func", None, request, Interrupted, c_void_p)
         self.add_entry = _function(
             "fuse_add_direntry", c_size_t, request, c_void_p, c_size_t, c_char_p, POINTER(Stat), _OFFSET
         )

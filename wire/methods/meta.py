@@ -10,7 +10,10 @@ from wire.messages import (
     BlockRecord,
     Commit,
     DirectoryPage,
+    FileLock,
     FileMap,
+    LockGrant,
+    LockHolder,
     Opened,
     SessionInfo,
     Ticket,
@@ -32,11 +35,41 @@ class NamespaceMethods:
         """End a session: its open files are let go, its uncommitted blocks become garbage."""
         raise NotImplementedError
 
-    def reclaim(self, session: int, inodes: list[int]) -> None:
-        """After a restart of the metadata server: say again which inodes this session has open.
+    def reclaim(self, session: int, inodes: list[int], locks: list[FileLock] | None = None) -> None:
+        """After a restart of the metadata server: say again what this session has open and locked.
+
+        Locks are taken from the first such call after a restart only.
 
         Raises:
-            SessionUnknown.
+            SessionUnknown: also when others hold the locks by now; a new session must be begun.
+        """
+        raise NotImplementedError
+
+    def set_lock(self, ticket: Ticket, lock: FileLock) -> LockGrant:
+        """Grant a lock at once or not at all; it replaces what the owner holds in its range.
+
+        Not durable: a client says it again with `reclaim` after a restart of the metadata server.
+
+        Raises:
+            WouldBlock: another owner's lock is there. An owner's flock of the other mode is lost then.
+            GracePeriod: the server was restarted, and not all sessions have reclaimed yet.
+            NoLocks: too many. StaleFile, SessionUnknown, InvalidArgument.
+        """
+        raise NotImplementedError
+
+    def unlock(self, ticket: Ticket, lock: FileLock) -> int:
+        """Give up a range of an owner's locks; return the server's epoch. Raises SessionUnknown."""
+        raise NotImplementedError
+
+    def get_lock(self, session: int, lock: FileLock) -> LockHolder | None:
+        """Return a lock that stands in the way of `lock`, if there is one. Raises SessionUnknown."""
+        raise NotImplementedError
+
+    def wait_lock(self, session: int, lock: FileLock) -> None:
+        """Return as soon as a lock may be had, after two seconds at the latest. It is not granted.
+
+        Raises:
+            Deadlock: the holders wait for the one who asks (fcntl only). NoLocks, SessionUnknown.
         """
         raise NotImplementedError
 

@@ -1,0 +1,325 @@
+"""fcntl and flock across two real mounts: who gets a lock, who waits, and what frees it."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Self
+
+import pytest
+
+from tests.conftest import ClusterFactory, unexpected_lines
+from tests.mount import locker
+from tests.mount.conftest import SMALL
+from tests.support import wait_until
+from tools.cluster import LocalCluster
+
+LEASE_SECONDS = 3.0
+KINDS = ["fcntl", "flock"]
+
+
+class Program:
+    """A process that locks a file on one mount, as it is told (see tests/mount/locker.py)."""
+
+    def __init__(self, path: Path) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, locker.__file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        assert self.do(f"open {path}") == "ok"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+
+    def tell(self, command: str) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(command + "\n")
+        self.process.stdin.flush()
+
+    def answer(self) -> str:
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().strip()
+
+    def do(self, command: str) -> str:
+        self.tell(command)
+        return self.answer()
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+class Awaited:
+    """The answer to a command that waits."""
+
+    def __init__(self, program: Program, command: str) -> None:
+        self.answers: list[str] = []
+        program.tell(command)
+        self._thread = threading.Thread(target=lambda: self.answers.append(program.answer()), daemon=True)
+        self._thread.start()
+
+    def still_waits(self, seconds: float = 0.3) -> bool:
+        self._thread.join(seconds)
+        return not self.answers
+
+    def answer(self, seconds: float = 10) -> str:
+        return wait_until(lambda: self.answers, seconds, "the lock was granted or refused")[0]
+
+
+Start = Callable[[int, str], Program]
+
+
+@pytest.fixture(scope="module")
+def mounted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Path]]:
+    """Two mounts of one cluster, for tests that break nothing."""
+    base = tmp_path_factory.mktemp("locks")
+    places = base / "first", base / "second"
+    with LocalCluster.create(base / "cluster", **SMALL) as cluster:
+        cluster.start()
+        for place in places:
+            place.mkdir()
+            cluster.mount(place)
+        yield places
+    assert not unexpected_lines(cluster)
+
+
+@pytest.fixture
+def start(mounted: tuple[Path, Path], request: pytest.FixtureRequest) -> Iterator[Start]:
+    """Start a program on one of the two mounts, with a file of the test's own open."""
+    name = request.node.name.replace("/", "_")
+    with ExitStack() as stack:
+        yield lambda mount, suffix="": stack.enter_context(Program(mounted[mount] / (name + suffix)))
+
+
+@pytest.fixture
+def breakable(make_cluster: ClusterFactory, tmp_path: Path) -> tuple[LocalCluster, Path, Path]:
+    """A cluster with a short lease and two mounts."""
+    cluster = make_cluster(**SMALL, lease_seconds=LEASE_SECONDS)
+    cluster.start()
+    places = tmp_path / "first", tmp_path / "second"
+    for place in places:
+        place.mkdir()
+        cluster.mount(place)
+    return cluster, *places
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("other_mount", [0, 1])
+def test_locks_exclude(start: Any, kind: str, other_mount: int) -> None:
+    one, two = start(0), start(other_mount)
+    assert one.do(f"lock {kind} shared") == two.do(f"lock {kind} shared") == "ok"
+    assert one.do(f"lock {kind} exclusive") == "EAGAIN"
+    assert two.do(f"unlock {kind}") == "ok"
+    assert one.do(f"lock {kind} exclusive") == "ok"
+    assert two.do(f"lock {kind} shared") == "EAGAIN"
+    assert one.do(f"lock {kind} shared") == "ok"
+    assert two.do(f"lock {kind} shared") == "ok"
+
+
+def test_the_two_kinds_do_not_meet(start: Any) -> None:
+    assert start(0).do("lock fcntl exclusive") == "ok"
+    assert start(1).do("lock flock exclusive") == "ok"
+
+
+def test_ranges(start: Any) -> None:
+    one, two = start(0), start(1)
+    assert one.do("lock fcntl exclusive 0 100") == "ok"
+    assert two.do("lock fcntl exclusive 100 0") == "ok"
+    assert two.do("lock fcntl shared 50 10") == "EAGAIN"
+    assert one.do("unlock fcntl 40 30") == "ok"
+    assert two.do("lock fcntl exclusive 40 30") == "ok"
+    assert two.do("lock fcntl exclusive 39 1") == "EAGAIN"
+    assert one.do("lock fcntl exclusive 70 31") == "EAGAIN"
+    assert one.do("lock fcntl shared 70 30") == "ok"
+    assert two.do("lock fcntl shared 70 30") == "ok"
+
+
+def test_who_holds_it(start: Any) -> None:
+    one, same, other = start(0), start(0), start(1)
+    assert one.do("test exclusive 0 0") == "free"
+    assert one.do("lock fcntl exclusive 10 20") == "ok"
+    assert one.do("test exclusive 0 0") == "free"
+    assert same.do("test shared 0 0") == f"exclusive 10 20 {one.process.pid}"
+    assert other.do("test shared 15 1") == "exclusive 10 20 0"
+    assert other.do("test exclusive 30 0") == "free"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("other_mount", [0, 1])
+def test_a_waiter_gets_it(start: Any, kind: str, other_mount: int) -> None:
+    one, two = start(0), start(other_mount)
+    assert one.do(f"lock {kind} exclusive") == "ok"
+    waiting = Awaited(two, f"lock {kind} exclusive wait")
+    assert waiting.still_waits(2.5)
+    assert one.do(f"unlock {kind}") == "ok"
+    begun = time.monotonic()
+    assert waiting.answer() == "ok"
+    assert time.monotonic() - begun < 1
+    assert one.do(f"lock {kind} shared") == "EAGAIN"
+
+
+def test_shared_flocks_that_both_want_more(start: Any) -> None:
+    one, two = start(0), start(1)
+    assert one.do("lock flock shared") == two.do("lock flock shared") == "ok"
+    waiting = Awaited(one, "lock flock exclusive wait")
+    assert waiting.still_waits()
+    assert two.do("lock flock exclusive") in ("ok", "EAGAIN")
+    assert two.do("unlock flock") == "ok"
+    assert waiting.answer() == "ok"
+
+
+def test_a_deadlock_is_refused(start: Any) -> None:
+    one, two = start(0), start(1)
+    assert one.do("lock fcntl exclusive 0 1") == two.do("lock fcntl exclusive 1 1") == "ok"
+    waiting = Awaited(one, "lock fcntl exclusive 1 1 wait")
+    assert waiting.still_waits()
+    assert two.do("lock fcntl exclusive 0 1 wait") == "EDEADLK"
+    assert two.do("unlock fcntl") == "ok"
+    assert waiting.answer() == "ok"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("how", ["close", "kill"])
+def test_the_end_of_a_file_or_a_process_frees(start: Any, kind: str, how: str) -> None:
+    one, two = start(0), start(1)
+    assert one.do(f"lock {kind} exclusive") == "ok"
+    waiting = Awaited(two, f"lock {kind} exclusive wait")
+    assert waiting.still_waits()
+    if how == "close":
+        assert one.do("close") == "ok"
+    else:
+        one.kill()
+    assert waiting.answer() == "ok"
+
+
+def test_closing_any_descriptor_frees_record_locks(start: Any, mounted: tuple[Path, Path]) -> None:
+    one, two = start(0), start(1)
+    path = next(mounted[0].glob("test_closing_any_descriptor*"))
+    assert one.do("lock fcntl exclusive") == one.do(f"open {path}") == one.do("close") == "ok"
+    assert two.do("lock fcntl exclusive") == "ok"
+    assert one.do("lock flock exclusive") == one.do(f"open {path}") == one.do("close") == "ok"
+    assert two.do("lock flock exclusive") == "EAGAIN"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGKILL])
+def test_a_waiter_is_interrupted(start: Any, kind: str, number: signal.Signals) -> None:
+    one, two, three = start(0), start(1), start(1)
+    assert one.do(f"lock {kind} exclusive") == "ok"
+    waiting = Awaited(two, f"lock {kind} exclusive wait")
+    assert waiting.still_waits()
+    begun = time.monotonic()
+    two.process.send_signal(number)
+    assert waiting.answer(5) == ("EINTR" if number == signal.SIGUSR1 else "")
+    if number == signal.SIGKILL:
+        assert two.process.wait(5) == -number
+    assert time.monotonic() - begun < 1
+    assert one.do(f"unlock {kind}") == "ok"
+    assert three.do(f"lock {kind} exclusive") == "ok"
+
+
+def test_many_waiters_leave_the_mount_usable(start: Any, mounted: tuple[Path, Path]) -> None:
+    one = start(0)
+    assert one.do("lock flock exclusive") == "ok"
+    programs = [start(0) for _ in range(36)]
+    waiting = [Awaited(program, "lock flock exclusive wait") for program in programs]
+    assert all(each.still_waits(0.05) for each in waiting)
+    (mounted[0] / "other").write_text("works")
+    assert (mounted[0] / "other").read_text() == "works"
+    assert one.do("unlock flock") == "ok"
+    for _ in programs:
+        wait_until(lambda: any(each.answers for each in waiting), 10, "one of them got it")
+        got = next(index for index, each in enumerate(waiting) if each.answers)
+        assert waiting.pop(got).answers == ["ok"]
+        assert programs[got].do("unlock flock") == "ok"
+        programs.pop(got)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_who_gets_a_lock_sees_what_was_written_under_it(start: Any, kind: str) -> None:
+    one, two = start(0), start(1)
+    for turn in range(20):
+        writer, reader = (one, two) if turn % 2 else (two, one)
+        assert writer.do(f"lock {kind} exclusive wait") == "ok"
+        assert writer.do(f"write turn-{turn:02}") == writer.do(f"unlock {kind}") == "ok"
+        assert reader.do(f"lock {kind} shared wait") == "ok"
+        assert reader.do("read 100") == f"turn-{turn:02}"
+        assert reader.do(f"unlock {kind}") == "ok"
+
+
+def test_counting_under_a_lock(start: Any, mounted: tuple[Path, Path]) -> None:
+    script = """
+import fcntl, os, sys
+file = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)
+for _ in range(25):
+    fcntl.lockf(file, fcntl.LOCK_EX)
+    value = int(os.pread(file, 100, 0) or b"0")
+    os.pwrite(file, b"%d" % (value + 1), 0)
+    fcntl.lockf(file, fcntl.LOCK_UN)
+"""
+    counters = [subprocess.Popen([sys.executable, "-c", script, place / "counter"]) for place in mounted * 2]
+    for counter in counters:
+        assert counter.wait(timeout=60) == 0
+    assert (mounted[0] / "counter").read_text() == (mounted[1] / "counter").read_text() == "100"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_dead_mount_frees_with_its_lease(breakable: tuple[LocalCluster, Path, Path], kind: str) -> None:
+    cluster, first, second = breakable
+    with Program(first / "a") as one, Program(second / "a") as two:
+        assert one.do(f"lock {kind} exclusive") == "ok"
+        cluster.kill("mount-1")
+        waiting = Awaited(two, f"lock {kind} exclusive wait")
+        assert waiting.still_waits(LEASE_SECONDS / 3)
+        assert waiting.answer(3 * LEASE_SECONDS) == "ok"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_locks_outlive_the_metaserver(breakable: tuple[LocalCluster, Path, Path], kind: str) -> None:
+    cluster, first, second = breakable
+    with Program(first / "a") as one, Program(second / "a") as two, Program(second / "a") as three:
+        assert one.do(f"lock {kind} exclusive") == "ok"
+        waiting = Awaited(two, f"lock {kind} exclusive wait")
+        for _ in range(2):
+            cluster.kill("metaserver")
+            cluster.start("metaserver")
+            assert three.do(f"lock {kind} shared") == "EAGAIN"
+        assert waiting.still_waits()
+        assert one.do(f"unlock {kind}") == "ok"
+        assert waiting.answer() == "ok"
+        assert one.do(f"lock {kind} exclusive") == "EAGAIN"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_mount_that_was_cut_off_lost_its_locks(
+    breakable: tuple[LocalCluster, Path, Path], kind: str
+) -> None:
+    cluster, first, second = breakable
+    with Program(first / "a") as one, Program(second / "a") as two, Program(first / "b") as other:
+        assert one.do("write old") == one.do("fsync") == one.do(f"lock {kind} exclusive") == "ok"
+        assert one.do("write lost") == other.do("write kept") == "ok"
+        cluster.pause("mount-1")
+        assert two.do(f"lock {kind} exclusive wait") == "ok"
+        assert two.do("write new") == two.do("fsync") == "ok"
+        cluster.resume("mount-1")
+        assert one.do("read 10") == "EIO"
+        assert one.do("write bad") == "EIO"
+        assert one.do("fsync") == "EIO"
+        assert one.do(f"lock {kind} exclusive") == "EIO"
+        one.do("close")
+        assert one.do(f"open {first / 'a'}") == "ok"
+        assert one.do("read 10") == "new"
+        assert one.do(f"lock {kind} exclusive") == "EAGAIN"
+        assert two.do(f"unlock {kind}") == "ok"
+        assert one.do(f"lock {kind} exclusive") == one.do("write good") == one.do("close") == "ok"
+        assert other.do("close") == "ok"
+    assert (second / "a").read_text() == "good"
+    assert (second / "b").read_text() == "kept"
