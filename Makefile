@@ -3,17 +3,20 @@
 
 BIN := .venv/bin
 MOUNTPOINT ?= mnt
+# Where `make bench` works, and what else it compares: PEERS="gluster=/mnt/g moosefs=/mnt/m".
+BENCH_DIR ?= .bench
+PEERS ?=
 PARTS := setup.cfg pyproject.toml tools/setup.sh
 
 .DEFAULT_GOAL := help
-.PHONY: help up down status test soak programs posix demo transcript story-xml evaluate lint format types imports clean distclean
+.PHONY: help up down status test soak programs posix demo transcript story-xml evaluate bench lint format types imports clean distclean
 
 help:
 	@echo 'make up     start a local cluster and mount it on ./$(MOUNTPOINT)'
 	@echo 'make down   unmount and stop it; the files stay for the next make up'
 	@echo 'make test   run all tests'
 	@echo 'make demo   play the story of the README on a throwaway cluster'
-	@echo 'others:     status soak evaluate programs posix transcript story-xml lint format types clean distclean'
+	@echo 'others:     status soak evaluate bench programs posix transcript story-xml lint format types clean distclean'
 
 up: .venv/run.stamp
 	@$(BIN)/quorumfs up $(if $(filter command line environment,$(origin MOUNTPOINT)),$(MOUNTPOINT))
@@ -37,6 +40,11 @@ story-xml: .venv/test.stamp
 
 evaluate: .venv/run.stamp
 	@$(BIN)/quorumfs evaluate
+
+# A local directory, the peers that are mounted, and a fresh cluster; all but the peers on one disk.
+bench: .venv/run.stamp
+	@mkdir -p $(BENCH_DIR)
+	@$(BIN)/quorumfs bench --cluster $(BENCH_DIR) local=$(BENCH_DIR) $(PEERS) $(BENCH_OPTIONS)
 
 test: .venv/test.stamp
 	@$(BIN)/python -m pytest $(TESTS)

@@ -33,6 +33,7 @@ MODULES = {
     "refill": "tools.refill",
     "fsck": "tools.fsck",
     "evaluate": "tools.evaluate",
+    "bench": "tools.bench",
     "config": "tools.settings",
 }
 """Which module has which command. Only that of the command given is imported, so that all start fast."""

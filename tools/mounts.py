@@ -46,11 +46,14 @@ def mount_at(place: Path) -> Mount | None:
 
 def mount_of(path: Path) -> Mount | None:
     """Return the FUSE mount that an absolute path lies on, if it lies on one."""
+    holding = file_system_of(path)
+    return holding if holding is not None and holding.type.partition(".")[0] == "fuse" else None
+
+
+def file_system_of(path: Path) -> Mount | None:
+    """Return the mount, of whatever type, that an absolute path lies on."""
     holding = [mount for mount in mounts() if path.is_relative_to(mount.place)]
-    if not holding:
-        return None
-    deepest = max(reversed(holding), key=lambda mount: len(mount.place.parts))
-    return deepest if deepest.type.partition(".")[0] == "fuse" else None
+    return max(reversed(holding), key=lambda mount: len(mount.place.parts), default=None)
 
 
 def absolute(path: Path) -> Path:

@@ -1,0 +1,116 @@
+"""A tiny benchmark of a local directory and of real clusters, as people run it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import tools.bench_work
+from tests.conftest import ClusterFactory
+from tests.support import run_command
+from tools import mounts
+from tools.bench_work import ROWS
+from tools.cli import main
+
+TINY = ("--scale", "0.01", "--rounds", "2")
+
+
+def test_all_rows_on_a_directory_and_on_a_mount(
+    tmp_path: Path, make_cluster: ClusterFactory, mountpoint: Path
+) -> None:
+    local = tmp_path / "local"
+    local.mkdir()
+    cluster = make_cluster(servers=3, read_quorum=2, write_quorum=3)
+    cluster.start()
+    cluster.mount(mountpoint)
+    files = ("--json", "figures.json", "--html", "page.html")
+    done = run_command(tmp_path, "bench", f"local={local}", f"q={mountpoint}", *TINY, *files)
+    assert (done.returncode, done.stderr) == (0, ""), done
+    document = json.loads((tmp_path / "figures.json").read_text())
+    assert [row["name"] for row in document["rows"]] == [row.name for row in ROWS]
+    assert [place["type"] for place in document["directories"]][1] == "fuse.quorumfs"
+    assert len(document["measurements"]) == len(ROWS) * 2 * 2
+    assert all(measured["seconds"] > 0 and not measured["failure"] for measured in document["measurements"])
+    assert all(found["q"]["to_first"] > 0 for found in document["summaries"].values())
+    assert "x local" in done.stdout and "user.quorumfs.drop_caches" in done.stdout
+    assert "read it, caches dropped" in (tmp_path / "page.html").read_text()
+    assert not list(local.iterdir()) and not list(mountpoint.iterdir())
+
+
+def test_a_fresh_cluster_is_made_and_removed(tmp_path: Path, fuse_device: None) -> None:
+    work = tmp_path / "work"
+    work.mkdir()
+    words = ("--cluster", str(work), "--scale", "0.01", "--rounds", "1", "--only", "write,read-cold,delete")
+    done = run_command(tmp_path, "bench", f"local={work}", *words)
+    assert (done.returncode, done.stderr) == (0, ""), done
+    assert "quorumfs s" in done.stdout
+    assert not list(work.iterdir())
+    assert not [mount for mount in mounts.mounts() if mount.place.is_relative_to(work)]
+
+
+@pytest.mark.parametrize("spoil", [lambda data: bytes([data[0] ^ 1]) + data[1:], lambda data: data[:-1]])
+def test_wrong_bytes_fail_loudly(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    spoil: Callable[[bytes], bytes],
+) -> None:
+    real = os.pread
+    monkeypatch.setattr(tools.bench_work.os, "pread", lambda *where: spoil(real(*where)))
+    file = tmp_path / "figures.json"
+    assert main(["bench", str(tmp_path), "--scale", "0.01", "--rounds", "1", "--json", str(file)]) == 1
+    assert "WRONG BYTES" in capsys.readouterr().out
+    failed = [
+        measured["row"] for measured in json.loads(file.read_text())["measurements"] if measured["failure"]
+    ]
+    assert failed == ["random-read"]
+
+
+def test_a_directory_that_fails_does_not_stop_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good, full = tmp_path / "good", tmp_path / "full"
+    good.mkdir()
+    full.mkdir()
+    real = tools.bench_work.write_all
+
+    def write(file: int, data: memoryview) -> None:
+        if Path(f"/proc/self/fd/{file}").readlink().is_relative_to(full):
+            raise OSError(28, "No space left on device")
+        real(file, data)
+
+    monkeypatch.setattr(tools.bench_work, "write_all", write)
+    words = [
+        "bench",
+        f"full={full}",
+        f"good={good}",
+        "--scale",
+        "0.01",
+        "--rounds",
+        "1",
+        "--only",
+        "append,list",
+    ]
+    assert main(words) == 1
+    out = capsys.readouterr().out
+    assert "FAILED  full, append, round 1: [Errno 28] No space left on device" in out
+    assert "FAILED" in out.splitlines()[1]
+    assert not list(full.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        ((), "nothing to measure"),
+        ((".", "--only", "x"), "there is no row"),
+        ((".", "--json", "/no/x"), "written"),
+    ],
+)
+def test_bad_options_are_one_line(tmp_path: Path, words: tuple[str, ...], reason: str) -> None:
+    done = run_command(tmp_path, "bench", *words)
+    assert done.returncode == 2 and done.stdout == ""
+    assert reason in done.stderr and done.stderr.count("\n") == 1, done.stderr
