@@ -121,12 +121,8 @@ class DirtyBuffers:
     def find(self, start: int, end: int) -> list[Span[bytes]]:
         """Return copies of the dirty bytes within [start, end), in order."""
         found: list[Span[bytes]] = []
-        if not self._buffers:
-            return found
-        for index in range(start // BLOCK_BYTES, -(-end // BLOCK_BYTES)):
-            buffer = self._buffers.get(index)
-            if buffer is None:
-                continue
+        for index in self._indexes(start, end):
+            buffer = self._buffers[index]
             base = index * BLOCK_BYTES
             first = max(0, bisect_right(buffer.starts, start - base) - 1)
             last = bisect_left(buffer.starts, end - base)
@@ -136,6 +132,13 @@ class DirtyBuffers:
                     copy = bytes(memoryview(segment)[low - place : high - place])
                     found.append(Span(base + low, base + high, copy, 0))
         return found
+
+    def _indexes(self, start: int, end: int) -> list[int]:
+        """Return in order which buffers there are in [start, end), which may be a file of 2**63 bytes."""
+        indexes = range(start // BLOCK_BYTES, -(-end // BLOCK_BYTES))
+        if len(indexes) <= len(self._buffers):
+            return [index for index in indexes if index in self._buffers]
+        return sorted(index for index in self._buffers if index in indexes)
 
     def take_full(self) -> Iterator[tuple[bytearray, list[Placement]]]:
         """Take out every full buffer, as a block's bytes and where they belong in the file."""

@@ -22,6 +22,7 @@ from fusefs.walks import Walks
 from fusefs.writeback import Writeback
 from wire.errors import (
     AlreadyExists,
+    InvalidArgument,
     NameTooLong,
     NoAttribute,
     NotFound,
@@ -42,6 +43,7 @@ DROP_CACHES = b"user.quorumfs.drop_caches"
 """Setting this one, on any file, has the mount forget all that it caches: the next reads are votes, and the
 next look-ups ask the metadata server."""
 CAPABILITY = b"security.capability"
+ATTRIBUTE_SPACES = (b"user", b"trusted", b"security")
 
 
 class FileSystem:
@@ -356,6 +358,7 @@ class FileSystem:
         self._names.changed(inodes=(ino,))
 
     def remove_xattr(self, ino: int, name: bytes) -> None:
+        _check_attribute(name)
         self._namespace.remove_xattr(ino, name)
         self._names.changed(inodes=(ino,))
 
@@ -370,6 +373,9 @@ def _check_name(name: bytes) -> None:
 
 
 def _check_attribute(name: bytes) -> None:
-    # Access control lists: a program that could store one would take it to be in force.
-    if name.startswith(b"system."):
-        raise NotSupported("attributes of the system's are not kept")
+    # Not system: who could store an access control list there would take it to be in force.
+    space, dot, rest = name.partition(b".")
+    if not dot or space not in ATTRIBUTE_SPACES:
+        raise NotSupported("only attributes named user.*, trusted.* and security.* are kept")
+    if not rest:
+        raise InvalidArgument("an extended attribute has a name after the dot")

@@ -355,7 +355,10 @@ class Mount:
         self._value(request, self._fs.get_xattr(ino, name), size)
 
     def listxattr(self, request: int, ino: int, size: int) -> None:
-        self._value(request, b"".join(name + b"\0" for name in self._fs.list_xattrs(ino)), size)
+        names = self._fs.list_xattrs(ino)
+        if self._library.context(request).contents.uid != 0:
+            names = [name for name in names if not name.startswith(b"trusted.")]
+        self._value(request, b"".join(name + b"\0" for name in names), size)
 
     def _value(self, request: int, value: bytes, size: int) -> None:
         if size == 0:

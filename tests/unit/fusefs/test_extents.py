@@ -136,3 +136,10 @@ def test_a_full_buffer_is_a_block_of_its_own() -> None:
     assert placements == [Placement(0, BLOCK_BYTES, 0)]
     assert data == b"b" * (BLOCK_BYTES // 2) + b"a" * (BLOCK_BYTES // 2)
     assert tested.bytes == BLOCK_BYTES // 2
+
+
+def test_dirty_bytes_of_a_sparse_file_are_found_without_looking_everywhere() -> None:
+    tested = DirtyBuffers()
+    tested.write(2**63 - 2, memoryview(b"z"))
+    tested.write(7, memoryview(b"a"))
+    assert tested.find(0, 2**63 - 1) == [Span(7, 8, b"a", 0), Span(2**63 - 2, 2**63 - 1, b"z", 0)]
