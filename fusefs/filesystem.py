@@ -69,7 +69,9 @@ class FileSystem:
     ) -> None:
         self._namespace, self._permission, self._opens = namespace, permission, opens
         self._names, self._pages, self._walks = NameCache(), PageLedger(), Walks()
-        self._writeback = Writeback(blocks, self._names, self._pages, dirty_bytes * 3 // 4, age_seconds)
+        self._writeback = Writeback(
+            namespace, blocks, self._names, self._pages, dirty_bytes * 3 // 4, age_seconds
+        )
         self._reader = BlockReader(blocks, dirty_bytes // 4)
         self.locks = FileLocks(namespace, self._writeback, self._pages)
         self.files = Files(

@@ -19,7 +19,7 @@ from concurrent.futures import CancelledError, ThreadPoolExecutor
 from fusefs.cache import NameCache, PageLedger
 from fusefs.extents import Span
 from fusefs.inodes import ChangeSet, Inode, PendingBlock, Unfinished
-from fusefs.ports import BlockPort
+from fusefs.ports import BlockPort, NamespacePort
 from wire.digest import BLOCK_BYTES, block_digest
 from wire.errors import LocksLost, QuorumfsError, SessionUnknown
 from wire.messages import AttributeChanges, Attributes, BlockRecord, Commit, Extent
@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 SET_ID = stat.S_ISUID | stat.S_ISGID
 UPLOADS = 4
 """So many blocks are put at the same time."""
+MAP_RUN_EXTENTS = 4096
 MOST_EXTENTS_A_COMMIT = 20_000
 MOST_PENDING_EXTENTS = 50_000
 """A commit of more is carried out in steps; a file that gathers more is committed early."""
@@ -71,6 +72,7 @@ class Writeback:
     """Takes the changes of inodes to the servers.
 
     Args:
+        namespace: asked only whether an append was carried out whose answer was lost with its session.
         blocks: where blocks and commits go.
         limit_bytes: the most dirty bytes kept in memory; a writer waits beyond.
         age_seconds: dirty data older than this is written out.
@@ -79,6 +81,7 @@ class Writeback:
 
     def __init__(
         self,
+        namespace: NamespacePort,
         blocks: BlockPort,
         names: NameCache,
         pages: PageLedger,
@@ -86,7 +89,7 @@ class Writeback:
         age_seconds: float,
         wait_seconds: float = 30.0,
     ) -> None:
-        self._blocks, self._names, self._pages = blocks, names, pages
+        self._namespace, self._blocks, self._names, self._pages = namespace, blocks, names, pages
         self._age_seconds, self._wait_seconds = age_seconds, wait_seconds
         self._pool = ThreadPoolExecutor(UPLOADS, "upload")
         self.budget = Budget(limit_bytes)
@@ -257,10 +260,26 @@ class Writeback:
         except SessionUnknown:
             if put:
                 raise
-            attributes = self._send(inode, change, put, inline, durable)
+            # Done twice, a write at a place changes nothing, but an append would.
+            if change.append_from is not None and self._has_any(inode.ino, inline):
+                attributes = self._namespace.getattr(inode.ino)
+            else:
+                attributes = self._send(inode, change, put, inline, durable)
         for block in inline:
             self._let_go(block)
         return attributes
+
+    def _has_any(self, ino: int, blocks: list[PendingBlock]) -> bool:
+        """Tell whether a file's committed contents refer to any of these blocks."""
+        ids = {_record(block).block for block in blocks}
+        offset = 0
+        while True:
+            run = self._namespace.file_map(ino, offset, MAP_RUN_EXTENTS)
+            if any(extent.block in ids for extent in run.extents):
+                return True
+            if run.complete or not run.extents:
+                return False
+            offset = run.extents[-1].offset + run.extents[-1].length
 
     def _send(
         self,

@@ -243,7 +243,10 @@ class FakeServer:
                 self.blocks[record.block] = bytes(data)
                 if commit.durable:
                     self.durable.add(record.block)
-            return self._apply(ino, commit)
+            attributes = self._apply(ino, commit)
+            if errors := self.failures.get("answer write_file"):
+                raise errors.pop(0)
+            return attributes
 
     def _apply(self, ino: int, commit: Commit) -> Attributes:
         old = self._load(ino)

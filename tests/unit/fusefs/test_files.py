@@ -461,3 +461,15 @@ def test_random_appends_and_other_mounts(server: FakeServer, fs: FileSystem) -> 
                 waiting.append(record)
     close(fs, handle)
     assert server.committed(ino) == b"".join(expected + waiting), f"seed {seed}"
+
+
+@pytest.mark.parametrize("when", ["write_file", "answer write_file"])
+def test_an_append_whose_session_died_is_carried_out_once(
+    server: FakeServer, fs: FileSystem, when: str
+) -> None:
+    ino = make(fs, b"a", b"old.")
+    handle, _ = fs.files.open(ino, os.O_WRONLY | os.O_APPEND)
+    write(fs, handle, 4, b"new.")
+    server.fail(when, SessionUnknown())
+    close(fs, handle)
+    assert server.committed(ino) == b"old.new."

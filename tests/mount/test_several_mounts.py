@@ -1,0 +1,142 @@
+"""Close-to-open between two real mounts: bytes, attributes, names, kept pages, and files without a name."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ClusterFactory
+from tests.mount.conftest import SMALL
+from tests.support import wait_until
+from tools.cluster import LocalCluster
+from wire.blocking import BlockingClient
+from wire.methods import BookkeepingMethods
+
+LEASE_SECONDS = 3.0
+
+Mounted = tuple[LocalCluster, Path, Path]
+
+
+@pytest.fixture
+def mounted(make_cluster: ClusterFactory, tmp_path: Path) -> Mounted:
+    """A cluster with a short lease and two mounts."""
+    cluster = make_cluster(**SMALL, lease_seconds=LEASE_SECONDS)
+    cluster.start()
+    places = tmp_path / "first", tmp_path / "second"
+    for place in places:
+        place.mkdir()
+        cluster.mount(place)
+    return cluster, *places
+
+
+def test_attributes_at_the_next_open(mounted: Mounted) -> None:
+    _, first, second = mounted
+    (first / "a").write_text("one")
+    for turn in range(10):
+        writer, reader = (first, second) if turn % 2 else (second, first)
+        (reader / "a").stat()
+        with (writer / "a").open("a") as file:
+            file.write("more")
+        (writer / "a").chmod(0o600 + turn)
+        os.utime(writer / "a", ns=(turn, 1_000_000_007 * turn))
+        with (reader / "a").open() as file:
+            status = os.fstat(file.fileno())
+        assert (status.st_size, status.st_mode & 0o777) == (3 + 4 * (turn + 1), 0o600 + turn)
+        assert status.st_mtime_ns == 1_000_000_007 * turn
+
+
+def test_names_on_look_up_and_in_listings(mounted: Mounted) -> None:
+    _, first, second = mounted
+    (first / "d").mkdir()
+    for turn in range(10):
+        maker, looker = (first, second) if turn % 2 else (second, first)
+        assert not (looker / "d" / f"{turn}").exists()
+        (maker / "d" / f"{turn}").write_text("")
+        assert (looker / "d" / f"{turn}").exists()
+        assert f"{turn}" in os.listdir(looker / "d")  # noqa: PTH208
+        (maker / "d" / f"{turn}").rename(maker / "d" / f"new-{turn}")
+        assert (looker / "d" / f"new-{turn}").read_text() == ""
+        (maker / "d" / f"new-{turn}").unlink()
+        wait_until(lambda path=looker / "d": not os.listdir(path), 1.5, "the listing is empty")  # noqa: PTH208
+
+
+def test_hard_links_are_never_stale_after_open(mounted: Mounted) -> None:
+    _, first, second = mounted
+    (first / "a").write_text("")
+    (first / "b").hardlink_to(first / "a")
+    for turn in range(20):
+        writer, reader = (first, second) if turn % 2 else (second, first)
+        content = f"{turn}" * (turn + 1)
+        (writer / "ab"[turn // 2 % 2]).write_text(content)
+        assert (reader / "a").read_text() == (reader / "b").read_text() == content
+        assert (writer / "a").read_text() == (writer / "b").read_text() == content
+        assert (reader / "a").stat().st_nlink == 2
+
+
+def test_a_file_replaced_under_a_reader_on_another_mount(mounted: Mounted) -> None:
+    _, first, second = mounted
+    (first / "a").write_text("old")
+    with (second / "a").open() as opened:
+        (first / "new").write_text("new")
+        (first / "new").rename(first / "a")
+        os.setxattr(second, "user.quorumfs.drop_caches", b"")
+        assert opened.read() == "old"
+        assert os.fstat(opened.fileno()).st_nlink == 0
+        assert (second / "a").read_text() == "new"
+
+
+def test_an_unchanged_file_is_read_from_the_kernels_pages(mounted: Mounted) -> None:
+    cluster, first, second = mounted
+    (first / "a").write_bytes(b"x" * 300_000)
+    assert (second / "a").read_bytes() == b"x" * 300_000
+    for server in ("data-1", "data-2", "data-3"):
+        cluster.kill(server)
+    # No vote is possible any more: what is read now comes from the kernel.
+    assert (second / "a").read_bytes() == b"x" * 300_000
+    cluster.start("data-1", "data-2", "data-3")
+    wait_until(lambda: try_to_write(first / "a", b"y" * 300_000), 20, "the file can be written")
+    assert (second / "a").read_bytes() == b"y" * 300_000
+
+
+def try_to_write(path: Path, content: bytes) -> bool:
+    try:
+        path.write_bytes(content)
+    except OSError:
+        return False
+    return True
+
+
+def inodes(cluster: LocalCluster) -> int:
+    client = BlockingClient([cluster.config.metaserver_listen])
+    try:
+        return int(client.call(5.0, BookkeepingMethods.counts)["inodes"])
+    finally:
+        client.close()
+
+
+def test_an_unlinked_open_file_lives_until_its_last_close(mounted: Mounted) -> None:
+    cluster, first, second = mounted
+    before = inodes(cluster)
+    (first / "a").write_text("kept")
+    opened = os.open(second / "a", os.O_RDONLY)
+    (first / "a").unlink()
+    os.setxattr(second, "user.quorumfs.drop_caches", b"")
+    assert os.pread(opened, 10, 0) == b"kept"
+    assert inodes(cluster) == before + 1
+    os.close(opened)
+    wait_until(lambda: inodes(cluster) == before, 5, "the inode is gone")
+
+
+def test_an_unlinked_open_file_ends_with_a_dead_mounts_session(mounted: Mounted) -> None:
+    cluster, first, second = mounted
+    before = inodes(cluster)
+    (first / "a").write_text("kept")
+    opened = os.open(second / "a", os.O_RDONLY)
+    (first / "a").unlink()
+    cluster.kill("mount-2")
+    assert inodes(cluster) == before + 1
+    wait_until(lambda: inodes(cluster) == before, 4 * LEASE_SECONDS, "the inode is gone")
+    with pytest.raises(OSError):
+        os.close(opened)
