@@ -25,14 +25,14 @@ from typing import Any
 
 from rich.console import Console
 
-from tools import mounts
+from tools import bench_micro, mounts
 from tools.bench_caches import Caches
 from tools.bench_report import print_results, render_html
 from tools.bench_results import Directory, Measurement, Row, Run, dumps, left_seconds
 from tools.bench_work import ROWS, Clock, Place, Sizes, Work, WrongBytes
 from tools.cluster import LocalCluster
 from tools.health import await_writable
-from tools.output import bytes_text, check_writable
+from tools.output import bytes_text, check_writable, console
 from tools.processes import interruptible
 from tools.progress import Bar, progress_bar
 from tools.version import describe_version
@@ -65,6 +65,9 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     )
     parser.add_argument("directories", nargs="*", metavar="[NAME=]DIR", help="a directory, in it a fresh one")
     parser.add_argument("--cluster", type=Path, metavar="DIR", help="also a fresh cluster, made in DIR")
+    parser.add_argument(
+        "--micro", action="store_true", help="single calls instead, by layer, on a fresh cluster"
+    )
     parser.add_argument("--rounds", type=int, default=3, help="how often (default: 3)")
     parser.add_argument("--only", metavar="ROW,ROW", help="these rows alone")
     parser.add_argument("--scale", type=float, default=1.0, help="times as much work (default: 1)")
@@ -80,6 +83,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Measure, print, write; return the exit status."""
     for file in (arguments.json, arguments.html):
         check_writable(file)
+    if arguments.micro:
+        return run_micro(arguments)
     plan = make_plan(arguments)
     measurements: list[Measurement] = []
     with ExitStack() as stack:
@@ -102,6 +107,20 @@ def run(arguments: argparse.Namespace) -> int:
     return 1 if result.failures else 0
 
 
+def run_micro(arguments: argparse.Namespace) -> int:
+    """Time single calls, print, write; return the exit status."""
+    if arguments.directories or arguments.only or arguments.html is not None:
+        raise ConfigError("--micro takes --cluster, --scale and --json only")
+    _check_numbers(arguments)
+    with interruptible(), fresh_cluster(arguments.cluster or Path(tempfile.gettempdir())) as cluster:
+        timings = bench_micro.measure(cluster, arguments.scale)
+    console().print(bench_micro.timings_table(timings))
+    if arguments.json is not None:
+        arguments.json.write_text(bench_micro.dumps(timings, describe_version(), describe_machine()))
+        print(f"written: {arguments.json}")
+    return 0
+
+
 def make_plan(arguments: argparse.Namespace) -> Plan:
     """Return the plan that the options ask for. Raises ConfigError."""
     directories = name_directories(arguments.directories)
@@ -111,8 +130,7 @@ def make_plan(arguments: argparse.Namespace) -> Plan:
         )
     if not directories and arguments.cluster is None:
         raise ConfigError("there is nothing to measure; name a directory, or --cluster DIR")
-    if arguments.rounds < 1 or arguments.pause < 0 or not 0 < arguments.scale <= 1000:
-        raise ConfigError("--rounds is at least 1, --pause at least 0, and --scale above 0 and at most 1000")
+    _check_numbers(arguments)
     sizes = Sizes().scaled(arguments.scale)
     return Plan(
         directories,
@@ -123,6 +141,11 @@ def make_plan(arguments: argparse.Namespace) -> Plan:
         arguments.pause,
         random.randrange(1 << 32),
     )
+
+
+def _check_numbers(arguments: argparse.Namespace) -> None:
+    if arguments.rounds < 1 or arguments.pause < 0 or not 0 < arguments.scale <= 1000:
+        raise ConfigError("--rounds is at least 1, --pause at least 0, and --scale above 0 and at most 1000")
 
 
 def name_directories(words: Sequence[str]) -> dict[str, Path]:

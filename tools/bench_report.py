@@ -82,7 +82,9 @@ def print_results(run: Run, console: Console) -> None:
 def legend(run: Run) -> list[str]:
     """Return what the columns mean, in words."""
     first = run.directories[0].name
-    lines = [f"Medians of {run.settings['rounds']} rounds, in seconds: less is better."]
+    rounds = run.settings["rounds"]
+    of_rounds = "One round" if rounds == "1" else f"Medians of {rounds} rounds"
+    lines = [f"{of_rounds}, in seconds: less is better."]
     if len(run.directories) > 1:
         lines.append(f"x {first}: how many times as fast as {first}; 2x means half of its time.")
     if len(run.directories) > 2:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Callable
@@ -50,6 +51,21 @@ def test_a_fresh_cluster_is_made_and_removed(tmp_path: Path, fuse_device: None) 
     assert "quorumfs s" in done.stdout
     assert not list(work.iterdir())
     assert not [mount for mount in mounts.mounts() if mount.place.is_relative_to(work)]
+
+
+def test_micro_rows_name_every_layer(tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    work.mkdir()
+    words = ("bench", "--micro", "--cluster", str(work), "--scale", "0.01", "--json", "figures.json")
+    done = run_command(tmp_path, *words)
+    assert (done.returncode, done.stderr) == (0, ""), done
+    timings = json.loads((tmp_path / "figures.json").read_text())["timings"]
+    layers = [layer for layer, _ in itertools.groupby(timing["layer"] for timing in timings)]
+    assert layers == ["wire", "data server", "mediator", "metadata server"]
+    assert len({(timing["layer"], timing["words"]) for timing in timings}) == len(timings) == 26
+    assert all(0 < timing["median_us"] <= timing["p99_us"] and timing["calls"] > 0 for timing in timings)
+    assert "xml, 1 MiB there and back" in done.stdout and "voted read of 64 KiB" in done.stdout
+    assert not list(work.iterdir())
 
 
 @pytest.mark.parametrize("spoil", [lambda data: bytes([data[0] ^ 1]) + data[1:], lambda data: data[:-1]])
@@ -108,6 +124,7 @@ def test_a_directory_that_fails_does_not_stop_the_others(
         ((), "nothing to measure"),
         ((".", "--only", "x"), "there is no row"),
         ((".", "--json", "/no/x"), "written"),
+        ((".", "--micro"), "--micro takes"),
     ],
 )
 def test_bad_options_are_one_line(tmp_path: Path, words: tuple[str, ...], reason: str) -> None:
