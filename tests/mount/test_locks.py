@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -21,6 +24,8 @@ from tests.support import wait_until
 from tools.cluster import LocalCluster
 
 LEASE_SECONDS = 3.0
+OFD_SETLK = 37
+"""F_OFD_SETLK, which the fcntl module of Python 3.11 lacks."""
 KINDS = ["fcntl", "flock"]
 
 
@@ -269,6 +274,41 @@ for _ in range(25):
     for counter in counters:
         assert counter.wait(timeout=60) == 0
     assert (mounted[0] / "counter").read_text() == (mounted[1] / "counter").read_text() == "100"
+
+
+def test_locks_of_an_open_file_description(start: Any, mounted: tuple[Path, Path]) -> None:
+    other = start(1)
+    (path,) = mounted[0].glob("test_locks_of_an_open_file*")
+    file = os.open(path, os.O_RDWR)
+    fcntl.fcntl(file, OFD_SETLK, locker.record(fcntl.F_WRLCK, 0, 0))
+    assert other.do("lock fcntl shared") == "EAGAIN"
+    copy = os.dup(file)
+    os.close(file)
+    assert other.do("lock fcntl shared") == "EAGAIN"
+    os.close(copy)
+    wait_until(lambda: other.do("lock fcntl shared") == "ok", 5, "the last close frees it")
+
+
+def test_sqlite_from_two_mounts(mounted: tuple[Path, Path]) -> None:
+    script = """
+import sqlite3, sys
+database = sqlite3.connect(sys.argv[1], timeout=60)
+database.execute("CREATE TABLE IF NOT EXISTS work (who, number)")
+for number in range(15):
+    database.execute("INSERT INTO work VALUES (?, ?)", (sys.argv[2], number))
+    database.commit()
+"""
+    workers = [
+        subprocess.Popen([sys.executable, "-c", script, place / "database", f"{number}"])
+        for number, place in enumerate(mounted * 2)
+    ]
+    for worker in workers:
+        assert worker.wait(timeout=120) == 0
+    for place in mounted:
+        database = sqlite3.connect(place / "database")
+        assert database.execute("SELECT count(DISTINCT who || ':' || number) FROM work").fetchone() == (60,)
+        assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        database.close()
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -473,3 +473,15 @@ def test_an_append_whose_session_died_is_carried_out_once(
     server.fail(when, SessionUnknown())
     close(fs, handle)
     assert server.committed(ino) == b"old.new."
+
+
+def test_an_append_that_is_made_durable_is_one_call(server: FakeServer, fs: FileSystem) -> None:
+    ino = make(fs, b"a", b"old.")
+    handle, _ = fs.files.open(ino, os.O_WRONLY | os.O_APPEND)
+    fs.files.fsync(handle)
+    before = server.calls.copy()
+    for turn in range(5):
+        write(fs, handle, 4 + turn, b"x")
+        fs.files.fsync(handle)
+    assert server.calls - before == Counter(write_file=5)
+    close(fs, handle)
