@@ -85,6 +85,8 @@ class FileSystem:
             self._reader,
             self.locks,
         )
+        self._removals = 0
+        """How many names were removed: each may have been the name of an open file that was written to."""
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run_chores, name="chores", daemon=True)
 
@@ -239,6 +241,7 @@ class FileSystem:
         try:
             (self._namespace.rmdir if directory else self._namespace.unlink)(parent, name)
         finally:
+            self._removals += 1
             self._names.changed(names=((parent, name),), inodes=(parent,))
 
     def rename(self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int = 0) -> None:
@@ -248,6 +251,7 @@ class FileSystem:
         try:
             self._namespace.rename(parent, name, new_parent, new_name, flags)
         finally:
+            self._removals += 1
             names = ((parent, name), (new_parent, new_name))
             self._names.changed(names=names, inodes=(parent, new_parent))
 
@@ -259,10 +263,12 @@ class FileSystem:
 
     def getattr(self, ino: int) -> Attributes:
         """Return attributes as this mount's programs see them."""
-        inode = self._opens.get(ino)
-        if inode is not None and inode.is_changed():
+        inode, removals = self._opens.get(ino), self._removals
+        if inode is not None and inode.is_changed() and inode.removals_seen == removals:
             with inode.lock:
                 return inode.view()
+        if inode is not None:
+            inode.removals_seen = removals
         attributes = self._names.attributes(ino)
         if attributes is None:
             token = self._names.asking()

@@ -259,6 +259,8 @@ class LibraryPlace:
         self.filesystem.files.truncate(self._writing(slot, errno.EINVAL), size)
 
     def fallocate(self, slot: int, mode: int, offset: int, length: int) -> None:
+        if length <= 0:
+            raise OSError(errno.EINVAL, "nothing to allocate")
         self.filesystem.files.allocate(self._writing(slot), mode, offset, length)
 
     def fsync(self, slot: int) -> None:

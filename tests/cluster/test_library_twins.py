@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -67,3 +68,23 @@ def rig(make_cluster: ClusterFactory, tmp_path: Path) -> Iterator[LibraryRig]:
 
 def test_random_calls(rig: LibraryRig) -> None:
     play(rig, examples=12, steps=60)
+
+
+def test_a_written_open_file_that_loses_its_name_has_no_links(rig: LibraryRig) -> None:
+    twins = rig.twins()
+    twins.open(0, "a", os.O_RDWR | os.O_CREAT)
+    twins.call("unlink", "a")
+    twins.write(0, 0, 1, 1000)
+    twins.call("fstat", 0)
+    twins.open(1, "b", os.O_RDWR | os.O_CREAT)
+    twins.write(1, 0, 2, 1000)
+    twins.call("fstat", 1)
+    twins.call("unlink", "b")
+    twins.call("fstat", 1)
+    twins.open(2, "c", os.O_RDWR | os.O_CREAT)
+    twins.write(2, 0, 3, 1000)
+    twins.call("mkdir", "d")
+    twins.open(3, "d/e", os.O_RDWR | os.O_CREAT)
+    twins.call("rename", "d/e", "c", 0)
+    twins.call("fstat", 2)
+    twins.close_all()
