@@ -50,8 +50,10 @@ class RemoteNamespace:
         session = self._session.number
         try:
             return self._session.mutate(lambda ticket: self._ask(method, ticket, *args, **kwargs))
-        except SessionUnknown:
+        except SessionUnknown as error:
             self._session.renew_after(session)
+            if error.resent:
+                raise  # the dead session may have carried it out: a second time could undo others' work
         return self._session.mutate(lambda ticket: self._ask(method, ticket, *args, **kwargs))
 
     def resolve(self, start: int, names: Sequence[bytes]) -> list[Attributes]:

@@ -71,6 +71,7 @@ class BlockingClient:
             try:
                 return self._try_all(spec, until, params)  # type: ignore[no-any-return]
             except QuorumfsError as error:
+                error.resent = backoff is not None
                 backoff = backoff or Backoff()
                 wait_seconds = backoff.next_seconds()
                 if not error.temporary or time.monotonic() + wait_seconds >= until:

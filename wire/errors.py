@@ -40,7 +40,11 @@ from typing import Any, ClassVar
 
 
 class QuorumfsError(Exception):
-    """The root. `message` is for people; `detail` is plain data (str, int, list, dict) for programs."""
+    """The root. `message` is for people; `detail` is plain data (str, int, list, dict) for programs.
+
+    `resent` is set by a client that had sent the call before, without an answer: whatever this error
+    says, the earlier one may have been carried out. It does not cross the wire.
+    """
 
     fault_code: ClassVar[int] = 1
     errno: ClassVar[int] = errno.EIO
@@ -50,6 +54,7 @@ class QuorumfsError(Exception):
         super().__init__(message or type(self).__name__)
         self.message = message or type(self).__name__
         self.detail: dict[str, Any] = detail or {}
+        self.resent = False
 
 
 class TransportError(QuorumfsError):

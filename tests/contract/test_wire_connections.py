@@ -179,9 +179,13 @@ def test_the_blocking_client_sends_again_until_the_server_is_back(loop: LoopThre
     assert results == [5]
     loop.run(server.drain())
     begin = time.monotonic()
-    with pytest.raises(Unavailable):
+    with pytest.raises(Unavailable) as caught:
         client.call(0.3, BookkeepingMethods.renew, 5)
     assert time.monotonic() - begin < 1
+    assert caught.value.resent
+    with pytest.raises(Unavailable) as caught:
+        client.call_once(0.3, BookkeepingMethods.renew, 5)
+    assert not caught.value.resent
     client.close()
 
 

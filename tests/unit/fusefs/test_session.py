@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 
+from fusefs.remote import RemoteNamespace
 from fusefs.session import Session
 from wire.config import Deadlines
-from wire.errors import Unavailable, WriteRefused
-from wire.messages import Heartbeat
+from wire.errors import SessionUnknown, Unavailable, WriteRefused
+from wire.messages import Heartbeat, SessionInfo, Ticket
+from wire.methods import NamespaceMethods
 
 UP, DOWN = Heartbeat(1, True, ""), Heartbeat(1, False, "4 of 5 data servers are up")
 
@@ -60,3 +62,39 @@ def test_while_writes_are_possible_nothing_is_asked() -> None:
     session._beat()
     session.require_writable()
     assert client.answers == [DOWN]
+
+
+class OneUnlink:
+    """Begins sessions, and answers an unlink of the first one by SessionUnknown."""
+
+    def __init__(self, resent: bool) -> None:
+        self.resent = resent
+        self.tickets: list[Ticket] = []
+        self.sessions = 0
+
+    def call(self, _deadline_seconds: float, method: Any, *arguments: Any) -> Any:
+        if method is NamespaceMethods.open_session:
+            self.sessions += 1
+            return SessionInfo(self.sessions, 30_000, 1)
+        if method is NamespaceMethods.unlink:
+            self.tickets.append(arguments[0])
+            if len(self.tickets) == 1:
+                error = SessionUnknown("it has expired")
+                error.resent = self.resent
+                raise error
+        return None
+
+
+@pytest.mark.parametrize("resent", [False, True])
+def test_a_call_that_a_dead_session_may_have_made_is_not_made_again(resent: bool) -> None:
+    client = OneUnlink(resent)
+    session = Session(client, Deadlines(), "a test")  # type: ignore[arg-type]
+    session.begin()
+    namespace = RemoteNamespace(client, session, Deadlines())  # type: ignore[arg-type]
+    if resent:
+        with pytest.raises(SessionUnknown):
+            namespace.unlink(1, b"a")
+    else:
+        namespace.unlink(1, b"a")
+    assert [ticket.session for ticket in client.tickets] == ([1] if resent else [1, 2])
+    assert session.number == 2
