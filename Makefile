@@ -9,14 +9,14 @@ PEERS ?=
 PARTS := setup.cfg pyproject.toml tools/setup.sh
 
 .DEFAULT_GOAL := help
-.PHONY: help up down status test soak programs posix demo transcript story-xml evaluate bench bench-micro lint format types imports clean distclean
+.PHONY: help up down status test soak programs posix demo transcript story-xml evaluate bench bench-micro bench-curves lint format types imports clean distclean
 
 help:
 	@echo 'make up     start a local cluster and mount it on ./$(MOUNTPOINT)'
 	@echo 'make down   unmount and stop it; the files stay for the next make up'
 	@echo 'make test   run all tests'
 	@echo 'make demo   play the story of the README on a throwaway cluster'
-	@echo 'others:     status soak evaluate bench bench-micro programs posix transcript story-xml lint format types clean distclean'
+	@echo 'others:     status soak evaluate bench bench-micro bench-curves programs posix transcript story-xml lint format types clean distclean'
 
 up: .venv/run.stamp
 	@$(BIN)/quorumfs up $(if $(filter command line environment,$(origin MOUNTPOINT)),$(MOUNTPOINT))
@@ -49,6 +49,10 @@ bench: .venv/run.stamp
 bench-micro: .venv/run.stamp
 	@mkdir -p $(BENCH_DIR)
 	@$(BIN)/quorumfs bench --micro --cluster $(BENCH_DIR) $(BENCH_OPTIONS)
+
+bench-curves: .venv/run.stamp
+	@mkdir -p $(BENCH_DIR) docs/performance
+	@$(BIN)/quorumfs bench --curves docs/performance --cluster $(BENCH_DIR) $(BENCH_OPTIONS)
 
 test: .venv/test.stamp
 	@$(BIN)/python -m pytest $(TESTS)

@@ -25,15 +25,14 @@ from typing import Any
 
 from rich.console import Console
 
-from tools import bench_micro, mounts
+from tools import bench_curves, bench_micro, mounts
 from tools.bench_caches import Caches
+from tools.bench_cluster import fresh_cluster, fresh_cluster_mount
 from tools.bench_report import print_results, render_html
 from tools.bench_results import Directory, Measurement, Row, Run, dumps, left_seconds
 from tools.bench_work import ROWS, Clock, Place, Sizes, Work, WrongBytes
-from tools.cluster import LocalCluster
-from tools.health import await_writable
 from tools.output import bytes_text, check_writable, console
-from tools.processes import interruptible
+from tools.processes import ClusterError, interruptible
 from tools.progress import Bar, progress_bar
 from tools.version import describe_version
 from wire.config import ConfigError
@@ -68,6 +67,22 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument(
         "--micro", action="store_true", help="single calls instead, by layer, on a fresh cluster"
     )
+    parser.add_argument(
+        "--curves",
+        type=Path,
+        metavar="DIR",
+        help="how cost grows instead, on fresh clusters; pictures in DIR",
+    )
+    parser.add_argument(
+        "--max-size", type=float, default=64.0, metavar="MIB", help="of files in curves (default: 64)"
+    )
+    parser.add_argument(
+        "--max-entries",
+        type=int,
+        default=10_000,
+        metavar="N",
+        help="of directories in curves (default: 10000)",
+    )
     parser.add_argument("--rounds", type=int, default=3, help="how often (default: 3)")
     parser.add_argument("--only", metavar="ROW,ROW", help="these rows alone")
     parser.add_argument("--scale", type=float, default=1.0, help="times as much work (default: 1)")
@@ -85,6 +100,8 @@ def run(arguments: argparse.Namespace) -> int:
         check_writable(file)
     if arguments.micro:
         return run_micro(arguments)
+    if arguments.curves is not None:
+        return run_curves(arguments)
     plan = make_plan(arguments)
     measurements: list[Measurement] = []
     with ExitStack() as stack:
@@ -109,16 +126,49 @@ def run(arguments: argparse.Namespace) -> int:
 
 def run_micro(arguments: argparse.Namespace) -> int:
     """Time single calls, print, write; return the exit status."""
-    if arguments.directories or arguments.only or arguments.html is not None:
-        raise ConfigError("--micro takes --cluster, --scale and --json only")
-    _check_numbers(arguments)
-    with interruptible(), fresh_cluster(arguments.cluster or Path(tempfile.gettempdir())) as cluster:
+    _check_without_directories(arguments, "--micro")
+    with interruptible(), fresh_cluster(_parent(arguments)) as cluster:
         timings = bench_micro.measure(cluster, arguments.scale)
     console().print(bench_micro.timings_table(timings))
     if arguments.json is not None:
         arguments.json.write_text(bench_micro.dumps(timings, describe_version(), describe_machine()))
         print(f"written: {arguments.json}")
     return 0
+
+
+def run_curves(arguments: argparse.Namespace) -> int:
+    """Measure how cost grows, draw, write; return the exit status."""
+    _check_without_directories(arguments, "--curves")
+    if not arguments.curves.is_dir():
+        raise ConfigError(f"{arguments.curves}: is no directory; make it with: mkdir {arguments.curves}")
+    extent = bench_curves.Extent(
+        round(arguments.max_size * (1 << 20)), arguments.max_entries, arguments.scale, arguments.rounds
+    )
+    try:
+        with interruptible():
+            points = bench_curves.measure(_parent(arguments), extent)
+    except (OSError, WrongBytes) as error:
+        raise ClusterError(f"the work of a curve failed: {error}") from error
+    written = bench_curves.write_pictures(points, arguments.curves)
+    if arguments.json is not None:
+        arguments.json.write_text(bench_curves.dumps(points, describe_version(), describe_machine()))
+        written.append(arguments.json)
+    for file in written:
+        print(f"written: {file}")
+    return 0
+
+
+def _parent(arguments: argparse.Namespace) -> Path:
+    """Return where throwaway clusters are made."""
+    return arguments.cluster or Path(tempfile.gettempdir())
+
+
+def _check_without_directories(arguments: argparse.Namespace, option: str) -> None:
+    if arguments.directories or arguments.only or arguments.html is not None:
+        raise ConfigError(
+            f"{option} works on fresh clusters, made in --cluster DIR; leave out DIR, --only, --html"
+        )
+    _check_numbers(arguments)
 
 
 def make_plan(arguments: argparse.Namespace) -> Plan:
@@ -175,31 +225,6 @@ def choose_rows(only: str | None) -> tuple[Work, ...]:
     if unknown := sorted(wanted - set(names)):
         raise ConfigError(f"there is no row {unknown[0]!r}; choose of {', '.join(names)}")
     return tuple(work for work in ROWS if work.name in wanted)
-
-
-@contextmanager
-def fresh_cluster(parent: Path) -> Iterator[LocalCluster]:
-    """Yield a running cluster that is made in a new directory in `parent`, and removed at the end."""
-    if not parent.is_dir():
-        raise ConfigError(f"{parent}: is no directory; make it with: mkdir {parent}")
-    with ExitStack() as stack:
-        temporary = tempfile.TemporaryDirectory(prefix="quorumfs-bench-", dir=parent.resolve())
-        directory = Path(stack.enter_context(temporary))
-        cluster = stack.enter_context(LocalCluster.create(directory / "cluster"))
-        cluster.start()
-        await_writable(cluster)
-        yield cluster
-
-
-@contextmanager
-def fresh_cluster_mount(parent: Path) -> Iterator[Path]:
-    """Yield the mount point of a cluster of its own."""
-    mounts.check_fuse()
-    with fresh_cluster(parent) as cluster:
-        mountpoint = cluster.directory / "mnt"
-        mountpoint.mkdir()
-        cluster.mount(mountpoint)
-        yield mountpoint
 
 
 def turn(names: Sequence[str], round_number: int) -> list[str]:

@@ -68,6 +68,30 @@ def test_micro_rows_name_every_layer(tmp_path: Path) -> None:
     assert not list(work.iterdir())
 
 
+def test_curves_are_drawn(tmp_path: Path, fuse_device: None) -> None:
+    work, pictures = tmp_path / "work", tmp_path / "pictures"
+    work.mkdir()
+    pictures.mkdir()
+    small = ("--scale", "0.05", "--rounds", "1", "--max-size", "0.0625", "--max-entries", "100")
+    words = ("bench", "--curves", str(pictures), "--cluster", str(work), *small, "--json", "figures.json")
+    done = run_command(tmp_path, *words)
+    assert (done.returncode, done.stderr) == (0, ""), done
+    assert {file.name for file in pictures.iterdir()} == {
+        "servers.svg",
+        "sizes.svg",
+        "clients.svg",
+        "entries.svg",
+    }
+    points = json.loads((tmp_path / "figures.json").read_text())["points"]
+    places = {
+        curve: [p["x"] for p in points if p["curve"] == curve] for curve in ("servers", "sizes", "clients")
+    }
+    assert set(places["servers"]) == {1, 3, 5, 7} and set(places["clients"]) == {1, 2, 4, 8, 16}
+    assert set(places["sizes"]) == {1024, 4096, 16384, 65536}
+    assert all(point["seconds"] > 0 for point in points)
+    assert not list(work.iterdir())
+
+
 @pytest.mark.parametrize("spoil", [lambda data: bytes([data[0] ^ 1]) + data[1:], lambda data: data[:-1]])
 def test_wrong_bytes_fail_loudly(
     tmp_path: Path,
@@ -124,7 +148,7 @@ def test_a_directory_that_fails_does_not_stop_the_others(
         ((), "nothing to measure"),
         ((".", "--only", "x"), "there is no row"),
         ((".", "--json", "/no/x"), "written"),
-        ((".", "--micro"), "--micro takes"),
+        ((".", "--micro"), "works on fresh clusters"),
     ],
 )
 def test_bad_options_are_one_line(tmp_path: Path, words: tuple[str, ...], reason: str) -> None:
