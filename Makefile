@@ -66,7 +66,7 @@ programs: .venv/programs.stamp
 	@$(BIN)/python -m pytest tests/programs -m 'long or not long'
 
 # pjdfstest, whose sources are in the directory that PJDFSTEST names: see docs/posix.md.
-posix: .venv/programs.stamp
+posix: .venv/test.stamp
 	@$(BIN)/python -m tests.posix $(PJDFSTEST)
 
 lint: .venv/test.stamp

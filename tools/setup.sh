@@ -58,13 +58,12 @@ missing_packages() {
         have vim || echo vim
         have perl || echo perl
         have fio || echo fio
+        have openssl || echo openssl
     fi
     if [ "$purpose" = programs ]; then
         have cc || echo gcc libc6-dev
         have make || echo make
         have stress-ng || echo stress-ng
-        have prove || echo perl
-        have openssl || echo openssl
         [ -n "$(find /usr/lib/postgresql/*/bin -name pg_amcheck 2>/dev/null)" ] || echo postgresql
     fi
 }

@@ -22,7 +22,6 @@ STRESSORS = [
     "dnotify",
     "dup",
     "fallocate",
-    "fanotify",
     "fcntl",
     "file-ioctl",
     "filename",
@@ -59,7 +58,8 @@ STRESSORS = [
     "splice",
 ]
 """Its class of file systems, and others that work on files. Left out: bind-mount, binderfs, eventfd, ioprio
-and procfs, which do not touch the file system that they run on; fiemap and verity, which it does not have."""
+and procfs, which do not touch the file system that they run on; fanotify, which watches every mount of the
+machine; fiemap and verity, which this file system does not have."""
 SECONDS = 5
 SIZES = ["--hdd-bytes", "32m", "--iomix-bytes", "32m", "--fallocate-bytes", "64m", "--aio-requests", "32"]
 
