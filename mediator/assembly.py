@@ -35,9 +35,7 @@ class Mediator:
         self.repairs = Repairs(quorum, self.health, self.metadata, self.background, vote_seconds)
         self.refills = Refills(self.health, self.metadata, self.repairs, self.background)
         self.collector = Collector(self.health, self.metadata, config.garbage_grace_seconds, vote_seconds)
-        self.read_path = ReadPath(
-            quorum, self.health, self.metadata, self.repairs, self.background, vote_seconds
-        )
+        self.read_path = ReadPath(quorum, self.health, self.metadata, self.repairs, vote_seconds)
         self.write_path = WritePath(
             quorum, self.health, self.metadata, self.repairs, self.background, vote_seconds
         )

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from functools import partial
 from typing import Any, TypeVar
 
+from mediator.servers import Server
 from mediator.vote import Progress
 from wire.errors import InternalError, QuorumfsError
+from wire.request import Then
 
 R = TypeVar("R")
 log = logging.getLogger("mediator")
@@ -60,7 +63,7 @@ async def survive(work: Coroutine[Any, Any, None], name: str) -> None:
         log.exception("%s: a defect; it goes on", name)
 
 
-async def outcome_of(call: Coroutine[Any, Any, R]) -> R | QuorumfsError:
+async def outcome_of(call: Awaitable[R]) -> R | QuorumfsError:
     """Return a call's error as a value: one server's failure is an answer, not the end of a fan-out."""
     try:
         return await call
@@ -72,27 +75,29 @@ async def outcome_of(call: Coroutine[Any, Any, R]) -> R | QuorumfsError:
 
 
 async def until_decided(
-    calls: Mapping[int, Coroutine[Any, Any, R]],
-    progress: Callable[[Mapping[int, R | QuorumfsError], int], Progress],
-    background: Background,
-) -> dict[int, R | QuorumfsError]:
-    """Make the calls in parallel until `progress` (of the answers so far, and how many are open) is decided.
+    servers: Iterable[Server],
+    begin: Callable[[Server, Then], None],
+    progress: Callable[[Mapping[int, Any], int], Progress],
+) -> dict[int, Any]:
+    """Begin a call on every server; wait until `progress` (of the answers, and how many are open) is decided.
 
     Returns:
-        The answers so far by server number; the calls that are still open finish in the background.
+        The answers (or errors) so far by server number; the calls that are still open go on.
     """
-    answers: dict[int, R | QuorumfsError] = {}
-    changed = asyncio.Event()
+    asked = list(servers)
+    answers: dict[int, Any] = {}
+    decided = asyncio.get_running_loop().create_future()
 
-    async def one(number: int, call: Coroutine[Any, Any, R]) -> None:
-        answers[number] = await outcome_of(call)
-        changed.set()
+    def look() -> None:
+        if not decided.done() and progress(answers, len(asked) - len(answers)) is not Progress.PENDING:
+            decided.set_result(None)
 
-    for number, call in calls.items():
-        background.start(one(number, call), f"call to server {number}")
-    while len(answers) < len(calls):
-        if progress(answers, len(calls) - len(answers)) is not Progress.PENDING:
-            break
-        changed.clear()
-        await changed.wait()
+    def note(number: int, answer: Any) -> None:
+        answers[number] = answer
+        look()
+
+    look()
+    for server in asked:
+        begin(server, partial(note, server.number))
+    await decided
     return dict(answers)

@@ -7,9 +7,9 @@ what all the votes reveal is repaired. It never answers bytes that do not match 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
-from mediator.fanout import Background, outcome_of
 from mediator.health import Health
 from mediator.repair import Repairs
 from mediator.servers import Metadata, Server
@@ -19,6 +19,7 @@ from wire.errors import InvalidArgument, QuorumfsError, ReadRefused, Unavailable
 from wire.messages import BLOCK_ID_BYTES, BlockPart, BlockRecord
 from wire.methods import DataMethods
 from wire.quorum import Quorum
+from wire.request import request_of, settle
 
 HEDGE_SHORTEST_SECONDS = 0.05
 HEDGE_LONGEST_SECONDS = 0.5
@@ -66,7 +67,6 @@ class Ballot:
         first_piece: int,
         pieces: int,
         vote_seconds: float,
-        background: Background,
     ) -> None:
         self.quorum = quorum
         self.servers = {server.number: server for server in servers}
@@ -76,9 +76,10 @@ class Ballot:
         self.part: BlockPart | None = None
         self.asked_for_bytes: set[int] = set()
         self.bytes_pending = 0
-        self._changed = asyncio.Event()
+        self._changed = False
+        self._waiter: asyncio.Future[None] | None = None
+        self._at_the_end: Callable[[], None] | None = None
         self._vote_seconds = vote_seconds
-        self._background = background
 
     @property
     def outcome(self) -> ReadOutcome:
@@ -99,37 +100,49 @@ class Ballot:
 
     def begin(self, byte_server: int | None) -> None:
         """Ask all servers that are up, one of them for the bytes; those that are down have voted so."""
+        vote = request_of(DataMethods.digest, self.witness.block, *self.pieces)
         for number, server in self.servers.items():
             if not server.up:
                 self.verdicts[number] = Verdict.DOWN
             elif number == byte_server:
                 self.ask_for_bytes(number)
             else:
-                self._background.start(self._vote(server), f"vote of server {number}")
+                server.begin(self._vote_seconds, vote, partial(self._voted, number))
 
-    async def _vote(self, server: Server) -> None:
-        asked = server.call(self._vote_seconds, DataMethods.digest, self.witness.block, *self.pieces)
-        verdict = judge(self.witness, await outcome_of(asked), *self.pieces)
-        if self.verdicts[server.number] is None:
-            self.verdicts[server.number] = verdict
-        self._changed.set()
+    def _voted(self, number: int, answer: bytes | QuorumfsError) -> None:
+        if self.verdicts[number] is None:
+            self.verdicts[number] = judge(self.witness, answer, *self.pieces)
+        self._note_change(self.outcome is not ReadOutcome.WAIT)
 
     def ask_for_bytes(self, number: int) -> None:
         """Ask a server for the pieces; what it sends is its vote, whatever it voted before."""
         self.asked_for_bytes.add(number)
         self.bytes_pending += 1
-        self._background.start(self._get(self.servers[number]), f"bytes of server {number}")
+        request = request_of(DataMethods.get, self.witness.block, *self.pieces)
+        self.servers[number].begin(self._vote_seconds, request, partial(self._sent, number))
 
-    async def _get(self, server: Server) -> None:
-        asked = server.call(self._vote_seconds, DataMethods.get, self.witness.block, *self.pieces)
-        answer = await outcome_of(asked)
+    def _sent(self, number: int, answer: BlockPart | QuorumfsError) -> None:
         self.bytes_pending -= 1
         verdict = judge(self.witness, answer, *self.pieces)
-        if verdict is not Verdict.DOWN or self.verdicts[server.number] is not Verdict.GOOD:
-            self.verdicts[server.number] = verdict  # bytes overrule a digest; silence does not unsay it
+        if verdict is not Verdict.DOWN or self.verdicts[number] is not Verdict.GOOD:
+            self.verdicts[number] = verdict  # bytes overrule a digest; silence does not unsay it
         if verdict is Verdict.GOOD and isinstance(answer, BlockPart) and self.part is None:
             self.part = answer
-        self._changed.set()
+        self._note_change(True)
+
+    def _note_change(self, matters: bool) -> None:
+        if matters:
+            self._changed = True
+            if self._waiter is not None and not self._waiter.done():
+                self._waiter.set_result(None)
+        if self._at_the_end is not None and self.complete:
+            at_the_end, self._at_the_end = self._at_the_end, None
+            at_the_end()
+
+    def when_complete(self, call: Callable[[], None]) -> None:
+        """Have `call` called when the last vote is in: now, if it is."""
+        self._at_the_end = call
+        self._note_change(False)
 
     def ask_another(self) -> bool:
         """Ask one more server for the bytes: first those that voted good, then those still to vote."""
@@ -148,15 +161,18 @@ class Ballot:
                 self.verdicts[number] = Verdict.GOOD if filled else Verdict.DOWN
                 self.asked_for_bytes.discard(number)
 
-    async def change(self, seconds: float | None) -> bool:
-        """Wait for the next vote, at most so long. Returns whether one came."""
-        try:
-            async with asyncio.timeout(seconds):
-                await self._changed.wait()
-        except TimeoutError:
-            return False
-        self._changed.clear()
-        return True
+    async def change(self, seconds: float) -> bool:
+        """Wait for the next vote that may matter, at most so long. Returns whether one came."""
+        if not self._changed:
+            loop = asyncio.get_running_loop()
+            self._waiter = loop.create_future()
+            timer = loop.call_later(seconds, settle, self._waiter, None)
+            try:
+                await self._waiter
+            finally:
+                timer.cancel()
+        changed, self._changed = self._changed, False
+        return changed
 
 
 class ReadPath:
@@ -168,14 +184,12 @@ class ReadPath:
         health: Health,
         metadata: Metadata,
         repairs: Repairs,
-        background: Background,
         vote_seconds: float,
     ) -> None:
         self._quorum = quorum
         self._health = health
         self._metadata = metadata
         self._repairs = repairs
-        self._background = background
         self._vote_seconds = vote_seconds
         self._turn = 0
         self.votes = 0
@@ -202,7 +216,7 @@ class ReadPath:
         if ballot.part is None:
             raise Unavailable("the replicas that voted good stopped answering before they sent the bytes")
         if not ballot.unanimous:
-            self._background.start(self._settle(ballot), f"settling block {witness.block.hex()}")
+            ballot.when_complete(partial(self._repair_losers, ballot))
         return ballot.part
 
     async def _decide(self, witness: BlockRecord, first_piece: int, pieces: int) -> Ballot:
@@ -215,10 +229,9 @@ class ReadPath:
             first_piece,
             pieces,
             self._vote_seconds,
-            self._background,
         )
         ballot.begin(self._choose(ballot))
-        hedge: float | None = self._hedge_seconds(ballot)
+        hedge = self._hedge_seconds(ballot)
         while (outcome := ballot.outcome) is not ReadOutcome.REFUSE:
             if outcome is ReadOutcome.ANSWER and ballot.part is not None:
                 break
@@ -228,7 +241,7 @@ class ReadPath:
                 if not ballot.ask_another():
                     break
             elif outcome is not ReadOutcome.FILL and not await ballot.change(hedge):
-                hedge = None
+                hedge = self._vote_seconds
                 ballot.ask_another()
         return ballot
 
@@ -250,10 +263,8 @@ class ReadPath:
         ballot.count_filled(repaired.verdicts)
         return True
 
-    async def _settle(self, ballot: Ballot) -> None:
-        """Wait for the stragglers of an answered read, and have repaired what the votes reveal."""
-        while not ballot.complete:
-            await ballot.change(None)
+    def _repair_losers(self, ballot: Ballot) -> None:
+        """Have repaired what the votes reveal."""
         if {Verdict.CORRUPT, Verdict.MISSING} & set(ballot.verdicts.values()):
             self._repairs.request(ballot.witness.block)
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar
 
-from wire.errors import Draining, TransportError, Unavailable
+from wire.errors import Draining, QuorumfsError, TransportError, Unavailable
 from wire.messages import BlockRecord
 from wire.methods import BookkeepingMethods
+from wire.request import Request, Then, raw_request, request_of, settle
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -27,17 +29,8 @@ LATENCY_WEIGHT = 0.2
 class Caller(Protocol):
     """The part of wire.client.Client that the mediator uses; one attempt a call."""
 
-    async def call(
-        self,
-        deadline_seconds: float,
-        method: Callable[Concatenate[Any, P], R],
-        *args: P.args,
-        **keywords: P.kwargs,
-    ) -> R:
-        """Call a method of a table; raise QuorumfsError."""
-
-    async def forward(self, deadline_seconds: float, name: str, params: Sequence[Any]) -> Any:
-        """Call by name with raw parameters; return the raw result; raise QuorumfsError."""
+    def begin(self, deadline_seconds: float, request: Request[Any], then: Then) -> None:
+        """Send a request; `then` is called once, with the result or the QuorumfsError that came."""
 
     async def close(self) -> None:
         """Close the connections."""
@@ -72,6 +65,26 @@ class Server:
             return "down"
         return "refilling" if self.refilling else "up"
 
+    def begin(self, deadline_seconds: float, request: Request[Any], then: Then) -> None:
+        """Send a request once; note what the answer (or error) tells of the server, and hand it to `then`."""
+        begun = time.monotonic()
+
+        def answered(answer: Any) -> None:
+            if isinstance(answer, TransportError):
+                self.note_failure(answer)
+            elif not isinstance(answer, QuorumfsError):
+                self.answered = time.monotonic()
+                self.latency_seconds += LATENCY_WEIGHT * (self.answered - begun - self.latency_seconds)
+            then(answer)
+
+        self.client.begin(deadline_seconds, request, answered)
+
+    def send(self, deadline_seconds: float, request: Request[R]) -> asyncio.Future[R]:
+        """Send a request once. The future raises QuorumfsError."""
+        future: asyncio.Future[R] = asyncio.get_running_loop().create_future()
+        self.begin(deadline_seconds, request, partial(settle, future))
+        return future
+
     async def call(
         self,
         deadline_seconds: float,
@@ -80,15 +93,7 @@ class Server:
         **keywords: P.kwargs,
     ) -> R:
         """Call once and note what that tells of the server. Raises QuorumfsError."""
-        begun = time.monotonic()
-        try:
-            answer = await self.client.call(deadline_seconds, method, *args, **keywords)
-        except TransportError as error:
-            self.note_failure(error)
-            raise
-        self.answered = time.monotonic()
-        self.latency_seconds += LATENCY_WEIGHT * (self.answered - begun - self.latency_seconds)
-        return answer
+        return await self.send(deadline_seconds, request_of(method, *args, **keywords))
 
     def note_failure(self, error: TransportError) -> None:
         """A refused or broken connection means down at once; a late answer only makes health look."""
@@ -124,13 +129,9 @@ class Metadata:
         """Call the metadata server once. Raises QuorumfsError."""
         return await self.server.call(self.deadline_seconds, method, *args, **keywords)
 
-    async def forward(self, name: str, params: list[Any]) -> Any:
-        """Pass a client's call on as it came. Raises QuorumfsError."""
-        try:
-            return await self.server.client.forward(self.deadline_seconds, name, params)
-        except TransportError as error:
-            self.server.note_failure(error)
-            raise
+    def forward(self, name: str, params: list[Any]) -> asyncio.Future[Any]:
+        """Pass a client's call on as it came; the future has the raw result. Raises QuorumfsError."""
+        return self.server.send(self.deadline_seconds, raw_request(name, params))
 
     async def live(self, blocks: list[bytes]) -> list[BlockRecord | None]:
         """Return the committed record of each block; None where there is none or it is garbage by now."""

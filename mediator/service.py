@@ -6,7 +6,8 @@ What is refused is noted here, under the file it was refused for. One event loop
 from __future__ import annotations
 
 import stat
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
 from typing import Any, TypeVar
 
 from mediator.assembly import Mediator
@@ -82,12 +83,13 @@ class Service:
             ino, "write", self._mediator.write_path.write_file(ticket, ino, commit, payload)
         )
 
-    async def open(self, session: int, ino: int, writing: bool) -> Opened:
-        if writing:
-            await self._noting(ino, "open for writing", self._mediator.write_path.check_writable())
-        return await self._mediator.metadata.ask(NamespaceMethods.open, session, ino, writing)
+    def open(self, session: int, ino: int, writing: bool) -> Awaitable[Opened]:
+        send = partial(self._mediator.metadata.forward, "open", [session, ino, writing])
+        if not writing:
+            return send()
+        return self._when_writable(ino, "open for writing", self._mediator.write_path.check_writable, send)
 
-    async def create(
+    def create(
         self,
         ticket: Ticket,
         parent: int,
@@ -98,12 +100,30 @@ class Service:
         rdev: int,
         target: bytes,
         open_it: bool,
-    ) -> Attributes:
-        if stat.S_ISREG(mode):
-            await self._noting(parent, "create", self._mediator.write_path.check_creatable(ticket))
-        return await self._mediator.metadata.ask(
-            NamespaceMethods.create, ticket, parent, name, mode, uid, gid, rdev, target, open_it
-        )
+    ) -> Awaitable[Attributes]:
+        params = [ticket, parent, name, mode, uid, gid, rdev, target, open_it]
+        send = partial(self._mediator.metadata.forward, "create", params)
+        if not stat.S_ISREG(mode):
+            return send()
+        check = partial(self._mediator.write_path.check_creatable, ticket)
+        return self._when_writable(parent, "create", check, send)
+
+    def _when_writable(
+        self,
+        ino: int,
+        operation: str,
+        check: Callable[[], Coroutine[Any, Any, None]],
+        send: Callable[[], Awaitable[Any]],
+    ) -> Awaitable[Any]:
+        """Pass a call on, after a `check` if the write quorum seems lost; the raw result comes back."""
+        if self._mediator.health.writable()[0]:
+            return send()
+
+        async def check_first() -> Any:
+            await self._noting(ino, operation, check())
+            return await send()
+
+        return check_first()
 
     async def usage(self) -> Usage:
         return await self._mediator.explainer.usage()

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable, Coroutine, Mapping
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
 
 from mediator.fanout import Background, until_decided
 from mediator.health import Health
@@ -30,14 +31,12 @@ from wire.errors import (
 from wire.messages import BLOCK_ID_BYTES, Attributes, BlockRecord, Commit, Ticket
 from wire.methods import BookkeepingMethods, DataMethods
 from wire.quorum import Quorum
+from wire.request import Request, Then, request_of
 
 MOST_BEHIND = 64
 """A server with so many puts unanswered gets no more that the quorum can do without; it is repaired later."""
 MOST_LACKING = 10_000
 """So many blocks that some server did not take are remembered until their commit; refills find the others."""
-
-P = ParamSpec("P")
-R = TypeVar("R")
 
 
 class WritePath:
@@ -99,10 +98,13 @@ class WritePath:
             raise InvalidArgument(f"a block id has {BLOCK_ID_BYTES} bytes and a block at most {BLOCK_BYTES}")
         if block_digest(data) != digest:
             raise DigestMismatch(f"block {block.hex()}: its bytes do not match its digest")
-        targets = self._targets(block)
-        calls = {s.number: self._put_on(s, block, digest, data, durable) for s in targets}
-        answers = await self._until_quorum(calls, lambda stored: stored is True)
-        self._require(f"block {block.hex()}", answers, lambda stored: stored is True)
+        request = request_of(DataMethods.put, block, digest, data, durable)
+
+        def put(server: Server, then: Then) -> None:
+            self._put_on(server, block, request, then)
+
+        answers = await self._until_quorum(self._targets(block), put, lambda stored: stored is None)
+        self._require(f"block {block.hex()}", answers, lambda stored: stored is None)
 
     def _targets(self, block: bytes) -> list[Server]:
         """Return the holders that are up, without those far behind if Qw others remain."""
@@ -122,36 +124,45 @@ class WritePath:
             self._lacking.popitem(last=False)
         self._repairs.request(block)
 
-    async def _put_on(self, server: Server, block: bytes, digest: bytes, data: bytes, durable: bool) -> bool:
+    def _put_on(self, server: Server, block: bytes, request: Request[None], then: Then) -> None:
         self._open_puts[server.number] += 1
-        try:
-            await self._call_on(server, DataMethods.put, block, digest, data, durable)
-        except QuorumfsError:
-            self._note_lacking(block)
-            raise
-        finally:
-            self._open_puts[server.number] -= 1
-        return True
 
-    async def _call_on(
-        self, server: Server, method: Callable[Concatenate[Any, P], R], *args: P.args, **keywords: P.kwargs
-    ) -> R:
+        def answered(stored: QuorumfsError | None) -> None:
+            self._open_puts[server.number] -= 1
+            if stored is not None:
+                self._note_lacking(block)
+            then(stored)
+
+        self._ask(request, server, answered)
+
+    def _ask(self, request: Request[Any], server: Server, then: Then) -> None:
         """Call one server, once more if the bytes arrived broken or only the connection was stale."""
-        try:
-            return await server.call(self._vote_seconds, method, *args, **keywords)
-        except (DigestMismatch, Unavailable):
-            if not server.up:
-                await self._health.recheck()
-            if not server.up:
-                raise
-            return await server.call(self._vote_seconds, method, *args, **keywords)
+
+        def answered(answer: Any) -> None:
+            if isinstance(answer, DigestMismatch | Unavailable):
+                again = self._ask_again(request, server, answer, then)
+                self._background.start(again, f"second call to server {server.number}")
+            else:
+                then(answer)
+
+        server.begin(self._vote_seconds, request, answered)
+
+    async def _ask_again(
+        self, request: Request[Any], server: Server, error: QuorumfsError, then: Then
+    ) -> None:
+        if not server.up:
+            await self._health.recheck()
+        if server.up:
+            server.begin(self._vote_seconds, request, then)
+        else:
+            then(error)
 
     async def sync_blocks(self, blocks: list[bytes]) -> None:
         """Make blocks durable on at least Qw data servers. Raises WriteFailed."""
         if not blocks:
             return
-        calls = {server.number: self._call_on(server, DataMethods.sync, blocks) for server in self._health.up}
-        answers = await self._until_quorum(calls, lambda lacking: lacking == [])
+        sync = partial(self._ask, request_of(DataMethods.sync, blocks))
+        answers = await self._until_quorum(self._health.up, sync, lambda lacking: lacking == [])
         self._require(f"{len(blocks)} blocks made durable", answers, lambda lacking: lacking == [])
 
     async def write_file(self, ticket: Ticket, ino: int, commit: Commit, payload: list[bytes]) -> Attributes:
@@ -165,12 +176,12 @@ class WritePath:
         except QuorumError:
             if not await self.was_carried_out(ticket):
                 raise
-        attributes = await self._metadata.ask(BookkeepingMethods.commit, ticket, ino, commit)
+        attributes = await self._metadata.forward("commit", [ticket, ino, commit])
         for record in commit.blocks if self._lacking else ():
             if record.block in self._lacking:
                 del self._lacking[record.block]
                 self._repairs.request_anew(record.block)
-        return attributes
+        return attributes  # type: ignore[no-any-return]  # as they came: they are only passed on
 
     async def _put_payload(self, records: list[BlockRecord], payload: list[bytes], durable: bool) -> None:
         for record, data in zip(records, payload, strict=True):
@@ -178,27 +189,30 @@ class WritePath:
                 raise InvalidArgument(
                     f"block {record.block.hex()} has {len(data)} bytes, not {record.length}"
                 )
-        puts = (
+        puts = [
             self.put_block(record.block, record.digest, data, durable)
             for record, data in zip(records, payload, strict=True)
-        )
+        ]
+        if len(puts) == 1:
+            await puts[0]
+            return
         for result in await asyncio.gather(*puts, return_exceptions=True):
             if isinstance(result, BaseException):
                 raise result
 
     async def _until_quorum(
-        self, calls: Mapping[int, Coroutine[Any, Any, R]], accepted: Callable[[R | QuorumfsError], bool]
-    ) -> dict[int, R | QuorumfsError]:
-        def progress(answers: Mapping[int, R | QuorumfsError], pending: int) -> Progress:
+        self, servers: list[Server], begin: Callable[[Server, Then], None], accepted: Callable[[Any], bool]
+    ) -> dict[int, Any]:
+        def progress(answers: Mapping[int, Any], pending: int) -> Progress:
             return write_progress(self._quorum, sum(map(accepted, answers.values())), pending)
 
-        return await until_decided(calls, progress, self._background)
+        return await until_decided(servers, begin, progress)
 
     def _require(
         self,
         what: str,
-        answers: Mapping[int, R | QuorumfsError],
-        accepted: Callable[[R | QuorumfsError], bool],
+        answers: Mapping[int, Any],
+        accepted: Callable[[Any], bool],
     ) -> None:
         """Raise WriteFailed, saying who answered what, unless Qw servers did as asked."""
         stored = [number for number, answer in answers.items() if accepted(answer)]
@@ -216,7 +230,7 @@ class WritePath:
         )
 
     @staticmethod
-    def _in_words(server: Server, answers: Mapping[int, R | QuorumfsError], stored: list[int]) -> str:
+    def _in_words(server: Server, answers: Mapping[int, Any], stored: list[int]) -> str:
         if server.number in stored:
             return "stored"
         answer = answers.get(server.number)

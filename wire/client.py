@@ -6,14 +6,17 @@ again: that is the caller's. Belongs to one event loop.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from wire.address import parse_address
 from wire.client_msgpack import MsgpackLink
 from wire.client_xml import XmlLink
 from wire.config import Encoding
-from wire.table import method_of
+from wire.errors import QuorumfsError
+from wire.request import Request, Then, raw_request, request_of, settle
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -25,7 +28,7 @@ class Link(Protocol):
     @property
     def connected(self) -> bool: ...
 
-    async def call(self, deadline_seconds: float, name: str, params: Sequence[Any]) -> Any: ...
+    def begin(self, deadline_seconds: float, request: Request[Any], then: Then) -> None: ...
 
     async def close(self) -> None: ...
 
@@ -77,13 +80,33 @@ class Client:
             DeadlineExceeded: no answer in time; the call may still be carried out.
             QuorumfsError: what the server raised.
         """
-        spec = method_of(method)
-        answer = await self._link.call(deadline_seconds, spec.name, spec.positional(args, kwargs))
-        return spec.answer(answer)  # type: ignore[no-any-return]
+        request = request_of(method, *args, **kwargs)
+        return request.result(await self._raw(deadline_seconds, request))  # type: ignore[no-any-return]
 
-    async def forward(self, deadline_seconds: float, name: str, params: Sequence[Any]) -> Any:
+    def forward(self, deadline_seconds: float, name: str, params: Sequence[Any]) -> asyncio.Future[Any]:
         """Pass a call on by name, with raw parameters; return the raw result. Raises as `call`."""
-        return await self._link.call(deadline_seconds, name, params)
+        return self._raw(deadline_seconds, raw_request(name, params))
+
+    def _raw(self, deadline_seconds: float, request: Request[Any]) -> asyncio.Future[Any]:
+        future = asyncio.get_running_loop().create_future()
+        self._link.begin(deadline_seconds, request, partial(settle, future))
+        return future
+
+    def begin(self, deadline_seconds: float, request: Request[Any], then: Then) -> None:
+        """Send a request that may go to other servers too; `then` is called once, with what came of it.
+
+        What came is the result, or the error that `call` would raise. It may come before this returns.
+        """
+
+        def answered(answer: Any) -> None:
+            if not isinstance(answer, QuorumfsError):
+                try:
+                    answer = request.result(answer)
+                except QuorumfsError as error:
+                    answer = error
+            then(answer)
+
+        self._link.begin(deadline_seconds, request, answered)
 
     async def close(self) -> None:
         """Close the connection; calls in flight fail with Unavailable."""

@@ -1,7 +1,7 @@
 """The asyncio client's MessagePack-RPC connection: pipelined, answers in any order.
 
 It connects at the first call, and again at the next one after the connection broke; calls that come
-meanwhile share the attempt. Belongs to one event loop.
+meanwhile share the attempt. A call costs no task and no timer of its own. Belongs to one event loop.
 """
 
 from __future__ import annotations
@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from wire.address import Address, UnixAddress
-from wire.errors import DeadlineExceeded, Unavailable
+from wire.errors import BadRequest, DeadlineExceeded, QuorumfsError, Unavailable
 from wire.msgpack_codec import ANSWER, LARGEST_ID, Buffer, Decoder, Encoder, Malformed, error_of
+from wire.request import Request, Then
 
 log = logging.getLogger("wire.client")
 
@@ -34,6 +35,7 @@ class MsgpackLink:
         self._on_disconnect = on_disconnect
         self._connection: _Connection | None = None
         self._connecting: asyncio.Task[_Connection] | None = None
+        self._waiting: set[asyncio.Task[None]] = set()
         self._refused: Unavailable | None = None
         self._refused_until = 0.0
         self._closed = False
@@ -42,11 +44,18 @@ class MsgpackLink:
     def connected(self) -> bool:
         return self._connection is not None
 
-    async def call(self, deadline_seconds: float, name: str, params: Sequence[Any]) -> Any:
-        """Send one call, wait for its answer; see Client.call."""
+    def begin(self, deadline_seconds: float, request: Request[Any], then: Then) -> None:
+        """Send one call; `then` gets the raw result, or the error. See Client.call."""
         connection = self._connection
         if connection is not None and connection.writable:
-            return await connection.send(name, params, deadline_seconds)
+            connection.begin(request, deadline_seconds, then)
+            return
+        task = asyncio.get_running_loop().create_task(self._begin_later(deadline_seconds, request, then))
+        self._waiting.add(task)
+        task.add_done_callback(self._waiting.discard)
+
+    async def _begin_later(self, deadline_seconds: float, request: Request[Any], then: Then) -> None:
+        """Send a call as soon as there is a connection with room for it."""
         loop = asyncio.get_running_loop()
         until = loop.time() + deadline_seconds
         try:
@@ -54,8 +63,11 @@ class MsgpackLink:
                 connection = await self._connected()
                 await connection.until_writable()
         except TimeoutError:
-            raise DeadlineExceeded(f"{name}: {self._address} did not take the call in time") from None
-        return await connection.send(name, params, until - loop.time())
+            then(DeadlineExceeded(f"{request.name}: {self._address} did not take the call in time"))
+        except QuorumfsError as error:
+            then(error)
+        else:
+            connection.begin(request, until - loop.time(), then)
 
     async def close(self) -> None:
         """Close; calls in flight fail with Unavailable."""
@@ -125,8 +137,16 @@ class MsgpackLink:
                 self._on_disconnect()
 
 
+class _Call(NamedTuple):
+    """A call in flight; `until` is its deadline, on the loop's clock."""
+
+    name: str
+    until: float
+    then: Then
+
+
 class _Connection(asyncio.Protocol):
-    """One established connection and the calls in flight on it."""
+    """One established connection and the calls in flight on it. One timer serves all their deadlines."""
 
     def __init__(self, address: str, lost: Callable[[_Connection], None]) -> None:
         self._address = address
@@ -135,8 +155,10 @@ class _Connection(asyncio.Protocol):
         self._transport: Any = None
         self._encoder = Encoder()
         self._decoder = Decoder(MAX_ANSWER_BYTES)
-        self._pending: dict[int, asyncio.Future[Any]] = {}
+        self._pending: dict[int, _Call] = {}
         self._last_id = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0.0
         self._room: asyncio.Future[None] | None = None
         self._reason = "the connection broke"
         self.stands = False
@@ -153,10 +175,11 @@ class _Connection(asyncio.Protocol):
         self.stands = False
         self.resume_writing()
         self._lost(self)
+        if self._timer is not None:
+            self._timer.cancel()
         pending, self._pending = self._pending, {}
-        for answer in pending.values():
-            if not answer.done():
-                answer.set_exception(self._broken())
+        for call in pending.values():
+            call.then(self._broken())
 
     def abort(self, reason: str) -> None:
         self._reason = reason
@@ -178,23 +201,44 @@ class _Connection(asyncio.Protocol):
                 self._room = self._loop.create_future()
             await asyncio.shield(self._room)
 
-    async def send(self, name: str, params: Sequence[Any], deadline_seconds: float) -> Any:
-        """Send a call, wait for its answer."""
+    def begin(self, request: Request[Any], deadline_seconds: float, then: Then) -> None:
+        """Send a call; `then` gets what comes of it."""
         if not self.stands:
-            raise self._broken()
+            then(self._broken())
+            return
+        body = request.body
+        if body is None:
+            try:
+                body = request.body = self._encoder.body(request.name, request.params)
+            except BadRequest as error:
+                then(error)
+                return
         request_id = self._last_id = (self._last_id + 1) & LARGEST_ID
-        buffers = self._encoder.request(request_id, name, params)
-        answer = self._pending[request_id] = self._loop.create_future()
-        timer = self._loop.call_later(deadline_seconds, self._too_late, answer, name)
-        try:
-            if len(buffers) == 1:
-                self._transport.write(buffers[0])
-            else:
-                self._transport.writelines(buffers)
-            return await answer
-        finally:
-            timer.cancel()
-            self._pending.pop(request_id, None)
+        until = self._loop.time() + deadline_seconds
+        self._pending[request_id] = _Call(request.name, until, then)
+        if self._timer is None or until < self._timer_at:
+            self._watch(until)
+        buffers = self._encoder.addressed(request_id, body)
+        if len(buffers) == 1:
+            self._transport.write(buffers[0])
+        else:
+            self._transport.writelines(buffers)
+
+    def _watch(self, until: float) -> None:
+        """Have the deadlines looked at then."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_at = until
+        self._timer = self._loop.call_at(until, self._end_late_calls)
+
+    def _end_late_calls(self) -> None:
+        self._timer = None
+        now = self._loop.time()
+        for request_id, call in [item for item in self._pending.items() if item[1].until <= now]:
+            del self._pending[request_id]
+            call.then(DeadlineExceeded(f"{call.name}: no answer of {self._address} in time"))
+        if self._pending and self._timer is None:
+            self._watch(min(call.until for call in self._pending.values()))
 
     def data_received(self, data: Buffer) -> None:
         self._decoder.feed(data)
@@ -209,17 +253,9 @@ class _Connection(asyncio.Protocol):
         kind, request_id, fault, result = message
         if kind != ANSWER or type(request_id) is not int:
             raise Malformed("not an answer")
-        answer = self._pending.get(request_id)
-        if answer is None or answer.done():
-            return  # it comes after its deadline
-        if fault is None:
-            answer.set_result(result)
-        else:
-            answer.set_exception(error_of(fault))
-
-    def _too_late(self, answer: asyncio.Future[Any], name: str) -> None:
-        if not answer.done():
-            answer.set_exception(DeadlineExceeded(f"{name}: no answer of {self._address} in time"))
+        call = self._pending.pop(request_id, None)
+        if call is not None:  # else it comes after its deadline
+            call.then(result if fault is None else error_of(fault))
 
     def _broken(self) -> Unavailable:
         return Unavailable(f"{self._address}: {self._reason}")

@@ -16,6 +16,7 @@ from wire import xml_codec
 from wire.address import Address, UnixAddress
 from wire.errors import BadRequest, DeadlineExceeded, MessageTooLarge, QuorumfsError, Unavailable, from_fault
 from wire.fault_detail import HEADER, unpack_detail
+from wire.request import Request, Then
 
 _MOST_CONNECTIONS = 64
 _LONGEST_HEADER_BYTES = 32 * 1024
@@ -33,12 +34,25 @@ class XmlLink:
         self._connect_seconds = connect_seconds
         self._on_disconnect = on_disconnect
         self._session: aiohttp.ClientSession | None = None
+        self._calls: set[asyncio.Task[None]] = set()
         self._closed = False
         self.connected = False
         self._url = f"http://{'localhost' if isinstance(address, UnixAddress) else address}/RPC2"
 
-    async def call(self, deadline_seconds: float, name: str, params: Sequence[Any]) -> Any:
-        """Send one call, wait for its answer; see Client.call."""
+    def begin(self, deadline_seconds: float, request: Request[Any], then: Then) -> None:
+        """Send one call; `then` gets the raw result, or the error. See Client.call."""
+        task = asyncio.get_running_loop().create_task(self._call_then(deadline_seconds, request, then))
+        self._calls.add(task)
+        task.add_done_callback(self._calls.discard)
+
+    async def _call_then(self, deadline_seconds: float, request: Request[Any], then: Then) -> None:
+        try:
+            answer = await self._call(deadline_seconds, request.name, request.params)
+        except QuorumfsError as error:
+            answer = error
+        then(answer)
+
+    async def _call(self, deadline_seconds: float, name: str, params: Sequence[Any]) -> Any:
         body = xml_codec.pack_request(name, params)
         try:
             async with asyncio.timeout(deadline_seconds):

@@ -10,6 +10,7 @@ import inspect
 import logging
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from wire.errors import BadRequest, InternalError, QuorumfsError, UnknownMethod
@@ -24,12 +25,14 @@ Send = Callable[[str, list[Any]], Awaitable[Any]]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Entry:
-    """One method as a server offers it: how its parameters are read, and what is called."""
+    """One method as a server offers it: how its parameters are read, and what is called.
+
+    `function` returns the result, or a coroutine or future of it.
+    """
 
     name: str
     arguments: Callable[[Any], list[Any]]
     function: Callable[..., Any]
-    is_async: bool
     help: str
     signatures: list[list[str]]
 
@@ -41,15 +44,15 @@ class Dispatch:
         self.entries: dict[str, Entry] = {}
         for name, method in methods_of(_SystemMethods).items():
             function = getattr(self, "_" + name)
-            self._add(Entry(f"system.{name}", method.arguments, function, name == "multicall", method.help,
-                            method.signatures))  # fmt: skip
+            self._add(Entry(f"system.{name}", method.arguments, function, method.help, method.signatures))
 
     def register(self, table: type, implementation: object, only: Collection[str] | None = None) -> None:
         """Offer the methods of a table, carried out by an object's methods of the same names.
 
         Args:
             table: the method table.
-            implementation: has a plain or async method, with the same parameters, for each.
+            implementation: has a plain or async method, with the same parameters, for each. A plain one may
+                return a coroutine or future of its result, where only some calls have to wait.
             only: names of the methods to offer; all if None.
 
         Raises:
@@ -60,15 +63,12 @@ class Dispatch:
             if function is None:
                 raise TypeError(f"{implementation!r} lacks {method.name} of {table.__name__}")
             check_implementation(method, function)
-            is_async = inspect.iscoroutinefunction(function)
-            self._add(
-                Entry(method.name, method.arguments, function, is_async, method.help, method.signatures)
-            )
+            self._add(Entry(method.name, method.arguments, function, method.help, method.signatures))
 
     def forward(self, table: type, send: Send, *, exclude: Collection[str] = ()) -> None:
         """Offer the methods of a table by passing raw parameters on and the raw result back.
 
-        The parameters are checked here, so that a wrong request goes no further.
+        The parameters are checked where they are used, behind `send`.
         """
         for method in _chosen(table, None):
             if method.name not in exclude:
@@ -95,7 +95,7 @@ class Dispatch:
         try:
             entry = self.find(name)
             result = entry.function(*entry.arguments(params))
-            return await result if entry.is_async else result
+            return await result if inspect.isawaitable(result) else result
         except Exception as error:
             raise as_quorumfs_error(error, name) from None
 
@@ -154,14 +154,12 @@ def _chosen(table: type, only: Collection[str] | None) -> list[Method]:
 
 
 def _forwarding(method: Method, send: Send) -> Entry:
-    def checked(params: Any) -> list[Any]:
-        method.arguments(params)
+    def listed(params: Any) -> list[Any]:
+        if type(params) is not list:
+            raise BadRequest(f"{method.name}: parameters are a list")
         return [params]
 
-    async def forwarded(params: list[Any]) -> Any:
-        return await send(method.name, params)
-
-    return Entry(method.name, checked, forwarded, True, method.help, method.signatures)
+    return Entry(method.name, listed, partial(send, method.name), method.help, method.signatures)
 
 
 def as_quorumfs_error(error: Exception, name: Any) -> QuorumfsError:

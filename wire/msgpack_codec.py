@@ -45,14 +45,22 @@ class Encoder:
         Raises:
             BadRequest: a parameter cannot cross the wire.
         """
+        return self.addressed(request_id, self.body(method, params))
+
+    def body(self, method: str, params: Sequence[Any]) -> list[Buffer]:
+        """Return what a request is but for its id. Raises BadRequest as `request`."""
         try:
-            return self._pack((REQUEST, request_id, method, params), params)
+            return self._pack(self._packer.pack(method), params)
         except _UNPACKABLE as error:
             raise BadRequest(f"{method}: a parameter cannot be sent: {error}") from None
 
+    def addressed(self, request_id: int, body: list[Buffer]) -> list[Buffer]:
+        """Return the buffers of a request of a body that was packed before."""
+        return [b"\x94\x00" + self._packer.pack(request_id) + body[0], *body[1:]]
+
     def answer(self, request_id: int, result: Any) -> list[Buffer]:
         """Return the buffers of a result. Raises TypeError, ValueError or OverflowError if it cannot."""
-        return self._pack((ANSWER, request_id, None, result), result)
+        return self._pack(b"\x94\x01" + self._packer.pack(request_id) + b"\xc0", result)
 
     def error(self, request_id: int, error: QuorumfsError) -> list[Buffer]:
         """Return the buffers of an error. A detail that cannot cross is left out."""
@@ -62,11 +70,14 @@ class Encoder:
         except _UNPACKABLE:
             return [self._packer.pack((ANSWER, request_id, (fault[0], str(fault[1]), {}), None))]
 
-    def _pack(self, message: tuple[Any, ...], body: Any) -> list[Buffer]:
-        if not _is_bulky(body, 2):
-            return [self._packer.pack(message)]
+    def _pack(self, head: bytes, value: Any) -> list[Buffer]:
+        """Return the buffers of what was packed already and a value after it."""
+        if not _is_bulky(value, 2):
+            return [head + self._packer.pack(value)]
         buffers: list[Buffer] = []
-        self._pack_bulky(message, 3, bytearray(), buffers)
+        rest = self._pack_bulky(value, 2, bytearray(head), buffers)
+        if rest:
+            buffers.append(rest)
         return buffers
 
     def _pack_bulky(self, value: Any, depth: int, head: bytearray, buffers: list[Buffer]) -> bytearray:
@@ -82,8 +93,6 @@ class Encoder:
         head += self._packer.pack_array_header(len(value))
         for item in value:
             head = self._pack_bulky(item, depth - 1, head, buffers)
-        if depth == 3 and head:
-            buffers.append(head)
         return head
 
 
@@ -93,7 +102,8 @@ def _is_bulky(value: Any, depth: int) -> bool:
         return len(value) >= _LARGE_BYTES
     if depth == 0 or not isinstance(value, list | tuple) or len(value) > _FEW_ITEMS:
         return False
-    return any(_is_bulky(item, depth - 1) for item in value)
+    inner = [item for item in value if type(item) not in _SMALL]
+    return any(_is_bulky(item, depth - 1) for item in inner) if inner else False
 
 
 class Decoder:
@@ -130,6 +140,8 @@ class Decoder:
         Raises:
             Malformed: what arrived is garbage or too long.
         """
+        if self._complete_bytes == self._fed_bytes:
+            return None
         try:
             message = self._unpacker.unpack()
         except msgpack.OutOfData:
@@ -156,5 +168,6 @@ def error_of(fault: Any) -> QuorumfsError:
     return QuorumfsError(f"an error that is none of ours: {fault!r:.200}")
 
 
-_BYTES = (bytes, bytearray, memoryview)
+_BYTES = frozenset((bytes, bytearray, memoryview))
+_SMALL = frozenset((int, bool, str, float, type(None)))
 _UNPACKABLE = (TypeError, ValueError, OverflowError)

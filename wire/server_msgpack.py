@@ -1,6 +1,6 @@
 """A server's end of one MessagePack-RPC connection.
 
-Calls are pipelined: plain methods are answered at once, async ones when they are done, out of order.
+Calls are pipelined: what has its result at once is answered at once, the rest when it is done, out of order.
 It must not know what the methods do. Runs on the server's event loop only.
 """
 
@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from functools import partial
+from types import CoroutineType
 from typing import Any
 
 from wire.connections import Connections
-from wire.dispatch import Dispatch, Entry, as_quorumfs_error
+from wire.dispatch import Dispatch, as_quorumfs_error
 from wire.errors import Draining, QuorumfsError
 from wire.msgpack_codec import LARGEST_ID, REQUEST, Buffer, Decoder, Encoder, Malformed
 
@@ -29,7 +31,7 @@ class MsgpackConnection(asyncio.Protocol):
         self._decoder = Decoder(max_message_bytes, strict=True)
         self._encoder = Encoder()
         self._loop = asyncio.get_running_loop()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._in_flight: set[asyncio.Future[Any]] = set()
         self._peer_reads = True
         self._reading = True
         self._draining = False
@@ -64,8 +66,8 @@ class MsgpackConnection(asyncio.Protocol):
 
     async def drain(self) -> None:
         self._draining = True
-        while self._tasks:
-            await asyncio.wait(self._tasks)
+        while self._in_flight:
+            await asyncio.wait(self._in_flight)
         self._transport.close()
 
     def _read_on(self) -> None:
@@ -76,7 +78,7 @@ class MsgpackConnection(asyncio.Protocol):
                 self._transport.resume_reading()
 
     def _may_read(self) -> bool:
-        return self._peer_reads and len(self._tasks) < MOST_CALLS_IN_FLIGHT
+        return self._peer_reads and len(self._in_flight) < MOST_CALLS_IN_FLIGHT
 
     def _answer_what_arrived(self) -> None:
         decoder = self._decoder
@@ -108,24 +110,25 @@ class MsgpackConnection(asyncio.Protocol):
             if self._draining:
                 raise Draining("the server is stopping")
             entry = self._dispatch.find(name)
-            arguments = entry.arguments(params)
-            if entry.is_async:
-                task = self._loop.create_task(self._answer_later(request_id, entry, arguments))
-                self._tasks.add(task)
-                task.add_done_callback(self._done)
+            result = entry.function(*entry.arguments(params))
+            if isinstance(result, CoroutineType):
+                result = self._loop.create_task(result)
+            if isinstance(result, asyncio.Future):
+                self._in_flight.add(result)
+                result.add_done_callback(partial(self._answer_later, request_id, entry.name))
             else:
-                self._send(request_id, entry.function(*arguments))
+                self._send(request_id, result)
         except Exception as error:
             self._send_error(request_id, as_quorumfs_error(error, name))
 
-    async def _answer_later(self, request_id: int, entry: Entry, arguments: list[Any]) -> None:
+    def _answer_later(self, request_id: int, name: str, done: asyncio.Future[Any]) -> None:
+        self._in_flight.discard(done)
         try:
-            self._send(request_id, await entry.function(*arguments))
+            self._send(request_id, done.result())
+        except asyncio.CancelledError:
+            pass  # the server stops
         except Exception as error:
-            self._send_error(request_id, as_quorumfs_error(error, entry.name))
-
-    def _done(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
+            self._send_error(request_id, as_quorumfs_error(error, name))
         if not self._reading:
             self._read_on()
 

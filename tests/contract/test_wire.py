@@ -219,7 +219,7 @@ def test_a_server_passes_calls_on(kind: str, loop: LoopThread, rpc: Encoding) ->
     names.calls.clear()
     with pytest.raises(BadRequest):
         caller.call(5, NamespaceMethods.getattr, "x")
-    assert not names.calls  # refused before it was passed on
+    assert not names.calls  # refused by whom it was passed on to
     caller.close()
     loop.run(onward.close())
     loop.run(front.drain())

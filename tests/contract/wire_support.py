@@ -105,7 +105,10 @@ class AsyncCaller:
         return self.loop.run(self.client.call(deadline_seconds, method, *args, **kwargs))
 
     def forward(self, name: str, params: list[Any]) -> Any:
-        return self.loop.run(self.client.forward(10, name, params))
+        async def passed_on() -> Any:
+            return await self.client.forward(10, name, params)
+
+        return self.loop.run(passed_on())
 
     def close(self) -> None:
         self.loop.run(self.client.close())

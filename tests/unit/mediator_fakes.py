@@ -31,6 +31,7 @@ from wire.messages import (
     MappedExtent,
 )
 from wire.quorum import Quorum
+from wire.request import Request, Then
 
 CLUSTER = "test"
 VOTE_SECONDS = 0.4
@@ -220,13 +221,23 @@ class FakeMetaserver(Fake):
 class FakeClient:
     """Meets mediator.servers.Caller for one fake server."""
 
-    def __init__(self, target: Fake) -> None:
+    def __init__(self, target: Fake, open_calls: set[asyncio.Task[None]]) -> None:
         self.target = target
+        self.open_calls = open_calls
 
-    async def call(self, deadline_seconds: float, method: Any, *args: Any, **keywords: Any) -> Any:
-        return await self.forward(deadline_seconds, method.__name__, [*args, *keywords.values()])
+    def begin(self, deadline_seconds: float, request: Request[Any], then: Then) -> None:
+        async def call() -> None:
+            try:
+                answer = await self._call(deadline_seconds, request.name, request.params)
+            except QuorumfsError as error:
+                answer = error
+            then(answer)
 
-    async def forward(self, deadline_seconds: float, name: str, params: Sequence[Any]) -> Any:
+        task = asyncio.get_running_loop().create_task(call())
+        self.open_calls.add(task)
+        task.add_done_callback(self.open_calls.discard)
+
+    async def _call(self, deadline_seconds: float, name: str, params: Sequence[Any]) -> Any:
         target = self.target
         if target.down:
             raise Unavailable("connection refused")
@@ -267,7 +278,8 @@ class World:
             ),
             deadlines=Deadlines(vote_seconds=VOTE_SECONDS, metadata_seconds=VOTE_SECONDS),
         )
-        self.mediator = Mediator(config, lambda address, _: FakeClient(by_address[address]))
+        self.open_calls: set[asyncio.Task[None]] = set()
+        self.mediator = Mediator(config, lambda address, _: FakeClient(by_address[address], self.open_calls))
 
     def new_record(self, data: bytes) -> BlockRecord:
         return BlockRecord(self.random.randbytes(16), len(data), block_digest(data))
@@ -299,7 +311,7 @@ class World:
     async def settle(self) -> None:
         """Wait until nothing runs in the background."""
         async with asyncio.timeout(20):
-            while len(self.mediator.background):  # noqa: ASYNC110
+            while len(self.mediator.background) or self.open_calls:  # noqa: ASYNC110
                 await asyncio.sleep(0.002)
 
     async def read(self, record: BlockRecord, first: int = 0, count: int = 0) -> bytes:

@@ -1,0 +1,61 @@
+"""One call, ready to be sent to any number of servers: its parameters are checked and packed once.
+
+Knows no connection. Belongs to one event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
+
+from wire.errors import QuorumfsError
+from wire.msgpack_codec import Buffer
+from wire.table import Converter, method_of
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+Then = Callable[[Any], None]
+"""Takes what came of a call: its result, or the QuorumfsError that came instead. It must not raise."""
+
+
+class Request(Generic[R]):
+    """A method's name and raw parameters; `result` makes of a raw result what the caller gets.
+
+    Attributes:
+        body: the name and the parameters as a MessagePack-RPC message has them, once they were packed.
+    """
+
+    __slots__ = ("body", "name", "params", "result")
+
+    def __init__(self, name: str, params: Sequence[Any], result: Converter) -> None:
+        self.name = name
+        self.params = params
+        self.result = result
+        self.body: list[Buffer] | None = None
+
+
+def request_of(method: Callable[Concatenate[Any, P], R], *args: P.args, **keywords: P.kwargs) -> Request[R]:
+    """Return the request of a table's method. Raises BadRequest when the arguments do not fit."""
+    spec = method_of(method)
+    return Request(spec.name, spec.positional(args, keywords), spec.answer)
+
+
+def raw_request(name: str, params: Sequence[Any]) -> Request[Any]:
+    """Return a request by name, with raw parameters, whose result stays as it comes."""
+    return Request(name, params, _as_it_is)
+
+
+def _as_it_is(value: Any) -> Any:
+    return value
+
+
+def settle(future: asyncio.Future[Any], answer: Any) -> None:
+    """End a future with what came of a call, unless nobody waits any more."""
+    if future.done():
+        return
+    if isinstance(answer, QuorumfsError):
+        future.set_exception(answer)
+    else:
+        future.set_result(answer)
