@@ -21,12 +21,12 @@ from typing import Any, NamedTuple, TypeVar
 from dataserver.contract import check_id, check_limit, check_put
 from dataserver.durable import sync_directory
 from dataserver.index import Entry
-from dataserver.pieces import refreshed_digests, span_of, vote
+from dataserver.pieces import Span, refreshed_digests, span_of, vote
 from dataserver.quarantine import Quarantine
-from dataserver.record import PAGE_BYTES, Header, record_bytes
+from dataserver.record import PAGE_BYTES, Header, decode_header, record_bytes
 from dataserver.recovery import recover, segment_rows
 from dataserver.segment import Segment, create_segment
-from wire.digest import Buffer
+from wire.digest import PIECE_BYTES, Buffer
 from wire.errors import BlockConflict, BlockDamaged, BlockMissing, InternalError, NoSpace
 from wire.messages import BlockPart, BlockRecord
 
@@ -185,17 +185,30 @@ class SegmentStore:
 
     def get(self, block: bytes, first_piece: int, piece_count: int) -> BlockPart:
         def read(entry: Entry) -> BlockPart:
-            header = self._good_header(entry)
-            span = span_of(header.length, first_piece, piece_count)
-            data = self._payload(entry, span.start, span.end - span.start)
+            header, span, data = self._pieces(entry, first_piece, piece_count)
             return BlockPart(header.length, refreshed_digests(header.length, header.pieces, span, data), data)
 
         return self._read(block, read)
 
     def digest(self, block: bytes, first_piece: int, piece_count: int) -> bytes:
-        return self._read(
-            block, lambda entry: self._vote(entry, self._good_header(entry), first_piece, piece_count)
-        )
+        def read(entry: Entry) -> bytes:
+            header, span, data = self._pieces(entry, first_piece, piece_count)
+            return vote(header.length, header.digest, header.pieces, span, data)
+
+        return self._read(block, read)
+
+    def _pieces(self, entry: Entry, first_piece: int, piece_count: int) -> tuple[Header, Span, bytes]:
+        """Return a record's header and some pieces as they are on disk; a small record is read at once."""
+        if entry.length > PIECE_BYTES or first_piece:
+            header = self._good_header(entry)
+            span = span_of(header.length, first_piece, piece_count)
+            return header, span, self._payload(entry, span.start, span.end - span.start)
+        raw = self._bytes(entry, 0, PAGE_BYTES + entry.length)
+        header = self._trusted(entry, decode_header(raw, entry.segment, entry.offset))
+        span = span_of(header.length, first_piece, piece_count)
+        if span.end > entry.length:  # the index is wrong about the length
+            return header, span, self._payload(entry, span.start, span.end - span.start)
+        return header, span, raw[PAGE_BYTES + span.start : PAGE_BYTES + span.end]
 
     def locate(self, block: bytes) -> Place:
         """Return where a block's record is now. Raises BlockMissing."""
@@ -228,8 +241,11 @@ class SegmentStore:
         return vote(header.length, header.digest, header.pieces, span, data)
 
     def _good_header(self, entry: Entry) -> Header:
-        header = self._header(entry)
-        if header is None:
+        return self._trusted(entry, self._header(entry))
+
+    @staticmethod
+    def _trusted(entry: Entry, header: Header | None) -> Header:
+        if header is None or header.block != entry.block:
             raise BlockDamaged(f"the header of block {entry.block.hex()} is damaged")
         return header
 
@@ -244,11 +260,15 @@ class SegmentStore:
         return header if header and header.block == entry.block else None
 
     def _payload(self, entry: Entry, start: int, length: int) -> bytes:
+        return self._bytes(entry, PAGE_BYTES + start, length)
+
+    def _bytes(self, entry: Entry, start: int, length: int) -> bytes:
+        """Return bytes of a record, `start` counted from its header."""
         segment = self._segments.get(entry.segment)
         if segment is None:
             raise BlockDamaged(f"the segment of block {entry.block.hex()} is gone")
         try:
-            return segment.read(entry.offset + PAGE_BYTES + start, length)
+            return segment.read(entry.offset + start, length)
         except OSError as error:
             _log.error("segment %08x cannot be read at %d: %s", entry.segment, entry.offset, error)
             raise BlockDamaged(f"the bytes of block {entry.block.hex()} cannot be read: {error}") from None

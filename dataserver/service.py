@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Executor, ThreadPoolExecutor
+from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
 from dataserver.contract import BlockStore
@@ -36,10 +37,11 @@ class DataService:
         self._started = time.monotonic()
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="store")
         self._writing = 0
-        self._sync = SharedSync(lambda: self._in_thread(store.sync))
+        self._sync = SharedSync(self._threads, store.sync)
 
     async def _in_thread(self, call: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, lambda: call(*args, **kwargs))
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, partial(call, *args, **kwargs))
 
     async def _write_in_thread(self, call: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
         """While one of these holds the end of the segment, small puts go to a thread too."""
@@ -61,23 +63,26 @@ class DataService:
             **self._store.status(),
         }
 
-    async def put(self, block: bytes, digest: bytes, data: bytes, durable: bool) -> None:
-        if len(data) <= INLINE_BYTES and not self._writing:
-            self._store.put(block, digest, data)
-        else:
-            await self._write_in_thread(self._store.put, block, digest, data)
-        if durable:
-            await self._sync()
+    def put(self, block: bytes, digest: bytes, data: bytes, durable: bool) -> Awaitable[None] | None:
+        if len(data) > INLINE_BYTES or self._writing:
+            return self._put_in_thread(block, digest, data, durable)
+        self._store.put(block, digest, data)
+        return self._sync() if durable else None
 
-    async def get(self, block: bytes, first_piece: int, piece_count: int) -> BlockPart:
+    async def _put_in_thread(self, block: bytes, digest: bytes, data: bytes, durable: bool) -> None:
+        await self._write_in_thread(self._store.put, block, digest, data)
+        if durable:
+            await asyncio.shield(self._sync())
+
+    def get(self, block: bytes, first_piece: int, piece_count: int) -> BlockPart | Awaitable[BlockPart]:
         if self._is_short(block, piece_count):
             return self._store.get(block, first_piece, piece_count)
-        return await self._in_thread(self._store.get, block, first_piece, piece_count)
+        return self._in_thread(self._store.get, block, first_piece, piece_count)
 
-    async def digest(self, block: bytes, first_piece: int, piece_count: int) -> bytes:
+    def digest(self, block: bytes, first_piece: int, piece_count: int) -> bytes | Awaitable[bytes]:
         if self._is_short(block, piece_count):
             return self._store.digest(block, first_piece, piece_count)
-        return await self._in_thread(self._store.digest, block, first_piece, piece_count)
+        return self._in_thread(self._store.digest, block, first_piece, piece_count)
 
     def _is_short(self, block: bytes, piece_count: int) -> bool:
         """Tell whether reading so many pieces of a block is done before a thread would have begun."""
@@ -90,7 +95,7 @@ class DataService:
         return await self._in_thread(self._store.delete, blocks)
 
     async def sync(self, blocks: list[bytes]) -> list[bytes]:
-        await self._sync()
+        await asyncio.shield(self._sync())
         return [block for block in blocks if self._store.length(block) is None]
 
     async def inventory(self, after: bytes, limit: int) -> list[BlockRecord]:
@@ -123,18 +128,34 @@ class SharedSync:
     A sync that had begun before a caller came may not have its bytes, so it never counts.
     """
 
-    def __init__(self, sync: Callable[[], Any]) -> None:
+    def __init__(self, threads: Executor, sync: Callable[[], None]) -> None:
+        self._threads = threads
         self._sync = sync
-        self._running: asyncio.Task[None] | None = None
-        self._next: asyncio.Task[None] | None = None
+        self._running = False
+        self._next: asyncio.Future[None] | None = None
 
-    async def __call__(self) -> None:
+    def __call__(self) -> asyncio.Future[None]:
+        """Return what ends when all that was put before is durable. It is shared: not to be cancelled."""
         if self._next is None:
-            self._next = asyncio.create_task(self._run(self._running))
-        await asyncio.shield(self._next)
+            self._next = asyncio.get_running_loop().create_future()
+        waiting = self._next
+        if not self._running:
+            self._begin()
+        return waiting
 
-    async def _run(self, before: asyncio.Task[None] | None) -> None:
-        if before is not None:
-            await asyncio.wait([before])
-        self._running, self._next = self._next, None
-        await self._sync()
+    def _begin(self) -> None:
+        waiting, self._next = self._next, None
+        self._running = waiting is not None
+        if waiting is not None:
+            work = asyncio.get_running_loop().run_in_executor(self._threads, self._sync)
+            work.add_done_callback(partial(self._end, waiting))
+
+    def _end(self, waiting: asyncio.Future[None], work: asyncio.Future[None]) -> None:
+        error = asyncio.CancelledError() if work.cancelled() else work.exception()
+        if waiting.done():
+            pass  # whoever waited is gone
+        elif error is None:
+            waiting.set_result(None)
+        else:
+            waiting.set_exception(error)
+        self._begin()

@@ -7,6 +7,7 @@ documented there. All run in the event loop's thread; those that must wait for t
 from __future__ import annotations
 
 import time
+from collections.abc import Awaitable
 from typing import Any
 
 from metaserver.bookkeeping import Bookkeeping
@@ -211,10 +212,12 @@ class MetaService:
     def renew(self, session: int) -> int:
         return self._sessions.renew(session)
 
-    async def commit(self, ticket: Ticket, ino: int, commit: Commit) -> Attributes:
+    def commit(self, ticket: Ticket, ino: int, commit: Commit) -> Attributes | Awaitable[Attributes]:
         attributes = self._store.once(ticket, self._contents.commit, ino, commit)
-        if commit.durable:
-            await self._log.sync()
+        return self._when_on_disk(attributes) if commit.durable else attributes
+
+    async def _when_on_disk(self, attributes: Attributes) -> Attributes:
+        await self._log.sync()
         return attributes
 
     def blocks(self, after: bytes, limit: int) -> list[BlockRecord]:

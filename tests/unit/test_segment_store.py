@@ -514,16 +514,16 @@ def test_a_moved_block_is_read_at_its_new_place(store: SegmentStore, monkeypatch
     """Between the look into the index and the read, the block is repaired and its old place freed."""
     put(store, 1, 2)
     damage_payload(store, 1)
-    real = segment.Segment.read_header
+    real = segment.Segment.read
     pending = [True]
 
-    def read_header(self: segment.Segment, offset: int) -> object:
+    def read(self: segment.Segment, offset: int, length: int) -> bytes:
         if pending.pop() if pending else False:
             store.repair(block_id(1), block_digest(content(1)), content(1), "test")
             store.maintain()
-        return real(self, offset)
+        return real(self, offset, length)
 
-    monkeypatch.setattr(segment.Segment, "read_header", read_header)
+    monkeypatch.setattr(segment.Segment, "read", read)
     assert store.get(block_id(1), 0, 0).data == content(1)
     pending.append(True)
     monkeypatch.setattr(store, "repair", lambda *arguments: store.delete([block_id(2)]))

@@ -46,9 +46,9 @@ class Harness:
         self.now_ns += 1000
         return self.now_ns
 
-    def wait(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Run a coroutine to its end."""
-        return self._runner.run(coroutine)
+    def wait(self, coroutine: Coroutine[Any, Any, T] | T) -> T:
+        """Return a result, of a coroutine when it has run to its end."""
+        return self._runner.run(coroutine) if asyncio.iscoroutine(coroutine) else coroutine
 
     def open_session(self) -> int:
         return self.wait(self.service.open_session("test")).session
