@@ -16,6 +16,7 @@ from fusefs.inodes import END_OF_FILE, Inode, PendingBlock, Source, Unfinished
 from fusefs.locks import FileLocks
 from fusefs.ports import BlockPort, NamespacePort, WritePermission
 from fusefs.readahead import BlockReader, follows
+from fusefs.walks import Walk
 from fusefs.writeback import Writeback
 from wire.digest import BLOCK_BYTES
 from wire.errors import (
@@ -64,7 +65,7 @@ class Files:
 
     # opening and closing
 
-    def open(self, ino: int, flags: int) -> tuple[Handle, bool]:
+    def open(self, ino: int, flags: int, walk: Walk | None = None) -> tuple[Handle, bool]:
         """Open a file as open(2) does; return its handle, and whether the kernel may keep its cached pages.
 
         O_TRUNC is only noted: the old content stands until the commit. Whether it may be written is asked of
@@ -72,11 +73,11 @@ class Files:
 
         Raises:
             WriteRefused: it is to be written, and fewer than Qw data servers are up.
-            StaleFile: it does not exist any more.
+            StaleFile: it does not exist any more, or the walk does not lead to it any more.
         """
         writing = bool(flags & (os.O_ACCMODE | os.O_TRUNC))
         token = self._names.asking()
-        inode, changed = self._opens.open(ino, writing)
+        inode, changed = self._opens.open(ino, writing, walk)
         handle = self._attach(inode, flags)
         if changed:
             self._pages.doubt(ino)

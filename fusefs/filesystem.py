@@ -166,26 +166,21 @@ class FileSystem:
         assert attributes is not None, "a path with names was followed to its end"
         return self._seen(attributes)
 
-    def verify_walk(self, walker: int, ino: int) -> None:
-        """Make sure that the path by which `walker` came to `ino` still leads there.
+    def open(self, ino: int, flags: int, walker: int = 0) -> tuple[Handle, bool]:
+        """Open a file as Files.open; if `walker` came through the cache, only if its path leads there.
 
         Raises:
             StaleFile: it does not; a new walk will find what is there now.
         """
         walk = self._walks.take(walker, ino)
         if walk is None or walk.fresh:
-            return
-        token = self._names.asking()
+            return self.files.open(ino, flags)
         try:
-            found = self._namespace.resolve(walk.start, walk.names)
+            return self.files.open(ino, flags, walk)
         except StaleFile:
-            found = []
-        parents = [walk.start, *walk.inodes[:-1]]
-        if [attributes.ino for attributes in found] != walk.inodes:
+            parents = [walk.start, *walk.inodes[:-1]]
             self._names.changed(names=tuple(zip(parents, walk.names, strict=True)))
-            raise StaleFile("the path leads elsewhere by now")
-        for parent, name, attributes in zip(parents, walk.names, found, strict=True):
-            self._names.learn_name(token, parent, name, attributes)
+            raise
 
     def make(
         self, parent: int, name: bytes, mode: int, uid: int, gid: int, rdev: int = 0, target: bytes = b""

@@ -13,6 +13,7 @@ import threading
 
 from fusefs.inodes import Inode
 from fusefs.ports import NamespacePort
+from fusefs.walks import Walk
 from wire.errors import QuorumfsError
 from wire.messages import Attributes, Entry, FileMap
 
@@ -94,14 +95,17 @@ class OpenInodes:
         with self._changed:
             return [*self._inodes, *self._waiting]
 
-    def open(self, ino: int, writing: bool) -> tuple[Inode, bool]:
+    def open(self, ino: int, writing: bool, walk: Walk | None) -> tuple[Inode, bool]:
         """Open an inode at the server; return it, and whether its contents changed since it was last asked.
+
+        With a `walk` it is opened only if that leads to it still; else StaleFile is raised.
 
         Whoever calls this must call `release` later.
         """
         inode = self._use(ino)
         try:
-            opened = self._namespace.open(ino, writing)
+            start, names = (walk.start, walk.names) if walk is not None else (ino, [])
+            opened = self._namespace.open(ino, writing, start, names)
         except BaseException:
             self.release(inode)
             raise

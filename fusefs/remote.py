@@ -100,13 +100,14 @@ class RemoteNamespace:
     def remove_xattr(self, ino: int, name: bytes) -> None:
         self._mutate(NamespaceMethods.remove_xattr, ino, name)
 
-    def open(self, ino: int, writing: bool) -> Opened:
+    def open(self, ino: int, writing: bool, start: int, names: Sequence[bytes]) -> Opened:
         session = self._session.number
+        walk = list(names)
         try:
-            return self._ask(NamespaceMethods.open, session, ino, writing)
+            return self._ask(NamespaceMethods.open, session, ino, writing, start, walk)
         except SessionUnknown:
             self._session.renew_after(session)
-        return self._ask(NamespaceMethods.open, self._session.number, ino, writing)
+        return self._ask(NamespaceMethods.open, self._session.number, ino, writing, start, walk)
 
     def close(self, inodes: Sequence[int]) -> None:
         self._ask(NamespaceMethods.close, self._session.number, list(inodes))

@@ -2,7 +2,7 @@
 
 The kernel asks for every name of a path, one after the other, and then opens the inode that it
 arrived at. If all answers came from the server within the same system call, the open is right by itself;
-if one came from the cache, the whole walk is asked again at the server before the open (promise P8:
+if one came from the cache, the whole walk is asked again at the server with the open (promise P8:
 who opens a file after another mount's close sees it, also when it was renamed over). Pure but for its
 lock; bounded; safe in any thread.
 """

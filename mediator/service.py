@@ -83,8 +83,10 @@ class Service:
             ino, "write", self._mediator.write_path.write_file(ticket, ino, commit, payload)
         )
 
-    def open(self, session: int, ino: int, writing: bool) -> Awaitable[Opened]:
-        send = partial(self._mediator.metadata.forward, "open", [session, ino, writing])
+    def open(
+        self, session: int, ino: int, writing: bool, start: int = 0, names: list[bytes] | None = None
+    ) -> Awaitable[Opened]:
+        send = partial(self._mediator.metadata.forward, "open", [session, ino, writing, start, names])
         if not writing:
             return send()
         return self._when_writable(ino, "open for writing", self._mediator.write_path.check_writable, send)

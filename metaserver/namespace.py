@@ -23,6 +23,7 @@ from wire.errors import (
     NotEmpty,
     NotFound,
     NotPermitted,
+    StaleFile,
     TooManyLinks,
 )
 from wire.messages import ROOT_INODE, AttributeChanges, Attributes, DirectoryPage, Entry
@@ -71,6 +72,13 @@ class Namespace:
             steps.append(found)
             at = found.ino
         return steps
+
+    def arrive(self, start: int, names: list[bytes], ino: int) -> Attributes:
+        """Follow names that must lead to `ino`; return its attributes. Raises StaleFile when they do not."""
+        steps = self.resolve(start, names)
+        if len(steps) < len(names) or steps[-1].ino != ino:
+            raise StaleFile(f"the names do not lead to inode {ino}")
+        return steps[-1]
 
     def _look_up(self, parent: int, name: bytes) -> Attributes | None:
         row = self._execute(_LOOK_UP, (parent, name)).fetchone()

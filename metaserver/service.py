@@ -191,8 +191,13 @@ class MetaService:
 
     # NamespaceMethods: open files
 
-    def open(self, session: int, ino: int, writing: bool) -> Opened:
-        found = self._store.read(self._inodes.load, ino)
+    def open(
+        self, session: int, ino: int, writing: bool, start: int = 0, names: list[bytes] | None = None
+    ) -> Opened:
+        if names:
+            found = self._store.read(self._namespace.arrive, start, names, ino)
+        else:
+            found = self._store.read(self._inodes.load, ino)
         self._sessions.hold(session, ino)
         return Opened(found, self._store.read(self._contents.map_of, found, 0, FIRST_RUN_EXTENTS))
 

@@ -15,9 +15,9 @@ from typing import Any
 from wire import xml_codec
 from wire.address import Address, UnixAddress
 from wire.client_msgpack import MAX_ANSWER_BYTES
-from wire.client_xml import HTTP_HEADERS, result_of
 from wire.errors import DeadlineExceeded, Unavailable
 from wire.fault_detail import HEADER
+from wire.http_answer import HTTP_HEADERS, result_of
 from wire.msgpack_codec import ANSWER, Buffer, Decoder, Encoder, Malformed, error_of
 
 _RECEIVE_BYTES = 256 * 1024

@@ -13,7 +13,6 @@ from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from wire.address import parse_address
 from wire.client_msgpack import MsgpackLink
-from wire.client_xml import XmlLink
 from wire.config import Encoding
 from wire.errors import QuorumfsError
 from wire.request import Request, Then, raw_request, request_of, settle
@@ -52,8 +51,7 @@ class Client:
         on_disconnect: Callable[[], None] | None = None,
     ) -> None:
         self.address = address
-        kind = MsgpackLink if rpc == "msgpack" else XmlLink
-        self._link: Link = kind(parse_address(address), connect_seconds, on_disconnect)
+        self._link: Link = _link_type(rpc)(parse_address(address), connect_seconds, on_disconnect)
 
     @property
     def connected(self) -> bool:
@@ -111,3 +109,11 @@ class Client:
     async def close(self) -> None:
         """Close the connection; calls in flight fail with Unavailable."""
         await self._link.close()
+
+
+def _link_type(rpc: Encoding) -> Callable[..., Link]:
+    if rpc == "msgpack":
+        return MsgpackLink
+    from wire.client_xml import XmlLink  # brings aiohttp, which takes longer than all the rest
+
+    return XmlLink

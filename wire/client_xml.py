@@ -14,14 +14,14 @@ import aiohttp
 
 from wire import xml_codec
 from wire.address import Address, UnixAddress
-from wire.errors import BadRequest, DeadlineExceeded, MessageTooLarge, QuorumfsError, Unavailable, from_fault
-from wire.fault_detail import HEADER, unpack_detail
+from wire.errors import DeadlineExceeded, QuorumfsError, Unavailable
+from wire.fault_detail import HEADER
+from wire.http_answer import HTTP_HEADERS, result_of
 from wire.request import Request, Then
 
 _MOST_CONNECTIONS = 64
 _LONGEST_HEADER_BYTES = 32 * 1024
 _READ_BUFFER_BYTES = 2 * 1024 * 1024
-HTTP_HEADERS = {"Content-Type": "text/xml", "User-Agent": "quorumfs"}
 
 
 class XmlLink:
@@ -101,18 +101,3 @@ class XmlLink:
         if was_connected and self._on_disconnect is not None and not self._closed:
             self._on_disconnect()
         return Unavailable(f"{self._address}: {reason}")
-
-
-def result_of(name: str, status: int, detail: str | None, body: bytes) -> Any:
-    """Return the result that an HTTP answer carries. Raises the QuorumfsError that it carries instead."""
-    if status == 413:
-        raise MessageTooLarge(f"{name}: {body.decode(errors='replace').strip()}")
-    if status != 200:
-        raise BadRequest(f"{name}: HTTP status {status}: {body[:200].decode(errors='replace').strip()}")
-    try:
-        result, fault = xml_codec.unpack_answer(body)
-    except xml_codec.Malformed as error:
-        raise QuorumfsError(f"{name}: the answer is not XML-RPC: {error}") from None
-    if fault is not None:
-        raise from_fault(fault[0], fault[1], unpack_detail(detail))
-    return result

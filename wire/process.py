@@ -7,6 +7,7 @@ only. Called once, from a package's __main__, in the main thread.
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import signal
 import sys
@@ -56,6 +57,7 @@ async def serve(server: Server, address: str) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     real_address = await server.start(address)
+    gc.freeze()  # what is here now stays: no collection needs to look at it again
     print_ready(server.identity.kind, server.identity.number, real_address)
     await stop.wait()
     logging.getLogger("wire.process").info("stopping: no new calls, finishing those in flight")

@@ -14,7 +14,7 @@ import socket
 import stat
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from wire.address import Address, TcpAddress, UnixAddress, from_socket_name, parse_address
 from wire.config import ConfigError
@@ -22,8 +22,10 @@ from wire.connections import Connections
 from wire.dispatch import Dispatch, Send
 from wire.messages import Identity
 from wire.msgpack_codec import FIRST_BYTE
-from wire.server_http import HttpConnection, HttpFront
 from wire.server_msgpack import MsgpackConnection
+
+if TYPE_CHECKING:
+    from wire.server_http import HttpConnection, HttpFront
 
 log = logging.getLogger("wire.server")
 
@@ -56,7 +58,7 @@ class Server:
         self.request_seconds = request_seconds
         self.dispatch = Dispatch()
         self.connections = Connections()
-        self.http: HttpFront | None = None
+        self._http: HttpFront | None = None
         self._listener: asyncio.Server | None = None
         self._sweeper: asyncio.Task[None] | None = None
         self._unix_path: Path | None = None
@@ -76,7 +78,6 @@ class Server:
             ConfigError: the address is in use or cannot be had; one line says what to do.
         """
         parsed = parse_address(address)
-        self.http = HttpFront(self.dispatch, self.identity, self.max_message_bytes, self.request_seconds)
         listening = _listen(parsed)
         loop = asyncio.get_running_loop()
         if isinstance(parsed, UnixAddress):
@@ -110,8 +111,16 @@ class Server:
         except TimeoutError:
             for connection in self.connections:
                 connection.abort("its calls did not end before the server had to")
-        if self.http is not None:
-            await self.http.close()
+        if self._http is not None:
+            await self._http.close()
+
+    def http_connection(self) -> HttpConnection:
+        """Return what serves a connection that speaks HTTP; the first one waits for aiohttp to be loaded."""
+        from wire.server_http import HttpConnection, HttpFront
+
+        if self._http is None:
+            self._http = HttpFront(self.dispatch, self.identity, self.max_message_bytes, self.request_seconds)
+        return HttpConnection(self._http, self.connections)
 
     async def _sweep_for_ever(self) -> None:
         """End the connections whose request does not arrive. A late look costs a quarter of the time-out."""
@@ -147,8 +156,8 @@ class _FirstByte(asyncio.Protocol):
         next_protocol: MsgpackConnection | HttpConnection
         if data[0] == FIRST_BYTE:
             next_protocol = MsgpackConnection(server.dispatch, server.connections, server.max_message_bytes)
-        elif ord("A") <= data[0] <= ord("Z") and server.http is not None:
-            next_protocol = HttpConnection(server.http, server.connections)
+        elif ord("A") <= data[0] <= ord("Z"):
+            next_protocol = server.http_connection()
         else:
             self.abort(f"its first byte 0x{data[0]:02x} begins neither MessagePack-RPC nor HTTP")
             return

@@ -237,8 +237,7 @@ class Mount:
 
     def open(self, request: int, ino: int, file: Any) -> None:
         info = file.contents
-        self._fs.verify_walk(self._library.context(request).contents.pid, ino)
-        handle, keep = self._files.open(ino, info.flags)
+        handle, keep = self._fs.open(ino, info.flags, self._library.context(request).contents.pid)
         info.fh, info.keep_cache = self._keep(handle), keep
         info.direct_io = handle.uncached = _past_pages(handle)
         if self._library.reply_open(request, file) != 0:

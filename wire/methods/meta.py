@@ -188,14 +188,19 @@ class NamespaceMethods:
         """Remove an extended attribute. Raises NoAttribute, StaleFile."""
         raise NotImplementedError
 
-    def open(self, session: int, ino: int, writing: bool) -> Opened:
+    def open(
+        self, session: int, ino: int, writing: bool, start: int = 0, names: list[bytes] | None = None
+    ) -> Opened:
         """Count a file as opened by the session (once, however often it opens it); return what it is now.
+
+        With `names`, it is opened only if they lead from the directory `start` to `ino`: a client that found
+        it by what it remembered has its path and its contents told by one call.
 
         Not durable: a client says it again with `reclaim` after a restart of the metadata server.
         The mediator refuses `writing` while fewer than Qw data servers are up.
 
         Raises:
-            StaleFile, SessionUnknown, WriteRefused.
+            StaleFile (also if the names lead elsewhere), NotADirectory, SessionUnknown, WriteRefused.
         """
         raise NotImplementedError
 

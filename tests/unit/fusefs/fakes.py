@@ -174,10 +174,14 @@ class FakeServer:
     def remove_xattr(self, ino: int, name: bytes) -> None:
         raise NotImplementedError
 
-    def open(self, ino: int, writing: bool) -> Opened:
+    def open(self, ino: int, writing: bool, start: int, names: Sequence[bytes]) -> Opened:
         if writing:
             self.require_writable()
         self._enter("open")
+        for name in names:
+            start = self._names.get((start, name), 0)
+        if start != ino:
+            raise StaleFile()
         self.open_inodes.add(ino)
         return Opened(self._load(ino), self._run(ino, 0, self.first_run))
 

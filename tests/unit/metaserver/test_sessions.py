@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import stat
 
 import pytest
 
@@ -125,6 +126,17 @@ def test_a_file_without_names_lives_while_it_is_open(meta: Harness) -> None:
     with pytest.raises(StaleFile):
         meta.service.open(other, file.ino, False)
     assert block in meta.service.garbage(10, 0)
+
+
+def test_a_file_is_opened_by_the_names_that_lead_to_it_only(meta: Harness) -> None:
+    make = meta.service.create
+    directory = make(meta.ticket(), 1, b"d", stat.S_IFDIR | 0o755, 0, 0, 0, b"", False)
+    file = make(meta.ticket(), directory.ino, b"a", FILE, 0, 0, 0, b"", False)
+    assert meta.service.open(meta.session, file.ino, False, 1, [b"d", b"a"]).attributes == file
+    meta.service.rename(meta.ticket(), directory.ino, b"a", directory.ino, b"b", 0)
+    for names in ([b"d", b"a"], [b"d"], [b"x", b"b"]):
+        with pytest.raises(StaleFile):
+            meta.service.open(meta.session, file.ino, False, 1, names)
 
 
 def test_an_open_file_that_is_replaced_lives_too(meta: Harness) -> None:
