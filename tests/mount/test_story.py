@@ -62,7 +62,7 @@ def test_everyday_work(story: Story, sources: Path) -> None:
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.damages  # it removes the data at its end, for room
+@pytest.mark.damages("it removes the data at its end, for room")
 def test_a_big_file_comes_back_the_same(story: Story, tmp_path: Path) -> None:
     size = BIG_BYTES[story.cluster.config.rpc]
     original = tmp_path / "random"
