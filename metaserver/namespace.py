@@ -234,13 +234,13 @@ class Namespace:
         self._inodes.living_directory(new_parent)
         source = self._existing(parent, name)
         target = self._look_up(new_parent, new_name)
+        rules.check_rename_target(target is not None, flags)
         self._check_no_loop(source, new_parent)
-        if flags == rules.RENAME_EXCHANGE:
-            if target is None:
-                raise NotFound(f"there is no {new_name!r} to exchange with")
-            self._check_no_loop(target, parent)
-        elif target is not None:
-            rules.check_replaced(source, target, self._is_empty(target.ino), flags)
+        if target is not None:
+            if flags == rules.RENAME_EXCHANGE:
+                self._check_no_loop(target, parent)
+            else:
+                rules.check_replaced(source, target, self._is_empty(target.ino))
         if target is not None and source.ino == target.ino:
             return
         now = self._store.now_ns()

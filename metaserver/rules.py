@@ -115,16 +115,26 @@ def check_rename_flags(flags: int) -> None:
         raise InvalidArgument(f"rename flags {flags} are unknown")
 
 
-def check_replaced(source: Attributes, target: Attributes, target_empty: bool, flags: int) -> None:
+def check_rename_target(exists: bool, flags: int) -> None:
+    """Refuse a rename that its flags forbid, before all other checks, as Linux does.
+
+    Raises:
+        AlreadyExists: RENAME_NOREPLACE, and the new name is taken.
+        NotFound: RENAME_EXCHANGE, and there is nothing to exchange with.
+    """
+    if flags == RENAME_NOREPLACE and exists:
+        raise AlreadyExists()
+    if flags == RENAME_EXCHANGE and not exists:
+        raise NotFound("there is nothing to exchange with")
+
+
+def check_replaced(source: Attributes, target: Attributes, target_empty: bool) -> None:
     """Refuse a rename over an existing name where POSIX does.
 
     Raises:
-        AlreadyExists: RENAME_NOREPLACE.
         IsADirectory, NotADirectory: only like replaces like.
         NotEmpty: a directory with entries.
     """
-    if flags == RENAME_NOREPLACE:
-        raise AlreadyExists()
     if source.ino == target.ino:
         return
     if stat.S_ISDIR(target.mode):

@@ -76,7 +76,7 @@ class FakeDataServer(Fake):
         )
 
     def lie(self, block: bytes) -> None:
-        data = b"L" * self.held[block][0].length
+        data = bytes(byte ^ 0x4C for byte in self.held[block][1])  # never the right bytes, and all lie alike
         self.held[block] = BlockRecord(block, len(data), block_digest(data)), data, piece_digests(data)
 
     def is_good(self, record: BlockRecord) -> bool:

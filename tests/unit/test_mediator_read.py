@@ -56,6 +56,10 @@ def test_every_pattern_of_small_clusters(servers: int) -> None:
     run(scenario())
 
 
+def test_liars_never_hit_the_right_bytes_by_chance() -> None:
+    run(check_pattern(3, "LGGGLL", b"L"))
+
+
 def test_random_patterns_of_larger_clusters() -> None:
     seed = random.randrange(1 << 32)
     print("seed", seed)
