@@ -239,6 +239,8 @@ class Namespace:
         if target is not None:
             if flags == rules.RENAME_EXCHANGE:
                 self._check_no_loop(target, parent)
+            elif self._is_above(target, parent):
+                raise NotEmpty("what is to be renamed lies in the directory that it would replace")
             else:
                 rules.check_replaced(source, target, self._is_empty(target.ino))
         if target is not None and source.ino == target.ino:
@@ -257,14 +259,18 @@ class Namespace:
 
     def _check_no_loop(self, moved: Attributes, into: int) -> None:
         """Refuse to move a directory into itself or below itself. Raises InvalidArgument."""
-        if not stat.S_ISDIR(moved.mode):
-            return
-        at = into
+        if self._is_above(moved, into):
+            raise InvalidArgument("a directory cannot be moved into its own subtree")
+
+    def _is_above(self, upper: Attributes, at: int) -> bool:
+        """Tell whether a directory is, or lies below, `upper`. Raises InvalidArgument: too deep."""
+        if not stat.S_ISDIR(upper.mode):
+            return False
         for _ in range(PATH_STEPS_MAX):
-            if at == moved.ino:
-                raise InvalidArgument("a directory cannot be moved into its own subtree")
+            if at == upper.ino:
+                return True
             if at in (ROOT_INODE, 0):
-                return
+                return False
             (at,) = self._execute("SELECT parent FROM inodes WHERE ino = ?", (at,)).fetchone()
         raise InvalidArgument("the directory lies too deep")
 

@@ -88,3 +88,15 @@ def test_a_written_open_file_that_loses_its_name_has_no_links(rig: LibraryRig) -
     twins.call("rename", "d/e", "c", 0)
     twins.call("fstat", 2)
     twins.close_all()
+
+
+def test_renames_into_a_directory_itself_and_over_one_that_is_above(rig: LibraryRig) -> None:
+    twins = rig.twins()
+    twins.call("mkdir", "d")
+    twins.call("mkdir", "d/e")
+    twins.open(0, "d/f", os.O_RDWR | os.O_CREAT)
+    for flags in (0, 1, 2):
+        for old, new in (("d", "d/e"), ("d", "d/new"), ("d/e", "d"), ("d/f", "d")):
+            twins.call("rename", old, new, flags)
+    twins.close_all()
+    twins.compare_trees()

@@ -297,8 +297,9 @@ def test_a_directory_never_gets_into_its_own_subtree(meta: Harness) -> None:
         meta.rename(1, b"top", top.ino, b"middle", NOREPLACE)
     with pytest.raises(InvalidArgument):
         meta.rename(middle.ino, b"file", 1, b"top", EXCHANGE)
-    with pytest.raises(NotEmpty):
-        meta.rename(top.ino, b"middle", 1, b"top")
+    for parent, name in ((top.ino, b"middle"), (middle.ino, b"file")):
+        with pytest.raises(NotEmpty):
+            meta.rename(parent, name, 1, b"top")
 
 
 def test_setattr(meta: Harness) -> None:

@@ -91,15 +91,19 @@ class Model:
         source, target = old.entries.get(name), new.entries.get(new_name)
         if source is None:
             return "NotFound"
+        if flags == 1 and target is not None:
+            return "AlreadyExists"
+        if flags == 2 and target is None:
+            return "NotFound"
         if source.is_directory and new in self.below(source):
             return "InvalidArgument"
         if flags == 2:
             return self._exchange(old, name, new, new_name)
         if target is not None:
-            if flags == 1:
-                return "AlreadyExists"
             if target is source:
                 return None
+            if target.is_directory and old in self.below(target):
+                return "NotEmpty"
             if target.is_directory and not source.is_directory:
                 return "IsADirectory"
             if target.entries:
@@ -111,9 +115,7 @@ class Model:
         return None
 
     def _exchange(self, old: Node, name: bytes, new: Node, new_name: bytes) -> str | None:
-        source, target = old.entries[name], new.entries.get(new_name)
-        if target is None:
-            return "NotFound"
+        source, target = old.entries[name], new.entries[new_name]
         if target.is_directory and old in self.below(target):
             return "InvalidArgument"
         old.entries[name], new.entries[new_name] = target, source
