@@ -2,8 +2,10 @@
 
 The server decides. What it granted is followed here for three uses: to say it again after a restart of the
 server, to give it up at close without a call for those who hold nothing, and to know which handles lost
-their locks with a session. Such handles fail from then on (EIO) until the file is opened anew. Safe in
-any thread; `FileLocks._mutex` is held for moments only, an inode's `locking` over a call.
+their locks with a session. Such handles fail from then on (EIO) until the file is opened anew. Only what
+is certain is said again, not what a call that is not answered yet may get or give up; what such a call
+leaves in doubt is given up at the close. Safe in any thread; `FileLocks._mutex` is held for moments only,
+an inode's `locking` over a call.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 from fusefs.cache import PageLedger
 from fusefs.handles import Handle
@@ -23,15 +26,25 @@ from wire.errors import (
     SessionUnknown,
     TransportError,
     Unavailable,
-    WouldBlock,
 )
-from wire.locks import LAST, Lock, locked, unlocked
+from wire.locks import LAST, Lock, locked, unlocked, weakened
 from wire.messages import FileLock, LockHolder
 
 log = logging.getLogger(__name__)
 
+Change = Callable[[Iterable[Lock], Lock], list[Lock]]
+"""What a call makes of the locks that are held."""
+
 ATTEMPTS = 5
 """So often a call is made anew when the metadata server or the session changed under it."""
+
+
+class _Before(NamedTuple):
+    """What an inode's locks of one kind were, and under which session and metadata server."""
+
+    generation: int
+    epoch: int
+    held: list[Lock]
 
 
 class FileLocks:
@@ -41,6 +54,7 @@ class FileLocks:
         self._namespace, self._writeback, self._pages = namespace, writeback, pages
         self._mutex = threading.Lock()
         self._held: dict[tuple[int, bool], list[Lock]] = {}
+        self._doubtful: dict[tuple[int, bool], list[Lock]] = {}
         self._users: dict[Handle, set[tuple[bool, int]]] = {}
         self._epoch = 0
         self._generation = 0
@@ -58,15 +72,19 @@ class FileLocks:
         if not wanted.exclusive and self._holds(wanted):
             self._commit(inode)  # a downgrade lets others read what was written
         with inode.locking:
+            # A whole-file lock changes its mode by giving up the old one, as flock(2) says.
+            before = self._keep_certain(wanted, unlocked if wanted.flock else weakened)
             try:
                 self._carry_out(handle, wanted, locked, self._ask)
-            except WouldBlock:
-                if wanted.flock:
-                    self._note(handle, wanted, unlocked)
-                raise
             except TransportError:
-                # It may have been granted: it is given up at the close, as if it had been.
-                self._note(handle, wanted, locked)
+                self._doubt(wanted, handle)
+                raise
+            except QuorumfsError as error:
+                if not wanted.flock and not self._restore(wanted, before):
+                    handle.lost = LocksLost(
+                        "a lock was made less exclusive, although not all of it was granted"
+                    )
+                    raise handle.lost from error
                 raise
 
     def _ask(self, inode: Inode, wanted: FileLock) -> int:
@@ -84,10 +102,14 @@ class FileLocks:
             return
         self._commit(inode)
         with inode.locking:
+            self._keep_certain(range_, unlocked)
             try:
                 self._carry_out(handle, range_, unlocked, self._give_up)
             except LocksLost:
                 pass
+            except QuorumfsError:
+                self._doubt(range_)
+                raise
 
     def _give_up(self, _inode: Inode, range_: FileLock) -> int:
         return self._namespace.unlock(range_)
@@ -157,7 +179,7 @@ class FileLocks:
         """The session has died: fail all handles that had locks, and drop what they had not committed."""
         with self._mutex:
             self._generation += 1
-            handles, self._users, self._held = list(self._users), {}, {}
+            handles, self._users, self._held, self._doubtful = list(self._users), {}, {}, {}
             error = LocksLost("this mount was cut off for longer than its lease: its locks are gone")
             for handle in handles:
                 handle.lost = error
@@ -174,7 +196,7 @@ class FileLocks:
         self,
         handle: Handle,
         lock: FileLock,
-        change: Callable[[Iterable[Lock], Lock], list[Lock]],
+        change: Change,
         call: Callable[[Inode, FileLock], int],
     ) -> None:
         """Make a call, and follow it if the server and the session that answered are still there."""
@@ -190,37 +212,47 @@ class FileLocks:
                 return
         raise Unavailable("the session and the metadata server changed again and again")
 
-    def _note(
-        self,
-        handle: Handle,
-        lock: FileLock,
-        change: Callable[[Iterable[Lock], Lock], list[Lock]],
-        generation: int | None = None,
-        epoch: int | None = None,
-    ) -> bool:
+    def _note(self, handle: Handle, lock: FileLock, change: Change, generation: int, epoch: int) -> bool:
+        """Follow an answer; return False if the session or the server that gave it is gone."""
         with self._mutex:
-            if generation is not None and generation != self._generation:
+            if generation != self._generation or epoch < self._epoch:
                 return False
-            if epoch is not None and epoch < self._epoch:
-                return False
-            self._change(lock, change)
+            _change(self._held, lock, change)
+            _change(self._doubtful, lock, unlocked)
             if change is locked:
                 self._users.setdefault(handle, set()).add((lock.flock, lock.owner))
             return True
 
-    def _change(self, lock: FileLock, change: Callable[[Iterable[Lock], Lock], list[Lock]]) -> None:
-        key = lock.ino, lock.flock
-        held = change(self._held.get(key, ()), _own(lock))
-        if held:
-            self._held[key] = held
-        else:
-            self._held.pop(key, None)
+    def _keep_certain(self, lock: FileLock, keep: Change) -> _Before:
+        """Before a call: until the answer, only what `keep` leaves of its range is certain."""
+        with self._mutex:
+            held = self._held.get((lock.ino, lock.flock), [])
+            _change(self._held, lock, keep)
+            return _Before(self._generation, self._epoch, held)
+
+    def _restore(self, lock: FileLock, before: _Before) -> bool:
+        """A call was refused: all is as before, or False if a new server was told of less meanwhile."""
+        with self._mutex:
+            if before.generation != self._generation:
+                return True  # all is lost, and `lose` has said so
+            if before.epoch == self._epoch and before.held:
+                self._held[lock.ino, lock.flock] = before.held
+            return self._held.get((lock.ino, lock.flock), []) == before.held
+
+    def _doubt(self, lock: FileLock, handle: Handle | None = None) -> None:
+        """A call was not answered: what it was about is given up at the close, and not said again."""
+        with self._mutex:
+            _change(self._doubtful, lock, locked)
+            if handle is not None:
+                self._users.setdefault(handle, set()).add((lock.flock, lock.owner))
 
     def _holds(self, range_: FileLock) -> bool:
-        """Tell whether an owner holds any of a range."""
+        """Tell whether an owner holds any of a range, or may hold it."""
+        place = range_.ino, range_.flock
         return any(
             lock.owner == range_.owner and lock.start <= range_.last and range_.start <= lock.last
-            for lock in self._held.get((range_.ino, range_.flock), ())
+            for locks in (self._held, self._doubtful)
+            for lock in locks.get(place, ())
         )
 
     def _forget_users(self, inode: Inode, user: tuple[bool, int]) -> None:
@@ -235,3 +267,12 @@ class FileLocks:
 def _own(lock: FileLock) -> Lock:
     """Return a lock as it is followed here, where all are of one session."""
     return Lock(0, lock.owner, lock.start, lock.last, lock.exclusive, lock.pid)
+
+
+def _change(locks: dict[tuple[int, bool], list[Lock]], lock: FileLock, change: Change) -> None:
+    place = lock.ino, lock.flock
+    held = change(locks.get(place, ()), _own(lock))
+    if held:
+        locks[place] = held
+    else:
+        locks.pop(place, None)

@@ -21,7 +21,7 @@ from metaserver.reaper import Reaper
 from metaserver.sessions import Sessions
 from metaserver.store import Store
 from metaserver.xattrs import ExtendedAttributes
-from wire.errors import SessionUnknown
+from wire.errors import GracePeriod, SessionUnknown
 from wire.messages import (
     AttributeChanges,
     Attributes,
@@ -101,15 +101,20 @@ class MetaService:
     # NamespaceMethods: locks
 
     def set_lock(self, ticket: Ticket, lock: FileLock) -> LockGrant:
-        self._sessions.require(ticket.session)
+        self._require_reclaimed(ticket.session)
         attributes = self._store.read(self._inodes.load, lock.ino)
         self._locks.set(ticket, lock)
         return LockGrant(self._sessions.epoch, attributes)
 
     def unlock(self, ticket: Ticket, lock: FileLock) -> int:
-        self._sessions.require(ticket.session)
+        self._require_reclaimed(ticket.session)
         self._locks.unset(ticket, lock)
         return self._sessions.epoch
+
+    def _require_reclaimed(self, session: int) -> None:
+        """Raise GracePeriod: what a session reclaims later must not undo what it was answered before."""
+        if not self._sessions.has_reclaimed(session):
+            raise GracePeriod(f"session {session} has not said yet what it holds")
 
     def get_lock(self, session: int, lock: FileLock) -> LockHolder | None:
         self._sessions.require(session)

@@ -72,6 +72,21 @@ def locked(held: Iterable[Lock], wanted: Lock) -> list[Lock]:
     return result
 
 
+def weakened(held: Iterable[Lock], wanted: Lock) -> list[Lock]:
+    """Return what is held whether or not `wanted` was granted.
+
+    What it would make less exclusive is shared then.
+    """
+    result = list(held)
+    if wanted.exclusive:
+        return result
+    for lock in list(result):
+        start, last = max(lock.start, wanted.start), min(lock.last, wanted.last)
+        if lock.holder == wanted.holder and lock.exclusive and start <= last:
+            result = locked(result, wanted._replace(start=start, last=last))
+    return result
+
+
 def closes_a_circle(wanted: Lock, blockers: Iterable[Lock], waits: Iterable[tuple[Lock, list[Lock]]]) -> bool:
     """Tell whether waiting for `blockers` would be for ever.
 

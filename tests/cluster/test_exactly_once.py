@@ -3,7 +3,7 @@
 All operations of the table run at once, each in a directory and a session of its own. A proxy catches each
 one at the same point between call and answer; then a part is killed with SIGKILL, started again, and the
 client sends its calls again. What is there in the end, and what was answered, is compared with a model. A
-new mutating method gets one row in OPERATIONS.
+new mutating method gets one row in OPERATIONS. Locks have a test of their own (test_locks_exactly_once).
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from tests.cluster.detour import DetouredCluster, Moment, Proxy, Trap
+from tests.cluster.detour import VICTIMS, Detour, Moment, Trap
 from tests.conftest import ClusterFactory
 from tests.support import wait_until
-from tools.health import await_writable
+from tools.cluster import LocalCluster
 from wire.blocking import BlockingClient
 from wire.digest import block_digest
 from wire.errors import QuorumfsError
@@ -260,15 +260,11 @@ class Running(threading.Thread):
             assert self.answer == method_of(self.operation.method).answer(swallowed), self.label
 
 
-class Rig:
-    """A cluster with a proxy before and behind its mediator."""
+class Rig(Detour):
+    """A client before both proxies, and one behind them."""
 
-    def __init__(self, made: Any, stack: ExitStack) -> None:
-        self.back = stack.enter_context(Proxy(made.address("metaserver")))
-        self.cluster = DetouredCluster(made.directory, made.config, self.back.address)
-        self.cluster.start()
-        await_writable(self.cluster)
-        self.front = stack.enter_context(Proxy(self.cluster.address("mediator")))
+    def __init__(self, made: LocalCluster, stack: ExitStack) -> None:
+        super().__init__(made, stack)
         self.client = self._client(self.front.address, stack)
         self.behind = self._client(self.cluster.address("metaserver"), stack)
         self.count = 0
@@ -295,10 +291,7 @@ class Rig:
         for call in calls:
             if call.meddled:
                 call.meddle(stranger)
-        for victim in victims:
-            self.cluster.kill(victim)
-        proxy.cut()
-        self.cluster.start()
+        self.kill(victims, proxy)
         for call in calls:
             call.judge(trap.caught[call.place.session])
 
@@ -307,14 +300,6 @@ class Rig:
 def rig(make_cluster: ClusterFactory) -> Iterator[Rig]:
     with ExitStack() as stack:
         yield Rig(make_cluster(servers=1, read_quorum=1, write_quorum=1), stack)
-
-
-VICTIMS = {
-    "only the connection": (),
-    "mediator": ("mediator",),
-    "metaserver": ("metaserver",),
-    "both": ("mediator", "metaserver"),
-}
 
 
 @pytest.mark.parametrize("moment", ["before", "sent", "after"])

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wire.locks import LAST, Lock, closes_a_circle, conflicts, locked, unlocked
+from wire.locks import LAST, Lock, closes_a_circle, conflicts, locked, unlocked, weakened
 
 BYTES = 12
 
@@ -28,6 +28,9 @@ def lock(owner: int, start: int, last: int, exclusive: bool = True, session: int
         ([lock(1, 0, LAST)], unlocked, lock(1, 5, LAST), [lock(1, 0, 4)]),
         ([lock(1, 0, 9)], unlocked, lock(2, 0, 9), [lock(1, 0, 9)]),
         ([lock(1, 0, 9)], unlocked, lock(1, 0, 9, session=2), [lock(1, 0, 9)]),
+        ([lock(1, 0, 9, False)], weakened, lock(1, 0, 9), [lock(1, 0, 9, False)]),
+        ([lock(1, 0, 4)], weakened, lock(1, 3, 9, False), [lock(1, 0, 2), lock(1, 3, 4, False)]),
+        ([lock(2, 0, 4)], weakened, lock(1, 3, 9, False), [lock(2, 0, 4)]),
     ],
 )
 def test_ranges(held: list[Lock], change: object, wanted: Lock, after: list[Lock]) -> None:

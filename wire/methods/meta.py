@@ -58,7 +58,12 @@ class NamespaceMethods:
         raise NotImplementedError
 
     def unlock(self, ticket: Ticket, lock: FileLock) -> int:
-        """Give up a range of an owner's locks; return the server's epoch. Raises SessionUnknown."""
+        """Give up a range of an owner's locks; return the server's epoch.
+
+        Raises:
+            GracePeriod: the server was restarted, and this session has not reclaimed yet.
+            SessionUnknown.
+        """
         raise NotImplementedError
 
     def get_lock(self, session: int, lock: FileLock) -> LockHolder | None:

@@ -172,3 +172,14 @@ def test_a_circle_of_waiters(meta: Harness, lock: FileLock) -> None:
         await asyncio.wait_for(waiting, 1)
 
     meta.wait(play())
+
+
+def test_after_a_restart_a_session_unlocks_only_what_it_has_reclaimed(meta: Harness, lock: FileLock) -> None:
+    """Else a reclaim that comes after the unlock would leave a lock behind."""
+    meta.service.set_lock(meta.ticket(), lock)
+    meta.restart()
+    with pytest.raises(GracePeriod):
+        meta.service.unlock(meta.ticket(), lock)
+    meta.service.reclaim(meta.session, [lock.ino], [lock])
+    meta.service.unlock(meta.ticket(), lock)
+    assert meta.service.status()["locks"] == []
