@@ -91,12 +91,17 @@ class NameCache:
                     self._plain.popitem(last=False)
 
     def changed(self, *, names: tuple[tuple[int, bytes], ...] = (), inodes: tuple[int, ...] = ()) -> None:
-        """Forget names and attributes that this mount has just changed."""
+        """Forget names and attributes that this mount has just changed.
+
+        Of a name that is not known, whose links have changed is not known either: all attributes go.
+        """
         with self._lock:
             self._changes += 1
             for key in names:
                 known = self._names.pop(key, None)
-                if known is not None:
+                if known is None or known.until < self._clock():
+                    self._attributes.clear()
+                else:
                     self._attributes.pop(known.ino, None)
             for ino in inodes:
                 self._attributes.pop(ino, None)

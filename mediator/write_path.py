@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from mediator.fanout import Background, until_decided
+from mediator.fanout import Background, outcome_of, until_decided
 from mediator.health import Health
 from mediator.placement import holders
 from mediator.repair import Repairs
@@ -158,12 +158,31 @@ class WritePath:
             then(error)
 
     async def sync_blocks(self, blocks: list[bytes]) -> None:
-        """Make blocks durable on at least Qw data servers. Raises WriteFailed."""
+        """Make blocks durable on at least Qw data servers. Raises WriteFailed.
+
+        A server that has just come back may lack some of them: they are filled first, then it counts.
+        """
         if not blocks:
             return
-        sync = partial(self._ask, request_of(DataMethods.sync, blocks))
-        answers = await self._until_quorum(self._health.up, sync, lambda lacking: lacking == [])
+        if len(self._health.up) < self._quorum.write:
+            await self._health.recheck()
+        answers = await self._sync(blocks)
+        lists = [answer for answer in answers.values() if isinstance(answer, list)]
+        if lists.count([]) < self._quorum.write and (lacking := set().union(*lists)):
+            await asyncio.gather(*(outcome_of(self._repairs.repair(block)) for block in lacking))
+            answers = await self._sync(blocks)
         self._require(f"{len(blocks)} blocks made durable", answers, lambda lacking: lacking == [])
+
+    async def _sync(self, blocks: list[bytes]) -> dict[int, Any]:
+        """Have all servers that are up sync, until Qw hold all blocks or every one has answered."""
+
+        def progress(answers: Mapping[int, Any], pending: int) -> Progress:
+            if list(answers.values()).count([]) >= self._quorum.write:
+                return Progress.REACHED
+            return Progress.PENDING if pending else Progress.IMPOSSIBLE
+
+        sync = partial(self._ask, request_of(DataMethods.sync, blocks))
+        return await until_decided(self._health.up, sync, progress)
 
     async def write_file(self, ticket: Ticket, ino: int, commit: Commit, payload: list[bytes]) -> Attributes:
         """Put the payload's blocks, then commit. Raises what put_block and commit raise."""

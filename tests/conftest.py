@@ -7,12 +7,14 @@ the marker `damages("why")`.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from tools.cluster import CONFIG_NAME, LocalCluster
@@ -20,6 +22,11 @@ from tools.whole import DIFFERING, LACKING, UNSEEN, check_stopped
 from wire.config import load
 
 UNEXPECTED = re.compile(r"Traceback \(most recent|\b(ERROR|CRITICAL)\b|never awaited|was never retrieved")
+
+# With QUORUMFS_SEED set, every random test plays the same again, hypothesis's too.
+hypothesis.settings.register_profile("seeded", derandomize=True)
+if os.environ.get("QUORUMFS_SEED"):
+    hypothesis.settings.load_profile("seeded")
 
 ClusterFactory = Callable[..., LocalCluster]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import subprocess
 import sys
 import time
@@ -15,6 +16,13 @@ ROOT = Path(__file__).parents[1]
 T = TypeVar("T")
 
 LOOK_SECONDS = 0.02
+
+
+def take_seed() -> int:
+    """Return the seed of a random test: QUORUMFS_SEED if that is set, else a new one. It is printed."""
+    seed = int(os.environ.get("QUORUMFS_SEED", "0")) or random.randrange(1, 1 << 32)
+    print(f"QUORUMFS_SEED={seed}")
+    return seed
 
 
 def wait_until(condition: Callable[[], T], deadline_seconds: float, what: str) -> T:

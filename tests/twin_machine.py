@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 from collections.abc import Callable
 from typing import ClassVar, Protocol
 
@@ -11,6 +10,7 @@ from hypothesis import HealthCheck, Phase, Verbosity, seed, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
+from tests.support import take_seed
 from tests.twins import XATTR_PREFIX, Twins
 
 SOAK = int(os.environ.get("QUORUMFS_SOAK", "0"))
@@ -213,9 +213,8 @@ class TwinMachine(RuleBasedStateMachine):
 
 
 def play(rig: Rig, examples: int, steps: int) -> None:
-    """Play random sequences; the seed is printed, and taken from QUORUMFS_SEED if that is set."""
-    chosen = int(os.environ.get("QUORUMFS_SEED", "0")) or random.randrange(1, 1 << 32)
-    print(f"QUORUMFS_SEED={chosen}")
+    """Play random sequences."""
+    chosen = take_seed()
     machine = type("Machine", (TwinMachine,), {"rig": rig})
     run_state_machine_as_test(
         seed(chosen)(machine),

@@ -12,6 +12,7 @@ import random
 
 import pytest
 
+from tests.support import take_seed
 from tests.unit.mediator_fakes import World, commit_of, run, world
 from wire.errors import QuorumfsError
 from wire.messages import BlockRecord, Ticket
@@ -124,8 +125,7 @@ class Chaos:
 def test_no_wrong_byte_and_no_loss_under_random_faults(
     monkeypatch: pytest.MonkeyPatch, read: int, write: int
 ) -> None:
-    seed = random.randrange(1 << 32)
-    print("seed", seed)
+    seed = take_seed()
     for name, value in {
         "mediator.health.HEARTBEAT_SECONDS": 0.02,
         "mediator.health.PROBE_SECONDS": 0.03,

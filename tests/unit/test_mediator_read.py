@@ -11,6 +11,7 @@ import pytest
 
 from mediator.read_path import choose_byte_server
 from mediator.vote import Prediction, predict_read
+from tests.support import take_seed
 from tests.unit.mediator_fakes import VOTE_SECONDS, run, world
 from wire.digest import PIECE_BYTES
 from wire.errors import DeadlineExceeded, InvalidArgument, ReadRefused, Unavailable
@@ -61,8 +62,7 @@ def test_liars_never_hit_the_right_bytes_by_chance() -> None:
 
 
 def test_random_patterns_of_larger_clusters() -> None:
-    seed = random.randrange(1 << 32)
-    print("seed", seed)
+    seed = take_seed()
     chance = random.Random(seed)
 
     async def scenario() -> None:

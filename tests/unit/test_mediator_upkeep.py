@@ -14,6 +14,7 @@ from mediator.refill import compare
 from mediator.refusals import Refusals
 from mediator.repair import plan_repair
 from mediator.vote import Verdict
+from tests.support import take_seed
 from tests.unit.mediator_fakes import CLUSTER, run, world
 from wire.errors import Unavailable, WriteRefused
 from wire.messages import BlockRecord, Identity, Usage
@@ -67,8 +68,7 @@ def records(ids: list[int]) -> list[BlockRecord]:
 
 
 def test_compare_finds_every_difference_whatever_the_pages() -> None:
-    seed = random.randrange(1 << 32)
-    print("seed", seed)
+    seed = take_seed()
     chance = random.Random(seed)
     for _ in range(300):
         wanted = {n for n in range(60) if chance.random() < chance.choice([0.1, 0.5, 0.95])}

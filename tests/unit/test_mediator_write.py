@@ -199,6 +199,18 @@ def test_a_create_re_sent_after_its_answer_was_lost_gets_that_answer() -> None:
     run(scenario())
 
 
+def test_sync_fills_what_a_server_that_came_back_lacks() -> None:
+    async def scenario() -> None:
+        async with world() as w:
+            records = [w.commit(b"1"), w.commit(b"2"), w.commit(b"3")]
+            w.data[1].delete([records[0].block])
+            w.data[2].delete([records[1].block])
+            await w.mediator.write_path.sync_blocks([record.block for record in records])
+            assert all(server.is_good(record) for server in w.data.values() for record in records)
+
+    run(scenario())
+
+
 def test_sync_needs_a_write_quorum_that_holds_all_blocks() -> None:
     async def scenario() -> None:
         async with world(5, 2, 4) as w:
@@ -208,7 +220,7 @@ def test_sync_needs_a_write_quorum_that_holds_all_blocks() -> None:
             w.data[1].held.clear()
             w.data[2].fail_next["sync"] = [Unavailable("a stale connection")]
             await w.mediator.write_path.sync_blocks(blocks)
-            w.data[2].fail_next["sync"] = [DeadlineExceeded("a slow disk")]
+            w.data[2].fail_next["sync"] = [DeadlineExceeded("a slow disk")] * 2
             with pytest.raises(WriteFailed) as caught:
                 await w.mediator.write_path.sync_blocks(blocks)
             answers = caught.value.detail["answers"]

@@ -16,6 +16,7 @@ import pytest
 
 from dataserver.record import HEADER_BYTES, PAGE_BYTES
 from dataserver.segments import SegmentStore
+from tests.support import take_seed
 from wire.digest import block_digest
 from wire.errors import BlockMissing
 
@@ -186,8 +187,7 @@ while True:
 
 def test_a_process_that_puts_is_killed_again_and_again(tmp_path: Path) -> None:
     """Real kills at moments that nobody chose; every put that was answered is there and right."""
-    seed = random.randrange(2**32)
-    print(f"seed {seed}")
+    seed = take_seed()
     dice = random.Random(seed)
     first = begin = 5
     for _ in range(12):

@@ -20,6 +20,7 @@ from mediator.vote import (
     tally,
     write_progress,
 )
+from tests.support import take_seed
 from wire.digest import PIECE_BYTES, block_digest, piece_digests
 from wire.errors import BlockDamaged, BlockMissing, DeadlineExceeded, InternalError, Unavailable
 from wire.messages import BlockPart, BlockRecord
@@ -127,8 +128,7 @@ def dumb_outcome(needed: int, votes: list[Verdict | None]) -> ReadOutcome:
 
 
 def test_random_votes_against_a_dumb_implementation() -> None:
-    seed = random.randrange(1 << 32)
-    print("seed", seed)
+    seed = take_seed()
     chance = random.Random(seed)
     for _ in range(3000):
         servers = chance.randint(1, 6)

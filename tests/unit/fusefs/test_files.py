@@ -12,7 +12,7 @@ import pytest
 from fusefs import inodes, writeback
 from fusefs.filesystem import FileSystem
 from fusefs.handles import Handle
-from tests.support import wait_until
+from tests.support import take_seed, wait_until
 from tests.unit.fusefs.fakes import FakeServer, file_system
 from wire.digest import BLOCK_BYTES
 from wire.errors import DigestMismatch, ReadRefused, SessionUnknown, StaleFile, WriteFailed, WriteRefused
@@ -443,7 +443,7 @@ def test_appends_go_to_the_end_that_another_mount_made(server: FakeServer, fs: F
 
 
 def test_random_appends_and_other_mounts(server: FakeServer, fs: FileSystem) -> None:
-    seed = random.randrange(2**32)
+    seed = take_seed()
     dice = random.Random(seed)
     ino = make(fs, b"a", b"")
     handle, _ = fs.files.open(ino, os.O_RDWR | os.O_APPEND)
