@@ -62,7 +62,6 @@ def test_archives_and_copies_keep_everything(here: Path) -> None:
     )
 
 
-@pytest.mark.skipif(not any(Path(p, "rsync").exists() for p in os.get_exec_path()), reason="no rsync here")
 def test_rsync(here: Path) -> None:
     run(
         here,
