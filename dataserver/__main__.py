@@ -40,7 +40,7 @@ async def _serve(arguments: argparse.Namespace) -> None:
     with contextlib.ExitStack() as stack:
         directory = DataDirectory(own.directory, config.cluster, own.number)
         stack.callback(directory.release)
-        store = _open_store(directory.path)
+        store = _open_store(directory.path, config)
         stack.callback(store.close)
         identity = Identity("dataserver", config.cluster, own.number, time.time_ns())
         service = DataService(store, identity)
@@ -66,12 +66,12 @@ async def _serve(arguments: argparse.Namespace) -> None:
         await serve(server, arguments.listen or own.listen)
 
 
-def _open_store(directory: Path) -> SegmentStore:
+def _open_store(directory: Path, config: ClusterConfig) -> SegmentStore:
     """Open the store, with as many open files as this process may have: one for each segment."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     try:
-        return SegmentStore(directory)
+        return SegmentStore(directory, reserve_bytes=config.reserve_bytes)
     except OSError as error:
         raise ConfigError(
             f"{directory}: cannot be opened: {error}; look at its rights and its disk"

@@ -60,7 +60,8 @@ class SegmentStore:
         Args:
             directory: exists; holds segments/, index.sqlite and quarantine/.
             segment_bytes: a segment that would grow past this is closed, and a new one begun.
-            reserve_bytes: puts are refused while less is free on the disk, so that deleting can go on.
+            reserve_bytes: puts are refused while less is free on the disk, and repairs while less than half
+                of it is, so that deleting can go on.
 
         Raises:
             ConfigError, OSError: it cannot be opened.
@@ -85,7 +86,7 @@ class SegmentStore:
 
     def put(self, block: bytes, digest: bytes, data: Buffer) -> None:
         pieces = check_put(block, digest, data)
-        while not self._append_new(block, digest, pieces, data):
+        while not self._append_new(block, digest, pieces, data, repairing=False):
             entry = self._index.get(block)
             if entry is None:
                 continue
@@ -101,7 +102,7 @@ class SegmentStore:
     def _repair(self, block: bytes, digest: bytes, pieces: bytes, data: Buffer, note: str) -> str:
         with self._repairs:
             while True:
-                if self._append_new(block, digest, pieces, data):
+                if self._append_new(block, digest, pieces, data, repairing=True):
                     return "filled"
                 entry = self._index.get(block)
                 if entry is None:
@@ -118,12 +119,14 @@ class SegmentStore:
                 if self._replace(entry, digest, pieces, data):
                     return "replaced"
 
-    def _append_new(self, block: bytes, digest: bytes, pieces: bytes, data: Buffer) -> bool:
+    def _append_new(
+        self, block: bytes, digest: bytes, pieces: bytes, data: Buffer, *, repairing: bool
+    ) -> bool:
         """Append a block that is not here; return False, with nothing done, if it is."""
         with self._appends:
             if self._index.get(block) is not None:
                 return False
-            self._append(block, digest, pieces, data, None)
+            self._append(block, digest, pieces, data, None, repairing=repairing)
         return True
 
     def _replace(self, loser: Entry, digest: bytes, pieces: bytes, data: Buffer) -> bool:
@@ -131,15 +134,25 @@ class SegmentStore:
         with self._appends:
             if self._index.get(loser.block) != loser:
                 return False
-            self._append(loser.block, digest, pieces, data, loser)
+            self._append(loser.block, digest, pieces, data, loser, repairing=True)
         self.sync()
         self._index.free(loser)
         return True
 
-    def _append(self, block: bytes, digest: bytes, pieces: bytes, data: Buffer, before: Entry | None) -> None:
+    def _append(
+        self,
+        block: bytes,
+        digest: bytes,
+        pieces: bytes,
+        data: Buffer,
+        before: Entry | None,
+        *,
+        repairing: bool,
+    ) -> None:
         self._refuse_if_failed()
         try:
-            segment = self._segment_for(record_bytes(len(data)))
+            reserve_bytes = self._reserve_bytes // 2 if repairing else self._reserve_bytes
+            segment = self._segment_for(record_bytes(len(data)), reserve_bytes)
             offset = segment.append(block, digest, pieces, data)
         except OSError as error:
             if error.errno in _NO_ROOM:
@@ -150,7 +163,7 @@ class SegmentStore:
         if self._index.unsaved > UNSAVED_LIMIT:
             self._save_index()
 
-    def _segment_for(self, size: int) -> Segment:
+    def _segment_for(self, size: int, reserve_bytes: int) -> Segment:
         """Return the segment to append to, a new one if need be. Raises OSError."""
         active = self._active
         if active is None or active.end + size > max(self._segment_bytes, PAGE_BYTES + size):
@@ -161,7 +174,7 @@ class SegmentStore:
             self._segments = {**self._segments, active.number: active}
             self._active = active
         room = os.fstatvfs(active.fileno())
-        if room.f_bavail * room.f_frsize < self._reserve_bytes + size:
+        if room.f_bavail * room.f_frsize < reserve_bytes + size:
             raise OSError(errno.ENOSPC, "the reserve is reached")
         return active
 
@@ -316,7 +329,11 @@ class SegmentStore:
                         segment.free(offset, length)
                     self._unsynced.add(number)
             self.sync()
-            self._index.forget_freed(entries)
+            try:
+                self._index.forget_freed(entries)
+            except sqlite3.Error as error:
+                _log.warning("the index cannot be saved now: %s", error)
+                return
         self._unlink_empty()
 
     def _may_free(self, segment: Segment, entry: Entry) -> bool:

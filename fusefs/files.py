@@ -23,6 +23,7 @@ from wire.errors import (
     BlockError,
     FileTooLarge,
     InvalidArgument,
+    NoSpace,
     NotSupported,
     QuorumfsError,
     ReadRefused,
@@ -265,6 +266,7 @@ class Files:
 
         Raises:
             WriteRefused: fewer than Qw data servers are up. What was not committed is dropped.
+            NoSpace: too few of them have room; the same.
             QuorumfsError: an earlier write of this file failed, which close or fsync have not reported yet.
             LocksLost: the handle had locks, and they are gone.
             FileTooLarge.
@@ -276,7 +278,8 @@ class Files:
             raise FileTooLarge("a file has at most 2**63 - 1 bytes")
         try:
             self._permission.require_writable()
-        except WriteRefused as error:
+            self._permission.require_room()
+        except (WriteRefused, NoSpace) as error:
             self._writeback.fail(handle.inode, error)
             handle.error = handle.inode.last_error = error
             raise

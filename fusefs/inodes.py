@@ -30,12 +30,14 @@ class PendingBlock:
     `data` is there until the put is acknowledged; `record` from the moment that it has an id.
     """
 
-    __slots__ = ("data", "length", "record", "upload")
+    __slots__ = ("data", "length", "record", "tried", "upload")
 
     def __init__(self, data: bytearray) -> None:
         self.data: bytearray | None = data
         self.length = len(data)
         self.record: BlockRecord | None = None
+        self.tried: BlockRecord | None = None
+        """Under which id servers may have it, acknowledged or not."""
         self.upload: Future[None] | None = None
 
 
@@ -157,6 +159,8 @@ class Inode:
         self.changes = ChangeSet()
         self.buffers = DirtyBuffers()
         self.dirty_since: float | None = None
+        self.uploads: list[PendingBlock] = []
+        """What servers may have been sent, and is neither committed nor abandoned."""
         self.handles: set[Handle] = set()
         self.references = 0
         self.last_error: QuorumfsError | None = None

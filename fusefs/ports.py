@@ -108,6 +108,10 @@ class BlockPort(Protocol):
 
     def sync_blocks(self, blocks: Sequence[bytes]) -> None: ...
 
+    def abandon(self, records: Sequence[BlockRecord]) -> None:
+        """Say that no commit will ever name these blocks; those of a session that has ended are left out."""
+        ...
+
     def write_file(self, ino: int, commit: Commit, payload: Sequence[bytes | bytearray]) -> Attributes:
         """As MediatorMethods.write_file; SessionUnknown means that a new session was begun meanwhile.
 
@@ -121,4 +125,8 @@ class WritePermission(Protocol):
 
     def require_writable(self) -> None:
         """Raise WriteRefused, with the reason, while fewer than Qw data servers are up."""
+        ...
+
+    def require_room(self) -> None:
+        """Raise NoSpace, with the reason, while fewer than Qw data servers have room for new bytes."""
         ...

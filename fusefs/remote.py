@@ -181,6 +181,12 @@ class RemoteBlocks:
     def sync_blocks(self, blocks: Sequence[bytes]) -> None:
         self._client.call(self._deadlines.write_seconds, MediatorMethods.sync_blocks, list(blocks))
 
+    def abandon(self, records: Sequence[BlockRecord]) -> None:
+        own = [record for record in records if self.owns(record.block)]
+        if own:
+            session = self._session.number
+            self._client.call(self._deadlines.metadata_seconds, NamespaceMethods.abandon_blocks, session, own)
+
     def write_file(self, ino: int, commit: Commit, payload: Sequence[bytes | bytearray]) -> Attributes:
         session = self._session.number
 

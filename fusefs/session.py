@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from wire.blocking import BlockingClient
 from wire.config import Deadlines
-from wire.errors import QuorumfsError, SessionUnknown, Unavailable, WriteRefused
+from wire.errors import NoSpace, QuorumfsError, SessionUnknown, Unavailable, WriteRefused
 from wire.messages import FileLock, Heartbeat, Ticket
 from wire.methods import MediatorMethods, NamespaceMethods
 
@@ -141,6 +141,15 @@ class Session:
         last = self._last
         if not last.writable:
             raise WriteRefused(last.reason)
+
+    def require_room(self) -> None:
+        """Raise NoSpace while too many data servers are full; the mediator is asked again, as above."""
+        if self._last is None or not self._last.full:
+            return
+        self._beat()
+        last = self._last
+        if last.full:
+            raise NoSpace(last.reason)
 
     def _run(self) -> None:
         while not self._stop.wait(HEARTBEAT_SECONDS):

@@ -14,7 +14,9 @@ import threading
 import time
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import CancelledError, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
 
 from fusefs.cache import NameCache, PageLedger
 from fusefs.extents import Span
@@ -188,19 +190,23 @@ class Writeback:
         for dropped in blocks:
             if dropped.upload is None or dropped.upload.cancel():
                 self._let_go(dropped)
+        self._abandon_unused(inode)
 
     # uploading
 
     def _start_uploads(self, inode: Inode, blocks: Iterable[PendingBlock]) -> None:
         """Put blocks in the background. With the inode's lock held: a commit must not take them too."""
         for block in blocks:
+            inode.uploads.append(block)
             block.upload = self._pool.submit(self._upload, inode, block)
+            block.upload.add_done_callback(partial(self._upload_ended, inode))
 
     def _upload(self, inode: Inode, block: PendingBlock) -> None:
         data = block.data
         assert data is not None, "a block is uploaded once, and keeps its bytes until then"
         try:
             record = BlockRecord(self._blocks.new_block(), block.length, block_digest(data))
+            block.tried = record
             self._blocks.put_block(record.block, record.digest, data, False)
             block.record = record
         except QuorumfsError as error:
@@ -208,6 +214,31 @@ class Writeback:
             raise
         finally:
             self._let_go(block)
+
+    def _upload_ended(self, inode: Inode, upload: Future[None]) -> None:
+        """Look at what a failure dropped while its uploads were under way."""
+        if inode.last_error is not None:
+            self._abandon_unused(inode)
+
+    def _abandon_unused(self, inode: Inode) -> None:
+        """Let the servers delete what was sent and no commit will ever name. It is tried once.
+
+        What it misses is deleted when the session ends.
+        """
+        with inode.lock:
+            used = {*_blocks_of(inode.changes), *_blocks_of(inode.committing)}
+            ended = [b for b in inode.uploads if b not in used and (b.upload is None or b.upload.done())]
+            gone = set(ended)
+            inode.uploads = [block for block in inode.uploads if block not in gone]
+        if records := [block.tried for block in ended if block.tried is not None]:
+            with suppress(RuntimeError):  # the mount is ending, and its session with it
+                self._pool.submit(self._abandon, records)
+
+    def _abandon(self, records: list[BlockRecord]) -> None:
+        try:
+            self._blocks.abandon(records)
+        except QuorumfsError as error:
+            log.info("%d blocks that no file has stay until the mount ends: %s", len(records), error)
 
     def _let_go(self, block: PendingBlock) -> None:
         block.data = None
@@ -236,6 +267,10 @@ class Writeback:
                 raise
             with inode.lock:
                 alone = inode.finish_commit(change, attributes, durable)
+                done = set(_blocks_of(change)) if inode.uploads else set()
+                inode.uploads = [block for block in inode.uploads if block not in done]
+        if inode.uploads:
+            self._abandon_unused(inode)
         if alone:
             self._pages.committed(inode.ino, attributes.version)
         else:
@@ -249,6 +284,7 @@ class Writeback:
         put = [block for block in blocks if block not in riding]
         with inode.lock:
             self._start_uploads(inode, [block for block in put if block.upload is None])
+            inode.uploads += inline
         for block in put:
             _await_upload(block)
         if not all(self._blocks.owns(_record(block).block) for block in put):
@@ -294,6 +330,7 @@ class Writeback:
         for block in inline:
             assert block.data is not None, "an inline block keeps its bytes until it is committed"
             block.record = BlockRecord(self._blocks.new_block(), block.length, block_digest(block.data))
+            block.tried = block.record
             payloads[block.record.block] = block.data
         if inode.losses != change.losses:
             raise LocksLost("what was written under locks that are gone is not committed")

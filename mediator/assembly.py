@@ -13,6 +13,7 @@ from mediator.read_path import ReadPath
 from mediator.refill import Refills
 from mediator.refusals import Refusals
 from mediator.repair import Repairs
+from mediator.room import Room
 from mediator.servers import MakeClient, Metadata, Server
 from mediator.write_path import WritePath
 from wire.config import ClusterConfig
@@ -36,8 +37,9 @@ class Mediator:
         self.refills = Refills(self.health, self.metadata, self.repairs, self.background)
         self.collector = Collector(self.health, self.metadata, config.garbage_grace_seconds, vote_seconds)
         self.read_path = ReadPath(quorum, self.health, self.metadata, self.repairs, vote_seconds)
+        self.room = Room(quorum, servers, self.metadata, self._has_room_again)
         self.write_path = WritePath(
-            quorum, self.health, self.metadata, self.repairs, self.background, vote_seconds
+            quorum, self.health, self.metadata, self.repairs, self.room, self.background, vote_seconds
         )
         self.explainer = Explainer(quorum, self.health, self.metadata, self.repairs, self.refusals)
 
@@ -46,12 +48,17 @@ class Mediator:
             self.collector.restarted(server)
             self.refills.came_up(server)
 
+    def _has_room_again(self, server: Server) -> None:
+        """Give a server that was full what it could not take."""
+        self.refills.begin(server)
+
     async def start(self) -> None:
         """Learn who is up, then watch, refill and collect in the background until `stop`."""
         await self.health.first_look()
         self.background.start(self.health.run_forever(), "health")
         self.background.start(self.refills.inspect_forever(), "inspections")
         self.background.start(self.collector.run_forever(), "garbage collection")
+        self.background.start(self.room.run_forever(), "looking for room")
 
     async def stop(self) -> None:
         """Stop what runs in the background and close all connections."""
@@ -100,6 +107,7 @@ class Mediator:
             **self._describe_link(server),
             "blocks": said.get("blocks"),
             "quarantined": said.get("quarantined"),
+            "full": server.full,
             "refill": self.refills.progress(server),
         }
 

@@ -20,7 +20,7 @@ from mediator.health import Health
 from mediator.placement import holders
 from mediator.servers import Metadata, Server
 from mediator.vote import Progress, Verdict, describe_read, judge, tally
-from wire.errors import BlockDamaged, QuorumfsError
+from wire.errors import BlockDamaged, NoSpace, QuorumfsError
 from wire.messages import BlockPart, BlockRecord
 from wire.methods import DataMethods
 from wire.quorum import Quorum
@@ -203,7 +203,10 @@ class Repairs:
         )
         if isinstance(answer, QuorumfsError):
             self.counts.failed += 1
-            log.warning("block %s on server %d: %s", record.block.hex(), server.number, answer.message)
+            level = logging.DEBUG if isinstance(answer, NoSpace) and server.full else logging.WARNING
+            log.log(level, "block %s on server %d: %s", record.block.hex(), server.number, answer.message)
+            if isinstance(answer, NoSpace):
+                server.full = True
             return
         self._count(answer)
         repaired.verdicts[server.number] = Verdict.GOOD

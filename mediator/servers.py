@@ -49,6 +49,8 @@ class Server:
         self.client = make_client(address, self.note_disconnect)
         self.up = False
         self.refilling = False
+        self.full = False
+        """Whether it has no room for a new block (mediator.room); it votes and serves all the same."""
         self.since_ns = time.time_ns()
         self.error = "not reached yet"
         self.epoch = 0

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from mediator.assembly import Mediator
-from wire.errors import QuorumError
+from wire.errors import NoSpace, QuorumError
 from wire.messages import (
     Attributes,
     BlockPart,
@@ -50,7 +50,7 @@ class Service:
         """Do the work; remember why, if it is refused."""
         try:
             return await work
-        except QuorumError as error:
+        except (QuorumError, NoSpace) as error:
             self._mediator.refusals.note(ino, operation, error)
             raise
 
@@ -63,7 +63,8 @@ class Service:
     async def heartbeat(self, session: int) -> Heartbeat:
         epoch = await self._mediator.metadata.ask(BookkeepingMethods.renew, session)
         writable, reason = self._mediator.health.writable()
-        return Heartbeat(epoch, writable, reason)
+        full = self._mediator.room.refusal() if writable else ""
+        return Heartbeat(epoch, writable, reason or full, bool(full))
 
     async def put_block(self, block: bytes, digest: bytes, data: bytes, durable: bool) -> None:
         await self._noting(0, "put_block", self._mediator.write_path.put_block(block, digest, data, durable))

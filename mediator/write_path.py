@@ -16,12 +16,14 @@ from mediator.fanout import Background, outcome_of, until_decided
 from mediator.health import Health
 from mediator.placement import holders
 from mediator.repair import Repairs
+from mediator.room import Room, lacks_room
 from mediator.servers import Metadata, Server
 from mediator.vote import Progress, servers_in_words, write_progress
 from wire.digest import BLOCK_BYTES, block_digest
 from wire.errors import (
     DigestMismatch,
     InvalidArgument,
+    NoSpace,
     QuorumError,
     QuorumfsError,
     Unavailable,
@@ -48,9 +50,11 @@ class WritePath:
         health: Health,
         metadata: Metadata,
         repairs: Repairs,
+        room: Room,
         background: Background,
         vote_seconds: float,
     ) -> None:
+        self._room = room
         self._quorum = quorum
         self._health = health
         self._metadata = metadata
@@ -92,8 +96,10 @@ class WritePath:
         Raises:
             InvalidArgument, DigestMismatch: the request itself is wrong.
             WriteRefused, WriteFailed: there is no quorum; `detail` says who answered what.
+            NoSpace: there would be one if fewer servers were full.
         """
         await self.check_writable()
+        await self._room.require()
         if len(block) != BLOCK_ID_BYTES or len(data) > BLOCK_BYTES:
             raise InvalidArgument(f"a block id has {BLOCK_ID_BYTES} bytes and a block at most {BLOCK_BYTES}")
         if block_digest(data) != digest:
@@ -104,13 +110,25 @@ class WritePath:
             self._put_on(server, block, request, then)
 
         answers = await self._until_quorum(self._targets(block), put, lambda stored: stored is None)
+        if self._failed_for_room(answers):
+            await self._room.require()
+            answers = await self._until_quorum(self._targets(block), put, lambda stored: stored is None)
+            if self._failed_for_room(answers):
+                raise NoSpace(self._room.reason())
         self._require(f"block {block.hex()}", answers, lambda stored: stored is None)
+
+    def _failed_for_room(self, answers: Mapping[int, Any]) -> bool:
+        stored = list(answers.values()).count(None)
+        if write_progress(self._quorum, stored, pending=0) is Progress.REACHED:
+            return False
+        down = {server.number: Unavailable(server.error) for server in self._health.servers if not server.up}
+        return lacks_room(self._quorum, {**down, **answers})
 
     def _targets(self, block: bytes) -> list[Server]:
         """Return the holders that are up, without those far behind if Qw others remain."""
         numbers = set(holders(block, [server.number for server in self._health.servers]))
         up = [server for server in self._health.up if server.number in numbers]
-        prompt = [server for server in up if self._open_puts[server.number] < MOST_BEHIND]
+        prompt = [server for server in up if self._open_puts[server.number] < MOST_BEHIND and not server.full]
         if len(prompt) < self._quorum.write:
             return up
         if len(prompt) < len(up):
@@ -129,6 +147,8 @@ class WritePath:
 
         def answered(stored: QuorumfsError | None) -> None:
             self._open_puts[server.number] -= 1
+            if isinstance(stored, NoSpace):
+                self._room.note_full(server)
             if stored is not None:
                 self._note_lacking(block)
             then(stored)
@@ -192,7 +212,7 @@ class WritePath:
             await self.check_writable()
             records = commit.blocks[len(commit.blocks) - len(payload) :]
             await self._put_payload(records, payload, commit.durable)
-        except QuorumError:
+        except (QuorumError, NoSpace):
             if not await self.was_carried_out(ticket):
                 raise
         attributes = await self._metadata.forward("commit", [ticket, ino, commit])

@@ -45,7 +45,7 @@ async def serve_metadata(config: ClusterConfig) -> None:
         else:
             directory.describe()
         sessions = Sessions(store, config.lease_seconds)
-        service = MetaService(store, sessions, log, config.cluster)
+        service = MetaService(store, sessions, log, config.cluster, config.reserve_bytes)
         stack.callback(service.checking.close)
         checkpointer = Checkpointer(store)
         stack.callback(checkpointer.close)

@@ -74,6 +74,16 @@ class Bookkeeping:
             return False
         return self._execute("SELECT 1 FROM blocks WHERE block = ?", (block,)).fetchone() is None
 
+    def abandon(self, session: int, blocks: list[BlockRecord]) -> None:
+        """Let blocks of a session that were never committed be garbage, so that no commit may name them."""
+        for block, length, _ in blocks:
+            if len(block) != BLOCK_ID_BYTES or session_of(block) != session or self._witness(block):
+                continue
+            added = self._execute(
+                "INSERT OR IGNORE INTO garbage VALUES (?, ?, ?)", (block, length, self._store.now_ns())
+            )
+            self._store.totals["garbage_blocks"] += added.rowcount
+
     def files_of_block(self, block: bytes) -> list[int]:
         """Return the inodes whose contents refer to a block."""
         rows = self._execute("SELECT DISTINCT ino FROM extents WHERE block = ? ORDER BY ino", (block,))

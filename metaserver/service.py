@@ -18,10 +18,11 @@ from metaserver.locks import Locks
 from metaserver.log import LogSync
 from metaserver.namespace import Namespace
 from metaserver.reaper import Reaper
+from metaserver.room import Room
 from metaserver.sessions import Sessions
 from metaserver.store import Store
 from metaserver.xattrs import ExtendedAttributes
-from wire.errors import GracePeriod, SessionUnknown
+from wire.errors import GracePeriod, NoSpace, SessionUnknown
 from wire.messages import (
     AttributeChanges,
     Attributes,
@@ -47,7 +48,10 @@ WAIT_SECONDS = 2.0
 class MetaService:
     """Everything that one metadata server offers."""
 
-    def __init__(self, store: Store, sessions: Sessions, log: LogSync, cluster: str) -> None:
+    def __init__(
+        self, store: Store, sessions: Sessions, log: LogSync, cluster: str, reserve_bytes: int = 0
+    ) -> None:
+        self._room = Room(store, reserve_bytes)
         inodes = Inodes(store, sessions)
         contents = Contents(store, inodes)
         self.identified = Identity("metaserver", cluster, 0, sessions.epoch)
@@ -169,12 +173,14 @@ class MetaService:
         target: bytes,
         open_it: bool,
     ) -> Attributes:
+        self._require_room(ticket)
         made = self._store.once(ticket, self._namespace.create, parent, name, mode, uid, gid, rdev, target)
         if open_it:
             self._sessions.hold(ticket.session, made.ino)
         return made
 
     def link(self, ticket: Ticket, ino: int, parent: int, name: bytes) -> Attributes:
+        self._require_room(ticket)
         return self._store.once(ticket, self._namespace.link, ino, parent, name)
 
     def unlink(self, ticket: Ticket, parent: int, name: bytes) -> None:
@@ -188,7 +194,16 @@ class MetaService:
     ) -> None:
         self._store.once(ticket, self._namespace.rename, parent, name, new_parent, new_name, flags)
 
+    def _require_room(self, ticket: Ticket) -> None:
+        """Refuse what makes the database grow while the disk is full, but not a call that was carried out."""
+        try:
+            self._room.require()
+        except NoSpace:
+            if not self._store.read(self._store.is_answered, ticket):
+                raise
+
     def set_xattr(self, ticket: Ticket, ino: int, name: bytes, value: bytes, flags: int) -> None:
+        self._require_room(ticket)
         self._store.once(ticket, self._xattrs.set, ino, name, value, flags)
 
     def remove_xattr(self, ticket: Ticket, ino: int, name: bytes) -> None:
@@ -217,12 +232,18 @@ class MetaService:
     async def sync_metadata(self) -> None:
         await self._log.sync()
 
+    def abandon_blocks(self, session: int, blocks: list[BlockRecord]) -> None:
+        self._sessions.renew(session)
+        self._store.change(self._bookkeeping.abandon, session, blocks)
+
     # BookkeepingMethods
 
     def renew(self, session: int) -> int:
         return self._sessions.renew(session)
 
     def commit(self, ticket: Ticket, ino: int, commit: Commit) -> Attributes | Awaitable[Attributes]:
+        if commit.blocks:
+            self._require_room(ticket)
         attributes = self._store.once(ticket, self._contents.commit, ino, commit)
         return self._when_on_disk(attributes) if commit.durable else attributes
 

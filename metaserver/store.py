@@ -69,6 +69,8 @@ class Store:
             ConfigError: it is damaged, missing, foreign, or of another format.
         """
         self.path = path
+        self.when_full: Callable[[], None] = lambda: None
+        """Called when the disk is full, before a transaction is tried once more."""
         self.now_ns = now_ns
         try:
             self._connection = sqlite3.connect(path, isolation_level=None, cached_statements=256, timeout=1.0)
@@ -162,7 +164,29 @@ class Store:
             raise _told(error) from error
 
     def change(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run a function as one transaction: all of its changes, or none if it raises."""
+        """Run a function as one transaction: all of its changes, or none if it raises.
+
+        With the disk full, the log is emptied into the database, the reserve is given up, and it is tried
+        once more.
+
+        Raises:
+            NoSpace: the disk is full; nothing was changed.
+        """
+        try:
+            return self._change(work, *args, **kwargs)
+        except NoSpace:
+            self.when_full()
+            self.empty_log()
+        return self._change(work, *args, **kwargs)
+
+    def empty_log(self) -> None:
+        """Move the log into the database, so that its room is free again; as far as the disk lets us."""
+        try:
+            self.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        except sqlite3.Error as error:
+            logger.warning("the disk is full: %s", error)
+
+    def _change(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         execute = self.execute
         totals, inode_limit = self.totals.copy(), self._inode_limit
         try:

@@ -76,6 +76,16 @@ class ClusterConfig:
     """The most dirty and read-ahead bytes that a mount keeps in memory."""
     commit_age_seconds: float = 30.0
     """Dirty data older than this is written out."""
+    reserve_bytes: int = 16 * 1024 * 1024
+    """A server takes nothing new while less is free on its disk; repairs may use half of it, deleting all."""
+    scrub_days: float = 7.0
+    """Every replica is read and checked in the background once in so many days."""
+    scrub_bytes_per_second: int = 32 * 1024 * 1024
+    """Scrubbing reads no more than this on each data server, however late it is."""
+    quarantine_bytes: int = 1024 * 1024 * 1024
+    """The most that a data server keeps of copies that lost a vote; the oldest go first."""
+    quarantine_days: float = 90.0
+    """Copies that lost a vote are kept for so long."""
 
     def __post_init__(self) -> None:
         numbers = [server.number for server in self.data_servers]
@@ -90,6 +100,12 @@ class ClusterConfig:
         if len(set(fixed)) != len(fixed):
             twice = next(address for address in fixed if fixed.count(address) > 1)
             raise ConfigError(f"two servers listen on {twice}: give each an address of its own")
+        for name in ("scrub_days", "scrub_bytes_per_second", "quarantine_days"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"{name} = {getattr(self, name)}: choose a number above 0")
+        for name in ("reserve_bytes", "quarantine_bytes"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} = {getattr(self, name)}: choose 0 or more")
         if self.rpc not in ("msgpack", "xml"):
             raise ConfigError(f'rpc = "{self.rpc}" is unknown: choose "msgpack" or "xml"')
 
@@ -170,7 +186,15 @@ def dumps(config: ClusterConfig, base: Path | None = None) -> str:
             return str(directory.relative_to(base))
         return str(directory)
 
-    plain = {"cluster", "rpc", "lease_seconds", "garbage_grace_seconds", "dirty_bytes", "commit_age_seconds"}
+    apart = {
+        "quorum",
+        "mediator_listen",
+        "metaserver_listen",
+        "metaserver_directory",
+        "data_servers",
+        "deadlines",
+    }
+    plain = {field.name for field in dataclasses.fields(config)} - apart
     return tomli_w.dumps(
         {
             "format": FORMAT_VERSION,

@@ -42,11 +42,13 @@ class Heartbeat(NamedTuple):
 
     `epoch` changes when the metadata server was restarted: the client then reclaims its open
     files. `writable` is false, with a `reason` for people, while fewer than Qw data servers are up.
+    With `full`, also with a reason, too many of them have no room: what needs no new block still goes.
     """
 
     epoch: int
     writable: bool
     reason: str
+    full: bool = False
 
 
 class Attributes(NamedTuple):

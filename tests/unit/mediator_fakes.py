@@ -65,6 +65,7 @@ class FakeDataServer(Fake):
         super().__init__(number)
         self.held: dict[bytes, tuple[BlockRecord, bytes, bytes]] = {}
         self.quarantine: list[tuple[bytes, bytes, str]] = []
+        self.free_bytes = 10**9 - number
 
     def damage(self, block: bytes) -> None:
         record, data, recorded = self.held[block]
@@ -142,7 +143,7 @@ class FakeDataServer(Fake):
         return {
             "blocks": len(self.held),
             "quarantined": len(self.quarantine),
-            "free_bytes": 1000 - self.number,
+            "free_bytes": self.free_bytes,
             "total_bytes": 2000 - self.number,
         }
 
@@ -156,6 +157,7 @@ class FakeMetaserver(Fake):
         super().__init__(0)
         self.committed: dict[bytes, BlockRecord] = {}
         self.waiting: list[bytes] = []
+        self.garbage_blocks = 0
         self.commits: list[tuple[int, Commit]] = []
         self.answers: set[Any] = set()
         self.uncommitted: set[bytes] = set()
@@ -212,7 +214,7 @@ class FakeMetaserver(Fake):
         return [b"/a.txt", b"/\xff"]
 
     def counts(self) -> dict[str, Any]:
-        return {"inodes": 3, "free_inodes": 7}
+        return {"inodes": 3, "free_inodes": 7, "garbage_blocks": self.garbage_blocks}
 
     def renew(self, session: int) -> int:
         return self.epoch

@@ -298,7 +298,7 @@ def test_explain_and_usage() -> None:
             votes = {"1": "corrupt", "2": "missing", "3": "down", "4": "good", "5": "good"}
             assert blocks[0]["verdicts"] == votes
             assert (blocks[0]["outcome"], blocks[1]["outcome"]) == ("fill", "answer")
-            assert await w.mediator.explainer.usage() == Usage(1995, 995, 10, 7)
+            assert await w.mediator.explainer.usage() == Usage(1995, 10**9 - 5, 10, 7)
             status = await w.mediator.status()
             assert [server["state"] for server in status["servers"]] == ["up", "up", "down", "up", "up"]
             assert not status["writable"]

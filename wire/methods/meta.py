@@ -23,6 +23,9 @@ from wire.messages import (
 class NamespaceMethods:
     """Files and directories by inode number. The mediator offers these too, and passes them on.
 
+    What adds names, attributes or blocks raises NoSpace while the metadata server's disk is full, and changes
+    nothing then; what removes them goes on.
+
     Permissions are the kernel's business (default_permissions); what is checked here is what keeps
     the namespace a tree. Each mutating method is one transaction and is carried out once a Ticket.
     """
@@ -215,6 +218,13 @@ class NamespaceMethods:
 
     def file_map(self, ino: int, offset: int, limit: int) -> FileMap:
         """Return up to `limit` extents that end after `offset`. Raises StaleFile."""
+        raise NotImplementedError
+
+    def abandon_blocks(self, session: int, blocks: list[BlockRecord]) -> None:
+        """Say that these blocks of the session will never be committed; they become garbage.
+
+        Those that are committed already, or not of this session, are left alone. Raises SessionUnknown.
+        """
         raise NotImplementedError
 
     def sync_metadata(self) -> None:

@@ -16,6 +16,7 @@ from metaserver.extent_rules import place_appends
 from wire.digest import PIECE_BYTES, block_digest, piece_digests
 from wire.errors import (
     AlreadyExists,
+    NoSpace,
     NotFound,
     QuorumfsError,
     ReadRefused,
@@ -46,6 +47,8 @@ class FakeServer:
         self.failures: dict[str, list[QuorumfsError]] = {}
         self.hooks: dict[str, Callable[[], None]] = {}
         self.writable = True
+        self.full = False
+        self.abandoned: list[bytes] = []
         self.session = 1
         self.durable: set[bytes] = set()
         self.blocks: dict[bytes, bytes] = {}
@@ -239,6 +242,12 @@ class FakeServer:
         assert all(block in self.blocks for block in blocks)
         self.durable.update(blocks)
 
+    def abandon(self, records: Sequence[BlockRecord]) -> None:
+        self._enter("abandon")
+        self.abandoned += [record.block for record in records]
+        for record in records:
+            self.blocks.pop(record.block, None)
+
     def write_file(self, ino: int, commit: Commit, payload: Sequence[bytes | bytearray]) -> Attributes:
         with self._lock:
             self._enter("write_file")
@@ -280,6 +289,10 @@ class FakeServer:
         return self._attributes[ino]
 
     # permission
+
+    def require_room(self) -> None:
+        if self.full:
+            raise NoSpace("no room is left on data server 2")
 
     def require_writable(self) -> None:
         if not self.writable:

@@ -15,7 +15,15 @@ from fusefs.handles import Handle
 from tests.support import take_seed, wait_until
 from tests.unit.fusefs.fakes import FakeServer, file_system
 from wire.digest import BLOCK_BYTES
-from wire.errors import DigestMismatch, ReadRefused, SessionUnknown, StaleFile, WriteFailed, WriteRefused
+from wire.errors import (
+    DigestMismatch,
+    NoSpace,
+    ReadRefused,
+    SessionUnknown,
+    StaleFile,
+    WriteFailed,
+    WriteRefused,
+)
 from wire.messages import AttributeChanges, BlockPart
 
 MIB = BLOCK_BYTES
@@ -489,3 +497,47 @@ def test_an_append_that_is_made_durable_is_one_call(server: FakeServer, fs: File
         fs.files.fsync(handle)
     assert server.calls - before == Counter(write_file=5)
     close(fs, handle)
+
+
+def test_what_a_failed_write_put_is_abandoned(fs: FileSystem, server: FakeServer) -> None:
+    ino = make(fs, b"a", b"old")
+    kept = set(server.blocks)
+    handle, _ = fs.files.open(ino, os.O_WRONLY)
+    write(fs, handle, 0, b"x" * 3 * MIB)
+    wait_until(lambda: len(server.blocks) > len(kept) + 1, 5, "blocks are put")
+    server.fail("put_block", NoSpace("full"), NoSpace("full"))
+    server.fail("write_file", NoSpace("full"))
+    with pytest.raises(NoSpace):
+        write(fs, handle, 3 * MIB, b"y" * 3 * MIB)
+        fs.files.flush(handle)
+    fs.files.release(handle)
+    wait_until(lambda: set(server.blocks) == kept, 5, "only what is committed is left")
+    assert server.committed(ino) == b"old"
+
+
+def test_blocks_that_were_overwritten_before_their_commit_are_abandoned(
+    fs: FileSystem, server: FakeServer
+) -> None:
+    ino = make(fs, b"a", b"old")
+    handle, _ = fs.files.open(ino, os.O_WRONLY)
+    for turn in range(3):
+        write(fs, handle, 0, bytes([turn]) * MIB)
+        wait_until(lambda: len(server.blocks) > turn + 1, 5, "a block is put")  # noqa: B023
+    close(fs, handle)
+    wait_until(lambda: len(server.abandoned) == 2, 5, "the first two are abandoned")
+    assert server.committed(ino) == bytes([2]) * MIB
+
+
+def test_a_write_with_all_servers_full_is_refused_at_the_call(fs: FileSystem, server: FakeServer) -> None:
+    ino = make(fs, b"a", b"old")
+    handle, _ = fs.files.open(ino, os.O_WRONLY | os.O_TRUNC)
+    server.full = True
+    with pytest.raises(NoSpace):
+        write(fs, handle, 0, b"new")
+    with pytest.raises(NoSpace):
+        fs.files.flush(handle)
+    fs.files.release(handle)
+    assert server.committed(ino) == b"old"
+    make(fs, b"names still go", b"")
+    fs.files.truncate_unopened(ino, 1)
+    assert server.committed(ino) == b"o"

@@ -331,3 +331,19 @@ def test_counts(meta: Harness) -> None:
     }
     meta.restart()
     assert meta.service.counts()["block_bytes"] == 20
+
+
+def test_what_is_abandoned_is_garbage_and_cannot_be_committed(meta: Harness) -> None:
+    file = meta.create(1, b"a")
+    committed = meta.write(file.ino, 0, 100)
+    dropped, stranger = meta.new_block(50), BlockRecord((99).to_bytes(8, "big") + bytes(8), 5, bytes(32))
+    for _ in range(2):
+        meta.service.abandon_blocks(meta.session, [committed, dropped, stranger])
+    assert meta.service.garbage(10, 0) == [dropped.block]
+    assert meta.service.collectable([committed.block, dropped.block, stranger.block]) == [dropped.block]
+    with pytest.raises(InvalidArgument):
+        meta.commit(file.ino, Extent(0, 50, dropped.block, 0), blocks=[dropped])
+    with pytest.raises(SessionUnknown):
+        meta.service.abandon_blocks(99, [stranger])
+    meta.service.forget([dropped.block])
+    assert meta.service.counts()["garbage_blocks"] == 0
