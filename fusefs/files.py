@@ -116,33 +116,36 @@ class Files:
         # The kernel lets no write(2) and no fsync(2) of one file overlap: what is here of the file is whole.
         with handle.inode.lock:
             handle.inode.note_part(None)
-        self._commit(handle, durable=True)
-        self._make_durable(handle.inode)
+        committed = self._commit(handle, durable=True)
+        if not self._make_durable(handle.inode) and not committed:
+            self._namespace.sync_metadata()  # its name, its mode and so on may still be in the log only
 
-    def _commit(self, handle: Handle, durable: bool, thread: int | None = None) -> None:
+    def _commit(self, handle: Handle, durable: bool, thread: int | None = None) -> bool:
         if handle.lost is not None:
             raise handle.lost
         if (error := handle.take_error()) is not None:
             raise error
         try:
-            self._writeback.commit(handle.inode, durable, thread)
+            committed = self._writeback.commit(handle.inode, durable, thread)
         except QuorumfsError:
             handle.take_error()
             raise
         if (error := handle.take_error()) is not None:
             raise error
+        return committed
 
-    def _make_durable(self, inode: Inode) -> None:
-        """Make durable what earlier commits left to the page caches of the servers."""
+    def _make_durable(self, inode: Inode) -> bool:
+        """Make durable what earlier commits left to the servers' page caches; return whether any did."""
         version = inode.base().version
         if inode.durable_version == version:
-            return
+            return False
         blocks = list(dict.fromkeys(span.source.block for span in self._whole_map(inode)))
         for start in range(0, len(blocks), SYNC_RUN_BLOCKS):
             self._blocks.sync_blocks(blocks[start : start + SYNC_RUN_BLOCKS])
         self._namespace.sync_metadata()
         with inode.lock:
             inode.durable_version = version
+        return True
 
     def release(self, handle: Handle) -> None:
         """Give up a handle; what came after the last flush (from a memory map) is committed now."""

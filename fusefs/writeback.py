@@ -246,10 +246,10 @@ class Writeback:
 
     # committing
 
-    def commit(self, inode: Inode, durable: bool, thread: int | None = None) -> None:
+    def commit(self, inode: Inode, durable: bool, thread: int | None = None) -> bool:
         """Make all changes of an inode visible in one commit; with `durable` also safe from power loss.
 
-        `thread` is known not to be within a write(2).
+        `thread` is known not to be within a write(2). Returns whether there was anything to commit.
 
         Raises:
             QuorumfsError: nothing was committed; the changes are dropped.
@@ -258,7 +258,7 @@ class Writeback:
             with inode.lock:
                 inode.await_whole_writes(thread)
                 if not inode.is_changed():
-                    return
+                    return False
                 change = inode.begin_commit()
             try:
                 attributes = self._carry_out(inode, change, durable)
@@ -276,6 +276,7 @@ class Writeback:
         else:
             self._pages.doubt(inode.ino)
         self._names.set(attributes)
+        return True
 
     def _carry_out(self, inode: Inode, change: ChangeSet, durable: bool) -> Attributes:
         blocks = _blocks_of(change)

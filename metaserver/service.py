@@ -257,14 +257,20 @@ class MetaService:
     def witnesses(self, blocks: list[bytes]) -> list[BlockRecord | None]:
         return self._store.read(self._bookkeeping.witnesses, blocks)
 
-    def garbage(self, limit: int, min_age_ms: int) -> list[bytes]:
-        return self._store.read(self._bookkeeping.garbage, limit, min_age_ms)
+    async def garbage(self, limit: int, min_age_ms: int) -> list[bytes]:
+        return await self._for_ever(self._store.read(self._bookkeeping.garbage, limit, min_age_ms))
+
+    async def _for_ever(self, blocks: list[bytes]) -> list[bytes]:
+        """Return blocks that may be deleted, once a power loss cannot bring back what needed them."""
+        if blocks:
+            await self._log.sync()
+        return blocks
 
     def forget(self, blocks: list[bytes]) -> None:
         self._store.change(self._bookkeeping.forget, blocks)
 
-    def collectable(self, blocks: list[bytes]) -> list[bytes]:
-        return self._store.read(self._bookkeeping.collectable, blocks)
+    async def collectable(self, blocks: list[bytes]) -> list[bytes]:
+        return await self._for_ever(self._store.read(self._bookkeeping.collectable, blocks))
 
     def files_of_block(self, block: bytes) -> list[int]:
         return self._store.read(self._bookkeeping.files_of_block, block)

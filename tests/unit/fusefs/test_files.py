@@ -177,6 +177,13 @@ def test_a_dead_session_loses_only_what_was_let_go(fs: FileSystem, server: FakeS
     assert server.committed(attributes.ino) == b""
 
 
+def test_fsync_of_a_file_without_a_byte_makes_its_name_durable(fs: FileSystem, server: FakeServer) -> None:
+    _, handle = fs.create(1, b"a", 0o644, 0, 0, os.O_WRONLY)
+    fs.files.fsync(handle)
+    assert server.calls["sync_metadata"] == 1
+    close(fs, handle)
+
+
 def test_fsync_is_durable_once_and_for_all(fs: FileSystem, server: FakeServer) -> None:
     attributes, handle = fs.create(1, b"a", 0o644, 0, 0, os.O_WRONLY)
     write(fs, handle, 0, b"x" * (MIB + 1))
@@ -185,7 +192,8 @@ def test_fsync_is_durable_once_and_for_all(fs: FileSystem, server: FakeServer) -
     assert len(server.durable) == 2
     server.calls.clear()
     fs.files.fsync(handle)
-    assert not server.calls
+    assert server.calls == {"sync_metadata": 1}
+    server.calls.clear()
     write(fs, handle, 0, b"y")
     fs.files.flush(handle)
     assert not server.commits[-1].durable

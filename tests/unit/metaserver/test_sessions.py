@@ -125,7 +125,7 @@ def test_a_file_without_names_lives_while_it_is_open(meta: Harness) -> None:
     meta.service.close(other, [file.ino])
     with pytest.raises(StaleFile):
         meta.service.open(other, file.ino, False)
-    assert block in meta.service.garbage(10, 0)
+    assert block in meta.wait(meta.service.garbage(10, 0))
 
 
 def test_a_file_is_opened_by_the_names_that_lead_to_it_only(meta: Harness) -> None:
