@@ -52,7 +52,16 @@ class ChangeSet:
     after `extend_unappended_to` (see wire.messages.Commit).
     """
 
-    __slots__ = ("append_from", "cut", "extend_to", "extend_unappended_to", "losses", "map", "mtime_ns")
+    __slots__ = (
+        "append_from",
+        "cut",
+        "extend_to",
+        "extend_unappended_to",
+        "losses",
+        "map",
+        "mtime_ns",
+        "sent",
+    )
 
     def __init__(self) -> None:
         self.cut: int | None = None
@@ -62,6 +71,8 @@ class ChangeSet:
         self.extend_unappended_to = 0
         self.map: RangeMap[PendingBlock | None] = RangeMap()
         self.mtime_ns: int | None = None
+        self.sent = False
+        """A commit of it was sent, and may have reached a server."""
 
     def is_empty(self) -> bool:
         return self.mtime_ns is None

@@ -23,7 +23,7 @@ from fusefs.extents import Span
 from fusefs.inodes import ChangeSet, Inode, PendingBlock, Unfinished
 from fusefs.ports import BlockPort, NamespacePort
 from wire.digest import BLOCK_BYTES, block_digest
-from wire.errors import LocksLost, QuorumfsError, SessionUnknown
+from wire.errors import LocksLost, NoSpace, QuorumError, QuorumfsError, SessionUnknown, StaleFile
 from wire.messages import AttributeChanges, Attributes, BlockRecord, Commit, Extent
 
 log = logging.getLogger(__name__)
@@ -263,12 +263,13 @@ class Writeback:
             try:
                 attributes = self._carry_out(inode, change, durable)
             except QuorumfsError as error:
+                if change.sent and not _is_final(error):
+                    _keep(inode, _blocks_of(change))
                 self.fail(inode, error, change=change)
                 raise
             with inode.lock:
                 alone = inode.finish_commit(change, attributes, durable)
-                done = set(_blocks_of(change)) if inode.uploads else set()
-                inode.uploads = [block for block in inode.uploads if block not in done]
+            _keep(inode, _blocks_of(change))
         if inode.uploads:
             self._abandon_unused(inode)
         if alone:
@@ -338,10 +339,26 @@ class Writeback:
         commits = divide(
             change, [_record(block) for block in (*put, *inline)], _changes(inode, change), durable
         )
+        change.sent = True
         for commit in commits:
             payload = [payloads[record.block] for record in commit.blocks if record.block in payloads]
             attributes = self._blocks.write_file(inode.ino, commit, payload)
         return attributes
+
+
+def _is_final(error: QuorumfsError) -> bool:
+    """Tell whether a commit that failed so is not under way still.
+
+    One that is could come after its blocks were deleted and forgotten: the file would have lost them.
+    """
+    return isinstance(error, QuorumError | StaleFile | NoSpace) and not error.resent
+
+
+def _keep(inode: Inode, blocks: Iterable[PendingBlock]) -> None:
+    """Do not abandon blocks that are committed, or may yet be."""
+    with inode.lock:
+        kept = set(blocks) if inode.uploads else set()
+        inode.uploads = [block for block in inode.uploads if block not in kept]
 
 
 def _changes(inode: Inode, change: ChangeSet) -> AttributeChanges:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cluster.quorum_client import connected
 from tests.conftest import ClusterFactory
 from tests.mount.conftest import SMALL
 from tests.mount.work import TREE, run
@@ -110,6 +111,8 @@ def test_a_failed_write_leaves_the_old_content(cluster: LocalCluster, mountpoint
     wait_until(lambda: writable(mountpoint), 10, "writes are possible again")
     file.write_bytes(b"new")
     assert file.read_bytes() == b"new"
+    with connected(cluster) as client:  # the mount lives on: nothing is left to the end of its session
+        client.await_equal_to_committed()
 
 
 def writable(mountpoint: Path) -> bool:

@@ -16,6 +16,7 @@ from tests.support import take_seed, wait_until
 from tests.unit.fusefs.fakes import FakeServer, file_system
 from wire.digest import BLOCK_BYTES
 from wire.errors import (
+    DeadlineExceeded,
     DigestMismatch,
     NoSpace,
     ReadRefused,
@@ -549,3 +550,18 @@ def test_a_write_with_all_servers_full_is_refused_at_the_call(fs: FileSystem, se
     make(fs, b"names still go", b"")
     fs.files.truncate_unopened(ino, 1)
     assert server.committed(ino) == b"o"
+
+
+def test_the_blocks_of_a_commit_that_may_come_late_are_not_abandoned(
+    fs: FileSystem, server: FakeServer
+) -> None:
+    ino = make(fs, b"a", b"old")
+    for error in (DeadlineExceeded("no answer"), WriteFailed("two servers are gone")):
+        handle, _ = fs.files.open(ino, os.O_WRONLY | os.O_TRUNC)
+        write(fs, handle, 0, b"x" * (2 * MIB + 5))
+        server.fail("write_file", error)
+        with pytest.raises(type(error)):
+            close(fs, handle)
+    fs._writeback.close()
+    assert len(server.abandoned) == 3, "of the second failure only: two put before, one with the commit"
+    assert server.committed(ino) == b"old"
