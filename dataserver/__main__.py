@@ -13,6 +13,7 @@ from pathlib import Path
 
 from dataserver.directory import DataDirectory
 from dataserver.lab import LabRefused, LabService
+from dataserver.marks import ScrubMark
 from dataserver.segments import SegmentStore
 from dataserver.service import DataService
 from wire.config import ClusterConfig, ConfigError, DataServerConfig, load
@@ -43,7 +44,7 @@ async def _serve(arguments: argparse.Namespace) -> None:
         store = _open_store(directory.path, config)
         stack.callback(store.close)
         identity = Identity("dataserver", config.cluster, own.number, time.time_ns())
-        service = DataService(store, identity)
+        service = DataService(store, identity, ScrubMark(directory.path))
         stack.callback(service.close)
         server = Server(identity, request_seconds=config.deadlines.request_seconds)
         server.register(CommonMethods, service)

@@ -38,6 +38,9 @@ class BlockStore(Protocol):
     def digest(self, block: bytes, first_piece: int, piece_count: int) -> bytes:
         """Vote: the digest, with the asked pieces' part computed now. Raises BlockMissing, BlockDamaged."""
 
+    def in_disk_order(self, blocks: Sequence[bytes]) -> list[bytes]:
+        """Return the same blocks in the order in which reading them is fastest."""
+
     def repair(self, block: bytes, digest: bytes, data: bytes, note: str) -> str:
         """Return "good", "filled" or "replaced"; a losing copy is kept in quarantine with the note.
 

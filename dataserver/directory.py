@@ -14,13 +14,14 @@ import time
 from pathlib import Path
 
 from dataserver.durable import sync_directory, write_file
+from dataserver.marks import SCRUB_NAME
 from wire.config import FORMAT_VERSION, ConfigError
 
 _log = logging.getLogger(__name__)
 
 IDENTITY_NAME = "server.json"
 _DISCARDED = "discarded-"
-_STORE_NAMES = ("segments", "quarantine", "index.sqlite", "index.sqlite-wal", "index.sqlite-shm")
+_STORE_NAMES = ("segments", "quarantine", "index.sqlite", "index.sqlite-wal", "index.sqlite-shm", SCRUB_NAME)
 _NOT_A_STORE = {f"{IDENTITY_NAME}.tmp", "lost+found"}
 
 

@@ -40,6 +40,9 @@ class MemoryStore:
         span = span_of(len(data), first_piece, piece_count)
         return vote(len(data), digest, piece_digests(data), span, data[span.start : span.end])
 
+    def in_disk_order(self, blocks: Sequence[bytes]) -> list[bytes]:
+        return list(blocks)
+
     def repair(self, block: bytes, digest: bytes, data: Buffer, note: str) -> str:
         check_put(block, digest, data)
         with self._lock:

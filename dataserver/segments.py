@@ -292,6 +292,13 @@ class SegmentStore:
         entry = self._index.get(block)
         return None if entry is None else entry.length
 
+    def in_disk_order(self, blocks: Sequence[bytes]) -> list[bytes]:
+        def place(block: bytes) -> tuple[int, int]:
+            entry = self._index.get(block)
+            return (-1, 0) if entry is None else (entry.segment, entry.offset)
+
+        return sorted(blocks, key=place)
+
     def inventory(self, after: bytes, limit: int) -> list[BlockRecord]:
         return self._index.page(after, check_limit(limit))
 

@@ -15,7 +15,9 @@ from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
 from dataserver.contract import BlockStore
+from dataserver.marks import ScrubMark
 from wire.digest import PIECE_BYTES
+from wire.errors import BlockDamaged, BlockMissing
 from wire.messages import BlockPart, BlockRecord, Identity
 
 _log = logging.getLogger(__name__)
@@ -31,8 +33,9 @@ MAINTAIN_SECONDS = 2.0
 class DataService:
     """Offers CommonMethods and DataMethods over a block store."""
 
-    def __init__(self, store: BlockStore, identity: Identity) -> None:
+    def __init__(self, store: BlockStore, identity: Identity, scrub: ScrubMark) -> None:
         self._store = store
+        self._scrub = scrub
         self._identity = identity
         self._started = time.monotonic()
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="store")
@@ -61,6 +64,7 @@ class DataService:
             "epoch": self._identity.epoch,
             "uptime_seconds": round(time.monotonic() - self._started, 3),
             **self._store.status(),
+            "scrub": self._scrub.value,
         }
 
     def put(self, block: bytes, digest: bytes, data: bytes, durable: bool) -> Awaitable[None] | None:
@@ -87,6 +91,23 @@ class DataService:
     def _is_short(self, block: bytes, piece_count: int) -> bool:
         """Tell whether reading so many pieces of a block is done before a thread would have begun."""
         return piece_count == 1 or (self._store.length(block) or 0) <= INLINE_BYTES
+
+    async def digests(self, blocks: list[bytes]) -> list[bytes | None]:
+        return await self._in_thread(self._digests, blocks)
+
+    def _digests(self, blocks: list[bytes]) -> list[bytes | None]:
+        found: dict[bytes, bytes | None] = {}
+        for block in self._store.in_disk_order(blocks):
+            try:
+                found[block] = self._store.digest(block, 0, 0)
+            except BlockMissing:
+                found[block] = None
+            except BlockDamaged:
+                found[block] = b""
+        return [found[block] for block in blocks]
+
+    async def keep_scrub(self, state: dict[str, Any]) -> None:
+        await self._in_thread(self._scrub.keep, state)
 
     async def repair(self, block: bytes, digest: bytes, data: bytes, note: str) -> str:
         return await self._write_in_thread(self._store.repair, block, digest, data, note)

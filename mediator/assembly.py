@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +15,9 @@ from mediator.refill import Refills
 from mediator.refusals import Refusals
 from mediator.repair import Repairs
 from mediator.room import Room
+from mediator.scrub import DAY_SECONDS, Scrubs
 from mediator.servers import MakeClient, Metadata, Server
+from mediator.vote import servers_in_words
 from mediator.write_path import WritePath
 from wire.config import ClusterConfig
 from wire.errors import InvalidArgument
@@ -41,11 +44,21 @@ class Mediator:
         self.write_path = WritePath(
             quorum, self.health, self.metadata, self.repairs, self.room, self.background, vote_seconds
         )
+        self.scrubs = Scrubs(
+            self.health,
+            self.metadata,
+            self.repairs,
+            self.background,
+            lambda: self.read_path.votes + self.write_path.puts,
+            config.scrub_days * DAY_SECONDS,
+            config.scrub_bytes_per_second,
+        )
         self.explainer = Explainer(quorum, self.health, self.metadata, self.repairs, self.refusals)
 
     def _came_up(self, server: Server) -> None:
         if server.number:
             self.collector.restarted(server)
+            self.scrubs.came_up(server)
             self.refills.came_up(server)
 
     def _has_room_again(self, server: Server) -> None:
@@ -58,6 +71,7 @@ class Mediator:
         self.background.start(self.health.run_forever(), "health")
         self.background.start(self.refills.inspect_forever(), "inspections")
         self.background.start(self.collector.run_forever(), "garbage collection")
+        self.background.start(self.scrubs.run_forever(), "scrubs")
         self.background.start(self.room.run_forever(), "looking for room")
 
     async def stop(self) -> None:
@@ -72,6 +86,15 @@ class Mediator:
         if not server.up:
             raise InvalidArgument(f"data server {number} is down: {server.error}; start it first")
         return self.refills.look_or_begin(server)
+
+    async def scrub(self, number: int, now: bool) -> list[dict[str, Any]]:
+        """Look at, or begin, the scrub of a data server; 0 stands for all. Raises InvalidArgument."""
+        servers = [self._by_number(self.health.servers, number)] if number else list(self.health.servers)
+        if now:
+            if down := [server.number for server in servers if not server.up]:
+                raise InvalidArgument(f"data {servers_in_words(down)} must be up to be scrubbed; start it")
+            await asyncio.gather(*map(self.scrubs.hurry, servers))
+        return [progress for server in servers if (progress := self.scrubs.progress(server))]
 
     @staticmethod
     def _by_number(servers: Sequence[Server], number: int) -> Server:
@@ -109,6 +132,7 @@ class Mediator:
             "quarantined": said.get("quarantined"),
             "full": server.full,
             "refill": self.refills.progress(server),
+            "scrub": self.scrubs.progress(server),
         }
 
     @staticmethod

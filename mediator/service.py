@@ -136,3 +136,6 @@ class Service:
 
     def refill(self, server: int) -> dict[str, Any]:
         return self._mediator.refill(server)
+
+    async def scrub(self, server: int, now: bool) -> list[dict[str, Any]]:
+        return await self._mediator.scrub(server, now)

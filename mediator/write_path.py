@@ -54,6 +54,8 @@ class WritePath:
         background: Background,
         vote_seconds: float,
     ) -> None:
+        self.puts = 0
+        """How many blocks users wanted to be put."""
         self._room = room
         self._quorum = quorum
         self._health = health
@@ -98,6 +100,7 @@ class WritePath:
             WriteRefused, WriteFailed: there is no quorum; `detail` says who answered what.
             NoSpace: there would be one if fewer servers were full.
         """
+        self.puts += 1
         await self.check_writable()
         await self._room.require()
         if len(block) != BLOCK_ID_BYTES or len(data) > BLOCK_BYTES:

@@ -31,6 +31,7 @@ MODULES = {
     "explain": "tools.explain",
     "replica": "tools.replica",
     "refill": "tools.refill",
+    "scrub": "tools.scrub",
     "fsck": "tools.fsck",
     "evaluate": "tools.evaluate",
     "bench": "tools.bench",

@@ -21,10 +21,11 @@ from tools.cluster import LocalCluster, ProcessStatus
 from tools.health import EXIT_STATUS, Health, ask_mediator, assess
 from tools.locate import add_state_option, find_cluster
 from tools.output import add_json_option, coloured, console, print_json, table
+from tools.scrub import when
 
 WATCH_SECONDS = 0.5
 REFUSALS_SHOWN = 5
-COLUMNS = ["process", "is", "pid", "at", "blocks", "quarantined", "the mediator sees"]
+COLUMNS = ["process", "is", "pid", "at", "blocks", "quarantined", "last scrub", "the mediator sees"]
 
 
 class Picture(NamedTuple):
@@ -140,9 +141,13 @@ def draw(picture: Picture) -> RenderableType:
 def _seen(server: dict[str, Any] | None) -> list[str]:
     """Return the cells of what the mediator knows of a data server."""
     if server is None:
-        return ["", "", ""]
+        return ["", "", "", ""]
     seen = f"{coloured(server['state'])} {escape(server['error'])}".strip()
-    return [_number(server["blocks"]), _number(server["quarantined"]), seen]
+    if server.get("full"):
+        seen += " (full)"
+    scrub = server.get("scrub") or {}
+    last = when(scrub["last_full_ns"]) if scrub else ""
+    return [_number(server["blocks"]), _number(server["quarantined"]), last, seen]
 
 
 def _number(value: object) -> str:

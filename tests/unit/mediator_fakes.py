@@ -66,6 +66,7 @@ class FakeDataServer(Fake):
         self.held: dict[bytes, tuple[BlockRecord, bytes, bytes]] = {}
         self.quarantine: list[tuple[bytes, bytes, str]] = []
         self.free_bytes = 10**9 - number
+        self.scrub: dict[str, Any] = {}
 
     def damage(self, block: bytes) -> None:
         record, data, recorded = self.held[block]
@@ -103,6 +104,12 @@ class FakeDataServer(Fake):
         if not recorded:
             return piece_digest(data)
         return digest_of_list(self._digests(data, recorded, first_piece, piece_count))
+
+    def digests(self, blocks: list[bytes]) -> list[bytes | None]:
+        return [self.digest(block, 0, 0) if block in self.held else None for block in blocks]
+
+    def keep_scrub(self, state: dict[str, Any]) -> None:
+        self.scrub = state
 
     def _find(self, block: bytes) -> tuple[BlockRecord, bytes, bytes]:
         if block not in self.held:
@@ -143,6 +150,7 @@ class FakeDataServer(Fake):
         return {
             "blocks": len(self.held),
             "quarantined": len(self.quarantine),
+            "scrub": self.scrub,
             "free_bytes": self.free_bytes,
             "total_bytes": 2000 - self.number,
         }
@@ -214,7 +222,9 @@ class FakeMetaserver(Fake):
         return [b"/a.txt", b"/\xff"]
 
     def counts(self) -> dict[str, Any]:
-        return {"inodes": 3, "free_inodes": 7, "garbage_blocks": self.garbage_blocks}
+        sizes = [record.length for record in self.committed.values()]
+        blocks = {"blocks": len(sizes), "block_bytes": sum(sizes), "garbage_blocks": self.garbage_blocks}
+        return {"inodes": 3, "free_inodes": 7, **blocks}
 
     def renew(self, session: int) -> int:
         return self.epoch

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from wire.messages import BlockPart, BlockRecord
 
 
@@ -44,6 +46,19 @@ class DataMethods:
         Raises:
             BlockMissing, BlockDamaged.
         """
+        raise NotImplementedError
+
+    def digests(self, blocks: list[bytes]) -> list[bytes | None]:
+        """Vote on many blocks at once, reading each whole, in the order in which they lie on disk.
+
+        Returns:
+            For each of `blocks` its digest computed from the bytes now, None if it is not here, b"" if its
+            record's header cannot be trusted.
+        """
+        raise NotImplementedError
+
+    def keep_scrub(self, state: dict[str, Any]) -> None:
+        """Keep how far a scrub is, for `status` to tell as "scrub". Raises BadRequest, NoSpace."""
         raise NotImplementedError
 
     def repair(self, block: bytes, digest: bytes, data: bytes, note: str) -> str:

@@ -71,6 +71,17 @@ class MediatorMethods:
         """
         raise NotImplementedError
 
+    def scrub(self, server: int, now: bool) -> list[dict[str, Any]]:
+        """Return how far the scrub of a data server is (0: of each known); with `now`, begin it first.
+
+        Each has "server", "state" ("running" or "done"), "total_blocks", "total_bytes", "checked",
+        "checked_bytes", "corrupt", "missing", "repaired", "seconds", "begun_ns", "ended_ns", "last_full_ns".
+
+        Raises:
+            InvalidArgument: there is no such server, or it is down.
+        """
+        raise NotImplementedError
+
     def refill(self, server: int) -> dict[str, Any]:
         """Begin (or look at) the refill of a data server; returns its progress."""
         raise NotImplementedError

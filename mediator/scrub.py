@@ -1,0 +1,265 @@
+"""Scrubbing: every replica is read by its data server and held against the witness, page by page.
+
+Each server is scrubbed by itself, once in a period, no faster than a rate, and giving way to users' calls.
+How far it is, and when it ended last, the data server keeps: a mediator that comes after goes on from there.
+`pace`, `is_due` and `batches` are pure; the rest is thin I/O on one event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from mediator.fanout import Background, outcome_of, survive
+from mediator.health import Health
+from mediator.placement import holders
+from mediator.repair import Repaired, Repairs
+from mediator.servers import Metadata, Server
+from mediator.vote import Verdict, judge
+from wire.errors import BlockDamaged, BlockMissing, QuorumfsError
+from wire.messages import BlockRecord
+from wire.methods import BookkeepingMethods, CommonMethods, DataMethods
+
+PAGE = 1024
+BATCH_BYTES = 4 * 1024 * 1024
+BATCH_BLOCKS = 256
+"""So much is read by one call: a user's call waits for no more than the rest of it."""
+BATCH_SECONDS = 30.0
+LOOK_SECONDS = 5.0
+"""Servers are looked at so often for a pass that is due."""
+YIELD_SECONDS = 0.05
+LONGEST_YIELD_SECONDS = 2.0
+"""While users' calls come in, a batch waits so long at most, so that scrubbing never stands still."""
+DAY_SECONDS = 86_400.0
+RETRY_SECONDS = 2.0
+
+
+@dataclass
+class ScrubPass:
+    """One pass over a server's replicas: what the data server keeps, and what people see."""
+
+    begun_ns: int = 0
+    ended_ns: int = 0
+    """When this pass ended; 0 while it runs."""
+    after: str = ""
+    """All blocks up to this id (in hex) are done."""
+    total_blocks: int = 0
+    total_bytes: int = 0
+    checked: int = 0
+    checked_bytes: int = 0
+    corrupt: int = 0
+    missing: int = 0
+    repaired: int = 0
+    seconds: float = 0.0
+    last_full_ns: int = 0
+    """When a pass over all replicas ended last; 0: never."""
+    hurried: bool = False
+
+    @classmethod
+    def of(cls, kept: object) -> ScrubPass:
+        """Rebuild what a data server kept; what does not fit is left out."""
+        made = cls()
+        for name, value in kept.items() if isinstance(kept, dict) else ():
+            if type(value) is type(getattr(made, name, None)):
+                setattr(made, name, value)
+        try:
+            bytes.fromhex(made.after)
+        except ValueError:
+            made.after = ""
+        return made
+
+
+def is_due(last: ScrubPass, now_ns: int, period_seconds: float) -> bool:
+    """Tell whether a new pass should begin: half a period after the last one's end, to be done by its end."""
+    return last.ended_ns > 0 and (now_ns - last.ended_ns) / 1e9 >= period_seconds / 2
+
+
+def pace(state: ScrubPass, now_ns: int, period_seconds: float, most_bytes_per_second: float) -> float:
+    """Return how many bytes to read a second, so that a pass takes half a period; at most so many."""
+    if state.hurried:
+        return most_bytes_per_second
+    seconds_left = period_seconds / 2 - (now_ns - state.begun_ns) / 1e9
+    bytes_left = max(BATCH_BYTES, state.total_bytes - state.checked_bytes)
+    if seconds_left <= 0:
+        return most_bytes_per_second
+    return min(most_bytes_per_second, bytes_left / seconds_left)
+
+
+def batches(records: Sequence[BlockRecord]) -> Iterator[list[BlockRecord]]:
+    """Part records into runs that one call may read."""
+    batch: list[BlockRecord] = []
+    size = 0
+    for record in records:
+        if batch and (size + record.length > BATCH_BYTES or len(batch) == BATCH_BLOCKS):
+            yield batch
+            batch, size = [], 0
+        batch.append(record)
+        size += record.length
+    if batch:
+        yield batch
+
+
+def verdict_of(record: BlockRecord, digest: bytes | None) -> Verdict:
+    """Hold what a data server read against the witness: None is missing, no bytes at all a damaged record."""
+    if digest is None:
+        return judge(record, BlockMissing())
+    return judge(record, digest or BlockDamaged())
+
+
+class Scrubs:
+    """Scrubs all data servers, each by a task of its own."""
+
+    def __init__(
+        self,
+        health: Health,
+        metadata: Metadata,
+        repairs: Repairs,
+        background: Background,
+        calls: Callable[[], int],
+        period_seconds: float,
+        most_bytes_per_second: float,
+    ) -> None:
+        """Args: `calls` counts users' calls, so that scrubbing gives way while it grows."""
+        self._health = health
+        self._metadata = metadata
+        self._repairs = repairs
+        self._background = background
+        self._calls = calls
+        self._period_seconds = period_seconds
+        self._most_bytes_per_second = most_bytes_per_second
+        self._passes: dict[int, ScrubPass] = {}
+        self._wake = {server.number: asyncio.Event() for server in health.servers}
+
+    def progress(self, server: Server) -> dict[str, Any] | None:
+        """Return how far a server's scrub is, or how the last one ended; None if nothing is known yet."""
+        state = self._passes.get(server.number)
+        if state is None:
+            return None
+        return {**asdict(state), "server": server.number, "state": "done" if state.ended_ns else "running"}
+
+    async def hurry(self, server: Server) -> dict[str, Any]:
+        """Scrub a server now, from the start, as fast as the rate allows; return the progress.
+
+        Raises:
+            QuorumfsError: it does not answer.
+        """
+        await self._begin(server, hurried=True)
+        self._wake[server.number].set()
+        return self.progress(server) or {}
+
+    def came_up(self, server: Server) -> None:
+        """A server came up, perhaps with another directory: it is asked again how far its scrub is."""
+        self._passes.pop(server.number, None)
+
+    async def run_forever(self) -> None:
+        """Scrub until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            for server in self._health.servers:
+                group.create_task(self._run(server), name=f"scrub of server {server.number}")
+
+    async def _run(self, server: Server) -> None:
+        while True:
+            await survive(self._turn(server), f"scrub of server {server.number}")
+
+    async def _turn(self, server: Server) -> None:
+        """Do the next batch's worth of work, or wait until there is some."""
+        try:
+            if server.up and await self._has_work(server):
+                await self._run_page(server)
+                return
+        except QuorumfsError:
+            self._passes.pop(server.number, None)  # it may come back with another directory
+            await asyncio.sleep(RETRY_SECONDS)
+            return
+        await self._pause(server, LOOK_SECONDS)
+
+    async def _has_work(self, server: Server) -> bool:
+        state = self._passes.get(server.number)
+        if state is None:
+            said = await server.call(self._metadata.deadline_seconds, CommonMethods.status)
+            state = self._passes[server.number] = ScrubPass.of(said.get("scrub"))
+        if not state.begun_ns or is_due(state, time.time_ns(), self._period_seconds):
+            await self._begin(server, hurried=False)
+        return not self._passes[server.number].ended_ns
+
+    async def _begin(self, server: Server, *, hurried: bool) -> None:
+        """Begin a pass from the start."""
+        if server.number not in self._passes:
+            said = await server.call(self._metadata.deadline_seconds, CommonMethods.status)
+            self._passes[server.number] = ScrubPass.of(said.get("scrub"))
+        counts = await self._metadata.ask(BookkeepingMethods.counts)
+        state = ScrubPass(
+            begun_ns=time.time_ns(),
+            total_blocks=int(counts["blocks"]),
+            total_bytes=int(counts["block_bytes"]),
+            last_full_ns=self._passes[server.number].last_full_ns,
+            hurried=hurried,
+        )
+        self._passes[server.number] = state
+        await self._keep(server, state)
+
+    async def _run_page(self, server: Server) -> None:
+        state = self._passes[server.number]
+        page = await self._metadata.ask(BookkeepingMethods.blocks, bytes.fromhex(state.after), PAGE)
+        numbers = [s.number for s in self._health.servers]
+        here = [record for record in page if server.number in holders(record.block, numbers)]
+        for batch in batches(here):
+            begun = time.monotonic()
+            await self._run_batch(server, state, batch)
+            size = sum(record.length for record in batch)
+            rate = pace(state, time.time_ns(), self._period_seconds, self._most_bytes_per_second)
+            await self._pause(server, begun + size / rate - time.monotonic())
+            state.seconds += time.monotonic() - begun
+            if self._passes.get(server.number) is not state:
+                return
+            await self._keep(server, state)
+        if not page:
+            state.ended_ns = state.last_full_ns = time.time_ns()
+            await self._keep(server, state)
+            return
+        state.after = page[-1].block.hex()
+
+    async def _run_batch(self, server: Server, state: ScrubPass, batch: list[BlockRecord]) -> None:
+        await self._give_way()
+        blocks = [record.block for record in batch]
+        digests = await server.call(BATCH_SECONDS, DataMethods.digests, blocks)
+        for record, digest in zip(batch, digests, strict=True):
+            verdict = verdict_of(record, digest)
+            if verdict is not Verdict.GOOD:
+                await self._mend(server, state, record, verdict)
+        state.checked += len(batch)
+        state.checked_bytes += sum(record.length for record in batch)
+        state.after = blocks[-1].hex()
+
+    async def _mend(self, server: Server, state: ScrubPass, record: BlockRecord, verdict: Verdict) -> None:
+        """Have a vote on what is not good, and count it, unless the block is no file's by now."""
+        repaired = await outcome_of(self._repairs.repair(record.block))
+        if isinstance(repaired, Repaired):
+            if repaired.record is None:
+                return
+            state.repaired += repaired.verdicts.get(server.number) is Verdict.GOOD
+        state.corrupt += verdict is Verdict.CORRUPT
+        state.missing += verdict is Verdict.MISSING
+
+    async def _give_way(self) -> None:
+        """Wait for a moment without users' calls, but not for ever."""
+        end = time.monotonic() + LONGEST_YIELD_SECONDS
+        seen = -1
+        while seen != self._calls() and time.monotonic() < end:
+            seen = self._calls()
+            await asyncio.sleep(YIELD_SECONDS)
+
+    async def _pause(self, server: Server, seconds: float) -> None:
+        """Wait, but not on when a pass that is in a hurry takes this one's place."""
+        wake = self._wake[server.number]
+        wake.clear()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(max(0.0, seconds)):
+                await wake.wait()
+
+    async def _keep(self, server: Server, state: ScrubPass) -> None:
+        await server.call(self._metadata.deadline_seconds, DataMethods.keep_scrub, asdict(state))
