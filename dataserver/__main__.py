@@ -14,6 +14,7 @@ from pathlib import Path
 from dataserver.directory import DataDirectory
 from dataserver.lab import LabRefused, LabService
 from dataserver.marks import ScrubMark
+from dataserver.quarantine import DAY_SECONDS
 from dataserver.segments import SegmentStore
 from dataserver.service import DataService
 from wire.config import ClusterConfig, ConfigError, DataServerConfig, load
@@ -44,7 +45,7 @@ async def _serve(arguments: argparse.Namespace) -> None:
         store = _open_store(directory.path, config)
         stack.callback(store.close)
         identity = Identity("dataserver", config.cluster, own.number, time.time_ns())
-        service = DataService(store, identity, ScrubMark(directory.path))
+        service = DataService(store, identity, ScrubMark(directory.path), store.quarantine)
         stack.callback(service.close)
         server = Server(identity, request_seconds=config.deadlines.request_seconds)
         server.register(CommonMethods, service)
@@ -72,7 +73,12 @@ def _open_store(directory: Path, config: ClusterConfig) -> SegmentStore:
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     try:
-        return SegmentStore(directory, reserve_bytes=config.reserve_bytes)
+        return SegmentStore(
+            directory,
+            reserve_bytes=config.reserve_bytes,
+            quarantine_bytes=config.quarantine_bytes,
+            quarantine_seconds=config.quarantine_days * DAY_SECONDS,
+        )
     except OSError as error:
         raise ConfigError(
             f"{directory}: cannot be opened: {error}; look at its rights and its disk"

@@ -22,7 +22,7 @@ from dataserver.contract import check_id, check_limit, check_put
 from dataserver.durable import sync_directory
 from dataserver.index import Entry
 from dataserver.pieces import Span, refreshed_digests, span_of, vote
-from dataserver.quarantine import Quarantine
+from dataserver.quarantine import DAY_SECONDS, Quarantine
 from dataserver.record import PAGE_BYTES, Header, decode_header, record_bytes
 from dataserver.recovery import recover, segment_rows
 from dataserver.segment import Segment, create_segment
@@ -35,6 +35,8 @@ _T = TypeVar("_T")
 
 SEGMENT_BYTES = 1024 * 1024 * 1024
 RESERVE_BYTES = 16 * 1024 * 1024
+QUARANTINE_BYTES = 1024 * 1024 * 1024
+QUARANTINE_SECONDS = 90 * DAY_SECONDS
 UNSAVED_LIMIT = 32768
 _RECLAIM_AT_ONCE = 4096
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -53,7 +55,13 @@ class SegmentStore:
     """Blocks as records in append-only segment files. Meets contract.BlockStore."""
 
     def __init__(
-        self, directory: Path, *, segment_bytes: int = SEGMENT_BYTES, reserve_bytes: int = RESERVE_BYTES
+        self,
+        directory: Path,
+        *,
+        segment_bytes: int = SEGMENT_BYTES,
+        reserve_bytes: int = RESERVE_BYTES,
+        quarantine_bytes: int = QUARANTINE_BYTES,
+        quarantine_seconds: float = QUARANTINE_SECONDS,
     ) -> None:
         """Open or create the store in `directory`, which the caller has claimed for this process.
 
@@ -62,6 +70,8 @@ class SegmentStore:
             segment_bytes: a segment that would grow past this is closed, and a new one begun.
             reserve_bytes: puts are refused while less is free on the disk, and repairs while less than half
                 of it is, so that deleting can go on.
+            quarantine_bytes: the most that is kept of copies that lost a vote; the oldest go first.
+            quarantine_seconds: how long they are kept.
 
         Raises:
             ConfigError, OSError: it cannot be opened.
@@ -71,7 +81,7 @@ class SegmentStore:
         sync_directory(directory)
         self._segment_bytes = segment_bytes
         self._reserve_bytes = reserve_bytes
-        self._quarantine = Quarantine(directory / "quarantine")
+        self.quarantine = Quarantine(directory / "quarantine", quarantine_bytes, quarantine_seconds)
         state = recover(self._segment_directory, directory / "index.sqlite")
         self._index, self._segments, self._active = state.index, state.segments, state.active
         self._damaged = state.damaged
@@ -188,7 +198,7 @@ class SegmentStore:
         except OSError as error:
             raw, note = b"", f"{note}; its bytes cannot be read: {error}"
         try:
-            self._quarantine.keep(entry.block, raw, expected, found, note)
+            self.quarantine.keep(entry.block, raw, expected, found, note)
         except OSError as error:
             if error.errno in _NO_ROOM:
                 raise NoSpace("no space is left to keep the losing copy; it was left where it was") from None
@@ -310,7 +320,8 @@ class SegmentStore:
         return {
             "blocks": self._index.totals.blocks,
             "bytes_live": self._index.totals.length,
-            "quarantined": self._quarantine.count,
+            "quarantined": self.quarantine.count,
+            "bytes_quarantined": self.quarantine.length,
             "free_bytes": max(0, usage.free - self._reserve_bytes),
             "total_bytes": usage.total,
             "segments": len(self._segments),
@@ -390,6 +401,7 @@ class SegmentStore:
         self.sync()
         self._save_index()
         self._reclaim()
+        self.quarantine.trim()
 
     def _save_index(self) -> None:
         rows = segment_rows(self._segments, self._damaged)

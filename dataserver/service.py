@@ -16,6 +16,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from dataserver.contract import BlockStore
 from dataserver.marks import ScrubMark
+from dataserver.quarantine import Quarantine
 from wire.digest import PIECE_BYTES
 from wire.errors import BlockDamaged, BlockMissing
 from wire.messages import BlockPart, BlockRecord, Identity
@@ -33,7 +34,10 @@ MAINTAIN_SECONDS = 2.0
 class DataService:
     """Offers CommonMethods and DataMethods over a block store."""
 
-    def __init__(self, store: BlockStore, identity: Identity, scrub: ScrubMark) -> None:
+    def __init__(
+        self, store: BlockStore, identity: Identity, scrub: ScrubMark, quarantine: Quarantine
+    ) -> None:
+        self._quarantine = quarantine
         self._store = store
         self._scrub = scrub
         self._identity = identity
@@ -111,6 +115,15 @@ class DataService:
 
     async def repair(self, block: bytes, digest: bytes, data: bytes, note: str) -> str:
         return await self._write_in_thread(self._store.repair, block, digest, data, note)
+
+    async def quarantine_list(self, after: str, limit: int) -> list[dict[str, Any]]:
+        return await self._in_thread(self._quarantine.page, after, limit)
+
+    async def quarantine_read(self, name: str) -> bytes:
+        return await self._in_thread(self._quarantine.read, name)
+
+    async def quarantine_remove(self, names: list[str]) -> int:
+        return await self._in_thread(self._quarantine.remove, names)
 
     async def delete(self, blocks: list[bytes]) -> int:
         return await self._in_thread(self._store.delete, blocks)

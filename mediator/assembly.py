@@ -10,6 +10,7 @@ from mediator.collect import Collector
 from mediator.explain import Explainer, quorum_as_data
 from mediator.fanout import Background
 from mediator.health import Health
+from mediator.ledger import Ledger
 from mediator.read_path import ReadPath
 from mediator.refill import Refills
 from mediator.refusals import Refusals
@@ -36,7 +37,8 @@ class Mediator:
         metaserver = Server(0, config.metaserver_listen, make_client)
         self.metadata = Metadata(metaserver, config.deadlines.metadata_seconds, vote_seconds)
         self.health = Health(config.cluster, quorum, servers, metaserver, self._came_up)
-        self.repairs = Repairs(quorum, self.health, self.metadata, self.background, vote_seconds)
+        self.ledger = Ledger(self.metadata)
+        self.repairs = Repairs(quorum, self.health, self.metadata, self.background, self.ledger, vote_seconds)
         self.refills = Refills(self.health, self.metadata, self.repairs, self.background)
         self.collector = Collector(self.health, self.metadata, config.garbage_grace_seconds, vote_seconds)
         self.read_path = ReadPath(quorum, self.health, self.metadata, self.repairs, vote_seconds)
@@ -71,6 +73,7 @@ class Mediator:
         self.background.start(self.health.run_forever(), "health")
         self.background.start(self.refills.inspect_forever(), "inspections")
         self.background.start(self.collector.run_forever(), "garbage collection")
+        self.background.start(self.ledger.run_forever(), "ledger")
         self.background.start(self.scrubs.run_forever(), "scrubs")
         self.background.start(self.room.run_forever(), "looking for room")
 

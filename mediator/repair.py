@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from mediator.fanout import Background, outcome_of
 from mediator.health import Health
+from mediator.ledger import Ledger
 from mediator.placement import holders
 from mediator.servers import Metadata, Server
 from mediator.vote import Progress, Verdict, describe_read, judge, tally
@@ -65,6 +66,8 @@ class Repaired:
     """The block as the metadata server knows it; None if it is garbage or unknown."""
     verdicts: dict[int, Verdict] = field(default_factory=dict)
     filled: set[int] = field(default_factory=set)
+    digests: dict[int, str] = field(default_factory=dict)
+    """What each replica's digest was before, in hex, where it told one."""
 
 
 @dataclass
@@ -87,8 +90,10 @@ class Repairs:
         health: Health,
         metadata: Metadata,
         background: Background,
+        ledger: Ledger,
         vote_seconds: float,
     ) -> None:
+        self._ledger = ledger
         self.quorum = quorum
         self.counts = RepairCounts()
         self._health = health
@@ -138,8 +143,9 @@ class Repairs:
             (record,) = await self._metadata.live([block])
             if record is None:
                 return Repaired(None)
-            verdicts = await self.survey(record)
-            repaired = Repaired(record, verdicts)
+            digests: dict[int, str] = {}
+            verdicts = await self.survey(record, digests)
+            repaired = Repaired(record, verdicts, digests=digests)
             note = f"lost the vote against {record.digest.hex()}: {describe_read(self.quorum, verdicts)}"
             data = await self._verified_bytes(record, verdicts)
             if data is not None:
@@ -147,14 +153,22 @@ class Repairs:
                 await self.undo_if_dead([record.block], repaired.filled)
             return repaired
 
-    async def survey(self, record: BlockRecord) -> dict[int, Verdict]:
-        """Have all replicas vote on the whole block; return the verdict of each of its N servers."""
+    async def survey(self, record: BlockRecord, digests: dict[int, str] | None = None) -> dict[int, Verdict]:
+        """Have all replicas vote on the whole block; return the verdict of each of its N servers.
+
+        Args:
+            record: the block.
+            digests: where to note what each replica voted, in hex.
+        """
 
         async def vote(server: Server) -> Verdict:
             if not server.up:
                 return Verdict.DOWN
             asked = server.call(self._vote_seconds, DataMethods.digest, record.block, 0, 0)
-            return judge(record, await outcome_of(asked))
+            answer = await outcome_of(asked)
+            if digests is not None and isinstance(answer, bytes):
+                digests[server.number] = answer.hex()
+            return judge(record, answer)
 
         servers = self.servers_of(record.block)
         return dict(zip([s.number for s in servers], await asyncio.gather(*map(vote, servers)), strict=True))
@@ -209,6 +223,10 @@ class Repairs:
                 server.full = True
             return
         self._count(answer)
+        if answer != "good":
+            verdict = Verdict.MISSING if answer == "filled" else Verdict.CORRUPT
+            before = repaired.digests.get(server.number, "")
+            self._ledger.note(record.block, server.number, verdict, before, record.digest.hex(), note)
         repaired.verdicts[server.number] = Verdict.GOOD
         if answer == "filled":
             repaired.filled.add(server.number)

@@ -139,3 +139,7 @@ class Service:
 
     async def scrub(self, server: int, now: bool) -> list[dict[str, Any]]:
         return await self._mediator.scrub(server, now)
+
+    async def ledger(self, limit: int) -> list[dict[str, Any]]:
+        await self._mediator.ledger.flush()
+        return await self._mediator.metadata.ask(BookkeepingMethods.ledger, limit)

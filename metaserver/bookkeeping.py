@@ -84,6 +84,11 @@ class Bookkeeping:
             )
             self._store.totals["garbage_blocks"] += added.rowcount
 
+    def referenced_bytes(self) -> int:
+        """Return how many bytes of blocks the files refer to."""
+        (total,) = self._execute("SELECT coalesce(sum(allocated_bytes), 0) FROM inodes").fetchone()
+        return int(total)
+
     def files_of_block(self, block: bytes) -> list[int]:
         """Return the inodes whose contents refer to a block."""
         rows = self._execute("SELECT DISTINCT ino FROM extents WHERE block = ? ORDER BY ino", (block,))

@@ -14,6 +14,7 @@ from metaserver.bookkeeping import Bookkeeping
 from metaserver.checking import Checking
 from metaserver.contents import FIRST_RUN_EXTENTS, Contents
 from metaserver.inodes import Inodes
+from metaserver.ledger import Ledger
 from metaserver.locks import Locks
 from metaserver.log import LogSync
 from metaserver.namespace import Namespace
@@ -51,6 +52,7 @@ class MetaService:
     def __init__(
         self, store: Store, sessions: Sessions, log: LogSync, cluster: str, reserve_bytes: int = 0
     ) -> None:
+        self._ledger = Ledger(store.path.parent)
         self._room = Room(store, reserve_bytes)
         inodes = Inodes(store, sessions)
         contents = Contents(store, inodes)
@@ -271,6 +273,15 @@ class MetaService:
 
     async def collectable(self, blocks: list[bytes]) -> list[bytes]:
         return await self._for_ever(self._store.read(self._bookkeeping.collectable, blocks))
+
+    def referenced_bytes(self) -> int:
+        return self._store.read(self._bookkeeping.referenced_bytes)
+
+    def note_repairs(self, entries: list[dict[str, Any]]) -> None:
+        self._ledger.append(entries)
+
+    def ledger(self, limit: int) -> list[dict[str, Any]]:
+        return self._ledger.newest(limit)
 
     def files_of_block(self, block: bytes) -> list[int]:
         return self._store.read(self._bookkeeping.files_of_block, block)

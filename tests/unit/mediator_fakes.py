@@ -166,6 +166,7 @@ class FakeMetaserver(Fake):
         self.committed: dict[bytes, BlockRecord] = {}
         self.waiting: list[bytes] = []
         self.garbage_blocks = 0
+        self.repairs: list[dict[str, Any]] = []
         self.commits: list[tuple[int, Commit]] = []
         self.answers: set[Any] = set()
         self.uncommitted: set[bytes] = set()
@@ -217,6 +218,15 @@ class FakeMetaserver(Fake):
                 run.append(MappedExtent(at, record.length, record.block, 0, record.length, record.digest))
             at += record.length
         return FileMap(1, at, run[:limit], len(run) <= limit)
+
+    def files_of_block(self, block: bytes) -> list[int]:
+        return [7] if block in self.committed else []
+
+    def note_repairs(self, entries: list[dict[str, Any]]) -> None:
+        self.repairs += entries
+
+    def ledger(self, limit: int) -> list[dict[str, Any]]:
+        return self.repairs[::-1][:limit]
 
     def paths_of(self, ino: int, limit: int) -> list[bytes]:
         return [b"/a.txt", b"/\xff"]

@@ -75,6 +75,25 @@ class DataMethods:
         """
         raise NotImplementedError
 
+    def quarantine_list(self, after: str, limit: int) -> list[dict[str, Any]]:
+        """Return what is known of copies that lost a vote, in the order of their names, all after `after`.
+
+        Each has "name", "bytes", "block", "when", "expected_digest", "found_digest" and "note".
+        """
+        raise NotImplementedError
+
+    def quarantine_read(self, name: str) -> bytes:
+        """Return a copy in quarantine: the record's header (4096 bytes), then the block's bytes.
+
+        Raises:
+            BlockMissing, InvalidArgument.
+        """
+        raise NotImplementedError
+
+    def quarantine_remove(self, names: list[str]) -> int:
+        """Destroy copies in quarantine; return how many were here. Raises InvalidArgument."""
+        raise NotImplementedError
+
     def delete(self, blocks: list[bytes]) -> int:
         """Remove blocks; those that are not here are no error. Returns how many were removed."""
         raise NotImplementedError

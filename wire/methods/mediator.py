@@ -82,6 +82,14 @@ class MediatorMethods:
         """
         raise NotImplementedError
 
+    def ledger(self, limit: int) -> list[dict[str, Any]]:
+        """Return the newest repairs, newest first.
+
+        Each has "when_ns", "block", "files", "server", "verdict" ("corrupt" or "missing"), "digest_before"
+        ("" if it told none), "digest_after" and "why".
+        """
+        raise NotImplementedError
+
     def refill(self, server: int) -> dict[str, Any]:
         """Begin (or look at) the refill of a data server; returns its progress."""
         raise NotImplementedError

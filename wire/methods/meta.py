@@ -268,6 +268,18 @@ class BookkeepingMethods:
         """Return those of `blocks` that may be deleted: garbage, or of a dead session and never committed."""
         raise NotImplementedError
 
+    def referenced_bytes(self) -> int:
+        """Return how many bytes of blocks the files refer to. It looks at every file."""
+        raise NotImplementedError
+
+    def note_repairs(self, entries: list[dict[str, Any]]) -> None:
+        """Append to the ledger of repairs, which is bounded: the oldest go. Raises InvalidArgument."""
+        raise NotImplementedError
+
+    def ledger(self, limit: int) -> list[dict[str, Any]]:
+        """Return up to `limit` entries of the ledger of repairs, newest first."""
+        raise NotImplementedError
+
     def files_of_block(self, block: bytes) -> list[int]:
         """Return the inodes whose contents refer to a block."""
         raise NotImplementedError

@@ -1,0 +1,77 @@
+"""What was repaired, gathered and sent to the metadata server's ledger in batches. One event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from typing import Any
+
+from mediator.fanout import survive
+from mediator.servers import Metadata
+from wire.errors import QuorumfsError
+from wire.methods import BookkeepingMethods
+
+FLUSH_SECONDS = 1.0
+MOST_WAITING = 4096
+BATCH = 64
+MOST_FILES = 4
+
+log = logging.getLogger("mediator.ledger")
+
+
+class Ledger:
+    """Entries that wait for the metadata server; while it is away too long, the oldest are dropped."""
+
+    def __init__(self, metadata: Metadata) -> None:
+        self._metadata = metadata
+        self._waiting: deque[dict[str, Any]] = deque(maxlen=MOST_WAITING)
+        self.written = 0
+
+    def note(self, block: bytes, server: int, verdict: str, before: str, after: str, why: str) -> None:
+        """Note one repair: what the vote said of a replica, and its digest (in hex) before and after."""
+        self._waiting.append(
+            {
+                "when_ns": time.time_ns(),
+                "block": block.hex(),
+                "server": server,
+                "verdict": verdict,
+                "digest_before": before,
+                "digest_after": after,
+                "why": why[:500],
+            }
+        )
+
+    async def flush(self) -> None:
+        """Send what waits. Raises QuorumfsError: it goes on waiting."""
+        while self._waiting:
+            batch = [self._waiting[index] for index in range(min(BATCH, len(self._waiting)))]
+            for entry in batch:
+                if "files" not in entry:
+                    entry["files"] = await self._files_of(bytes.fromhex(entry["block"]))
+            await self._metadata.ask(BookkeepingMethods.note_repairs, batch)
+            self.written += len(batch)
+            for _ in batch:
+                self._waiting.popleft()
+
+    async def _files_of(self, block: bytes) -> list[str]:
+        """Return paths of the files that have a block, or their inode numbers where there is no path."""
+        inodes = (await self._metadata.ask(BookkeepingMethods.files_of_block, block))[:MOST_FILES]
+        found = []
+        for ino in inodes:
+            paths = await self._metadata.ask(BookkeepingMethods.paths_of, ino, 1)
+            found.append(paths[0].decode(errors="backslashreplace")[:500] if paths else f"inode {ino}")
+        return found
+
+    async def run_forever(self) -> None:
+        """Send what waits, from time to time, until cancelled."""
+        while True:
+            await asyncio.sleep(FLUSH_SECONDS)
+            await survive(self._try_to_flush(), "the ledger")
+
+    async def _try_to_flush(self) -> None:
+        try:
+            await self.flush()
+        except QuorumfsError as error:
+            log.debug("%d repairs wait for the ledger: %s", len(self._waiting), error.message)

@@ -1,0 +1,69 @@
+"""The quarantine's bounds, and the ledger's files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dataserver.quarantine import Kept, Quarantine, too_many
+from metaserver.ledger import MOST_ENTRIES, Ledger
+from wire.errors import BlockMissing, InvalidArgument
+
+KEPT = {"old": Kept(0, 10), "middle": Kept(50, 10), "new": Kept(100, 10)}
+
+
+@pytest.mark.parametrize(
+    ("most_bytes", "most_seconds", "going"),
+    [
+        (30, 100, []),
+        (29, 100, ["old"]),
+        (10, 100, ["old", "middle"]),
+        (0, 100, ["old", "middle", "new"]),
+        (30, 99, ["old"]),
+        (30, 40, ["old", "middle"]),
+    ],
+)
+def test_the_oldest_copies_go_first(most_bytes: int, most_seconds: float, going: list[str]) -> None:
+    assert too_many(KEPT, 100, most_bytes, most_seconds) == going
+
+
+def test_a_quarantine_is_found_again_listed_and_trimmed(tmp_path: Path) -> None:
+    place = tmp_path / "quarantine"
+    kept = Quarantine(place)
+    for number in range(5):
+        kept.keep(bytes([number]) * 16, b"raw" * 1000 + bytes([number]), bytes(32), None, f"note {number}")
+    kept.keep(bytes(16), b"raw" * 1000 + bytes([0]), bytes(32), None, "again")
+    again = Quarantine(place, most_bytes=3 * 3001)
+    names = [copy["name"] for copy in again.page("", 10)]
+    assert (again.count, again.length, len(names)) == (5, 5 * 3001, 5)
+    assert [copy["name"] for copy in again.page(names[1], 2)] == names[2:4]
+    assert again.page("", 1)[0]["note"] == "note 0"
+    assert again.read(names[4]).endswith(bytes([4]))
+    assert again.trim() == 2
+    assert (again.count, len(list(place.iterdir()))) == (3, 6)
+    assert again.remove(again.page("", 1)[0]["name"].split()) == 1
+    assert Quarantine(place).count == 2
+    for name in ("../server", "x", "", "ab-0123456789abcde/"):
+        with pytest.raises(InvalidArgument):
+            again.read(name)
+        with pytest.raises(InvalidArgument):
+            again.remove([name])
+    with pytest.raises(BlockMissing):
+        again.read("ab-0123456789abcdef")
+
+
+def test_the_ledger_is_bounded_and_survives_a_torn_line(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path, most_file_bytes=1000)
+    for number in range(200):
+        ledger.append([{"number": number}])
+    newest = ledger.newest(50)
+    assert [entry["number"] for entry in newest] == list(range(199, 149, -1))
+    assert sum(file.stat().st_size for file in tmp_path.iterdir()) <= 2000
+    with (tmp_path / "ledger.jsonl").open("ab") as file:
+        file.write(b'{"number": 2')
+    ledger.append([{"number": 200}])
+    assert [entry["number"] for entry in Ledger(tmp_path).newest(2)] == [200, 199]
+    for wrong in ([{"long": "x" * 5000}], [{}] * (MOST_ENTRIES + 1), [{"bytes": b""}]):
+        with pytest.raises(InvalidArgument):
+            ledger.append(wrong)
