@@ -19,7 +19,7 @@ from fusefs.locks import FileLocks
 from fusefs.ports import BlockPort, NamespacePort, WritePermission
 from fusefs.readahead import BlockReader
 from fusefs.walks import Walks
-from fusefs.writeback import Writeback
+from fusefs.writeback import SET_ID, Writeback
 from wire.errors import (
     AlreadyExists,
     InvalidArgument,
@@ -28,6 +28,7 @@ from wire.errors import (
     NotFound,
     NotPermitted,
     NotSupported,
+    QuorumfsError,
     StaleFile,
 )
 from wire.messages import ROOT_INODE, AttributeChanges, Attributes, Entry, Usage
@@ -166,12 +167,37 @@ class FileSystem:
         assert attributes is not None, "a path with names was followed to its end"
         return self._seen(attributes)
 
-    def open(self, ino: int, flags: int, walker: int = 0) -> tuple[Handle, bool]:
+    def open(self, ino: int, flags: int, walker: int = 0, uid: int = 0) -> tuple[Handle, bool]:
         """Open a file as Files.open; if `walker` came through the cache, only if its path leads there.
+
+        `uid` is the user who opens it.
 
         Raises:
             StaleFile: it does not; a new walk will find what is there now.
         """
+        handle, keep = self._open(ino, flags, walker)
+        if flags & os.O_TRUNC:
+            try:
+                self.drop_set_id(handle, uid)
+            except QuorumfsError as error:
+                self._writeback.fail(handle.inode, error)
+                self.files.release(handle)
+                raise
+        return handle, keep
+
+    def drop_set_id(self, handle: Handle, uid: int) -> None:
+        """Take the set-id bits off a file that a user other than root changes, as write(2) says.
+
+        The kernel does so by itself, but for O_TRUNC and for writes past its pages (O_APPEND, O_DIRECT).
+        """
+        mode = handle.inode.base().mode
+        if not uid or not mode & SET_ID:
+            return
+        kept = mode & ~(SET_ID if mode & stat.S_IXGRP else stat.S_ISUID)
+        if kept != mode:
+            self.setattr(handle.inode.ino, AttributeChanges(mode=stat.S_IMODE(kept)))
+
+    def _open(self, ino: int, flags: int, walker: int) -> tuple[Handle, bool]:
         walk = self._walks.take(walker, ino)
         if walk is None or walk.fresh:
             return self.files.open(ino, flags)
@@ -209,7 +235,7 @@ class FileSystem:
             if flags & os.O_EXCL:
                 raise
             attributes = self._ask_name(parent, name)
-            handle, _ = self.files.open(attributes.ino, flags)
+            handle, _ = self.open(attributes.ino, flags, uid=uid)
             return self._seen(attributes), handle
         handle = self.files.adopt(attributes, flags)
         self._names.made(parent, name, attributes)

@@ -204,7 +204,7 @@ class BlockPart(NamedTuple):
 
 
 class Usage(NamedTuple):
-    """Room in the file system, as statfs(2) tells it."""
+    """Room in the file system, as statfs(2) tells it; `files` counts those there are and `free_files`."""
 
     total_bytes: int
     free_bytes: int

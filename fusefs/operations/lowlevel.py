@@ -52,7 +52,7 @@ POSIX_LOCKS, FLOCK_LOCKS = 1 << 1, 1 << 10
 WANTED = ASYNC_READ | ATOMIC_O_TRUNC | PARALLEL_DIROPS | POSIX_LOCKS | FLOCK_LOCKS
 AUTO_INVAL_DATA, READDIRPLUS, READDIRPLUS_AUTO, HANDLE_KILLPRIV = 1 << 12, 1 << 13, 1 << 14, 1 << 20
 UNWANTED = AUTO_INVAL_DATA | READDIRPLUS | READDIRPLUS_AUTO | HANDLE_KILLPRIV
-"""Pages are dropped at open instead; the kernel itself clears the set-id bits."""
+"""Pages are dropped at open instead; the kernel clears the set-id bits, but for FileSystem.drop_set_id."""
 
 SET_MODE, SET_UID, SET_GID, SET_SIZE = 1 << 0, 1 << 1, 1 << 2, 1 << 3
 SET_ATIME, SET_MTIME, SET_ATIME_NOW, SET_MTIME_NOW = 1 << 4, 1 << 5, 1 << 7, 1 << 8
@@ -219,7 +219,7 @@ class Mount:
         room.f_bsize = room.f_frsize = ROOM_UNIT_BYTES
         room.f_blocks = usage.total_bytes // ROOM_UNIT_BYTES
         room.f_bfree = room.f_bavail = usage.free_bytes // ROOM_UNIT_BYTES
-        room.f_files = usage.files + usage.free_files
+        room.f_files = usage.files
         room.f_ffree = room.f_favail = usage.free_files
         room.f_namemax = 255
         self._library.reply_room(request, byref(room))
@@ -237,7 +237,8 @@ class Mount:
 
     def open(self, request: int, ino: int, file: Any) -> None:
         info = file.contents
-        handle, keep = self._fs.open(ino, info.flags, self._library.context(request).contents.pid)
+        who = self._library.context(request).contents
+        handle, keep = self._fs.open(ino, info.flags, who.pid, who.uid)
         info.fh, info.keep_cache = self._keep(handle), keep
         info.direct_io = handle.uncached = _past_pages(handle)
         if self._library.reply_open(request, file) != 0:
@@ -255,8 +256,9 @@ class Mount:
     def write(self, request: int, _ino: int, address: int, size: int, offset: int, file: Any) -> None:
         data = memoryview((ctypes.c_char * size).from_address(address)).cast("B")
         handle = self._handles[file.contents.fh]
-        thread = self._library.context(request).contents.pid if handle.appending else 0
-        self._files.write(handle, offset, data, thread)
+        who = self._library.context(request).contents
+        self._fs.drop_set_id(handle, who.uid)
+        self._files.write(handle, offset, data, who.pid if handle.appending else 0)
         self._library.reply_written(request, size)
 
     def flush(self, request: int, _ino: int, file: Any) -> None:

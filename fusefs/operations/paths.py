@@ -152,7 +152,7 @@ class PathOperations:
             "f_blocks": usage.total_bytes // ROOM_UNIT_BYTES,
             "f_bfree": free,
             "f_bavail": free,
-            "f_files": usage.files + usage.free_files,
+            "f_files": usage.files,
             "f_ffree": usage.free_files,
             "f_favail": usage.free_files,
             "f_namemax": 255,
@@ -168,7 +168,7 @@ class PathOperations:
 
     def open(self, path: str, flags: int) -> int:
         ino = self._fs.resolve(path.encode("latin-1"), fresh=True).ino
-        return self._keep(self._files.open(ino, flags)[0])
+        return self._keep(self._fs.open(ino, flags, uid=fuse.fuse_get_context()[0])[0])
 
     def _keep(self, handle: Handle) -> int:
         number = next(self._numbers)
@@ -179,7 +179,9 @@ class PathOperations:
         return bytes(self._files.read(self._handles[number], offset, size))
 
     def write(self, _path: str | None, data: bytes, offset: int, number: int) -> int:
-        self._files.write(self._handles[number], offset, memoryview(data))
+        handle = self._handles[number]
+        self._fs.drop_set_id(handle, fuse.fuse_get_context()[0])
+        self._files.write(handle, offset, memoryview(data))
         return len(data)
 
     def flush(self, _path: str | None, number: int) -> None:

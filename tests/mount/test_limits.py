@@ -180,6 +180,51 @@ def test_special_files(here: Path) -> None:
         assert error_of(os.open, here / "null", os.O_RDONLY) == "EACCES"
 
 
+def test_the_room_is_that_of_the_servers(here: Path, tmp_path: Path) -> None:
+    before, disk = os.statvfs(here), os.statvfs(tmp_path)
+    assert before.f_namemax == 255
+    assert 0 < before.f_bavail <= before.f_bfree <= before.f_blocks
+    assert before.f_bavail * before.f_frsize <= disk.f_bavail * disk.f_frsize + (1 << 30)
+    assert before.f_blocks * before.f_frsize <= disk.f_blocks * disk.f_frsize
+    for number in range(50):
+        (here / f"{number}").touch()
+    after = os.statvfs(here)
+    # An inode that was removed before this test may have gone only now.
+    assert (after.f_files - after.f_ffree) - (before.f_files - before.f_ffree) in range(40, 51)
+    assert after.f_ffree > 0
+    (here / "small").write_bytes(b"x")
+    (here / "large").write_bytes(bytes(1_000_000))
+    assert (here / "small").stat().st_blocks in range(1, 9)
+    assert (here / "large").stat().st_blocks in range(1_000_000 // 512, 1_004_000 // 512)
+
+
+def test_set_id_bits_and_sticky_directories(here: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can become somebody else")
+    here.chmod(0o755)
+    run(
+        here,
+        """
+        as_user() { setpriv --reuid 65534 --regid 65534 --clear-groups bash -c "$1"; }
+        for change in 'echo more >> file' 'truncate -s 1 file' ': > file' 'printf x 1<> file' \
+            'dd if=/dev/zero of=file oflag=direct conv=notrunc bs=4096 count=1 2> /dev/null'; do
+            rm -f file; echo start > file; chown 65534:65534 file; chmod 6755 file
+            test "$(stat -c %a file)" = 6755
+            as_user "$change"
+            test "$(stat -c %a file)" = 755
+        done
+        chmod 6755 file; chown 1:1 file; test "$(stat -c %a file)" = 755
+        mkdir sticky; chmod 1777 sticky; echo roots > sticky/roots
+        as_user 'echo mine > sticky/mine'
+        ! as_user 'rm -f sticky/roots' 2> said; grep 'not permitted' said
+        ! as_user 'mv sticky/roots sticky/moved' 2> said; grep 'not permitted' said
+        ! as_user 'mv sticky/mine sticky/roots' 2> said; grep 'not permitted' said
+        as_user 'mv sticky/mine sticky/moved; rm sticky/moved'
+        """,
+    )
+    assert os.listdir(here / "sticky") == ["roots"]  # noqa: PTH208
+
+
 def test_extended_attributes_of_other_kinds_are_refused(here: Path) -> None:
     file = here / "a"
     file.touch()

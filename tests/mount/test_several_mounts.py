@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.cluster.detour import REQUEST, Proxy
 from tests.conftest import ClusterFactory
 from tests.mount.conftest import SMALL
 from tests.support import wait_until
 from tools.cluster import LocalCluster
 from wire.blocking import BlockingClient
+from wire.config import dumps
 from wire.methods import BookkeepingMethods
 
 LEASE_SECONDS = 3.0
@@ -98,6 +105,68 @@ def test_an_unchanged_file_is_read_from_the_kernels_pages(mounted: Mounted) -> N
     cluster.start("data-1", "data-2", "data-3")
     wait_until(lambda: try_to_write(first / "a", b"y" * 300_000), 20, "the file can be written")
     assert (second / "a").read_bytes() == b"y" * 300_000
+
+
+class CountingProxy(Proxy):
+    """Counts the calls that it passes on, by method."""
+
+    def __init__(self, upstream: str) -> None:
+        self.calls: Counter[str] = Counter()
+        super().__init__(upstream)
+
+    def _looks_at_requests(self, swallowed: dict[int, int]) -> Callable[[list[Any]], bool]:
+        def passes(message: list[Any]) -> bool:
+            if message[0] == REQUEST and message[2] != "heartbeat":
+                self.calls[message[2]] += 1
+            return True
+
+        return passes
+
+
+def test_a_second_read_of_an_unchanged_file_is_one_call(
+    mounted: Mounted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster, first, _ = mounted
+    counted, settings = tmp_path / "counted", cluster.directory / "counted.toml"
+    counted.mkdir()
+    with CountingProxy(cluster.address("mediator")) as proxy:
+        detoured = dataclasses.replace(cluster.config, mediator_listen=proxy.address)
+        settings.write_text(dumps(detoured, cluster.directory))
+        with monkeypatch.context() as patched:
+            patched.setattr(cluster, "config_file", settings)
+            name = cluster.mount(counted)
+        (first / "d").mkdir()
+        (first / "d" / "a").write_bytes(b"x" * 300_000)
+        assert (counted / "d" / "a").read_bytes() == b"x" * 300_000
+        assert proxy.calls["read_block"] >= 1
+        wait_until(lambda: proxy.calls["close"] == 1, 5, "the first close is told")
+        proxy.calls.clear()
+        for _ in range(2):
+            assert (counted / "d" / "a").read_bytes() == b"x" * 300_000
+        wait_until(lambda: proxy.calls["close"] >= 1, 5, "closes are told, in the background")
+        del proxy.calls["close"]
+        assert proxy.calls == {"open": 2}
+        cluster.unmount(name)
+
+
+def test_one_of_many_makes_a_file_exclusively(mounted: Mounted) -> None:
+    _, first, second = mounted
+    places = (first, second) * 2
+
+    def make(place: Path) -> list[bool]:
+        return [try_to_make(place / f"{number}") for number in range(40)]
+
+    with ThreadPoolExecutor(len(places)) as pool:
+        won = list(pool.map(make, places))
+    assert [sum(each) for each in zip(*won, strict=True)] == [1] * 40
+
+
+def try_to_make(path: Path) -> bool:
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+    except FileExistsError:
+        return False
+    return True
 
 
 def try_to_write(path: Path, content: bytes) -> bool:
