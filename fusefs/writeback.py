@@ -269,7 +269,7 @@ class Writeback:
                 raise
             with inode.lock:
                 alone = inode.finish_commit(change, attributes, durable)
-            _keep(inode, _blocks_of(change))
+                _keep(inode, _blocks_of(change))
         if inode.uploads:
             self._abandon_unused(inode)
         if alone:
