@@ -54,6 +54,13 @@ class BlockStore(Protocol):
     def sync(self) -> None:
         """Make everything put before this call durable."""
 
+    @property
+    def wants_ahead(self) -> bool:
+        """Whether syncs would be cheaper after `write_ahead`."""
+
+    def write_ahead(self) -> None:
+        """Prepare space for the next blocks, so that a sync of them has little to do."""
+
     def length(self, block: bytes) -> int | None:
         """Return how many bytes were put for a block, whatever they are now; None if it is not here."""
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from wire.digest import Buffer
 
 _KEEP_SIZE, _PUNCH_HOLE = 1, 2
+_ZERO_PAGE = bytes(4096)
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
 
@@ -42,6 +43,15 @@ def write_all(handle: int, data: Buffer, offset: int) -> None:
     written = os.pwrite(handle, data, offset)
     while written < len(data):
         written += os.pwrite(handle, memoryview(data)[written:], offset + written)
+
+
+def write_pages(handle: int, data: Buffer, offset: int) -> None:
+    """Write `data` at a page's offset, zeros up to a whole page after it. Raises OSError.
+
+    A part of a page that the file has already would first be read by the kernel.
+    """
+    rest = -len(data) % len(_ZERO_PAGE)
+    write_all(handle, b"".join((data, _ZERO_PAGE[:rest])) if rest else data, offset)
 
 
 def punch_hole(handle: int, offset: int, length: int) -> bool:

@@ -86,6 +86,13 @@ class MemoryStore:
             "damaged_regions": 0,
         }
 
+    @property
+    def wants_ahead(self) -> bool:
+        return False
+
+    def write_ahead(self) -> None:
+        pass
+
     def maintain(self) -> None:
         pass
 

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from wire.digest import DIGEST_BYTES, PIECE_BYTES, digest_of_list, piece_count, piece_digest, piece_digests
+from wire.digest import (
+    DIGEST_BYTES,
+    PIECE_BYTES,
+    Buffer,
+    digest_of_list,
+    piece_count,
+    piece_digest,
+    piece_digests,
+)
 from wire.errors import BadRequest
 
 
@@ -29,7 +37,7 @@ def span_of(length: int, first_piece: int, count: int) -> Span:
     return Span(first, min(length, first * PIECE_BYTES), end)
 
 
-def refreshed_digests(length: int, recorded: bytes, span: Span, data: bytes) -> bytes:
+def refreshed_digests(length: int, recorded: bytes, span: Span, data: Buffer) -> bytes:
     """Return the recorded piece digests with those of the span computed from `data`.
 
     Args:
@@ -40,13 +48,13 @@ def refreshed_digests(length: int, recorded: bytes, span: Span, data: bytes) -> 
     """
     if length <= PIECE_BYTES:
         return b""
-    now = piece_digests(data) or (piece_digest(data) if data else b"")
+    now = piece_digests(data) or (piece_digest(data) if len(data) else b"")
     now = now.ljust(piece_count(span.end - span.start) * DIGEST_BYTES, b"\0")
     at = span.first_piece * DIGEST_BYTES
     return recorded[:at] + now + recorded[at + len(now) :]
 
 
-def vote(length: int, digest: bytes, recorded: bytes, span: Span, data: bytes) -> bytes:
+def vote(length: int, digest: bytes, recorded: bytes, span: Span, data: Buffer) -> bytes:
     """Return a block's digest with the span's part computed from `data` (the rest from the record)."""
     if length <= PIECE_BYTES:
         return digest if span.start == span.end and length else piece_digest(data)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from blake3 import blake3
 
-from wire.digest import BLOCK_BYTES, DIGEST_BYTES, PIECE_BYTES, piece_count
+from wire.digest import BLOCK_BYTES, DIGEST_BYTES, PIECE_BYTES, Buffer, piece_count
 
 PAGE_BYTES = 4096
 """Headers and payloads begin at multiples of it."""
@@ -74,12 +74,13 @@ def encode_header(header: Header) -> bytes:
     return (packed + blake3(packed).digest()).ljust(PAGE_BYTES, b"\0")
 
 
-def decode_header(raw: bytes, segment: int, offset: int) -> Header | None:
+def decode_header(raw: Buffer, segment: int, offset: int) -> Header | None:
     """Return the header in `raw` (at least HEADER_BYTES), or None if it is none of this very place."""
+    raw = bytes(raw[:HEADER_BYTES])
     if not raw.startswith(MAGIC) or len(raw) < HEADER_BYTES:
         return None
     packed = raw[: _HEADER.size]
-    if blake3(packed).digest() != raw[_HEADER.size : HEADER_BYTES]:
+    if blake3(packed).digest() != raw[_HEADER.size :]:
         return None
     _, version, kind, length, block, its_segment, its_offset, digest, pieces = _HEADER.unpack(packed)
     if version != RECORD_FORMAT or kind not in (LIVE, FREED) or length > BLOCK_BYTES:

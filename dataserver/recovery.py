@@ -17,7 +17,7 @@ from typing import TypeVar
 
 from dataserver.index import Entry, Index, IndexUnusable, SegmentRow, discard
 from dataserver.record import PAGE_BYTES, Header
-from dataserver.scan import Cut, Damaged, Found, Unfinished, scan
+from dataserver.scan import Blank, Cut, Damaged, Found, Unfinished, scan
 from dataserver.segment import Segment, segment_paths
 from wire.config import ConfigError
 from wire.digest import block_digest
@@ -121,6 +121,8 @@ def _scan_from(state: Recovered, segment: Segment, start: int, trusted: bool) ->
                 segment.cut(offset)
             case Unfinished():
                 appendable = False
+            case Blank(offset):
+                segment.begin_at(offset)
             case Damaged(offset, length):
                 _log.error("%s: %d bytes at %d cannot be read", segment.path.name, length, offset)
                 _note_damage(state, segment)

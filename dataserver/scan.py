@@ -50,7 +50,14 @@ class Unfinished(NamedTuple):
     length: int
 
 
-Finding = Found | Cut | Damaged | Unfinished
+class Blank(NamedTuple):
+    """Zeros up to the file's end: a hole, or written ahead of the records to come."""
+
+    offset: int
+    length: int
+
+
+Finding = Found | Cut | Damaged | Unfinished | Blank
 
 
 def scan(handle: int, segment: int, start: int) -> Iterator[Finding]:
@@ -91,7 +98,7 @@ def _next_header(handle: int, segment: int, position: int, size: int) -> int:
 
 
 def _between(handle: int, start: int, end: int, size: int) -> Iterator[Finding]:
-    """Yield what lies between two records: nothing where there are only zeros."""
+    """Yield what lies between two records, or past the last; nothing for zeros between two."""
     first = last = -1
     for position, chunk in _data_chunks(handle, start, min(end, size)):
         for at in range(0, len(chunk), PAGE_BYTES):
@@ -100,6 +107,8 @@ def _between(handle: int, start: int, end: int, size: int) -> Iterator[Finding]:
                 first = position + at if first < 0 else first
                 last = position + at
     if first < 0:
+        if end >= size:
+            yield Blank(start, size - start)
         return
     if end >= size and first > start:
         yield Unfinished(start, size - start)

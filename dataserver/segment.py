@@ -1,6 +1,6 @@
 """One segment file: records appended, read, freed. I/O without decisions.
 
-Appends must come from one thread at a time (the store's lock); reads, frees and syncs from any.
+Appends must come from one thread at a time (the store's lock); all else from any.
 The file is closed when the last reference goes, so that a reader never meets a closed descriptor.
 """
 
@@ -10,10 +10,13 @@ import errno
 import mmap
 import os
 import secrets
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
-from dataserver.durable import punch_hole, sync_directory, write_all
+from dataserver.durable import punch_hole, sync_directory, write_all, write_pages
 from dataserver.record import (
     FREED,
     HEADER_BYTES,
@@ -30,8 +33,16 @@ from dataserver.record import (
 )
 from wire.digest import BLOCK_BYTES, Buffer
 
+T = TypeVar("T")
+
+RECORD_BYTES = PAGE_BYTES + BLOCK_BYTES
+"""The longest record."""
 DIRECT_BYTES = 256 * 1024
 """Longer payloads go past the page cache, in and out: see docs/decisions/0003-segments-not-files.md."""
+AHEAD_BYTES = 2 * 1024 * 1024
+"""How far past the end zeros are written, where records are made durable one by one."""
+_ZEROS_BYTES = 256 * 1024
+_ZEROS = mmap.mmap(-1, _ZEROS_BYTES)  # aligned, for O_DIRECT
 
 
 class DirectFile:
@@ -40,7 +51,7 @@ class DirectFile:
     def __init__(self, path: Path) -> None:
         """Open an existing file. Raises OSError (EINVAL where the file system cannot do it)."""
         self._handle = -1
-        self._buffer = mmap.mmap(-1, BLOCK_BYTES)
+        self._buffer = mmap.mmap(-1, RECORD_BYTES)
         self._view = memoryview(self._buffer)
         self._handle = os.open(path, os.O_RDWR | os.O_DIRECT)
 
@@ -48,11 +59,16 @@ class DirectFile:
         if self._handle >= 0:
             os.close(self._handle)
 
-    def write(self, data: Buffer, offset: int) -> None:
-        """Write a block's bytes at a page's offset, zeros after them up to a whole page. Raises OSError."""
-        size = aligned(len(data))
-        self._view[: len(data)] = data
-        self._view[len(data) : size] = bytes(size - len(data))
+    def fileno(self) -> int:
+        return self._handle
+
+    def write(self, header: bytes, data: Buffer, offset: int) -> None:
+        """Write a record in one go, zeros after its bytes up to a whole page. Raises OSError."""
+        end = PAGE_BYTES + len(data)
+        size = aligned(end)
+        self._view[:PAGE_BYTES] = header
+        self._view[PAGE_BYTES:end] = data
+        self._view[end:size] = bytes(size - end)
         write_all(self._handle, self._view[:size], offset)
 
 
@@ -71,22 +87,28 @@ class DirectReader:
         if self._handle >= 0:
             os.close(self._handle)
 
-    def read(self, offset: int, length: int) -> bytes:
-        """Return at most a block's bytes from a page's offset on, fewer at the file's end. Raises OSError."""
+    @contextmanager
+    def lend(self, offset: int, length: int) -> Iterator[memoryview]:
+        """Lend at most a record's bytes from a page's offset on, fewer at the file's end. Raises OSError."""
         try:
             buffer = self._buffers.pop()
         except IndexError:
-            buffer = mmap.mmap(-1, BLOCK_BYTES)
+            buffer = mmap.mmap(-1, RECORD_BYTES)
         try:
             with memoryview(buffer) as view, view[: aligned(length)] as wanted:
                 got = os.preadv(self._handle, [wanted], offset)
-                return bytes(wanted[: min(got, length)])
+                with wanted[: min(got, length)] as lent:
+                    yield lent
         finally:
             self._buffers.append(buffer)
 
 
 class Segment:
-    """An open segment file; `end` is where the next record goes, below `durable_to` all is on disk."""
+    """An open segment file; `end` is where the next record goes, below `durable_to` all is on disk.
+
+    From `end` to `ready_to` the file holds zeros that are on disk: a sync of records there changes no
+    metadata of the file system. Only who holds `_tail` writes past `ready_to`, moves it or cuts the file.
+    """
 
     def __init__(self, path: Path, number: int, *, writable: bool = True) -> None:
         self.path = path
@@ -98,6 +120,9 @@ class Segment:
         self.identity = head.identity if head and head.number == number else b""
         self.end = max(PAGE_BYTES, aligned(self.size()))
         self.durable_to = PAGE_BYTES
+        self.ready_to = self.end
+        self._tail = threading.RLock()
+        self._is_sealed = not writable
         self._may_be_direct = writable
         self._reader = self._open_reader()
 
@@ -123,29 +148,38 @@ class Segment:
     def append(self, block: bytes, digest: bytes, pieces: bytes, data: Buffer) -> int:
         """Write a record at the end; return its offset.
 
-        The payload goes first: a header that can be read means that its write was complete (only a power
-        loss may keep the header and lose bytes). After an OSError the file is as before.
+        The payload goes first, or all in one direct write, which a kill does not divide: a header that can
+        be read means that its write was complete (only a power loss may keep the header and lose bytes).
+        After an OSError the file is as before.
         """
         offset = self.end
         header = encode_header(Header(LIVE, block, len(data), digest, pieces, self.number, offset))
-        try:
-            if not self._append_direct(data, offset + PAGE_BYTES):
-                write_all(self._handle, data, offset + PAGE_BYTES)
-            write_all(self._handle, header, offset)
-        except OSError:
-            os.ftruncate(self._handle, offset)
-            raise
-        self.end = offset + record_bytes(len(data))
+        end = offset + record_bytes(len(data))
+        if end <= self.ready_to:
+            self._write(header, data, offset)
+        else:
+            with self._tail:
+                self._write(header, data, offset)
+                self.ready_to = max(self.ready_to, end)
+        self.end = end
         return offset
 
-    def _append_direct(self, data: Buffer, offset: int) -> bool:
-        """Write a long payload past the page cache; False, with nothing done, where that cannot be."""
+    def _write(self, header: bytes, data: Buffer, offset: int) -> None:
+        try:
+            if self._write_direct(header, data, offset):
+                return
+            write_pages(self._handle, data, offset + PAGE_BYTES)
+            write_all(self._handle, header, offset)
+        except OSError:
+            self.cut(offset)
+            raise
+
+    def _write_direct(self, header: bytes, data: Buffer, offset: int) -> bool:
+        """Write a long record past the page cache; False, with nothing done, where that cannot be."""
         if len(data) < DIRECT_BYTES or not self._may_be_direct:
             return False
         try:
-            if self._direct is None:
-                self._direct = DirectFile(self.path)
-            self._direct.write(data, offset)
+            self._direct_file().write(header, data, offset)
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise
@@ -153,15 +187,56 @@ class Segment:
             return False
         return True
 
+    def _direct_file(self) -> DirectFile:
+        if self._direct is None:
+            self._direct = DirectFile(self.path)
+        return self._direct
+
+    def write_ahead(self, limit: int) -> None:
+        """Write zeros past the end, AHEAD_BYTES but not past `limit`.
+
+        Raises OSError: the file is as before.
+        """
+        with self._tail:
+            start, end = self.ready_to, min(self.end + AHEAD_BYTES, limit // PAGE_BYTES * PAGE_BYTES)
+            if self._is_sealed or end <= start:
+                return
+            try:
+                for offset in range(start, end, _ZEROS_BYTES):
+                    self._write_zeros(memoryview(_ZEROS)[: end - offset], offset)
+            except OSError:
+                os.ftruncate(self._handle, start)
+                raise
+            self.ready_to = end
+
+    def _write_zeros(self, zeros: memoryview, offset: int) -> None:
+        """Write past the page cache, where that can be."""
+        try:
+            handle = self._direct_file().fileno()
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            handle = self._handle
+        write_all(handle, zeros, offset)
+
     def seal(self) -> None:
-        """Say that nothing will be appended any more."""
-        self._direct = None
-        self._may_be_direct = False
+        """Say that nothing will be appended any more; the zeros past the end are given back."""
+        with self._tail:
+            self._direct = None
+            self._may_be_direct = False
+            self._is_sealed = True
+            if self.ready_to > self.end:
+                self.cut(self.end)
 
     def cut(self, offset: int) -> None:
-        """Take an unfinished write at the end off."""
-        os.ftruncate(self._handle, offset)
-        self.end = offset
+        """Take what lies from `offset` on off: zeros, or an unfinished write at the end."""
+        with self._tail:
+            os.ftruncate(self._handle, offset)
+            self.end = self.ready_to = offset
+
+    def begin_at(self, offset: int) -> None:
+        """Say that nothing but zeros lies from `offset` on, and that the next record goes there."""
+        self.end, self.ready_to = offset, max(offset, self.size() // PAGE_BYTES * PAGE_BYTES)
 
     def read_header(self, offset: int) -> Header | None:
         """Return the header at `offset`, or None if none can be trusted. Raises OSError."""
@@ -169,9 +244,17 @@ class Segment:
 
     def read(self, offset: int, length: int) -> bytes:
         """Return the bytes of the file from `offset`; fewer where it ends. Raises OSError."""
-        if self._reader and DIRECT_BYTES <= length <= BLOCK_BYTES and not offset % PAGE_BYTES:
-            return self._reader.read(offset, length)
-        return os.pread(self._handle, length, offset)
+        return self.look(offset, length, bytes)
+
+    def look(self, offset: int, length: int, use: Callable[[Buffer], T]) -> T:
+        """Return what `use` makes of the bytes from `offset`, which are its own only until it returns.
+
+        There are fewer where the file ends. Raises OSError.
+        """
+        if self._reader and DIRECT_BYTES <= length <= RECORD_BYTES and not offset % PAGE_BYTES:
+            with self._reader.lend(offset, length) as lent:
+                return use(lent)
+        return use(os.pread(self._handle, length, offset))
 
     def free(self, offset: int, length: int) -> None:
         """Give a range of whole records back to the file system."""

@@ -25,7 +25,7 @@ from dataserver.pieces import Span, refreshed_digests, span_of, vote
 from dataserver.quarantine import DAY_SECONDS, Quarantine
 from dataserver.record import PAGE_BYTES, Header, decode_header, record_bytes
 from dataserver.recovery import recover, segment_rows
-from dataserver.segment import Segment, create_segment
+from dataserver.segment import AHEAD_BYTES, Segment, create_segment
 from wire.digest import PIECE_BYTES, Buffer
 from wire.errors import BlockConflict, BlockDamaged, BlockMissing, InternalError, NoSpace
 from wire.messages import BlockPart, BlockRecord
@@ -38,6 +38,8 @@ RESERVE_BYTES = 16 * 1024 * 1024
 QUARANTINE_BYTES = 1024 * 1024 * 1024
 QUARANTINE_SECONDS = 90 * DAY_SECONDS
 UNSAVED_LIMIT = 32768
+LITTLE_BYTES = 256 * 1024
+"""Zeros are written ahead where no more than this is put between two syncs."""
 _RECLAIM_AT_ONCE = 4096
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -90,6 +92,8 @@ class SegmentStore:
         self._failure: OSError | None = None
         self._saved_rows = segment_rows(self._segments, self._damaged)
         self._frees = 0
+        self._appended_bytes = 0
+        self._syncs_little = False
         self._appends, self._repairs, self._syncs = threading.Lock(), threading.Lock(), threading.Lock()
 
     # -- blocks in
@@ -169,6 +173,7 @@ class SegmentStore:
                 raise NoSpace("no space is left on the data server's disk") from None
             raise
         self._unsynced.add(segment.number)
+        self._appended_bytes += record_bytes(len(data))
         self._index.put(Entry(block, segment.number, offset, len(data), digest), before)
         if self._index.unsaved > UNSAVED_LIMIT:
             self._save_index()
@@ -183,8 +188,7 @@ class SegmentStore:
             self._next_number += 1
             self._segments = {**self._segments, active.number: active}
             self._active = active
-        room = os.fstatvfs(active.fileno())
-        if room.f_bavail * room.f_frsize < reserve_bytes + size:
+        if _room(active) < reserve_bytes + size:
             raise OSError(errno.ENOSPC, "the reserve is reached")
         return active
 
@@ -208,30 +212,42 @@ class SegmentStore:
 
     def get(self, block: bytes, first_piece: int, piece_count: int) -> BlockPart:
         def read(entry: Entry) -> BlockPart:
-            header, span, data = self._pieces(entry, first_piece, piece_count)
-            return BlockPart(header.length, refreshed_digests(header.length, header.pieces, span, data), data)
+            return self._look(entry, first_piece, piece_count, _part_of)
 
         return self._read(block, read)
 
     def digest(self, block: bytes, first_piece: int, piece_count: int) -> bytes:
         def read(entry: Entry) -> bytes:
-            header, span, data = self._pieces(entry, first_piece, piece_count)
-            return vote(header.length, header.digest, header.pieces, span, data)
+            return self._look(entry, first_piece, piece_count, _vote_of)
 
         return self._read(block, read)
 
-    def _pieces(self, entry: Entry, first_piece: int, piece_count: int) -> tuple[Header, Span, bytes]:
-        """Return a record's header and some pieces as they are on disk; a small record is read at once."""
-        if entry.length > PIECE_BYTES or first_piece:
-            header = self._good_header(entry)
+    def _look(
+        self, entry: Entry, first_piece: int, piece_count: int, use: Callable[[Header, Span, Buffer], _T]
+    ) -> _T:
+        """Return what `use` makes of a record's header and pieces as they are on disk.
+
+        The bytes are its own only until it returns. A whole record is read at once.
+        """
+        if first_piece or 0 < piece_count * PIECE_BYTES < entry.length:
+            return self._look_at_part(entry, first_piece, piece_count, use)
+
+        def use_record(raw: Buffer) -> _T | None:
+            header = self._trusted(entry, decode_header(raw, entry.segment, entry.offset))
             span = span_of(header.length, first_piece, piece_count)
-            return header, span, self._payload(entry, span.start, span.end - span.start)
-        raw = self._bytes(entry, 0, PAGE_BYTES + entry.length)
-        header = self._trusted(entry, decode_header(raw, entry.segment, entry.offset))
+            if span.end > entry.length:  # the index is wrong about the length
+                return None
+            return use(header, span, raw[PAGE_BYTES + span.start : PAGE_BYTES + span.end])
+
+        found = self._look_at_bytes(entry, 0, PAGE_BYTES + entry.length, use_record)
+        return self._look_at_part(entry, first_piece, piece_count, use) if found is None else found
+
+    def _look_at_part(
+        self, entry: Entry, first_piece: int, piece_count: int, use: Callable[[Header, Span, Buffer], _T]
+    ) -> _T:
+        header = self._good_header(entry)
         span = span_of(header.length, first_piece, piece_count)
-        if span.end > entry.length:  # the index is wrong about the length
-            return header, span, self._payload(entry, span.start, span.end - span.start)
-        return header, span, raw[PAGE_BYTES + span.start : PAGE_BYTES + span.end]
+        return use(header, span, self._payload(entry, span.start, span.end - span.start))
 
     def locate(self, block: bytes) -> Place:
         """Return where a block's record is now. Raises BlockMissing."""
@@ -260,8 +276,7 @@ class SegmentStore:
 
     def _vote(self, entry: Entry, header: Header, first_piece: int = 0, piece_count: int = 0) -> bytes:
         span = span_of(header.length, first_piece, piece_count)
-        data = self._payload(entry, span.start, span.end - span.start)
-        return vote(header.length, header.digest, header.pieces, span, data)
+        return _vote_of(header, span, self._payload(entry, span.start, span.end - span.start))
 
     def _good_header(self, entry: Entry) -> Header:
         return self._trusted(entry, self._header(entry))
@@ -286,12 +301,15 @@ class SegmentStore:
         return self._bytes(entry, PAGE_BYTES + start, length)
 
     def _bytes(self, entry: Entry, start: int, length: int) -> bytes:
-        """Return bytes of a record, `start` counted from its header."""
+        return self._look_at_bytes(entry, start, length, bytes)
+
+    def _look_at_bytes(self, entry: Entry, start: int, length: int, use: Callable[[Buffer], _T]) -> _T:
+        """Return what `use` makes of bytes of a record, `start` counted from its header."""
         segment = self._segments.get(entry.segment)
         if segment is None:
             raise BlockDamaged(f"the segment of block {entry.block.hex()} is gone")
         try:
-            return segment.read(entry.offset + start, length)
+            return segment.look(entry.offset + start, length, use)
         except OSError as error:
             _log.error("segment %08x cannot be read at %d: %s", entry.segment, entry.offset, error)
             raise BlockDamaged(f"the bytes of block {entry.block.hex()} cannot be read: {error}") from None
@@ -383,6 +401,8 @@ class SegmentStore:
             with self._appends:
                 waiting = [(s, s.end) for number in self._unsynced if (s := self._segments.get(number))]
                 self._unsynced.clear()
+                self._syncs_little = 0 < self._appended_bytes <= LITTLE_BYTES
+                self._appended_bytes = 0
             for segment, end in waiting:
                 try:
                     segment.sync()
@@ -391,6 +411,26 @@ class SegmentStore:
                     _log.critical("%s cannot be synced: %s; no more writes", segment.path, error)
                     raise InternalError(f"the disk failed: {error}") from None
                 segment.durable_to = max(segment.durable_to, end)
+
+    @property
+    def wants_ahead(self) -> bool:
+        active = self._active
+        return self._syncs_little and active is not None and active.ready_to - active.end < AHEAD_BYTES // 2
+
+    def write_ahead(self) -> None:
+        active = self._active
+        if active is None or self._failure is not None:
+            return
+        try:
+            if _room(active) < self._reserve_bytes + AHEAD_BYTES:
+                return
+            active.write_ahead(self._segment_bytes)
+        except OSError as error:
+            _log.warning("no zeros can be written ahead in %s: %s", active.path, error)
+            return
+        with self._appends:
+            self._unsynced.add(active.number)
+        self.sync()
 
     def _refuse_if_failed(self) -> None:
         """After a failed sync nobody knows what is on disk: no write is taken until a restart."""
@@ -418,12 +458,29 @@ class SegmentStore:
     def close(self) -> None:
         if self._failure is None:
             self.maintain()
+            if self._active is not None:
+                self._active.seal()
         self._index.close()
         self._segments, self._active = {}, None
 
 
+def _room(segment: Segment) -> int:
+    """Return how many bytes are free on the segment's disk."""
+    room = os.fstatvfs(segment.fileno())
+    return room.f_bavail * room.f_frsize
+
+
 def _missing(block: bytes) -> BlockMissing:
     return BlockMissing(f"block {block.hex()} is not here")
+
+
+def _part_of(header: Header, span: Span, data: Buffer) -> BlockPart:
+    digests = refreshed_digests(header.length, header.pieces, span, data)
+    return BlockPart(header.length, digests, bytes(data))
+
+
+def _vote_of(header: Header, span: Span, data: Buffer) -> bytes:
+    return vote(header.length, header.digest, header.pieces, span, data)
 
 
 def _runs(entries: list[Entry]) -> list[tuple[int, int]]:

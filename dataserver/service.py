@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
@@ -44,7 +45,7 @@ class DataService:
         self._started = time.monotonic()
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="store")
         self._writing = 0
-        self._sync = SharedSync(self._threads, store.sync)
+        self._sync = SharedSync(self._threads, self._sync_store)
 
     async def _in_thread(self, call: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
         loop = asyncio.get_running_loop()
@@ -112,6 +113,13 @@ class DataService:
 
     async def keep_scrub(self, state: dict[str, Any]) -> None:
         await self._in_thread(self._scrub.keep, state)
+
+    def _sync_store(self) -> None:
+        """Sync in a thread; then let another one prepare space, if that is worth it."""
+        self._store.sync()
+        if self._store.wants_ahead:
+            with suppress(RuntimeError):  # the threads end, and the store with them
+                self._threads.submit(self._store.write_ahead)
 
     async def repair(self, block: bytes, digest: bytes, data: bytes, note: str) -> str:
         return await self._write_in_thread(self._store.repair, block, digest, data, note)
