@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mediator.collect import Collector
+from mediator.compact import Compactor
 from mediator.explain import Explainer, quorum_as_data
 from mediator.fanout import Background
 from mediator.health import Health
@@ -55,6 +56,7 @@ class Mediator:
             config.scrub_days * DAY_SECONDS,
             config.scrub_bytes_per_second,
         )
+        self.compactor = Compactor(self.metadata, self.read_path, self.write_path)
         self.explainer = Explainer(quorum, self.health, self.metadata, self.repairs, self.refusals)
 
     def _came_up(self, server: Server) -> None:
@@ -73,6 +75,7 @@ class Mediator:
         self.background.start(self.health.run_forever(), "health")
         self.background.start(self.refills.inspect_forever(), "inspections")
         self.background.start(self.collector.run_forever(), "garbage collection")
+        self.background.start(self.compactor.run_forever(), "compaction")
         self.background.start(self.ledger.run_forever(), "ledger")
         self.background.start(self.scrubs.run_forever(), "scrubs")
         self.background.start(self.room.run_forever(), "looking for room")
@@ -123,6 +126,7 @@ class Mediator:
             "refusals": self.refusals.newest(),
             "refusal_count": self.refusals.count,
             "garbage": self.collector.status(),
+            "compaction": self.compactor.status(),
             "background": {"running": len(self.background), "failed": self.background.failed},
         }
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from metaserver.bookkeeping import Bookkeeping
 from metaserver.checking import Checking
+from metaserver.compaction import Compaction
 from metaserver.contents import FIRST_RUN_EXTENTS, Contents
 from metaserver.inodes import Inodes
 from metaserver.ledger import Ledger
@@ -36,7 +37,9 @@ from wire.messages import (
     LockGrant,
     LockHolder,
     Opened,
+    Reference,
     SessionInfo,
+    SparsePage,
     Ticket,
 )
 
@@ -52,6 +55,7 @@ class MetaService:
     def __init__(
         self, store: Store, sessions: Sessions, log: LogSync, cluster: str, reserve_bytes: int = 0
     ) -> None:
+        self._compaction = Compaction(store)
         self._ledger = Ledger(store.path.parent)
         self._room = Room(store, reserve_bytes)
         inodes = Inodes(store, sessions)
@@ -273,6 +277,13 @@ class MetaService:
 
     async def collectable(self, blocks: list[bytes]) -> list[bytes]:
         return await self._for_ever(self._store.read(self._bookkeeping.collectable, blocks))
+
+    def sparse_blocks(self, after: bytes, limit: int, min_age_ms: int) -> SparsePage:
+        return self._store.read(self._compaction.sparse, after, limit, min_age_ms)
+
+    def exchange_block(self, session: int, old: bytes, references: list[Reference], new: BlockRecord) -> bool:
+        self._sessions.renew(session)
+        return self._store.change(self._compaction.exchange, session, old, references, new)
 
     def referenced_bytes(self) -> int:
         return self._store.read(self._bookkeeping.referenced_bytes)

@@ -120,6 +120,29 @@ class MappedExtent(NamedTuple):
     digest: bytes
 
 
+class Reference(NamedTuple):
+    """An extent of a file that refers to a known block from `block_offset` on."""
+
+    ino: int
+    offset: int
+    length: int
+    block_offset: int
+
+
+class SparseBlock(NamedTuple):
+    """A block that files use little of, and all extents that refer to it."""
+
+    record: BlockRecord
+    references: list[Reference]
+
+
+class SparsePage(NamedTuple):
+    """The mostly dead ones of a run of blocks up to the id `after`; b"" when none was left to look at."""
+
+    after: bytes
+    blocks: list[SparseBlock]
+
+
 class FileMap(NamedTuple):
     """A run of a file's extents in order; gaps are holes. `complete` when no extent follows the run."""
 

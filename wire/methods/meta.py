@@ -15,7 +15,9 @@ from wire.messages import (
     LockGrant,
     LockHolder,
     Opened,
+    Reference,
     SessionInfo,
+    SparsePage,
     Ticket,
 )
 
@@ -266,6 +268,24 @@ class BookkeepingMethods:
 
     def collectable(self, blocks: list[bytes]) -> list[bytes]:
         """Return those of `blocks` that may be deleted: garbage, or of a dead session and never committed."""
+        raise NotImplementedError
+
+    def sparse_blocks(self, after: bytes, limit: int, min_age_ms: int) -> SparsePage:
+        """Look at up to `limit` blocks with ids greater than `after`; return those that are mostly dead.
+
+        Blocks of files that changed within the last `min_age_ms` are left out.
+        """
+        raise NotImplementedError
+
+    def exchange_block(self, session: int, old: bytes, references: list[Reference], new: BlockRecord) -> bool:
+        """Let extents of `old` refer to a new block instead, which has their bytes one after the other.
+
+        Returns:
+            False if one of them is not as told any more; nothing is changed then.
+
+        Raises:
+            InvalidArgument, SessionUnknown.
+        """
         raise NotImplementedError
 
     def referenced_bytes(self) -> int:
