@@ -63,6 +63,8 @@ class Files:
         self._namespace, self._blocks, self._permission = namespace, blocks, permission
         self._names, self._pages, self._opens = names, pages, opens
         self._writeback, self._reader, self._locks = writeback, reader, locks
+        self._reads_follow = False
+        """Whether opens are followed by reads now, or by none, because the kernel has the pages."""
 
     # opening and closing
 
@@ -78,8 +80,12 @@ class Files:
         """
         writing = bool(flags & (os.O_ACCMODE | os.O_TRUNC))
         token = self._names.asking()
-        inode, changed = self._opens.open(ino, writing, walk)
+        inode, changed, opened = self._opens.open(ino, writing, walk, self._reads_follow and not writing)
         handle = self._attach(inode, flags)
+        if opened.part is not None:
+            extent = opened.map.extents[0]
+            self._reader.offer(BlockRecord(extent.block, extent.block_length, extent.digest), opened.part)
+            handle.brought = True
         if changed:
             self._pages.doubt(ino)
         if flags & os.O_TRUNC:
@@ -163,6 +169,8 @@ class Files:
         finally:
             self._locks.released(handle)
             self._opens.release(inode)
+            if handle.brought and handle.read_from < 0:
+                self._reads_follow = False
 
     # reading
 
@@ -175,6 +183,7 @@ class Files:
         """
         self._locks.confirm(handle)
         inode = handle.inode
+        self._reads_follow = True
         for attempt in range(MAP_ATTEMPTS):
             spans, end, version = self._plan(inode, offset, offset + size)
             if end <= offset:

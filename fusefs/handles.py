@@ -15,7 +15,7 @@ from fusefs.inodes import Inode
 from fusefs.ports import NamespacePort
 from fusefs.walks import Walk
 from wire.errors import QuorumfsError
-from wire.messages import Attributes, Entry, FileMap
+from wire.messages import Attributes, Entry, FileMap, Opened
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +27,7 @@ class Handle:
 
     __slots__ = (
         "appending",
+        "brought",
         "error",
         "inode",
         "lost",
@@ -44,6 +45,8 @@ class Handle:
         self.reading = access != os.O_WRONLY
         self.writing = access != os.O_RDONLY
         self.appending = bool(flags & os.O_APPEND)
+        self.brought = False
+        """Whether the file's bytes came with the answer to open."""
         self.uncached = False
         """Whether its reads and writes pass the kernel's page cache by."""
         self.lost: QuorumfsError | None = None
@@ -95,8 +98,11 @@ class OpenInodes:
         with self._changed:
             return [*self._inodes, *self._waiting]
 
-    def open(self, ino: int, writing: bool, walk: Walk | None) -> tuple[Inode, bool]:
-        """Open an inode at the server; return it, and whether its contents changed since it was last asked.
+    def open(
+        self, ino: int, writing: bool, walk: Walk | None, read: bool = False
+    ) -> tuple[Inode, bool, Opened]:
+        """Open an inode at the server; return it, whether its contents changed since it was last asked, and
+        the answer: with `read`, for reading, the bytes of a small file come along.
 
         With a `walk` it is opened only if that leads to it still; else StaleFile is raised.
 
@@ -105,14 +111,17 @@ class OpenInodes:
         inode = self._use(ino)
         try:
             start, names = (walk.start, walk.names) if walk is not None else (ino, [])
-            opened = self._namespace.open(ino, writing, start, names)
+            if read:
+                opened = self._namespace.open_and_read(ino, start, names)
+            else:
+                opened = self._namespace.open(ino, writing, start, names)
         except BaseException:
             self.release(inode)
             raise
         with inode.lock:
             changed = inode.learn_attributes(opened.attributes)
             inode.learn_map(0, opened.map)
-        return inode, changed
+        return inode, changed, opened
 
     def adopt(self, attributes: Attributes) -> Inode:
         """Take over an inode that `create` has opened."""

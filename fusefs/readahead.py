@@ -16,7 +16,7 @@ from fusefs.extents import pieces_of
 from fusefs.ports import BlockPort
 from wire.digest import BLOCK_BYTES, PIECE_BYTES, part_matches, piece_count
 from wire.errors import DeadlineExceeded, DigestMismatch, QuorumfsError
-from wire.messages import BlockRecord
+from wire.messages import BlockPart, BlockRecord
 
 log = logging.getLogger(__name__)
 
@@ -94,6 +94,11 @@ class BlockReader:
                 future: Future[memoryview] = Future()
                 self._fetching[record.block] = future
             self._pool.submit(self._fetch_for, future, ino, record)
+
+    def offer(self, record: BlockRecord, part: BlockPart) -> None:
+        """Keep a whole block of one piece that came unasked, if it matches the witness."""
+        if record.length <= PIECE_BYTES and part_matches(record.digest, record.length, 0, b"", part.data):
+            self._keep(record.block, 0, memoryview(part.data))
 
     def forget(self) -> None:
         """Forget all bytes, so that the next read of each block is a vote."""

@@ -101,13 +101,25 @@ class RemoteNamespace:
         self._mutate(NamespaceMethods.remove_xattr, ino, name)
 
     def open(self, ino: int, writing: bool, start: int, names: Sequence[bytes]) -> Opened:
-        session = self._session.number
         walk = list(names)
+        return self._in_any_session(
+            lambda session: self._ask(NamespaceMethods.open, session, ino, writing, start, walk)
+        )
+
+    def open_and_read(self, ino: int, start: int, names: Sequence[bytes]) -> Opened:
+        walk = list(names)
+        return self._in_any_session(
+            lambda session: self._ask(MediatorMethods.open_and_read, session, ino, start, walk)
+        )
+
+    def _in_any_session(self, ask: Callable[[int], R]) -> R:
+        """Call for the session; if it is gone, for a new one."""
+        session = self._session.number
         try:
-            return self._ask(NamespaceMethods.open, session, ino, writing, start, walk)
+            return ask(session)
         except SessionUnknown:
             self._session.renew_after(session)
-        return self._ask(NamespaceMethods.open, self._session.number, ino, writing, start, walk)
+        return ask(self._session.number)
 
     def close(self, inodes: Sequence[int]) -> None:
         self._ask(NamespaceMethods.close, self._session.number, list(inodes))

@@ -14,9 +14,9 @@ from mediator.health import Health
 from mediator.repair import Repairs
 from mediator.servers import Metadata, Server
 from mediator.vote import ReadOutcome, Verdict, describe_read, judge, read_outcome
-from wire.digest import BLOCK_BYTES, DIGEST_BYTES, piece_count
+from wire.digest import BLOCK_BYTES, DIGEST_BYTES, PIECE_BYTES, piece_count
 from wire.errors import InvalidArgument, QuorumfsError, ReadRefused, Unavailable
-from wire.messages import BLOCK_ID_BYTES, BlockPart, BlockRecord
+from wire.messages import BLOCK_ID_BYTES, BlockPart, BlockRecord, FileMap
 from wire.methods import DataMethods
 from wire.quorum import Quorum
 from wire.request import request_of, settle
@@ -27,6 +27,8 @@ HEDGE_FACTOR = 4
 """A second server is asked for the bytes when the first takes so many times its usual time."""
 LAST_VOTES_SECONDS = 0.05
 """A refusal waits so long for one more vote, so that it can say how all replicas stand."""
+OPEN_SECONDS = 0.25
+"""An open waits so long for the bytes that may come with it: it is not a read, and must not fail as one."""
 NEAR_FACTOR = 2
 NEAR_SECONDS = 0.001
 """Servers at most this much slower than the fastest take turns in sending bytes."""
@@ -42,6 +44,16 @@ def check_request(witness: BlockRecord, first_piece: int, pieces: int) -> None:
         raise InvalidArgument(
             f"pieces {first_piece} and {pieces} on: the block has {piece_count(witness.length)} pieces"
         )
+
+
+def only_small_block(file: FileMap) -> BlockRecord | None:
+    """Return the block of a file that has one extent, in a block of at most one piece; else None."""
+    if not file.complete or len(file.extents) != 1:
+        return None
+    extent = file.extents[0]
+    if extent.block_length > PIECE_BYTES:
+        return None
+    return BlockRecord(extent.block, extent.block_length, extent.digest)
 
 
 def choose_byte_server(latencies: dict[int, float], turn: int) -> int:
@@ -218,6 +230,17 @@ class ReadPath:
         if not ballot.unanimous:
             ballot.when_complete(partial(self._repair_losers, ballot))
         return ballot.part
+
+    async def read_small(self, file: FileMap) -> BlockPart | None:
+        """Return the bytes of a file that is one small block; None if it is not, or without a good vote."""
+        witness = only_small_block(file)
+        if witness is None:
+            return None
+        try:
+            async with asyncio.timeout(OPEN_SECONDS):
+                return await self.read_block(witness, 0, 0)
+        except (QuorumfsError, TimeoutError):
+            return None
 
     async def _decide(self, witness: BlockRecord, first_piece: int, pieces: int) -> Ballot:
         """Vote until the outcome is known: with verified bytes, or refused."""

@@ -76,6 +76,11 @@ class Service:
             ino, "read", self._mediator.read_path.read_block(witness, first_piece, piece_count)
         )
 
+    async def open_and_read(self, session: int, ino: int, start: int, names: list[bytes]) -> Opened:
+        opened = await self._mediator.metadata.ask(NamespaceMethods.open, session, ino, False, start, names)
+        part = await self._mediator.read_path.read_small(opened.map)
+        return opened._replace(part=part)
+
     async def sync_blocks(self, blocks: list[bytes]) -> None:
         await self._noting(0, "sync_blocks", self._mediator.write_path.sync_blocks(blocks))
 

@@ -153,10 +153,14 @@ class FileMap(NamedTuple):
 
 
 class Opened(NamedTuple):
-    """An open file: fresh attributes and the first run of its extents."""
+    """An open file: fresh attributes and the first run of its extents.
+
+    `part` is its only block after the vote, if that was asked for, is at most one piece, and went well.
+    """
 
     attributes: Attributes
     map: FileMap
+    part: BlockPart | None = None
 
 
 class Commit(NamedTuple):

@@ -15,7 +15,7 @@ from tests.support import take_seed
 from tests.unit.mediator_fakes import VOTE_SECONDS, run, world
 from wire.digest import PIECE_BYTES
 from wire.errors import DeadlineExceeded, InvalidArgument, ReadRefused, Unavailable
-from wire.messages import BlockRecord
+from wire.messages import BlockRecord, FileMap, MappedExtent
 
 
 async def check_pattern(read: int, pattern: str, data: bytes) -> None:
@@ -335,5 +335,29 @@ def test_bytes_come_from_servers_in_turn() -> None:
             for _ in range(20):
                 await w.read(record)
             assert len([n for n, server in w.data.items() if "get" in server.calls]) >= 3
+
+    run(scenario())
+
+
+def test_the_only_small_block_comes_with_open_after_a_vote_of_all_and_nothing_else_does() -> None:
+    async def scenario() -> None:
+        async with world(read=3) as w:
+            record = w.commit(b"small")
+            extent = MappedExtent(0, 5, record.block, 0, 5, record.digest)
+            whole = FileMap(1, 5, [extent], True)
+            read_small = w.mediator.read_path.read_small
+            part = await read_small(whole)
+            assert part is not None and part.data == b"small"
+            await w.settle()
+            assert w.mediator.read_path.votes == 1
+            assert await read_small(FileMap(1, 5, [], True)) is None
+            assert await read_small(whole._replace(extents=[extent, extent._replace(offset=5)])) is None
+            assert await read_small(whole._replace(complete=False)) is None
+            large = extent._replace(block_length=PIECE_BYTES + 1)
+            assert await read_small(whole._replace(extents=[large])) is None
+            assert w.mediator.read_path.votes == 1
+            for number in (1, 2, 3):
+                w.fault(record, "C", number)
+            assert await read_small(whole) is None
 
     run(scenario())

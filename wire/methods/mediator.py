@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from wire.messages import Attributes, BlockPart, BlockRecord, Commit, Heartbeat, Ticket, Usage
+from wire.messages import Attributes, BlockPart, BlockRecord, Commit, Heartbeat, Opened, Ticket, Usage
 
 
 class MediatorMethods:
@@ -35,6 +35,16 @@ class MediatorMethods:
 
         Raises:
             ReadRefused: `detail` says who voted what.
+        """
+        raise NotImplementedError
+
+    def open_and_read(self, session: int, ino: int, start: int, names: list[bytes]) -> Opened:
+        """Open a file for reading as NamespaceMethods.open does, and read it if it is one small block.
+
+        The vote is held after the file was opened. If it does not go well, or takes long, the file comes
+        without the bytes: read_block says why.
+
+        Raises what open raises.
         """
         raise NotImplementedError
 

@@ -188,6 +188,15 @@ class FakeServer:
         self.open_inodes.add(ino)
         return Opened(self._load(ino), self._run(ino, 0, self.first_run))
 
+    def open_and_read(self, ino: int, start: int, names: Sequence[bytes]) -> Opened:
+        self.calls["open_and_read"] += 1
+        opened = self.open(ino, False, start, names)
+        extents = opened.map.extents
+        if len(extents) != 1:
+            return opened
+        data = self.blocks[extents[0].block]
+        return opened._replace(part=BlockPart(len(data), b"", data))
+
     def close(self, inodes: Sequence[int]) -> None:
         self._enter("close")
         self.open_inodes -= set(inodes)

@@ -6,6 +6,7 @@ import os
 import random
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -25,7 +26,7 @@ from wire.errors import (
     WriteFailed,
     WriteRefused,
 )
-from wire.messages import AttributeChanges, BlockPart
+from wire.messages import AttributeChanges, BlockPart, Opened
 
 MIB = BLOCK_BYTES
 
@@ -228,6 +229,7 @@ def test_bytes_that_do_not_match_the_witness_are_never_passed_on(
     ino = make(fs, b"a", b"old")
     lies = [BlockPart(3, b"", b"bad"), BlockPart(3, b"", b"ol"), BlockPart(3, b"", b"old")]
     monkeypatch.setattr(server, "read_block", lambda *_: lies.pop(0))
+    monkeypatch.setattr(server, "open_and_read", lambda ino, *walk: server.open(ino, False, *walk))
     assert read(fs, ino) == b"old"
     lies[:] = [BlockPart(3, b"", b"bad")] * 3
     fs.set_xattr(ino, b"user.quorumfs.drop_caches", b"", 0)
@@ -565,3 +567,32 @@ def test_the_blocks_of_a_commit_that_may_come_late_are_not_abandoned(
     fs._writeback.close()
     assert len(server.abandoned) == 3, "of the second failure only: two put before, one with the commit"
     assert server.committed(ino) == b"old"
+
+
+def test_the_bytes_of_a_small_file_come_with_open_where_reads_follow(
+    fs: FileSystem, server: FakeServer
+) -> None:
+    inos = [make(fs, name, name * 9) for name in (b"a", b"b", b"c")]
+    assert [read(fs, ino) for ino in inos] == [b"a" * 9, b"b" * 9, b"c" * 9]
+    assert server.calls["read_block"] == 1  # the first open did not know yet
+    assert server.calls["open_and_read"] == 2
+    for ino in inos[:2]:
+        close(fs, fs.files.open(ino, os.O_RDONLY)[0])
+    assert server.calls["open_and_read"] == 3  # the kernel had the pages: they are not sent in vain again
+
+
+def test_bytes_that_came_with_open_and_do_not_match_the_witness_are_not_used(
+    fs: FileSystem, server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ino = make(fs, b"a", b"right")
+    read(fs, ino)
+    fs.set_xattr(ino, b"user.quorumfs.drop_caches", b"", 0)
+    honest = server.open_and_read
+
+    def lie(*args: Any) -> Opened:
+        return honest(*args)._replace(part=BlockPart(5, b"", b"wrong"))
+
+    monkeypatch.setattr(server, "open_and_read", lie)
+    assert read(fs, ino) == b"right"
+    assert server.calls["open_and_read"] == 1
+    assert server.calls["read_block"] == 2
