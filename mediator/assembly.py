@@ -11,7 +11,9 @@ from mediator.compact import Compactor
 from mediator.explain import Explainer, quorum_as_data
 from mediator.fanout import Background
 from mediator.health import Health
+from mediator.lag import LagKeeper
 from mediator.ledger import Ledger
+from mediator.pace import Pace
 from mediator.read_path import ReadPath
 from mediator.refill import Refills
 from mediator.refusals import Refusals
@@ -40,12 +42,22 @@ class Mediator:
         self.health = Health(config.cluster, quorum, servers, metaserver, self._came_up)
         self.ledger = Ledger(self.metadata)
         self.repairs = Repairs(quorum, self.health, self.metadata, self.background, self.ledger, vote_seconds)
-        self.refills = Refills(self.health, self.metadata, self.repairs, self.background)
+        pace = Pace(config.refill_bytes_per_second)
+        self.refills = Refills(self.health, self.metadata, self.repairs, self.background, pace)
+        numbers = [server.number for server in servers]
+        self.lag = LagKeeper(numbers, self.metadata, self.background, self.refills.heal)
         self.collector = Collector(self.health, self.metadata, config.garbage_grace_seconds, vote_seconds)
         self.read_path = ReadPath(quorum, self.health, self.metadata, self.repairs, vote_seconds)
         self.room = Room(quorum, servers, self.metadata, self._has_room_again)
         self.write_path = WritePath(
-            quorum, self.health, self.metadata, self.repairs, self.room, self.background, vote_seconds
+            quorum,
+            self.health,
+            self.metadata,
+            self.repairs,
+            self.room,
+            self.lag,
+            self.background,
+            vote_seconds,
         )
         self.scrubs = Scrubs(
             self.health,
@@ -64,6 +76,8 @@ class Mediator:
             self.collector.restarted(server)
             self.scrubs.came_up(server)
             self.refills.came_up(server)
+        else:
+            self.refills.metadata_came_up()
 
     def _has_room_again(self, server: Server) -> None:
         """Give a server that was full what it could not take."""
@@ -74,6 +88,7 @@ class Mediator:
         await self.health.first_look()
         self.background.start(self.health.run_forever(), "health")
         self.background.start(self.refills.inspect_forever(), "inspections")
+        self.background.start(self.refills.heal_forever(), "healing what lags")
         self.background.start(self.collector.run_forever(), "garbage collection")
         self.background.start(self.compactor.run_forever(), "compaction")
         self.background.start(self.ledger.run_forever(), "ledger")

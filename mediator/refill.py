@@ -1,7 +1,8 @@
-"""Refilling a data server that came up: what it lacks is found by comparing sorted inventories, page by page.
+"""Refilling a data server that came up: what it lacks is remembered by the metadata server (the lag).
 
-It needs no state to go on after an interruption: it begins anew and finds less to do. `compare` is pure;
-the rest is thin I/O on one event loop.
+Whole inventories are compared, page by page, only from time to time, when somebody asks for it, and when the
+number of blocks shows that the lag is not all. It needs no state to go on after an interruption: it begins
+anew and finds less to do. `compare` and `must_compare` are pure; the rest is thin I/O on one event loop.
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ from typing import Any, NamedTuple
 
 from mediator.fanout import Background, outcome_of
 from mediator.health import Health
+from mediator.pace import Pace
 from mediator.placement import holders
 from mediator.repair import Repaired, Repairs
 from mediator.servers import Metadata, Server
 from mediator.vote import Verdict
 from wire.errors import InternalError, QuorumfsError
 from wire.messages import BlockRecord
-from wire.methods import BookkeepingMethods, DataMethods
+from wire.methods import BookkeepingMethods, CommonMethods, DataMethods
 
 PAGE = 4096
 """Records a page: about a quarter of a megabyte on the wire."""
@@ -34,6 +36,13 @@ JUST_SECONDS = 3.0
 """Who asks for a refill again and again sees its end for so long, before that begins another one."""
 INSPECTION_SECONDS = 600.0
 """Every server is compared so often also without having been away, to find orphans."""
+LAG_SECONDS = 2.0
+"""What lags on servers that are up is tried again so often."""
+BATCH = 256
+"""So many blocks are filled before the metadata server is told that they lag no more."""
+COUNTS = 3
+COUNT_SECONDS = 0.3
+"""A server's blocks are counted so often, so far apart, before they differ: files are written meanwhile."""
 
 log = logging.getLogger("mediator.refill")
 
@@ -66,6 +75,18 @@ def compare(committed: Sequence[BlockRecord], held: Sequence[BlockRecord]) -> Di
     )
 
 
+def must_compare(held: int, committed: int, lagging: int, garbage: int) -> bool:
+    """Tell from numbers of blocks whether a server lacks, or has, others than those that are known of.
+
+    Args:
+        held: how many blocks the server has.
+        committed: how many it should have.
+        lagging: how many of these it is known to lack.
+        garbage: how many others it may still have.
+    """
+    return not committed - lagging <= held <= committed - lagging + garbage
+
+
 @dataclass
 class RefillProgress:
     """How far one server's refill is. Totals are what the comparison found, so that the ETA is honest."""
@@ -75,7 +96,8 @@ class RefillProgress:
     running: bool = True
     ended: float = 0.0
     passes: int = 0
-    comparing: bool = True
+    comparing: bool = False
+    compared: int = 0
     blocks_total: int = 0
     blocks_done: int = 0
     bytes_total: int = 0
@@ -94,6 +116,7 @@ class RefillProgress:
             "state": "running" if self.running else ("failed" if self.failed or self.error else "done"),
             "passes": self.passes,
             "comparing": self.comparing,
+            "compared": self.compared,
             "done": self.blocks_done,
             "total": self.blocks_total,
             "bytes_done": self.bytes_done,
@@ -110,7 +133,15 @@ class RefillProgress:
 class Refills:
     """Refills servers that came up, each at most once at a time."""
 
-    def __init__(self, health: Health, metadata: Metadata, repairs: Repairs, background: Background) -> None:
+    def __init__(
+        self, health: Health, metadata: Metadata, repairs: Repairs, background: Background, pace: Pace
+    ) -> None:
+        self._pace = pace
+        self._behind: set[int] = set()
+        self._returned: set[int] = set()
+        self._whole: set[int] = set()
+        self._compared: set[int] = set()
+        self._vouched = False
         self._health = health
         self._metadata = metadata
         self._repairs = repairs
@@ -127,11 +158,16 @@ class Refills:
         """Return the progress of a refill that runs or has just ended; else begin one."""
         progress = self._progress.get(server.number)
         if progress is None or (not progress.running and time.monotonic() - progress.ended > JUST_SECONDS):
-            self.begin(server)
+            self.begin(server, whole=True)
         return self._progress[server.number].as_data(time.monotonic())
 
-    def begin(self, server: Server) -> None:
-        """Begin a server's refill; one that is under way does one more pass."""
+    def begin(self, server: Server, whole: bool = False) -> None:
+        """Begin a server's refill; one that is under way does one more pass.
+
+        With `whole`, inventories are compared; else only what is known to lag is filled.
+        """
+        if whole:
+            self._whole.add(server.number)
         progress = self._progress.get(server.number)
         if progress is not None and progress.running:
             self._again.add(server.number)
@@ -141,17 +177,45 @@ class Refills:
 
     def came_up(self, server: Server) -> None:
         """Refill a server that came up, and those that may have waited for a replica which it holds."""
+        self._returned.add(server.number)
         for other in self._health.up:
             progress = self._progress.get(other.number)
             if other is server or (progress is not None and progress.failed):
                 self.begin(other)
+
+    def heal(self, number: int) -> None:
+        """Fill what lags on a server: now if it is up and has room, else when it will."""
+        self._behind.add(number)
+        for server in self._health.up:
+            if server.number == number and not server.full:
+                self.begin(server)
+
+    async def heal_forever(self) -> None:
+        """Try again from time to time what could not be filled."""
+        while True:
+            await asyncio.sleep(LAG_SECONDS)
+            for server in self._health.up:
+                progress = self._progress.get(server.number)
+                if server.number in self._behind and not server.full and not (progress and progress.running):
+                    self.begin(server)
+
+    def metadata_came_up(self) -> None:
+        """The metadata server was restarted: it does not know any more which puts were open."""
+        self._compared.clear()
+        if self._vouched:
+            self._background.start(self._vouch_later(), "vouching for the newest blocks")
+
+    async def _vouch_later(self) -> None:
+        """Vouch once all puts that were open at the restart have ended, and are told of if they failed."""
+        await asyncio.sleep(2 * self._metadata.witness_seconds)
+        await self._metadata.ask(BookkeepingMethods.vouch_recent)
 
     async def inspect_forever(self) -> None:
         """Compare every server's inventory from time to time."""
         while True:
             await asyncio.sleep(INSPECTION_SECONDS)
             for server in self._health.up:
-                self.begin(server)
+                self.begin(server, whole=True)
 
     async def _run(self, server: Server) -> None:
         progress = self._progress[server.number]
@@ -193,9 +257,116 @@ class Refills:
                 await asyncio.sleep(RETRY_SECONDS)
 
     async def _run_once(self, server: Server, progress: RefillProgress) -> tuple[int, int]:
-        """Do one pass: compare to know the totals, then mend. Returns how much was found and mended."""
+        """Do one pass: what lags, then, if it must be, all. Returns how much was found and mended."""
         progress.passes += 1
+        progress.failed = 0
+        returned = server.number in self._returned
+        newest = await self._newest_lacking(server) if returned else []
+        found, mended = await self._heal(server, progress, newest)
+        if returned and await self._must_compare(server):
+            self._whole.add(server.number)
+        self._returned.discard(server.number)
+        if server.number not in self._whole:
+            return found, mended
+        found_more, mended_more = await self._compare_all(server, progress)
+        if not found_more:
+            self._whole.discard(server.number)
+            await self._note_compared(server)
+        return found + found_more, mended + mended_more
+
+    async def _newest_lacking(self, server: Server) -> list[BlockRecord]:
+        """Return those of the blocks committed last that a server lacks.
+
+        A mediator that was killed could not tell who had not taken them, and the power may have failed.
+        """
+        recent = await self._metadata.ask(BookkeepingMethods.recent_blocks)
+        self._vouched = recent.complete
+        if not recent.complete:
+            self._whole.add(server.number)
+        lacking: list[bytes] = []
+        for start in range(0, len(recent.blocks), PAGE):
+            page = recent.blocks[start : start + PAGE]
+            lacking += await server.call(self._metadata.deadline_seconds, DataMethods.sync, page)
+        live = await self._metadata.live(lacking) if lacking else []
+        return [record for record in live if record is not None]
+
+    async def _must_compare(self, server: Server) -> bool:
+        for count in range(COUNTS):
+            if count:
+                await asyncio.sleep(COUNT_SECONDS)
+            counts = await self._metadata.ask(BookkeepingMethods.counts)
+            lag = await self._metadata.ask(BookkeepingMethods.lag_counts)
+            status = await server.call(self._metadata.deadline_seconds, CommonMethods.status)
+            lagging = sum(each.blocks for each in lag if each.server == server.number)
+            if not must_compare(status["blocks"], counts["blocks"], lagging, counts["garbage_blocks"]):
+                return False
+        return True
+
+    async def _note_compared(self, server: Server) -> None:
+        """Once all servers were compared, the metadata server may rely on what it knows."""
+        self._compared.add(server.number)
+        if not self._vouched and len(self._compared) == len(self._health.servers):
+            await self._metadata.ask(BookkeepingMethods.vouch_recent)
+            self._vouched = True
+
+    async def _heal(
+        self, server: Server, progress: RefillProgress, newest: list[BlockRecord]
+    ) -> tuple[int, int]:
+        """Fill what lags, blocks with the fewest replicas first. Returns how much lagged and was filled."""
+        self._behind.discard(server.number)
+        counts = await self._metadata.ask(BookkeepingMethods.lag_counts)
+        lag = sum(each.blocks for each in counts if each.server == server.number)
+        progress.blocks_total = progress.blocks_done + lag + len(newest)
+        progress.bytes_total = (
+            progress.bytes_done
+            + sum(each.bytes for each in counts if each.server == server.number)
+            + sum(record.length for record in newest)
+        )
+        mended = await self._fill_all(server, newest, progress)
+        while lag and (page := await self._metadata.ask(BookkeepingMethods.lagging, server.number, PAGE)):
+            filled = await self._fill_all(server, page, progress)
+            mended += filled
+            if filled < len(page):
+                self._behind.add(server.number)
+                break
+        return lag + len(newest), mended
+
+    async def _fill_all(self, server: Server, records: list[BlockRecord], progress: RefillProgress) -> int:
+        """Fill those of these blocks that a server lacks, and say so. Returns how many it has then."""
+        there = 0
+        for start in range(0, len(records), BATCH):
+            batch = records[start : start + BATCH]
+            asked = server.call(self._metadata.deadline_seconds, DataMethods.sync, [r.block for r in batch])
+            lacking = set(await asked)
+            has = await self._fill_batch(server, [r for r in batch if r.block in lacking], progress)
+            arrived = [record for record in batch if record.block not in lacking]
+            for record in arrived:
+                self._count(progress, record, True)
+            has += [record.block for record in arrived]
+            await self._metadata.ask(BookkeepingMethods.clear_lag, server.number, has)
+            there += len(has)
+        return there
+
+    async def _fill_batch(
+        self, server: Server, records: Sequence[BlockRecord], progress: RefillProgress
+    ) -> list[bytes]:
+        """Fill blocks from verified replicas; return those that are there now."""
+        filled: list[bytes] = []
+
+        async def fill(record: BlockRecord) -> None:
+            await self._pace.wait(record.length)
+            done = await self._repairs.fill(server, record)
+            filled.extend([record.block] if done else [])
+            self._count(progress, record, done)
+
+        await _each(records, fill)
+        await self._repairs.undo_if_dead(filled, {server.number})
+        return filled
+
+    async def _compare_all(self, server: Server, progress: RefillProgress) -> tuple[int, int]:
+        """Compare to know the totals, then mend. Returns how much was found and mended."""
         progress.comparing = True
+        progress.compared += 1
         blocks = size = extras = 0
         async for difference in self._differences(server):
             records = difference.lacking + difference.differing
@@ -237,12 +408,6 @@ class Refills:
 
     async def _mend(self, server: Server, difference: Difference, progress: RefillProgress) -> None:
         """Fill what lacks, have a vote on what differs, delete what may be deleted."""
-        filled: list[bytes] = []
-
-        async def fill(record: BlockRecord) -> None:
-            done = await self._repairs.fill(server, record)
-            filled.extend([record.block] if done else [])
-            self._count(progress, record, done)
 
         async def settle(record: BlockRecord) -> None:
             repaired = await outcome_of(self._repairs.repair(record.block))
@@ -251,8 +416,7 @@ class Refills:
             )
             self._count(progress, record, done)
 
-        await _each(difference.lacking, fill)
-        await self._repairs.undo_if_dead(filled, {server.number})
+        await self._fill_batch(server, difference.lacking, progress)
         await _each(difference.differing, settle)
         if extras := await self._collectable(difference.extra):
             progress.deleted += await server.call(self._metadata.deadline_seconds, DataMethods.delete, extras)

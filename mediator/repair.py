@@ -115,14 +115,6 @@ class Repairs:
         else:
             self.counts.dropped += 1
 
-    def request_anew(self, block: bytes) -> None:
-        """Repair a block that changed just now: a repair under way may have looked at it before."""
-        running = self._running.get(block)
-        if running is None:
-            self.request(block)
-        else:
-            running.add_done_callback(lambda _: self.request(block))
-
     async def repair(self, block: bytes) -> Repaired:
         """Repair a block now (or wait for the repair that is under way) and tell what became of it.
 

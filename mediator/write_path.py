@@ -7,13 +7,13 @@ a failed write leaves only blocks that no file refers to. One event loop.
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 from mediator.fanout import Background, outcome_of, until_decided
 from mediator.health import Health
+from mediator.lag import LagKeeper
 from mediator.placement import holders
 from mediator.repair import Repairs
 from mediator.room import Room, lacks_room
@@ -37,12 +37,10 @@ from wire.request import Request, Then, request_of
 
 MOST_BEHIND = 64
 """A server with so many puts unanswered gets no more that the quorum can do without; it is repaired later."""
-MOST_LACKING = 10_000
-"""So many blocks that some server did not take are remembered until their commit; refills find the others."""
 
 
 class WritePath:
-    """Puts blocks by quorum. What a server did not take is repaired there once it is committed."""
+    """Puts blocks by quorum. What a server did not take is told with the commit, and healed after it."""
 
     def __init__(
         self,
@@ -51,6 +49,7 @@ class WritePath:
         metadata: Metadata,
         repairs: Repairs,
         room: Room,
+        lag: LagKeeper,
         background: Background,
         vote_seconds: float,
     ) -> None:
@@ -63,7 +62,8 @@ class WritePath:
         self._background = background
         self._vote_seconds = vote_seconds
         self._repairs = repairs
-        self._lacking: OrderedDict[bytes, None] = OrderedDict()
+        self._lag = lag
+        self._numbers = [server.number for server in health.servers]
         self._open_puts = {server.number: 0 for server in health.servers}
 
     async def check_writable(self) -> None:
@@ -129,21 +129,12 @@ class WritePath:
 
     def _targets(self, block: bytes) -> list[Server]:
         """Return the holders that are up, without those far behind if Qw others remain."""
-        numbers = set(holders(block, [server.number for server in self._health.servers]))
+        numbers = holders(block, self._numbers)
         up = [server for server in self._health.up if server.number in numbers]
         prompt = [server for server in up if self._open_puts[server.number] < MOST_BEHIND and not server.full]
-        if len(prompt) < self._quorum.write:
-            return up
-        if len(prompt) < len(up):
-            self._note_lacking(block)
-        return prompt
-
-    def _note_lacking(self, block: bytes) -> None:
-        """A server does not have the block: repair it now if it is committed, else when it will be."""
-        self._lacking[block] = None
-        if len(self._lacking) > MOST_LACKING:
-            self._lacking.popitem(last=False)
-        self._repairs.request(block)
+        targets = up if len(prompt) < self._quorum.write else prompt
+        self._lag.begin(block, numbers, [server.number for server in targets])
+        return targets
 
     def _put_on(self, server: Server, block: bytes, request: Request[None], then: Then) -> None:
         self._open_puts[server.number] += 1
@@ -152,8 +143,10 @@ class WritePath:
             self._open_puts[server.number] -= 1
             if isinstance(stored, NoSpace):
                 self._room.note_full(server)
-            if stored is not None:
-                self._note_lacking(block)
+            if stored is None:
+                self._lag.acknowledged(block, server.number)
+            else:
+                self._lag.failed(block, server.number)
             then(stored)
 
         self._ask(request, server, answered)
@@ -218,11 +211,10 @@ class WritePath:
         except (QuorumError, NoSpace):
             if not await self.was_carried_out(ticket):
                 raise
-        attributes = await self._metadata.forward("commit", [ticket, ino, commit])
-        for record in commit.blocks if self._lacking else ():
-            if record.block in self._lacking:
-                del self._lacking[record.block]
-                self._repairs.request_anew(record.block)
+        lag = self._lag.of_commit(commit.blocks)
+        params = [ticket, ino, commit, lag] if lag else [ticket, ino, commit]
+        attributes = await self._metadata.forward("commit", params)
+        self._lag.committed(commit.blocks, lag)
         return attributes  # type: ignore[no-any-return]  # as they came: they are only passed on
 
     async def _put_payload(self, records: list[BlockRecord], payload: list[bytes], durable: bool) -> None:

@@ -132,7 +132,11 @@ class Blocks:
         if not blocks:
             return
         now = self._store.now_ns()
-        self._store.executemany("DELETE FROM blocks WHERE block = ?", [(block,) for block, _ in blocks])
+        ids = [(block,) for block, _ in blocks]
+        self._store.executemany("DELETE FROM blocks WHERE block = ?", ids)
+        if self._store.totals["lagging_replicas"]:
+            gone = self._store.executemany("DELETE FROM lag WHERE block = ?", ids)
+            self._store.totals["lagging_replicas"] -= gone.rowcount
         self._store.executemany(
             "INSERT INTO garbage VALUES (?, ?, ?)", [(block, length, now) for block, length in blocks]
         )

@@ -51,6 +51,10 @@ garbage         one row a block that was committed once and that nothing refers 
     length      of the whole block
     since_ns    when it was superseded
 
+lag             one row a replica that is known to be missing; nothing for all that are there
+    block       a committed block
+    server      the number of a data server that has not acknowledged it
+
 xattrs          one row an extended attribute
     ino         whose
     name        1 to 255 bytes, without NUL
@@ -149,3 +153,13 @@ CREATE TABLE slots (
     PRIMARY KEY (session, slot)
 ) STRICT, WITHOUT ROWID;
 """
+
+LAG_SCHEMA = """
+CREATE TABLE IF NOT EXISTS lag (
+    block BLOB NOT NULL,
+    server INTEGER NOT NULL,
+    PRIMARY KEY (block, server)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS lag_by_server ON lag (server);
+"""
+"""Made also in a database of a release that had no such table, and did without."""

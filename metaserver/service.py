@@ -15,6 +15,7 @@ from metaserver.checking import Checking
 from metaserver.compaction import Compaction
 from metaserver.contents import FIRST_RUN_EXTENTS, Contents
 from metaserver.inodes import Inodes
+from metaserver.lag import LagList
 from metaserver.ledger import Ledger
 from metaserver.locks import Locks
 from metaserver.log import LogSync
@@ -34,9 +35,12 @@ from wire.messages import (
     FileLock,
     FileMap,
     Identity,
+    Lag,
+    LagCount,
     LockGrant,
     LockHolder,
     Opened,
+    RecentBlocks,
     Reference,
     SessionInfo,
     SparsePage,
@@ -71,6 +75,7 @@ class MetaService:
         self._namespace = Namespace(store, inodes, contents, sessions)
         self._xattrs = ExtendedAttributes(store, inodes)
         self._bookkeeping = Bookkeeping(store, sessions)
+        self._lag = LagList(store, contents)
         self._locks = Locks(in_grace=sessions.may_reclaim)
         sessions.on_end(self._locks.drop_session)
         self._started = time.monotonic()
@@ -247,10 +252,16 @@ class MetaService:
     def renew(self, session: int) -> int:
         return self._sessions.renew(session)
 
-    def commit(self, ticket: Ticket, ino: int, commit: Commit) -> Attributes | Awaitable[Attributes]:
+    def commit(
+        self, ticket: Ticket, ino: int, commit: Commit, lag: list[Lag] | None = None
+    ) -> Attributes | Awaitable[Attributes]:
         if commit.blocks:
             self._require_room(ticket)
-        attributes = self._store.once(ticket, self._contents.commit, ino, commit)
+        if lag:
+            attributes = self._store.once(ticket, self._lag.commit, ino, commit, lag)
+        else:
+            attributes = self._store.once(ticket, self._contents.commit, ino, commit)
+        self._lag.remember(commit.blocks)
         return self._when_on_disk(attributes) if commit.durable else attributes
 
     async def _when_on_disk(self, attributes: Attributes) -> Attributes:
@@ -259,6 +270,24 @@ class MetaService:
 
     def blocks(self, after: bytes, limit: int) -> list[BlockRecord]:
         return self._store.read(self._bookkeeping.blocks, after, limit)
+
+    def note_lag(self, lag: list[Lag]) -> None:
+        self._store.change(self._lag.note, lag)
+
+    def clear_lag(self, server: int, blocks: list[bytes]) -> None:
+        self._store.change(self._lag.clear, server, blocks)
+
+    def lagging(self, server: int, limit: int) -> list[BlockRecord]:
+        return self._store.read(self._lag.of_server, server, limit)
+
+    def lag_counts(self) -> list[LagCount]:
+        return self._store.read(self._lag.counts)
+
+    def recent_blocks(self) -> RecentBlocks:
+        return self._lag.recent()
+
+    def vouch_recent(self) -> None:
+        self._lag.vouch()
 
     def witnesses(self, blocks: list[bytes]) -> list[BlockRecord | None]:
         return self._store.read(self._bookkeeping.witnesses, blocks)

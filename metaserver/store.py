@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from metaserver import answers
-from metaserver.schema import APPLICATION_ID, FORMAT_VERSION, SCHEMA
+from metaserver.schema import APPLICATION_ID, FORMAT_VERSION, LAG_SCHEMA, SCHEMA
 from wire.config import ConfigError
 from wire.errors import (
     InternalError,
@@ -50,7 +50,8 @@ class Store:
         execute: runs one statement (inside of a transaction if it changes anything).
         executemany: the same for many rows.
         sessions: the numbers of the living sessions (kept by metaserver.sessions).
-        totals: how many inodes, entries, blocks, block_bytes and garbage_blocks there are; changed by
+        totals: how many inodes, entries, blocks, block_bytes, garbage_blocks and
+            lagging_replicas there are; changed by
             those who change the tables, and put back when a transaction fails.
     """
 
@@ -83,6 +84,8 @@ class Store:
                 self._configure()
                 if blank:
                     self._create(cluster)
+                for statement in filter(None, map(str.strip, LAG_SCHEMA.split(";"))):
+                    self.execute(statement)
                 self.sessions = {session for (session,) in self.execute("SELECT session FROM sessions")}
                 self.totals = self._count()
                 (self._inode_limit,) = self._fetch("SELECT next FROM counters WHERE name = 'inode'")
@@ -148,12 +151,14 @@ class Store:
             " (SELECT count(*) FROM garbage)"
         )
         blocks, block_bytes = self._fetch("SELECT count(*), coalesce(sum(length), 0) FROM blocks")
+        (lagging,) = self._fetch("SELECT count(*) FROM lag")
         return {
             "inodes": inodes,
             "entries": entries,
             "blocks": blocks,
             "block_bytes": block_bytes,
             "garbage_blocks": garbage,
+            "lagging_replicas": lagging,
         }
 
     def read(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -72,6 +72,8 @@ class ClusterConfig:
     """A session without heartbeats for so long is dead."""
     garbage_grace_seconds: float = 2.0
     """Superseded blocks are deleted so long after the commit that superseded them."""
+    refill_bytes_per_second: int = 0
+    """A server that was away is refilled no faster; 0 bounds nothing."""
     dirty_bytes: int = 256 * 1024 * 1024
     """The most dirty and read-ahead bytes that a mount keeps in memory."""
     commit_age_seconds: float = 30.0
@@ -103,7 +105,7 @@ class ClusterConfig:
         for name in ("scrub_days", "scrub_bytes_per_second", "quarantine_days"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name} = {getattr(self, name)}: choose a number above 0")
-        for name in ("reserve_bytes", "quarantine_bytes"):
+        for name in ("reserve_bytes", "quarantine_bytes", "refill_bytes_per_second"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} = {getattr(self, name)}: choose 0 or more")
         if self.rpc not in ("msgpack", "xml"):

@@ -100,6 +100,28 @@ class BlockRecord(NamedTuple):
     digest: bytes
 
 
+class Lag(NamedTuple):
+    """A block that these data servers, by number, have not acknowledged."""
+
+    block: bytes
+    servers: list[int]
+
+
+class LagCount(NamedTuple):
+    """How much one data server lags behind: blocks, and their bytes."""
+
+    server: int
+    blocks: int
+    bytes: int
+
+
+class RecentBlocks(NamedTuple):
+    """The blocks committed last. Not `complete`: some of before this server's start may be missing."""
+
+    complete: bool
+    blocks: list[bytes]
+
+
 class Extent(NamedTuple):
     """File bytes [offset, offset+length) are block bytes from `block_offset`; block None is a hole."""
 

@@ -28,7 +28,10 @@ from wire.messages import (
     Extent,
     FileMap,
     Identity,
+    Lag,
+    LagCount,
     MappedExtent,
+    RecentBlocks,
 )
 from wire.quorum import Quorum
 from wire.request import Request, Then
@@ -171,6 +174,9 @@ class FakeMetaserver(Fake):
         self.answers: set[Any] = set()
         self.uncommitted: set[bytes] = set()
         self.forgotten: list[bytes] = []
+        self.lag: dict[int, set[bytes]] = {}
+        self.recent: list[bytes] = []
+        self.complete = True
         self.on_blocks: Callable[[], None] = lambda: None
 
     def supersede(self, block: bytes) -> None:
@@ -194,11 +200,36 @@ class FakeMetaserver(Fake):
         self.forgotten += blocks
         self.waiting = [block for block in self.waiting if block not in set(blocks)]
 
-    def commit(self, ticket: Any, ino: int, commit: Commit) -> Attributes:
+    def note_lag(self, lag: list[Lag]) -> None:
+        for block, numbers in lag:
+            for number in numbers if block in self.committed else ():
+                self.lag.setdefault(number, set()).add(block)
+
+    def clear_lag(self, server: int, blocks: list[bytes]) -> None:
+        self.lag.get(server, set()).difference_update(blocks)
+
+    def lagging(self, server: int, limit: int) -> list[BlockRecord]:
+        lacked = [block for block in self.lag.get(server, ()) if block in self.committed]
+        lacked.sort(key=lambda block: (-sum(block in each for each in self.lag.values()), block))
+        return [self.committed[block] for block in lacked[:limit]]
+
+    def lag_counts(self) -> list[LagCount]:
+        found = [(number, self.lagging(number, 10**6)) for number in self.lag]
+        return [LagCount(number, len(each), sum(r.length for r in each)) for number, each in found if each]
+
+    def recent_blocks(self) -> RecentBlocks:
+        return RecentBlocks(self.complete, self.recent)
+
+    def vouch_recent(self) -> None:
+        self.complete = True
+
+    def commit(self, ticket: Any, ino: int, commit: Commit, lag: list[Lag] | None = None) -> Attributes:
         self.commits.append((ino, commit))
+        self.recent += [record.block for record in commit.blocks]
         self.answers.add(ticket)
         self.committed.update({record.block: record for record in commit.blocks})
         self.uncommitted -= set(self.committed)
+        self.note_lag(lag or [])
         return self.getattr(ino)
 
     def create(self, ticket: Any, *_parameters: Any) -> Attributes:

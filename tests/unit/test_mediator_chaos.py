@@ -130,6 +130,7 @@ def test_no_wrong_byte_and_no_loss_under_random_faults(
         "mediator.health.HEARTBEAT_SECONDS": 0.02,
         "mediator.health.PROBE_SECONDS": 0.03,
         "mediator.refill.RETRY_SECONDS": 0.02,
+        "mediator.refill.INSPECTION_SECONDS": 0.5,
         "mediator.collect.ROUND_SECONDS": 0.02,
         "tests.unit.mediator_fakes.VOTE_SECONDS": 0.1,
     }.items():

@@ -186,7 +186,7 @@ def test_an_inventory_that_does_not_move_on_ends_the_pass(monkeypatch: pytest.Mo
             inventory = w.data[1].inventory
             monkeypatch.setattr(w.data[1], "inventory", lambda after, limit: inventory(b"", limit))
             refills, server = w.mediator.refills, w.mediator.health.servers[0]
-            refills.begin(server)
+            refills.begin(server, whole=True)
             await asyncio.sleep(0.05)
             assert "does not move on" in refills.look_or_begin(server)["error"]
 

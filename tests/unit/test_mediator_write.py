@@ -10,7 +10,14 @@ import pytest
 from mediator.service import Service
 from tests.unit.mediator_fakes import VOTE_SECONDS, World, commit_of, run, world
 from wire.digest import block_digest
-from wire.errors import DeadlineExceeded, DigestMismatch, NoSpace, Unavailable, WriteFailed, WriteRefused
+from wire.errors import (
+    DeadlineExceeded,
+    DigestMismatch,
+    InternalError,
+    Unavailable,
+    WriteFailed,
+    WriteRefused,
+)
 from wire.messages import Identity, Ticket
 
 TICKET = Ticket(1, 0, 1)
@@ -77,11 +84,11 @@ def test_a_server_that_is_back_ends_the_refusals_at_once() -> None:
 def test_a_quorum_lost_on_the_way_says_who_answered_what() -> None:
     async def scenario() -> None:
         async with world() as w:
-            w.data[3].fail_next["put"] = [NoSpace("the disk is full")]
+            w.data[3].fail_next["put"] = [InternalError("the disk fails")]
             with pytest.raises(WriteFailed) as caught:
                 await put(w)
-            assert caught.value.detail["answers"]["3"] == "the disk is full"
-            assert "not server 3: the disk is full" in caught.value.message
+            assert caught.value.detail["answers"]["3"] == "the disk fails"
+            assert "not server 3: the disk fails" in caught.value.message
 
     run(scenario())
 
@@ -103,7 +110,7 @@ def test_a_smaller_quorum_does_not_wait_and_the_rest_is_made_up_for() -> None:
     async def scenario() -> None:
         async with world(5, 3, 3) as w:
             w.data[3].paused = True
-            w.data[4].fail_next["put"] = [NoSpace("full for a moment")]
+            w.data[4].fail_next["put"] = [InternalError("fails for a moment")]
             begun = time.monotonic()
             record = w.new_record(DATA)
             await w.mediator.write_path.write_file(TICKET, 7, commit_of([record]), [DATA])
@@ -154,7 +161,7 @@ def test_write_file_puts_then_commits() -> None:
 def test_nothing_is_committed_when_a_put_fails() -> None:
     async def scenario() -> None:
         async with world() as w:
-            w.data[5].fail_next["put"] = [NoSpace("full")]
+            w.data[5].fail_next["put"] = [InternalError("the disk fails")]
             records = [w.new_record(b"one"), w.new_record(b"two")]
             with pytest.raises(WriteFailed):
                 await w.mediator.write_path.write_file(TICKET, 7, commit_of(records), [b"one", b"two"])

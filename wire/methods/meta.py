@@ -12,9 +12,12 @@ from wire.messages import (
     DirectoryPage,
     FileLock,
     FileMap,
+    Lag,
+    LagCount,
     LockGrant,
     LockHolder,
     Opened,
+    RecentBlocks,
     Reference,
     SessionInfo,
     SparsePage,
@@ -241,8 +244,11 @@ class BookkeepingMethods:
         """Keep a session alive; return this server's start epoch. Raises SessionUnknown."""
         raise NotImplementedError
 
-    def commit(self, ticket: Ticket, ino: int, commit: Commit) -> Attributes:
+    def commit(self, ticket: Ticket, ino: int, commit: Commit, lag: list[Lag] | None = None) -> Attributes:
         """Make new extents a file's contents: the one step that makes writes visible.
+
+        `lag` says of the commit's new blocks which data servers have not taken them; without it all have,
+        or may still. It is remembered in the same transaction.
 
         Raises:
             StaleFile, SessionUnknown, InvalidArgument (an extent of an unknown block or outside of its
@@ -252,6 +258,30 @@ class BookkeepingMethods:
 
     def blocks(self, after: bytes, limit: int) -> list[BlockRecord]:
         """Return up to `limit` committed blocks in the order of their ids, all greater than `after`."""
+        raise NotImplementedError
+
+    def note_lag(self, lag: list[Lag]) -> None:
+        """Remember that data servers do not have these blocks; those that are not committed are left out."""
+        raise NotImplementedError
+
+    def clear_lag(self, server: int, blocks: list[bytes]) -> None:
+        """Say that a data server has these blocks by now."""
+        raise NotImplementedError
+
+    def lagging(self, server: int, limit: int) -> list[BlockRecord]:
+        """Return up to `limit` blocks that a data server lacks, those that most servers lack first."""
+        raise NotImplementedError
+
+    def lag_counts(self) -> list[LagCount]:
+        """Return how much each data server lags behind; those that do not are left out."""
+        raise NotImplementedError
+
+    def recent_blocks(self) -> RecentBlocks:
+        """Return the blocks committed last: a killed mediator may not have said who did not take them."""
+        raise NotImplementedError
+
+    def vouch_recent(self) -> None:
+        """Say that what was committed before this server's start is known to be held, or noted as lag."""
         raise NotImplementedError
 
     def witnesses(self, blocks: list[bytes]) -> list[BlockRecord | None]:

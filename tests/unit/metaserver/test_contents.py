@@ -327,6 +327,7 @@ def test_counts(meta: Harness) -> None:
         "blocks": 1,
         "block_bytes": 20,
         "garbage_blocks": 1,
+        "lagging_replicas": 0,
         "sessions": 1,
     }
     meta.restart()

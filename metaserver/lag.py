@@ -1,0 +1,92 @@
+"""Which data servers lack which committed blocks. Only what is missing has a row, and what is there has none.
+
+A server that was down is healed from these rows when it is back, without comparing inventories. Besides, the
+newest commits are kept in memory: a mediator that was killed could not tell who had not taken them. In the
+event loop's thread only; what changes the table is called inside of a transaction.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+
+from metaserver.contents import Contents
+from metaserver.store import Store
+from wire.errors import InvalidArgument
+from wire.messages import Attributes, BlockRecord, Commit, Lag, LagCount, RecentBlocks
+
+RECENT_BLOCKS = 16 * 1024
+"""So many of the newest blocks are known; many more than are written while a data server may still answer."""
+PAGE_BLOCKS_MAX = 100_000
+
+
+class LagList:
+    """The table `lag`, and the blocks committed last."""
+
+    def __init__(self, store: Store, contents: Contents) -> None:
+        self._store = store
+        self._contents = contents
+        self._recent: deque[bytes] = deque(maxlen=RECENT_BLOCKS)
+        self._complete = not store.totals["blocks"]
+
+    def commit(self, session: int, ino: int, commit: Commit, lag: list[Lag]) -> Attributes:
+        """Commit, and remember who lacks the new blocks. Raises what Contents.commit raises."""
+        fresh = [entry for entry in lag if not self._is_known(entry.block)]
+        attributes = self._contents.commit(session, ino, commit)
+        self.note(fresh)
+        return attributes
+
+    def note(self, lag: Iterable[Lag]) -> None:
+        """Remember who lacks blocks; those that are not committed are left out."""
+        rows = [(block, number) for block, numbers in lag if self._is_known(block) for number in numbers]
+        if any(number < 1 for _, number in rows):
+            raise InvalidArgument("data servers are numbered from 1")
+        added = self._store.executemany("INSERT OR IGNORE INTO lag VALUES (?, ?)", rows)
+        self._store.totals["lagging_replicas"] += added.rowcount if rows else 0
+
+    def clear(self, server: int, blocks: list[bytes]) -> None:
+        """Forget that a server lacked these."""
+        if not blocks:
+            return
+        removed = self._store.executemany(
+            "DELETE FROM lag WHERE block = ? AND server = ?", [(block, server) for block in blocks]
+        )
+        self._store.totals["lagging_replicas"] -= removed.rowcount
+
+    def of_server(self, server: int, limit: int) -> list[BlockRecord]:
+        """Return blocks that a server lacks, those with the fewest replicas first."""
+        if limit < 1:
+            raise InvalidArgument("a limit is at least 1")
+        rows = self._store.execute(
+            "SELECT l.block, b.length, b.digest FROM lag AS l JOIN blocks AS b ON b.block = l.block"
+            " WHERE l.server = ? ORDER BY (SELECT count(*) FROM lag WHERE block = l.block) DESC, l.block"
+            " LIMIT ?",
+            (server, min(limit, PAGE_BLOCKS_MAX)),
+        ).fetchall()
+        return list(map(BlockRecord._make, rows))
+
+    def counts(self) -> list[LagCount]:
+        """Return how much each server lags behind."""
+        if not self._store.totals["lagging_replicas"]:
+            return []
+        rows = self._store.execute(
+            "SELECT l.server, count(*), sum(b.length) FROM lag AS l JOIN blocks AS b ON b.block = l.block"
+            " GROUP BY l.server ORDER BY l.server"
+        ).fetchall()
+        return list(map(LagCount._make, rows))
+
+    def _is_known(self, block: bytes) -> bool:
+        found = self._store.execute("SELECT 1 FROM blocks WHERE block = ?", (block,)).fetchone()
+        return found is not None
+
+    def remember(self, records: Iterable[BlockRecord]) -> None:
+        """Keep the blocks of a commit as the newest."""
+        self._recent.extend(record.block for record in records)
+
+    def recent(self) -> RecentBlocks:
+        """Return the newest blocks, and whether none from before the start can be in doubt."""
+        return RecentBlocks(self._complete, list(self._recent))
+
+    def vouch(self) -> None:
+        """What was committed before the start is in doubt no more."""
+        self._complete = True

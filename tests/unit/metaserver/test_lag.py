@@ -1,0 +1,75 @@
+"""Who lacks which block: noted with a commit, gone with the block, fewest replicas first."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.unit.metaserver.harness import Harness
+from wire.errors import InvalidArgument
+from wire.messages import AttributeChanges, BlockRecord, Commit, Extent, Lag, LagCount
+
+
+def commit(meta: Harness, ino: int, record: BlockRecord, *lacking: int) -> None:
+    new = Commit(
+        0, [Extent(0, record.length, record.block, 0)], record.length, [record], AttributeChanges(), False
+    )
+    meta.wait(meta.service.commit(meta.ticket(), ino, new, [Lag(record.block, list(lacking))]))
+
+
+def test_a_commit_tells_who_lags_and_only_then_there_are_rows(meta: Harness) -> None:
+    first, second = meta.create(1, b"a").ino, meta.create(1, b"b").ino
+    held = meta.write(first, 0, 10)
+    assert meta.service.lag_counts() == []
+    one, two = meta.new_block(100), meta.new_block(200)
+    commit(meta, first, one, 4)
+    commit(meta, second, two, 4, 5)
+    assert meta.service.lag_counts() == [LagCount(4, 2, 300), LagCount(5, 1, 200)]
+    assert meta.service.lagging(4, 10) == [two, one], "what fewer servers have comes first"
+    assert meta.service.lagging(4, 1) == [two]
+    assert meta.service.lagging(1, 10) == []
+    meta.service.clear_lag(4, [two.block, held.block])
+    assert meta.service.lagging(4, 10) == [one]
+    meta.restart()
+    assert meta.service.lag_counts() == [LagCount(4, 1, 100), LagCount(5, 1, 200)]
+
+
+def test_a_superseded_block_lags_no_more(meta: Harness) -> None:
+    ino = meta.create(1, b"a").ino
+    commit(meta, ino, meta.new_block(100), 3)
+    commit(meta, ino, meta.new_block(100))
+    assert meta.service.lag_counts() == []
+    assert meta.service.counts()["lagging_replicas"] == 0
+
+
+def test_a_commit_that_is_sent_again_does_not_bring_back_what_was_cleared(meta: Harness) -> None:
+    ino, record, ticket = meta.create(1, b"a").ino, meta.new_block(100), meta.ticket()
+    new = Commit(0, [Extent(0, 100, record.block, 0)], 100, [record], AttributeChanges(), False)
+    for _ in range(2):
+        meta.wait(meta.service.commit(ticket, ino, new, [Lag(record.block, [2])]))
+        meta.service.clear_lag(2, [record.block])
+    assert meta.service.lag_counts() == []
+    repeated = meta.ticket()
+    meta.wait(meta.service.commit(repeated, ino, new, [Lag(record.block, [1, 2, 3])]))
+    assert meta.service.lag_counts() == [], "the record of a block that was known may be repeated"
+
+
+def test_only_committed_blocks_lag(meta: Harness) -> None:
+    record = meta.new_block(100)
+    meta.service.note_lag([Lag(record.block, [1])])
+    assert meta.service.counts()["lagging_replicas"] == 0
+    ino = meta.create(1, b"a").ino
+    written = meta.write(ino, 0, 50)
+    for _ in range(2):
+        meta.service.note_lag([Lag(written.block, [1])])
+    assert meta.service.lag_counts() == [LagCount(1, 1, 50)]
+    with pytest.raises(InvalidArgument):
+        meta.service.note_lag([Lag(written.block, [0])])
+
+
+def test_the_newest_blocks_are_complete_until_a_restart_and_once_somebody_vouches(meta: Harness) -> None:
+    record = meta.write(meta.create(1, b"a").ino, 0, 50)
+    assert meta.service.recent_blocks() == (True, [record.block])
+    meta.restart()
+    assert meta.service.recent_blocks() == (False, [])
+    meta.service.vouch_recent()
+    assert meta.service.recent_blocks() == (True, [])

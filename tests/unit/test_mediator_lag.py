@@ -1,0 +1,179 @@
+"""Lag: what a commit tells of it, and how a server that returns is healed from it, over in-memory servers."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from mediator.pace import next_start
+from mediator.refill import must_compare
+from tests.unit.mediator_fakes import VOTE_SECONDS, World, commit_of, run, world
+from wire.errors import InternalError
+from wire.messages import BlockRecord, LagCount, Ticket
+
+
+async def write(w: World, data: bytes, sequence: int) -> BlockRecord:
+    record = w.new_record(data)
+    await w.mediator.write_path.write_file(Ticket(1, 0, sequence), 7, commit_of([record]), [data])
+    return record
+
+
+def test_with_all_servers_up_nothing_is_told_of_lag() -> None:
+    async def scenario() -> None:
+        async with world(5, 3, 3) as w:
+            before = len(w.meta.calls)
+            await write(w, b"content", 1)
+            await w.settle()
+            assert w.meta.calls[before:] == ["commit"]
+            assert not w.meta.lag
+
+    run(scenario())
+
+
+def test_what_servers_that_are_down_lack_is_told_and_healed_without_inventories() -> None:
+    async def scenario() -> None:
+        async with world(5, 3, 3) as w:
+            kept = [w.commit(bytes([n])) for n in range(100)]
+            w.data[4].down = w.data[5].down = True
+            await w.mediator.health.first_look()
+            written = [await write(w, b"late" + bytes([n]), n) for n in range(10)]
+            assert w.meta.lag == {number: {r.block for r in written} for number in (4, 5)}
+            for fake in (w.meta, *w.data.values()):
+                fake.calls.clear()
+            w.data[4].down = w.data[5].down = False
+            await w.look()
+            assert all(w.data[number].is_good(r) for number in (4, 5) for r in kept + written)
+            assert not any(w.meta.lag.values())
+            assert not any("inventory" in server.calls for server in w.data.values())
+            assert "blocks" not in w.meta.calls
+            assert w.data[4].calls.count("repair") == len(written)
+            progress = w.mediator.refills.progress(w.mediator.health.servers[3])
+            assert progress is not None
+            assert (progress["done"], progress["total"], progress["failed"]) == (10, 10, 0)
+
+    run(scenario())
+
+
+def test_a_put_that_fails_after_the_commit_is_told_then() -> None:
+    async def scenario() -> None:
+        async with world(5, 3, 3) as w:
+            w.data[5].paused = True
+            record = await write(w, b"content", 1)
+            assert not w.meta.lag
+            async with asyncio.timeout(10):
+                while record.block not in w.meta.lag.get(5, ()):  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+            w.data[5].paused = False
+            await w.settle()
+            assert w.data[5].is_good(record)
+            assert not any(w.meta.lag.values())
+
+    run(scenario())
+
+
+def test_a_straggler_that_has_taken_the_block_is_not_sent_it_again() -> None:
+    async def scenario() -> None:
+        async with world(5, 3, 3) as w:
+            w.data[5].delay_seconds = VOTE_SECONDS * 0.5
+            record = await write(w, b"content", 1)
+            await w.settle()
+            assert w.data[5].is_good(record)
+            assert not w.meta.lag
+            w.meta.lag[5] = {record.block}
+            w.mediator.refills.heal(5)
+            await w.settle()
+            assert "repair" not in w.data[5].calls
+            assert not any(w.meta.lag.values())
+
+    run(scenario())
+
+
+def test_the_mediator_after_a_killed_one_finds_what_was_open() -> None:
+    async def scenario() -> None:
+        async with world(5, 3, 3) as w:
+            record = await write(w, b"content", 1)
+            await w.settle()
+            w.data[2].delete([record.block])
+            w.data[2].calls.clear()
+            w.mediator.refills.came_up(w.mediator.health.servers[1])
+            await w.settle()
+            assert w.data[2].is_good(record)
+            assert "inventory" not in w.data[2].calls
+
+    run(scenario())
+
+
+def test_inventories_are_compared_when_metadata_server_and_mediator_were_killed() -> None:
+    async def scenario() -> None:
+        async with world(5, 3, 3) as w:
+            record = w.commit()
+            w.data[2].delete([record.block])
+            w.meta.complete = False
+            for server in w.mediator.health.servers:
+                w.mediator.refills.came_up(server)
+            await w.settle()
+            assert w.data[2].is_good(record)
+            assert w.meta.complete
+
+    run(scenario())
+
+
+def test_a_block_that_another_mediator_put_lags_everywhere_until_it_is_looked_for() -> None:
+    async def scenario() -> None:
+        async with world(5, 3, 3) as w:
+            record = w.new_record(b"content")
+            for number in (1, 2, 3):
+                w.data[number].put(record.block, record.digest, b"content", False)
+            await w.mediator.write_path.write_file(Ticket(1, 0, 1), 7, commit_of([record]), [])
+            assert [number for number, lag in w.meta.lag.items() if lag] == [1, 2, 3, 4, 5]
+            await w.settle()
+            assert all(server.is_good(record) for server in w.data.values())
+            assert w.meta.lag_counts() == []
+
+    run(scenario())
+
+
+def test_what_cannot_be_filled_lags_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mediator.refill.RETRY_SECONDS", 0.01)
+
+    async def scenario() -> None:
+        async with world(5, 3, 3) as w:
+            refusal = InternalError("the disk fails")
+            w.data[5].fail_next = {"put": [refusal], "repair": [refusal] * 20}
+            record = await write(w, b"content", 1)
+            await w.settle()
+            assert w.meta.lag_counts() == [LagCount(5, 1, 7)]
+            w.data[5].fail_next.clear()
+            w.mediator.refills.heal(5)
+            await w.settle()
+            assert w.data[5].is_good(record)
+            assert w.meta.lag_counts() == []
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("held", "committed", "lagging", "garbage", "due"),
+    [
+        (10, 10, 0, 0, False),
+        (0, 10, 0, 0, True),
+        (7, 10, 3, 0, False),
+        (6, 10, 3, 0, True),
+        (12, 10, 0, 2, False),
+        (13, 10, 0, 2, True),
+    ],
+)
+def test_when_inventories_must_be_compared(
+    held: int, committed: int, lagging: int, garbage: int, due: bool
+) -> None:
+    assert must_compare(held, committed, lagging, garbage) == due
+
+
+def test_a_rate_spreads_the_beginnings() -> None:
+    assert next_start(5.0, 0.0, 100, 0) == (5.0, 5.0)
+    now, free_at, begun = 5.0, 0.0, []
+    for _ in range(3):
+        begin, free_at = next_start(now, free_at, 100, 1000)
+        begun.append(begin)
+    assert begun == pytest.approx([5.0, 5.1, 5.2])
