@@ -80,6 +80,7 @@ class Compactor:
             BookkeepingMethods.exchange_block, self._session, sparse.record.block, sparse.references, record
         )
         if done:
+            self._write_path.note_committed(record)
             self.blocks += 1
             self.bytes_freed += sparse.record.length - record.length
         else:

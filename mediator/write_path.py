@@ -217,6 +217,10 @@ class WritePath:
         self._lag.committed(commit.blocks, lag)
         return attributes  # type: ignore[no-any-return]  # as they came: they are only passed on
 
+    def note_committed(self, record: BlockRecord) -> None:
+        """A block that was put became a file's without a commit: who lacks it is told now."""
+        self._lag.committed([record], [])
+
     async def _put_payload(self, records: list[BlockRecord], payload: list[bytes], durable: bool) -> None:
         for record, data in zip(records, payload, strict=True):
             if record.length != len(data):

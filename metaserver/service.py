@@ -312,7 +312,10 @@ class MetaService:
 
     def exchange_block(self, session: int, old: bytes, references: list[Reference], new: BlockRecord) -> bool:
         self._sessions.renew(session)
-        return self._store.change(self._compaction.exchange, session, old, references, new)
+        done = self._store.change(self._compaction.exchange, session, old, references, new)
+        if done:
+            self._lag.remember([new])
+        return done
 
     def referenced_bytes(self) -> int:
         return self._store.read(self._bookkeeping.referenced_bytes)
