@@ -47,10 +47,12 @@ async def serve_metadata(config: ClusterConfig) -> None:
         sessions = Sessions(store, config.lease_seconds)
         service = MetaService(store, sessions, log, config.cluster, config.reserve_bytes)
         stack.callback(service.checking.close)
+        stack.callback(service.page_check.close)
         checkpointer = Checkpointer(store)
         stack.callback(checkpointer.close)
         jobs = [
             asyncio.create_task(checkpointer.run_forever()),
+            asyncio.create_task(service.page_check.run_forever()),
             asyncio.create_task(service.reaper.run_forever(min(REAP_SECONDS, config.lease_seconds / 10))),
         ]
         stack.push_async_callback(_stop, jobs)

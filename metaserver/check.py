@@ -12,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from metaserver import pages
+
 FINDINGS_MAX = 100
 """So many rows of each check are told."""
 
@@ -211,8 +213,7 @@ def snapshot(database: Path) -> sqlite3.Connection:
     While it is open the write-ahead log cannot start over, and grows. The connection may be handed over
     to another thread.
     """
-    uri = f"{database.absolute().as_uri()}?mode=ro"
-    connection = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
+    connection = pages.connect(database, read_only=True, isolation_level=None, check_same_thread=False)
     try:
         connection.execute("BEGIN")
         connection.execute("SELECT count(*) FROM facts").fetchone()

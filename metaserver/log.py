@@ -14,6 +14,7 @@ import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from metaserver import pages
 from metaserver.store import Store
 from wire.errors import InternalError
 
@@ -113,7 +114,7 @@ class Checkpointer:
 
     def _checkpoint(self) -> None:
         if self._connection is None:
-            self._connection = sqlite3.connect(self._store.path, isolation_level=None)
+            self._connection = pages.connect(self._store.path, isolation_level=None)
             self._connection.execute("PRAGMA synchronous = NORMAL")
         self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 

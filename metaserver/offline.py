@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
+from metaserver import pages
 from metaserver.directory import Directory
 from metaserver.schema import APPLICATION_ID, FORMAT_VERSION
 from wire.config import ConfigError
@@ -29,7 +30,8 @@ def opened(directory: Path, cluster: str) -> Iterator[sqlite3.Connection]:
         raise ConfigError(f"{database}: there is no database; start the cluster once, or name another one")
     with ExitStack() as stack:
         stack.callback(Directory(directory, cluster).close)
-        connection = stack.enter_context(closing(sqlite3.connect(database, isolation_level=None)))
+        pages.refuse_unstamped(database)
+        connection = stack.enter_context(closing(pages.connect(database, isolation_level=None)))
         _refuse_foreign(connection, database)
         connection.execute("PRAGMA synchronous = FULL")
         yield connection
@@ -58,7 +60,8 @@ def keep_copy(connection: sqlite3.Connection, directory: Path) -> Path:
     taken = {path.name for path in directory.iterdir()}
     numbers = range(1, len(taken) + 2)
     name = next(name for k in numbers if (name := f"meta.sqlite.before-repair-{k}") not in taken)
-    with closing(sqlite3.connect(directory / name)) as copy:
+    pages.create(directory / name)
+    with closing(pages.connect(directory / name)) as copy:
         connection.backup(copy)
     return directory / name
 

@@ -20,6 +20,7 @@ from metaserver.ledger import Ledger
 from metaserver.locks import Locks
 from metaserver.log import LogSync
 from metaserver.namespace import Namespace
+from metaserver.page_check import PageCheck
 from metaserver.reaper import Reaper
 from metaserver.room import Room
 from metaserver.sessions import Sessions
@@ -67,6 +68,7 @@ class MetaService:
         self.identified = Identity("metaserver", cluster, 0, sessions.epoch)
         self.reaper = Reaper(store, sessions, contents)
         self.checking = Checking(store, sessions)
+        self.page_check = PageCheck(store.path)
         self._store = store
         self._sessions = sessions
         self._log = log
@@ -92,6 +94,7 @@ class MetaService:
             "epoch": self.identified.epoch,
             "up_seconds": round(time.monotonic() - self._started, 3),
             "database": str(self._store.path),
+            "pages": self.page_check.describe(),
             "counts": self.counts(),
             "sessions": self._store.read(self._sessions.describe, SESSIONS_SHOWN),
             "locks": self._locks.describe(LOCKS_SHOWN),

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from metaserver import answers
+from metaserver import answers, pages
 from metaserver.schema import APPLICATION_ID, FORMAT_VERSION, LAG_SCHEMA, SCHEMA
 from wire.config import ConfigError
 from wire.errors import (
@@ -74,7 +74,7 @@ class Store:
         """Called when the disk is full, before a transaction is tried once more."""
         self.now_ns = now_ns
         try:
-            self._connection = sqlite3.connect(path, isolation_level=None, cached_statements=256, timeout=1.0)
+            self._connection = self._open(path, complete)
             self.execute = self._connection.execute
             self.executemany = self._connection.executemany
             try:
@@ -98,6 +98,16 @@ class Store:
             ) from None
         self._next_inode: int = self._inode_limit
 
+    @staticmethod
+    def _open(path: Path, complete: bool) -> sqlite3.Connection:
+        try:
+            if not complete and not (path.exists() and path.stat().st_size):
+                pages.create(path)
+            pages.refuse_unstamped(path)
+        except OSError as error:
+            raise ConfigError(f"{path}: cannot be used: {error.strerror}") from None
+        return pages.connect(path, isolation_level=None, cached_statements=256, timeout=1.0)
+
     def _configure(self) -> None:
         for pragma in (
             "journal_mode = WAL",
@@ -108,6 +118,7 @@ class Store:
             "temp_store = MEMORY",
             "trusted_schema = OFF",
             "cell_size_check = ON",
+            "mmap_size = 0",
         ):
             self.execute(f"PRAGMA {pragma}").fetchall()
 
@@ -279,5 +290,11 @@ def _told(error: sqlite3.Error | OverflowError) -> QuorumfsError:
         return InvalidArgument("a number does not fit 64 bits")
     if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
         return NoSpace("the metadata server's disk is full")
+    if pages.is_damage(error):
+        logger.error("what is asked for is in a damaged part of the database (%s)", error)
+        return InternalError(
+            "the metadata database is damaged where this is stored; see `quorumfs status` of the metadata "
+            "server and its log for the pages, and restore the database from a copy"
+        )
     logger.error("the database failed: %s (%s)", error, getattr(error, "sqlite_errorname", "no code"))
     return InternalError(f"the metadata server's database failed: {error}")

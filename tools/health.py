@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 from tools.cluster import LocalCluster, ProcessStatus
-from tools.locate import mediator_client
 from tools.processes import ClusterError
+from wire.blocking import BlockingClient
 from wire.errors import QuorumfsError
 from wire.methods.common import CommonMethods
 from wire.quorum import Quorum
@@ -34,18 +34,24 @@ class Health(NamedTuple):
     advice: list[str]
 
 
-def assess(quorum: Quorum, processes: Sequence[ProcessStatus], mediator: dict[str, Any] | None) -> Health:
+def assess(
+    quorum: Quorum,
+    processes: Sequence[ProcessStatus],
+    mediator: dict[str, Any] | None,
+    metaserver: dict[str, Any] | None = None,
+) -> Health:
     """Judge a cluster.
 
     Args:
         quorum: its thresholds.
         processes: its servers and mounts.
         mediator: the mediator's own status, or None if it does not answer.
+        metaserver: the metadata server's own status, likewise.
     """
     servers = [process for process in processes if not process.name.startswith("mount-")]
     if all(server.state == "down" for server in servers):
         return Health("down", False, "nothing is running", ["start the cluster with: quorumfs up"])
-    advice = [line for process in processes for line in _advice(process)]
+    advice = [line for process in processes for line in _advice(process)] + _damage_advice(metaserver)
     if mediator is None:
         lacking = next((s for s in servers if s.name == "mediator" and s.state != "running"), None)
         reason = f"the mediator is {lacking.state}" if lacking else "the mediator does not answer"
@@ -76,11 +82,32 @@ def _advice(process: ProcessStatus) -> list[str]:
     return [f"{process.name} is down; start it with: quorumfs fault restart {word} (or all: quorumfs up)"]
 
 
+def _damage_advice(metaserver: dict[str, Any] | None) -> list[str]:
+    """Say what to do about a damaged metadata database."""
+    pages = (metaserver or {}).get("pages", {})
+    if not pages.get("damaged"):
+        return []
+    where = ", ".join(map(str, pages["damaged_pages"])) or pages["found"]
+    return [
+        f"the metadata database is damaged (pages: {where}), and calls that need what was stored there fail; "
+        "stop the cluster with `quorumfs down`, and restore the database from a copy"
+    ]
+
+
 def ask_mediator(cluster: LocalCluster, deadline_seconds: float = STATUS_SECONDS) -> dict[str, Any] | None:
     """Return the mediator's own status, or None if it does not answer in time."""
-    if cluster.state("mediator") != "running":
+    return _ask(cluster, "mediator", deadline_seconds)
+
+
+def ask_metaserver(cluster: LocalCluster, deadline_seconds: float = STATUS_SECONDS) -> dict[str, Any] | None:
+    """Return the metadata server's own status, or None if it does not answer in time."""
+    return _ask(cluster, "metaserver", deadline_seconds)
+
+
+def _ask(cluster: LocalCluster, name: str, deadline_seconds: float) -> dict[str, Any] | None:
+    if cluster.state(name) != "running":
         return None
-    client = mediator_client(cluster)
+    client = BlockingClient([cluster.address(name)], cluster.config.rpc)
     try:
         status: dict[str, Any] = client.call_once(deadline_seconds, CommonMethods.status)
         return status

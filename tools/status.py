@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tools.cluster import LocalCluster, ProcessStatus
-from tools.health import EXIT_STATUS, Health, ask_mediator, assess
+from tools.health import EXIT_STATUS, Health, ask_mediator, ask_metaserver, assess
 from tools.locate import add_state_option, find_cluster
 from tools.output import add_json_option, coloured, console, print_json, table
 from tools.scrub import when
@@ -62,7 +62,8 @@ def run(arguments: argparse.Namespace) -> int:
 def take(cluster: LocalCluster) -> Picture:
     """Look at a cluster now."""
     processes, mediator = cluster.status(), ask_mediator(cluster)
-    return Picture(cluster, processes, mediator, assess(cluster.config.quorum, processes, mediator))
+    health = assess(cluster.config.quorum, processes, mediator, ask_metaserver(cluster))
+    return Picture(cluster, processes, mediator, health)
 
 
 def watch(cluster: LocalCluster, *, as_json: bool) -> int:

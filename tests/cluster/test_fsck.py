@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from metaserver import pages
 from tests.cluster.quorum_client import QuorumClient, connected
 from tests.conftest import ClusterFactory
 from tests.support import run_command
@@ -31,7 +31,7 @@ def fsck(cluster: LocalCluster, *options: str) -> tuple[int, dict[str, Any], dic
 
 def damage(cluster: LocalCluster, statement: str) -> None:
     """Change the database behind the metadata server's back."""
-    with closing(sqlite3.connect(cluster.directory / "meta" / "meta.sqlite")) as connection:
+    with closing(pages.connect(cluster.directory / "meta" / "meta.sqlite")) as connection:
         connection.execute(statement)
         connection.commit()
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import sqlite3
 import subprocess
 import sys
 import threading
@@ -15,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from metaserver import pages
 from metaserver.check import Finding, check
 from tests.conftest import ClusterFactory
 from tests.support import wait_until
@@ -177,7 +177,7 @@ class Stream:
 
 
 def findings(cluster: LocalCluster) -> list[Finding]:
-    connection = sqlite3.connect(cluster.directory / "meta" / "meta.sqlite")
+    connection = pages.connect(cluster.directory / "meta" / "meta.sqlite")
     try:
         return check(connection)
     finally:

@@ -72,3 +72,12 @@ def test_a_mount_has_ended() -> None:
     health = assess(QUORUM, processes(mount_1="down"), mediator("up", "up", "up"))
     assert health.word == "degraded"
     assert "quorumfs up at mount-1" in health.advice[0]
+
+
+def test_a_damaged_metadata_database_is_told_with_what_to_do() -> None:
+    pages = {"damaged": True, "damaged_pages": [7, 12], "found": "", "checked_at": 0.0}
+    health = assess(QUORUM, processes(), mediator("up", "up", "up"), {"pages": pages})
+    assert health[:2] == ("degraded", True)
+    assert "pages: 7, 12" in health.advice[0] and "restore" in health.advice[0]
+    whole = {"pages": pages | {"damaged": False, "damaged_pages": []}}
+    assert assess(QUORUM, processes(), mediator("up", "up", "up"), whole).word == "healthy"

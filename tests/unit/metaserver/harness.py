@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import sqlite3
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
 
+from metaserver import pages
 from metaserver.check import Finding, check
 from metaserver.log import LogSync
 from metaserver.service import MetaService
@@ -54,10 +54,11 @@ class Harness:
         return self.wait(self.service.open_session("test")).session
 
     def restart(self) -> None:
-        self._stop()
+        self.stop()
         self._start()
 
-    def _stop(self) -> None:
+    def stop(self) -> None:
+        self.service.page_check.close()
         self.log.close()
         self.store.close()
 
@@ -67,11 +68,11 @@ class Harness:
             assert self.findings() == []
             assert self.store.totals == self.store._count(), "the totals are not those of the tables"
         finally:
-            self._stop()
+            self.stop()
             self._runner.close()
 
     def findings(self) -> list[Finding]:
-        connection = sqlite3.connect(self.path)
+        connection = pages.connect(self.path)
         try:
             return check(connection)
         finally:

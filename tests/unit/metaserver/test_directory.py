@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import sqlite3
 from pathlib import Path
 
 import pytest
 
 from metaserver import log as log_module
+from metaserver import pages
 from metaserver.check import CHECKS, check
 from metaserver.directory import Directory
 from metaserver.log import Checkpointer, LogSync
@@ -74,7 +74,7 @@ def test_foreign_directories_are_refused(tmp_path: Path) -> None:
 
 def test_a_newer_database_is_refused(tmp_path: Path) -> None:
     begin(tmp_path)
-    with sqlite3.connect(tmp_path / "meta.sqlite") as connection:
+    with pages.connect(tmp_path / "meta.sqlite") as connection:
         connection.execute("PRAGMA user_version = 99")
     connection.close()
     assert "format 99" in refusal(tmp_path)
@@ -93,7 +93,7 @@ def test_a_damaged_database_is_refused_and_left_as_it_is(tmp_path: Path, damage:
     elif damage == "cut":
         os.truncate(database, 4096 * 3)
     else:
-        with sqlite3.connect(database) as connection:
+        with pages.connect(database) as connection:
             statement = "DELETE FROM inodes" if damage == "no root" else "PRAGMA application_id = 5"
             connection.execute(statement)
         connection.close()
@@ -210,7 +210,7 @@ def test_each_check_finds_its_damage(tmp_path: Path, name: str) -> None:
     )
     meta.service.close_session(meta.session)
     meta.close()
-    connection = sqlite3.connect(tmp_path / "meta.sqlite")
+    connection = pages.connect(tmp_path / "meta.sqlite")
     assert check(connection) == []
     connection.execute(DAMAGES[name])
     assert name in {finding.check for finding in check(connection)}

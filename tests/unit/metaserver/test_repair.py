@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from metaserver import pages
 from metaserver.check import check
 from metaserver.repair import repair
 from tests.unit.metaserver.harness import DIRECTORY, LINK, Harness
@@ -57,7 +58,7 @@ def connection(tmp_path: Path) -> Iterator[sqlite3.Connection]:
     )
     meta.service.close_session(meta.session)
     meta.close()
-    with closing(sqlite3.connect(tmp_path / "meta.sqlite", isolation_level=None)) as opened:
+    with closing(pages.connect(tmp_path / "meta.sqlite", isolation_level=None)) as opened:
         yield opened
 
 

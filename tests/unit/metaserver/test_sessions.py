@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sqlite3
 import stat
 
 import pytest
 
-from metaserver import sessions
+from metaserver import pages, sessions
 from metaserver.answers import decode, encode
 from tests.unit.metaserver.harness import FILE, LEASE_SECONDS, Harness
 from wire.errors import (
@@ -72,7 +71,7 @@ def test_a_failed_call_leaves_nothing_behind(meta: Harness) -> None:
         create(meta, Ticket(meta.session, 0, 2), b"a", open_it=True)
     assert meta.service.getattr(1) == before
     assert meta.store.totals == totals
-    assert sqlite3.connect(meta.path).execute("SELECT count(*) FROM slots").fetchone() == (1,)
+    assert pages.connect(meta.path).execute("SELECT count(*) FROM slots").fetchone() == (1,)
 
 
 @pytest.mark.parametrize("slot", [-1, 1024, 2**64])

@@ -1,0 +1,257 @@
+"""A checksum in every page of the database file: written with the page, compared whenever it is read.
+
+SQLite has no checksums of pages of its own; it keeps the last bytes of each page free for them if the
+file's header says so. Here the operations of SQLite's own file layer are kept, but for reading and
+writing the database file: a page is stamped when it is written (by a checkpoint), and a page that is not
+as it was stamped is never given to SQLite, which fails the statement with SQLITE_IOERR_DATA. The log has
+checksums of SQLite's own. Sources: https://www.sqlite.org/vfs.html, https://www.sqlite.org/fileformat2.html
+
+Every connection that writes must be opened by `connect`: other writers leave pages without a stamp.
+It must not decide what becomes of a damaged database. Threading: the hooks run in the thread of the
+connection, under the interpreter's lock.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import logging
+import os
+import sqlite3
+import struct
+import zlib
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from wire.config import ConfigError
+
+PAGE_BYTES = 4096
+STAMP = struct.Struct(">II")
+"""What ends a page: its number, and the CRC-32 of what is before, begun with its number."""
+STAMPED_BYTES = PAGE_BYTES - STAMP.size
+DAMAGED = 10 | 32 << 8
+"""SQLITE_IOERR_DATA, which sqlite3 of Python 3.11 has no name for."""
+DAMAGED_PAGES_KEPT = 1000
+
+_NAME = b"quorumfs-pages"
+_OK, _IOERR, _SHORT_READ = 0, 10, 10 | 2 << 8
+_OPEN_MAIN_DB = 0x100
+_HEADER_READS = ((0, 100), (24, 16))
+"""What SQLite reads of the header beside page 1 itself: (offset, bytes)."""
+
+_Function = ctypes.c_void_p
+_Open = ctypes.CFUNCTYPE(
+    ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p
+)
+_Transfer = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int, ctypes.c_longlong)
+
+logger = logging.getLogger("metaserver")
+
+
+class _Methods(ctypes.Structure):
+    """sqlite3_io_methods, version 2: without the calls for mapped memory, which would go past the check."""
+
+    _fields_ = [
+        ("version", ctypes.c_int),
+        ("close", _Function),
+        ("read", _Function),
+        ("write", _Function),
+        ("others", _Function * 13),
+    ]
+
+
+class _FileLayer(ctypes.Structure):
+    """sqlite3_vfs, version 3."""
+
+    _fields_ = [
+        ("version", ctypes.c_int),
+        ("file_bytes", ctypes.c_int),
+        ("path_bytes_max", ctypes.c_int),
+        ("next", ctypes.c_void_p),
+        ("name", ctypes.c_char_p),
+        ("data", ctypes.c_void_p),
+        ("open", _Function),
+        ("others", _Function * 15),
+    ]
+
+
+_damaged: dict[bytes, set[int]] = {}
+_kept: list[object] = []
+"""What SQLite has pointers to."""
+
+
+def stamp(number: int, contents: bytes) -> bytes:
+    """Return what ends page `number` (from 1), of which `contents` is the rest."""
+    return STAMP.pack(number, zlib.crc32(contents, number))
+
+
+def connect(path: Path, *, read_only: bool = False, **options: Any) -> sqlite3.Connection:
+    """Open a database whose pages are checked.
+
+    Args:
+        path: the database; it must have been made by `create`.
+        read_only: for a connection that changes nothing.
+        options: of sqlite3.connect.
+
+    Raises:
+        ConfigError: this Python's SQLite cannot be reached.
+        sqlite3.Error: as sqlite3.connect.
+    """
+    _register()
+    mode = "ro" if read_only else "rw"
+    uri = f"file:{quote(os.fspath(path.absolute()))}?mode={mode}&vfs={_NAME.decode()}"
+    connection: sqlite3.Connection = sqlite3.connect(uri, uri=True, **options)
+    return connection
+
+
+def create(path: Path) -> None:
+    """Make an empty database with room for stamps, whole or not at all."""
+    page = bytearray(STAMPED_BYTES)
+    page[:24] = b"SQLite format 3\0" + struct.pack(">HBBBBBB", PAGE_BYTES, 1, 1, STAMP.size, 64, 32, 32)
+    page[31] = 1  # the database has one page,
+    page[100] = 13  # the empty leaf of the schema's table,
+    page[105:107] = struct.pack(">H", STAMPED_BYTES)  # whose cells end where the stamp begins
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("wb") as file:
+        file.write(page + stamp(1, bytes(page)))
+        file.flush()
+        os.fsync(file.fileno())
+    partial.rename(path)
+
+
+def refuse_unstamped(path: Path) -> None:
+    """Refuse a database without room for stamps, which an older release made. No connection may be open.
+
+    Raises:
+        ConfigError: it is of the first format.
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        header = file.read(100)
+    if header.startswith(b"SQLite format 3\0") and not header[20]:
+        raise ConfigError(f"{path} has format 1, without checksums; this release does not read it")
+
+
+def damaged_pages(path: Path) -> list[int]:
+    """Return the numbers of pages that this process found damaged, DAMAGED_PAGES_KEPT at most."""
+    return sorted(_damaged.get(os.fsencode(path.absolute()), ()))
+
+
+def is_damage(error: BaseException) -> bool:
+    """Tell whether an error of SQLite says that what is stored is not what was written."""
+    code = getattr(error, "sqlite_errorcode", _OK)
+    return code == DAMAGED or code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+
+
+@cache
+def _register() -> None:
+    """Make the file layer known to SQLite, once a process."""
+    try:
+        library = ctypes.CDLL(getattr(importlib.import_module("_sqlite3"), "__file__", None))
+        find, register = library.sqlite3_vfs_find, library.sqlite3_vfs_register
+    except (OSError, AttributeError):
+        raise ConfigError(
+            "the SQLite library of this Python cannot be reached, so that pages could not be checked; "
+            "use a Python whose sqlite3 module is linked with libsqlite3"
+        ) from None
+    find.restype = ctypes.POINTER(_FileLayer)
+    usual = find(None).contents
+    if usual.version < 3:
+        raise ConfigError("the SQLite library of this Python is too old to check pages; use 3.35 or newer")
+    ours = _FileLayer.from_buffer_copy(usual)
+    ours.name = _NAME
+    opened = _Open(_opener(_Open(usual.open)))
+    ours.open = ctypes.cast(opened, ctypes.c_void_p).value
+    _kept.extend((ours, opened))
+    if register(ctypes.byref(ours), 0) != _OK:
+        raise ConfigError("the SQLite library of this Python refuses to check pages")
+
+
+def _opener(usual: Callable[..., int]) -> Callable[..., int]:
+    """Return the operation that opens a file: the usual one, after which the hooks are put in place."""
+    methods: dict[tuple[bytes, int], _Methods] = {}
+
+    def open_file(layer: int, name: int, file: int, flags: int, given: int) -> int:
+        result = usual(layer, name, file, flags, given)
+        if result != _OK or not flags & _OPEN_MAIN_DB or not name:
+            return result
+        try:
+            own = ctypes.cast(file, ctypes.POINTER(ctypes.c_void_p))
+            key = ctypes.string_at(name), own[0] or 0
+            if key not in methods:
+                methods[key] = _hooked(key[0], _Methods.from_address(key[1]))
+            own[0] = ctypes.addressof(methods[key])
+        except Exception:
+            logger.exception("the database file could not be opened with checks")
+            return _IOERR
+        return result
+
+    return open_file
+
+
+def _hooked(path: bytes, usual: _Methods) -> _Methods:
+    """Return a file's operations with reading and writing replaced."""
+    ours = _Methods.from_buffer_copy(usual)
+    ours.version = min(usual.version, 2)
+    read = _Transfer(_reader(path, _Transfer(usual.read)))
+    write = _Transfer(_writer(_Transfer(usual.write)))
+    ours.read = ctypes.cast(read, ctypes.c_void_p).value
+    ours.write = ctypes.cast(write, ctypes.c_void_p).value
+    _kept.extend((read, write))
+    return ours
+
+
+def _reader(path: bytes, usual: Callable[..., int]) -> Callable[..., int]:
+    """Return the operation that reads: only a page as it was stamped, or a part of the header."""
+    string_at, crc32, unpack = ctypes.string_at, zlib.crc32, STAMP.unpack
+
+    def read(file: int, buffer: int, length: int, offset: int) -> int:
+        try:
+            result = usual(file, buffer, length, offset)
+            if (offset, length) in _HEADER_READS:
+                return result
+            number, within = divmod(offset, PAGE_BYTES)
+            number += 1
+            if result == _OK and length == PAGE_BYTES and not within:
+                page = string_at(buffer, PAGE_BYTES)
+                if unpack(page[STAMPED_BYTES:]) == (number, crc32(page[:STAMPED_BYTES], number)):
+                    return _OK
+            elif result not in (_OK, _SHORT_READ) or (result == _SHORT_READ and not offset):
+                return result
+            _note(path, number)
+            return DAMAGED
+        except Exception:
+            return _IOERR
+
+    return read
+
+
+def _writer(usual: Callable[..., int]) -> Callable[..., int]:
+    """Return the operation that writes: a page gets its stamp, anything else is refused."""
+    string_at, crc32, pack_into = ctypes.string_at, zlib.crc32, STAMP.pack_into
+    stamp_type = ctypes.c_char * STAMP.size
+
+    def write(file: int, buffer: int, length: int, offset: int) -> int:
+        try:
+            number, within = divmod(offset, PAGE_BYTES)
+            if length != PAGE_BYTES or within:
+                return _IOERR
+            number += 1
+            checksum = crc32(string_at(buffer, STAMPED_BYTES), number)
+            pack_into(stamp_type.from_address(buffer + STAMPED_BYTES), 0, number, checksum)
+            return usual(file, buffer, length, offset)
+        except Exception:
+            return _IOERR
+
+    return write
+
+
+def _note(path: bytes, number: int) -> None:
+    """Remember and log a damaged page, once."""
+    known = _damaged.setdefault(path, set())
+    if number not in known and len(known) < DAMAGED_PAGES_KEPT:
+        known.add(number)
+        logger.error("page %d of %s is damaged: it is not what was written", number, os.fsdecode(path))

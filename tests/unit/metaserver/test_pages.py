@@ -1,0 +1,208 @@
+"""Damage in the pages of the database: every answer is right or an error, never different."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from metaserver import pages
+from metaserver.page_check import PageCheck
+from metaserver.pages import PAGE_BYTES
+from tests.unit.metaserver.harness import DIRECTORY, LINK, Harness
+from wire.config import ConfigError
+from wire.errors import InternalError
+from wire.messages import Extent
+
+Answers = dict[tuple[str, object], object]
+
+
+def fill(meta: Harness) -> list[tuple[int, bytes]]:
+    """Make directories, files with contents, links and attributes on some 60 pages; return all names."""
+    names = []
+    for number in range(6):
+        directory = meta.create(1, b"directory %d" % number, DIRECTORY)
+        names.append((1, b"directory %d" % number))
+        for file in range(40):
+            name = b"file %d " % file + b"x" * 60
+            made = meta.create(directory.ino, name)
+            record = meta.new_block(1000)
+            meta.commit(made.ino, Extent(0, 1000, record.block, 0), blocks=[record])
+            meta.service.set_xattr(meta.ticket(), made.ino, b"user.a", b"%d" % made.ino * 30, 0)
+            names.append((directory.ino, name))
+    meta.create(1, b"link", LINK, target=b"to" * 500)
+    names.append((1, b"link"))
+    return names
+
+
+def walk(meta: Harness, names: list[tuple[int, bytes]]) -> Answers:
+    """Ask for everything; return each answer, or None where it was an error."""
+    answers: Answers = {}
+
+    def ask(what: str, about: object, question: Callable[..., Any], *values: object) -> Any:
+        try:
+            answers[what, about] = question(*values)
+        except InternalError:
+            answers[what, about] = None
+        return answers[what, about]
+
+    service = meta.service
+    for parent in {parent for parent, _ in names}:
+        ask("names", parent, service.read_directory, parent, b"", 1000)
+    for parent, name in names:
+        found = ask("entry", (parent, name), service.resolve, parent, [name])
+        if not found:
+            continue
+        ino = found[0].ino
+        ask("attributes", ino, service.getattr, ino)
+        ask("map", ino, service.file_map, ino, 0, 100)
+        ask("xattrs", ino, lambda ino=ino: [(n, service.get_xattr(ino, n)) for n in service.list_xattrs(ino)])
+        ask("paths", ino, service.paths_of, ino, 10)
+    ask("blocks", None, service.blocks, b"", 1000)
+    return answers
+
+
+@pytest.fixture
+def stored(tmp_path: Path) -> Iterator[tuple[Path, bytes, list[tuple[int, bytes]], Answers]]:
+    """A stopped server's database, its bytes, all names, and what it answers while all is well."""
+    meta = Harness(tmp_path)
+    names = fill(meta)
+    right = walk(meta, names)
+    meta.close()
+    yield meta.path, meta.path.read_bytes(), names, right
+
+
+def flip(page: bytearray, chance: random.Random) -> None:
+    page[chance.randrange(PAGE_BYTES)] ^= 1 << chance.randrange(8)
+
+
+def zero(page: bytearray, chance: random.Random) -> None:
+    page[:] = bytes(PAGE_BYTES)
+
+
+def tear(page: bytearray, chance: random.Random) -> None:
+    page[512 * chance.randrange(1, 8) :] = b""
+    page.extend(b"\xff" * (PAGE_BYTES - len(page)))
+
+
+@pytest.mark.parametrize("spoil", [flip, zero, tear])
+def test_a_damaged_page_is_an_error_and_never_another_answer(
+    stored: tuple[Path, bytes, list[tuple[int, bytes]], Answers], spoil: Callable[..., None]
+) -> None:
+    path, whole, names, right = stored
+    seed = time.time_ns()
+    print(f"seed {seed}")
+    chance = random.Random(seed)
+    served = refused = errors = 0
+    for number in range(len(whole) // PAGE_BYTES):
+        damaged = bytearray(whole)
+        page = damaged[number * PAGE_BYTES :][:PAGE_BYTES]
+        spoil(page, chance)
+        damaged[number * PAGE_BYTES : (number + 1) * PAGE_BYTES] = page
+        path.write_bytes(damaged)
+        try:
+            meta = Harness(path.parent)
+        except (ConfigError, InternalError):
+            refused += 1
+            continue
+        served += 1
+        found = walk(meta, names)
+        meta.stop()
+        for key, answer in found.items():
+            assert answer is None or answer == right[key], f"page {number + 1}: {key}"
+        errors += None in found.values()
+    assert refused, "no damage was noticed at the start"
+    print(f"{served} served, {errors} of them with errors, {refused} refused")
+
+
+def test_pages_damaged_under_a_running_server_are_errors(tmp_path: Path) -> None:
+    meta = Harness(tmp_path)
+    names = fill(meta)
+    right = walk(meta, names)
+    meta.store.empty_log()
+    whole = meta.path.read_bytes()
+    wrong: list[object] = []
+    errors = 0
+    with meta.path.open("r+b") as file:
+        for number in range(len(whole) // PAGE_BYTES):
+            at = number * PAGE_BYTES + 100 + number % 3900
+            file.seek(at)
+            file.write(bytes([whole[at] ^ 4]))
+            file.flush()
+            meta.store.execute("PRAGMA shrink_memory").fetchall()
+            found = walk(meta, names)
+            wrong += [key for key, answer in found.items() if answer is not None and answer != right[key]]
+            errors += None in found.values()
+            file.seek(at)
+            file.write(bytes([whole[at]]))
+            file.flush()
+        meta.store.execute("PRAGMA shrink_memory").fetchall()
+        assert walk(meta, names) == right
+    assert not wrong
+    assert errors > len(whole) // PAGE_BYTES // 2
+    assert meta.service.status()["pages"]["damaged"]
+    meta.close()
+
+
+def test_swapped_pages_are_noticed(stored: tuple[Path, bytes, list[tuple[int, bytes]], Answers]) -> None:
+    path, whole, _, _ = stored
+    a, b = 5 * PAGE_BYTES, 9 * PAGE_BYTES
+    first, second = whole[a : a + PAGE_BYTES], whole[b : b + PAGE_BYTES]
+    path.write_bytes(whole[:a] + second + whole[a + PAGE_BYTES : b] + first + whole[b + PAGE_BYTES :])
+    assert passed(path) and 6 in pages.damaged_pages(path)
+
+
+def passed(path: Path) -> str:
+    check = PageCheck(path)
+    try:
+        return asyncio.run(check.run_once())
+    finally:
+        check.close()
+
+
+def test_the_pass_in_the_background_finds_damage_that_nobody_asked_for(
+    stored: tuple[Path, bytes, list[tuple[int, bytes]], Answers],
+) -> None:
+    path, whole, _, _ = stored
+    assert passed(path) == ""
+    last = len(whole) - 2000
+    path.write_bytes(whole[:last] + bytes([whole[last] ^ 1]) + whole[last + 1 :])
+    assert passed(path)
+    assert pages.damaged_pages(path) == [len(whole) // PAGE_BYTES]
+
+
+def test_a_database_cut_short_is_noticed(
+    stored: tuple[Path, bytes, list[tuple[int, bytes]], Answers],
+) -> None:
+    path, whole, _, _ = stored
+    path.write_bytes(whole[: -3 * PAGE_BYTES])
+    assert passed(path)
+
+
+def test_a_database_of_the_first_format_is_refused_by_its_name(tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / "meta.sqlite")) as old:
+        old.execute("CREATE TABLE t (a)")
+    with pytest.raises(ConfigError, match="format 1"):
+        Harness(tmp_path)
+
+
+def test_a_copy_of_a_checked_database_is_checked(
+    stored: tuple[Path, bytes, list[tuple[int, bytes]], Answers],
+) -> None:
+    path, _, _, _ = stored
+    copy = path.with_name("copy")
+    pages.create(copy)
+    with closing(pages.connect(path)) as source, closing(pages.connect(copy)) as target:
+        source.backup(target)
+    assert passed(copy) == ""
+    written = copy.read_bytes()
+    for number in range(len(written) // PAGE_BYTES):
+        page = written[number * PAGE_BYTES :][:PAGE_BYTES]
+        assert page[pages.STAMPED_BYTES :] == pages.stamp(number + 1, page[: pages.STAMPED_BYTES])
