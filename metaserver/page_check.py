@@ -57,7 +57,10 @@ class PageCheck:
         self._found = await asyncio.get_running_loop().run_in_executor(self._thread, self._pass)
         self._checked_at = time.time()
         if self._found:
-            logger.error("the database is damaged (%s): restore it from a copy", self._found)
+            damaged = pages.damaged_pages(self._database)
+            logger.error(
+                "%s is damaged (%s; pages %s): restore it from a copy", self._database, self._found, damaged
+            )
         return self._found
 
     async def run_forever(self) -> None:

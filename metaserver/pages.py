@@ -250,8 +250,7 @@ def _writer(usual: Callable[..., int]) -> Callable[..., int]:
 
 
 def _note(path: bytes, number: int) -> None:
-    """Remember and log a damaged page, once."""
+    """Remember a damaged page."""
     known = _damaged.setdefault(path, set())
-    if number not in known and len(known) < DAMAGED_PAGES_KEPT:
+    if len(known) < DAMAGED_PAGES_KEPT:
         known.add(number)
-        logger.error("page %d of %s is damaged: it is not what was written", number, os.fsdecode(path))

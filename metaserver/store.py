@@ -177,7 +177,7 @@ class Store:
         try:
             return work(*args, **kwargs)
         except (sqlite3.Error, OverflowError) as error:
-            raise _told(error) from error
+            raise _told(error, self.path) from error
 
     def change(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a function as one transaction: all of its changes, or none if it raises.
@@ -215,7 +215,7 @@ class Store:
                 execute("ROLLBACK")
             self.totals, self._inode_limit = totals, inode_limit
             if isinstance(error, sqlite3.Error | OverflowError):
-                raise _told(error) from error
+                raise _told(error, self.path) from error
             raise
 
     def once(
@@ -284,14 +284,15 @@ class Store:
         self._connection.close()
 
 
-def _told(error: sqlite3.Error | OverflowError) -> QuorumfsError:
+def _told(error: sqlite3.Error | OverflowError, path: Path) -> QuorumfsError:
     """Return what the caller is told of an error of the database; log what is the server's own trouble."""
     if isinstance(error, OverflowError):
         return InvalidArgument("a number does not fit 64 bits")
     if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
         return NoSpace("the metadata server's disk is full")
     if pages.is_damage(error):
-        logger.error("what is asked for is in a damaged part of the database (%s)", error)
+        damaged = pages.damaged_pages(path)
+        logger.error("what was asked for is in a damaged part of %s (%s; pages %s)", path, error, damaged)
         return InternalError(
             "the metadata database is damaged where this is stored; see `quorumfs status` of the metadata "
             "server and its log for the pages, and restore the database from a copy"
