@@ -48,7 +48,9 @@ class Mediator:
         self.lag = LagKeeper(numbers, self.metadata, self.background, self.refills.heal)
         self.collector = Collector(self.health, self.metadata, config.garbage_grace_seconds, vote_seconds)
         self.read_path = ReadPath(quorum, self.health, self.metadata, self.repairs, vote_seconds)
-        self.room = Room(quorum, servers, self.metadata, self._has_room_again)
+        self.room = Room(
+            quorum, servers, self.metadata, lambda: self.collector.deleted_at, self._has_room_again
+        )
         self.write_path = WritePath(
             quorum,
             self.health,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -86,6 +87,8 @@ class Collector:
         self._deletions = Deletions([server.number for server in health.servers])
         self._limit = FEWEST
         self._forgotten = 0
+        self.deleted_at = float("-inf")
+        """When something was last deleted anywhere, on the monotonic clock."""
 
     def status(self) -> dict[str, Any]:
         """Return how many blocks are deleted for good, and how many wait for servers that are down."""
@@ -103,6 +106,8 @@ class Collector:
         """
         garbage = await self._metadata.ask(BookkeepingMethods.garbage, self._limit, self._grace_ms)
         news = sum(await asyncio.gather(*(self._delete_on(server, garbage) for server in self._health.up)))
+        if news:
+            self.deleted_at = time.monotonic()
         finished = self._deletions.finished(garbage)
         if finished:
             await self._metadata.ask(BookkeepingMethods.forget, finished)

@@ -56,8 +56,11 @@ class Room:
         quorum: Quorum,
         servers: Sequence[Server],
         metadata: Metadata,
+        deleted_at: Callable[[], float],
         has_room_again: Callable[[Server], None],
     ) -> None:
+        """Args: `deleted_at` tells when this mediator deleted something last, on the monotonic clock."""
+        self._deleted_at = deleted_at
         self._quorum = quorum
         self._servers = servers
         self._metadata = metadata
@@ -73,7 +76,7 @@ class Room:
 
     def refusal(self) -> str:
         """Return why a write would fail for lack of room now, "" if it would not, or may not."""
-        if self.enough or time.monotonic() < self._hope_until:
+        if self.enough or time.monotonic() < max(self._hope_until, self._deleted_at() + HOPE_SECONDS):
             return ""
         return self.reason()
 

@@ -100,9 +100,10 @@ def test_full_data_servers(cluster: LocalCluster, small_disk: SmallDisk, mountpo
     assert refused.returncode == 1, refused
     assert "No space left on device" in refused.stderr
     assert (mountpoint / "too large").stat().st_size == 0
+    wait_until(lambda: can_write(mountpoint / "first"), SECONDS, "the room is free again")
     kept = fill(mountpoint, MIB, 40)
     assert len(kept) >= 8, "the room of the file that was refused is not free again"
-    kept["first"] = b"first" * 1000
+    kept["first"] = b"again"
     assert_content(mountpoint, kept)
     # A write to an old file is refused, and leaves the old content.
     wait_until(lambda: error_of_write(mountpoint / "first", bytes(MIB)) == "ENOSPC", SECONDS, "it is full")
@@ -158,11 +159,11 @@ def test_a_full_metadata_server(cluster: LocalCluster, small_disk: SmallDisk, mo
         link.unlink()
     assert list(mountpoint.iterdir()) == []
     (cluster.directory / "meta" / "strange").unlink()
-    wait_until(lambda: _can_write(mountpoint / "again"), SECONDS, "files can be made again")
+    wait_until(lambda: can_write(mountpoint / "again"), SECONDS, "files can be made again")
     assert_content(mountpoint, {"again": b"again"})
 
 
-def _can_write(path: Path) -> bool:
+def can_write(path: Path) -> bool:
     try:
         write(path, b"again")
     except OSError as error:
