@@ -19,6 +19,7 @@ from wire.errors import DeadlineExceeded, Unavailable
 from wire.fault_detail import HEADER
 from wire.http_answer import HTTP_HEADERS, result_of
 from wire.msgpack_codec import ANSWER, Buffer, Decoder, Encoder, Malformed, error_of
+from wire.shortcut import connect_beside
 
 _RECEIVE_BYTES = 256 * 1024
 
@@ -44,6 +45,8 @@ def connect(address: Address, until: float, connect_seconds: float) -> socket.so
             except OSError:
                 connected.close()
                 raise
+        elif (beside := connect_beside(address)) is not None:
+            connected = beside
         else:
             connected = socket.create_connection((address.host, address.port), timeout=wait_seconds)
             connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -16,6 +16,7 @@ from wire.address import Address, UnixAddress
 from wire.errors import BadRequest, DeadlineExceeded, QuorumfsError, Unavailable
 from wire.msgpack_codec import ANSWER, LARGEST_ID, Buffer, Decoder, Encoder, Malformed, error_of
 from wire.request import Request, Then
+from wire.shortcut import connect_beside
 
 log = logging.getLogger("wire.client")
 
@@ -105,6 +106,8 @@ class MsgpackLink:
             async with asyncio.timeout(self._connect_seconds):
                 if isinstance(self._address, UnixAddress):
                     _, made = await loop.create_unix_connection(self._new_connection, self._address.path)
+                elif (beside := connect_beside(self._address)) is not None:
+                    _, made = await loop.create_unix_connection(self._new_connection, sock=beside)
                 else:
                     _, made = await loop.create_connection(
                         self._new_connection, self._address.host, self._address.port

@@ -23,6 +23,7 @@ from wire.dispatch import Dispatch, Send
 from wire.messages import Identity
 from wire.msgpack_codec import FIRST_BYTE
 from wire.server_msgpack import MsgpackConnection
+from wire.shortcut import listen_beside, widen
 
 if TYPE_CHECKING:
     from wire.server_http import HttpConnection, HttpFront
@@ -35,7 +36,7 @@ _BACKLOG = 128
 
 
 class Server:
-    """One process's methods on one address.
+    """One process's methods on one address (and the Unix socket beside it; see wire.shortcut).
 
     Args:
         identity: who this server is; told to who asks for `GET /`.
@@ -59,7 +60,7 @@ class Server:
         self.dispatch = Dispatch()
         self.connections = Connections()
         self._http: HttpFront | None = None
-        self._listener: asyncio.Server | None = None
+        self._listeners: list[asyncio.Server] = []
         self._sweeper: asyncio.Task[None] | None = None
         self._unix_path: Path | None = None
 
@@ -82,23 +83,30 @@ class Server:
         loop = asyncio.get_running_loop()
         if isinstance(parsed, UnixAddress):
             self._unix_path = Path(parsed.path)
-            self._listener = await loop.create_unix_server(
-                lambda: _FirstByte(self), sock=listening, backlog=_BACKLOG
-            )
+            await self._serve_unix(listening)
         else:
             parsed = from_socket_name(listening.getsockname())
-            self._listener = await loop.create_server(
-                lambda: _FirstByte(self), sock=listening, backlog=_BACKLOG
+            self._listeners.append(
+                await loop.create_server(lambda: _FirstByte(self), sock=listening, backlog=_BACKLOG)
             )
+            if (beside := listen_beside(parsed)) is not None:
+                await self._serve_unix(beside)
         self._sweeper = asyncio.create_task(self._sweep_for_ever())
         self.address = str(parsed)
         return self.address
 
+    async def _serve_unix(self, listening: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        self._listeners.append(
+            await loop.create_unix_server(lambda: _FirstByte(self), sock=listening, backlog=_BACKLOG)
+        )
+
     async def drain(self, seconds: float = 5.0) -> None:
         """Stop accepting, finish the calls in flight (for at most `seconds`), close."""
-        if self._listener is None:
+        if not self._listeners:
             return
-        self._listener.close()
+        for listener in self._listeners:
+            listener.close()
         if self._unix_path is not None:
             self._unix_path.unlink(missing_ok=True)
         if self._sweeper is not None:
@@ -147,6 +155,9 @@ class _FirstByte(asyncio.Protocol):
             self.abort(f"more than {MOST_CONNECTIONS} connections")
             return
         self._server.connections.add(self)
+        endpoint = transport.get_extra_info("socket")
+        if endpoint is not None and endpoint.family == socket.AF_UNIX:
+            widen(endpoint)
 
     def connection_lost(self, error: Exception | None) -> None:
         self._server.connections.discard(self)

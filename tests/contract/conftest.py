@@ -14,6 +14,7 @@ from tests.contract.wire_support import (
     LoopThread,
     loop_thread,
 )
+from wire import blocking_links, client_msgpack
 from wire.config import Encoding
 
 
@@ -31,9 +32,18 @@ def log() -> Iterator[LogLines]:
     logging.getLogger("wire").removeHandler(handler)
 
 
-@pytest.fixture(params=["tcp", "unix"])
+@pytest.fixture
+def tcp_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the clients call over TCP although a Unix socket is beside it."""
+    for client in (client_msgpack, blocking_links):
+        monkeypatch.setattr(client, "connect_beside", lambda address: None)
+
+
+@pytest.fixture(params=["tcp", "beside", "unix"])
 def address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    return "127.0.0.1:0" if request.param == "tcp" else f"unix:{tmp_path}/socket"
+    if request.param == "tcp":
+        request.getfixturevalue("tcp_only")
+    return f"unix:{tmp_path}/socket" if request.param == "unix" else "127.0.0.1:0"
 
 
 @pytest.fixture(params=["msgpack", "xml"])
