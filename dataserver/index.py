@@ -34,6 +34,7 @@ from wire.messages import BlockRecord
 
 INDEX_FORMAT = 1
 _SUM_MODULUS = 2**63
+_SEEN_LIMIT = 8192
 
 _SCHEMA = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
@@ -93,6 +94,7 @@ class Index:
         self._changed: dict[bytes, Entry | None] = {}
         self._saving: dict[bytes, Entry | None] = {}
         self._freed: dict[tuple[int, int], Entry] = {}
+        self._seen: dict[bytes, Entry] = {}  # rows that were read and not changed since
         self.is_new = not path.exists()
         self._writer = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         self._reader = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
@@ -113,13 +115,21 @@ class Index:
     def get(self, block: bytes) -> Entry | None:
         """Return where a block is, or None."""
         with self._lock:
+            if (seen := self._seen.get(block)) is not None:
+                return seen
             for changes in (self._changed, self._saving):
                 if block in changes:
                     return changes[block]
             row = self._reader.execute(
                 "SELECT segment, offset, length, digest FROM blocks WHERE block = ?", (block,)
             ).fetchone()
-        return Entry(block, *row) if row else None
+            return self._remember(Entry(block, *row)) if row else None
+
+    def _remember(self, entry: Entry) -> Entry:
+        if len(self._seen) >= _SEEN_LIMIT:
+            self._seen.clear()
+        self._seen[entry.block] = entry
+        return entry
 
     def put(self, entry: Entry, before: Entry | None) -> None:
         """Let a block be at a new place. `before`: what `get` says now, to be forgotten but not freed."""
@@ -157,6 +167,7 @@ class Index:
         if after is not None:
             self._count(after, 1)
         self._changed[block] = after
+        self._seen.pop(block, None)
 
     def _count(self, entry: Entry, sign: int) -> None:
         totals = self._totals
