@@ -260,17 +260,29 @@ class Refills:
         """Do one pass: what lags, then, if it must be, all. Returns how much was found and mended."""
         progress.passes += 1
         progress.failed = 0
-        returned = server.number in self._returned
-        newest = await self._newest_lacking(server) if returned else []
-        found, mended = await self._heal(server, progress, newest)
-        if returned and await self._must_compare(server):
-            self._whole.add(server.number)
-        self._returned.discard(server.number)
-        if server.number not in self._whole:
-            return found, mended
-        found_more, mended_more = await self._compare_all(server, progress)
-        if not found_more:
-            self._whole.discard(server.number)
+        number = server.number
+        # Taken before the work: who asks for more meanwhile, as when the server returns once again, gets it.
+        returned, whole = number in self._returned, number in self._whole
+        self._returned.discard(number)
+        self._whole.discard(number)
+        try:
+            newest = await self._newest_lacking(server) if returned else []
+            found, mended = await self._heal(server, progress, newest)
+            if (
+                not whole
+                and number not in self._whole
+                and not (returned and await self._must_compare(server))
+            ):
+                return found, mended
+            self._whole.discard(number)
+            found_more, mended_more = await self._compare_all(server, progress)
+        except BaseException:
+            self._returned |= {number} if returned else set()
+            self._whole |= {number} if whole else set()
+            raise
+        if found_more:
+            self._whole.add(number)
+        else:
             await self._note_compared(server)
         return found + found_more, mended + mended_more
 

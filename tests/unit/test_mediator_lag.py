@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -100,6 +101,28 @@ def test_the_mediator_after_a_killed_one_finds_what_was_open() -> None:
             await w.settle()
             assert w.data[2].is_good(record)
             assert "inventory" not in w.data[2].calls
+
+    run(scenario())
+
+
+def test_a_server_that_returns_blank_while_it_is_refilled_is_looked_at_again() -> None:
+    async def scenario() -> None:
+        async with world(5, 3, 3) as w:
+            record, server = w.commit(), w.mediator.health.servers[4]
+            status, lost = w.data[5].status, []
+
+            def lose_all_afterwards() -> dict[str, Any]:
+                said = status()
+                if not lost:
+                    lost.append(w.data[5].held.clear())
+                    w.mediator.refills.came_up(server)
+                return said
+
+            w.data[5].status = lose_all_afterwards  # type: ignore[method-assign]
+            w.mediator.refills.came_up(server)
+            await w.settle()
+            assert lost
+            assert w.data[5].is_good(record)
 
     run(scenario())
 
