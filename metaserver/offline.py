@@ -23,7 +23,8 @@ def opened(directory: Path, cluster: str) -> Iterator[sqlite3.Connection]:
     """Yield a connection to the database of a stopped metadata server.
 
     Raises:
-        ConfigError: a server uses the directory, or it has no database of this cluster and format.
+        ConfigError: a server uses the directory, or it has no database of this cluster and format, or what
+            was done with the connection met damage.
     """
     database = directory / "meta.sqlite"
     if not database.exists():
@@ -34,7 +35,13 @@ def opened(directory: Path, cluster: str) -> Iterator[sqlite3.Connection]:
         connection = stack.enter_context(closing(pages.connect(database, isolation_level=None)))
         _refuse_foreign(connection, database)
         connection.execute("PRAGMA synchronous = FULL")
-        yield connection
+        try:
+            yield connection
+        except sqlite3.DatabaseError as error:
+            if not pages.is_damage(error):
+                raise
+            where = ", ".join(map(str, pages.damaged_pages(database))) or str(error)
+            raise ConfigError(f"{database} is damaged (pages: {where}); restore it from a copy") from None
 
 
 def _refuse_foreign(connection: sqlite3.Connection, database: Path) -> None:

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from metaserver import pages
+from metaserver import offline, pages
+from metaserver.check import check
 from metaserver.page_check import PageCheck
 from metaserver.pages import PAGE_BYTES
 from tests.unit.metaserver.harness import DIRECTORY, LINK, Harness
@@ -176,6 +177,20 @@ def test_the_pass_in_the_background_finds_damage_that_nobody_asked_for(
     path.write_bytes(whole[:last] + bytes([whole[last] ^ 1]) + whole[last + 1 :])
     assert passed(path)
     assert pages.damaged_pages(path) == [len(whole) // PAGE_BYTES]
+
+
+def test_damage_met_while_the_server_is_stopped_is_told_in_one_line(
+    stored: tuple[Path, bytes, list[tuple[int, bytes]], Answers],
+) -> None:
+    path, whole, _, _ = stored
+    last = len(whole) - 2000
+    path.write_bytes(whole[:last] + bytes([whole[last] ^ 1]) + whole[last + 1 :])
+    number = len(whole) // PAGE_BYTES
+    with (
+        pytest.raises(ConfigError, match=rf"is damaged \(pages: {number}\); restore"),
+        offline.opened(path.parent, "test") as connection,
+    ):
+        check(connection)
 
 
 def test_a_database_cut_short_is_noticed(
