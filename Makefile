@@ -9,14 +9,14 @@ PEERS ?=
 PARTS := setup.cfg pyproject.toml tools/setup.sh
 
 .DEFAULT_GOAL := help
-.PHONY: help up down status test soak programs posix demo transcript story-xml evaluate bench bench-micro bench-curves lint format types imports clean distclean
+.PHONY: help up down status test soak fault-sweep programs posix demo transcript story-xml evaluate bench bench-micro bench-curves lint format types imports clean distclean
 
 help:
 	@echo 'make up     start a local cluster and mount it on ./$(MOUNTPOINT)'
 	@echo 'make down   unmount and stop it; the files stay for the next make up'
 	@echo 'make test   run all tests'
 	@echo 'make demo   play the story of the README on a throwaway cluster'
-	@echo 'others:     status soak evaluate bench bench-micro bench-curves programs posix transcript story-xml lint format types clean distclean'
+	@echo 'others:     status soak fault-sweep evaluate bench bench-micro bench-curves programs posix transcript story-xml lint format types clean distclean'
 
 up: .venv/run.stamp
 	@$(BIN)/quorumfs up $(if $(filter command line environment,$(origin MOUNTPOINT)),$(MOUNTPOINT))
@@ -64,6 +64,10 @@ soak: .venv/test.stamp
 # git, compilers, databases, stress-ng and so on, on a mount with five servers: takes many minutes.
 programs: .venv/programs.stamp
 	@$(BIN)/python -m pytest tests/programs -m 'long or not long'
+
+# One fault at a time on what the data servers have on disk; makes the table of docs/reliability.md.
+fault-sweep: .venv/test.stamp
+	@$(BIN)/python -m tests.fault_sweep --update docs/reliability.md
 
 # pjdfstest, whose sources are in the directory that PJDFSTEST names: see docs/posix.md.
 posix: .venv/test.stamp
