@@ -9,14 +9,15 @@ PEERS ?=
 PARTS := setup.cfg pyproject.toml tools/setup.sh
 
 .DEFAULT_GOAL := help
-.PHONY: help up down status test soak fault-sweep programs posix demo transcript story-xml evaluate bench bench-micro bench-curves lint format types imports clean distclean
+.PHONY: help up down status test soak fault-sweep sim sim-mutants programs posix demo transcript story-xml evaluate bench bench-micro bench-curves lint format types imports clean distclean
 
 help:
 	@echo 'make up     start a local cluster and mount it on ./$(MOUNTPOINT)'
 	@echo 'make down   unmount and stop it; the files stay for the next make up'
 	@echo 'make test   run all tests'
 	@echo 'make demo   play the story of the README on a throwaway cluster'
-	@echo 'others:     status soak fault-sweep evaluate bench bench-micro bench-curves programs posix transcript story-xml lint format types clean distclean'
+	@echo 'make sim    simulate SEEDS=1000 lives of a whole cluster with faults'
+	@echo 'others:     status soak fault-sweep sim-mutants evaluate bench bench-micro bench-curves programs posix transcript story-xml lint format types clean distclean'
 
 up: .venv/run.stamp
 	@$(BIN)/quorumfs up $(if $(filter command line environment,$(origin MOUNTPOINT)),$(MOUNTPOINT))
@@ -60,6 +61,16 @@ test: .venv/test.stamp
 # Long random sequences of calls against a local directory; QUORUMFS_SEED plays one again, QUORUMFS_SOAK sets how many.
 soak: .venv/test.stamp
 	@QUORUMFS_SOAK=$${QUORUMFS_SOAK:-300} $(BIN)/python -m pytest -s --timeout 0 tests/cluster/test_library_twins.py tests/mount/test_mount_twins.py
+
+# The whole cluster in one process, with virtual time: SEEDS of them from FIRST on; see docs/simulation.md.
+SEEDS ?= 1000
+FIRST ?= 1
+sim: .venv/test.stamp
+	@$(BIN)/python -m tests.sim --seeds $(SEEDS) --first $(FIRST)
+
+# Bugs put in on purpose, and how many seeds it takes to find each.
+sim-mutants: .venv/test.stamp
+	@$(BIN)/python -m tests.sim --mutants --seeds $(SEEDS) --first $(FIRST)
 
 # git, compilers, databases, stress-ng and so on, on a mount with five servers: takes many minutes.
 programs: .venv/programs.stamp

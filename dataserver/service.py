@@ -154,6 +154,10 @@ class DataService:
             try:
                 await self._in_thread(self._store.maintain)
                 failed = False
+            except OSError as error:
+                if not failed:
+                    _log.error("the disk failed in the background: %s; it is tried again", error)
+                failed = True
             except Exception:
                 if not failed:
                     _log.exception("background work failed; it is tried again")

@@ -30,8 +30,13 @@ from wire.errors import (
 from wire.messages import ROOT_INODE, Attributes, Ticket
 
 SLOTS_PER_SESSION = 1024
-INODES_RESERVED = 1024
-"""So many inode numbers are reserved by one change of the counter."""
+INODES_RESERVED = 65536
+"""So many inode numbers are reserved by one change of the counter, long before they are needed.
+
+A power loss may undo a change of the counter, and a mount may still have inodes open whose numbers were given
+by then: so the first numbers of a life were reserved at its start, before the log was made durable, and
+the next ones half a range ahead, which takes several checkpoints to reach.
+"""
 PAGE_CACHE_KIB = 64 * 1024
 LOG_PAGES_MAX = 16 * 1024
 """A log longer than this (64 MiB) is checkpointed by the next commit itself; see metaserver.log."""
@@ -70,6 +75,7 @@ class Store:
             ConfigError: it is damaged, missing, foreign, or of another format.
         """
         self.path = path
+        self._next_inode = self._inode_limit = 0
         self.when_full: Callable[[], None] = lambda: None
         """Called when the disk is full, before a transaction is tried once more."""
         self.now_ns = now_ns
@@ -88,7 +94,8 @@ class Store:
                     self.execute(statement)
                 self.sessions = {session for (session,) in self.execute("SELECT session FROM sessions")}
                 self.totals = self._count()
-                (self._inode_limit,) = self._fetch("SELECT next FROM counters WHERE name = 'inode'")
+                (self._next_inode,) = self._fetch("SELECT next FROM counters WHERE name = 'inode'")
+                self._reserve_inodes(self._next_inode)
             except BaseException:
                 self._connection.close()
                 raise
@@ -96,7 +103,6 @@ class Store:
             raise ConfigError(
                 f"{path}: the database is damaged or cannot be used ({error}); restore it from a copy"
             ) from None
-        self._next_inode: int = self._inode_limit
 
     @staticmethod
     def _open(path: Path, complete: bool) -> sqlite3.Connection:
@@ -263,11 +269,14 @@ class Store:
 
     def take_inode_number(self) -> int:
         """Return an inode number that was never given. Only inside of a transaction."""
-        if self._next_inode >= self._inode_limit:
-            self._inode_limit = self._next_inode + INODES_RESERVED
-            self.execute("UPDATE counters SET next = ? WHERE name = 'inode'", (self._inode_limit,))
+        if self._next_inode + INODES_RESERVED // 2 >= self._inode_limit:
+            self._reserve_inodes(self._inode_limit)
         self._next_inode += 1
         return self._next_inode - 1
+
+    def _reserve_inodes(self, start: int) -> None:
+        self._inode_limit = start + INODES_RESERVED
+        self.execute("UPDATE counters SET next = ? WHERE name = 'inode'", (self._inode_limit,))
 
     def take_session_number(self) -> int:
         """Return a session number that was never given. Only inside of a transaction."""

@@ -53,8 +53,11 @@ class Harness:
     def open_session(self) -> int:
         return self.wait(self.service.open_session("test")).session
 
-    def restart(self) -> None:
+    def restart(self, database: bytes | None = None) -> None:
+        """Stop and start; with `database`, on an older state of it."""
         self.stop()
+        if database is not None:
+            self.path.write_bytes(database)
         self._start()
 
     def stop(self) -> None:

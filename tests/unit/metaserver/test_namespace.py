@@ -405,3 +405,15 @@ def test_paths_of(meta: Harness) -> None:
     assert meta.service.paths_of(1, 5) == [b"/"]
     assert meta.service.paths_of(directory.ino + 1, 5) == [b"/d/e"]
     assert meta.service.paths_of(99, 5) == []
+
+
+def test_no_inode_number_is_given_again_even_if_a_power_loss_undid_its_reservation(meta: Harness) -> None:
+    """A mount that still has such an inode open would write into somebody else's file."""
+    meta.restart()
+    meta.store.execute("PRAGMA wal_checkpoint").fetchall()  # what is durable before anything is served
+    before = meta.path.read_bytes()
+    given = {meta.create(1, b"%d" % number).ino for number in range(1500)}
+    session = meta.session
+    meta.restart(before)
+    assert session == meta.session
+    assert meta.create(1, b"new").ino not in given

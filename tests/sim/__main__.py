@@ -1,0 +1,149 @@
+"""`python -m tests.sim`: simulate many seeds, each in a process of its own, on all cores.
+
+python -m tests.sim --seeds 1000 [--first K]   play so many; exit status 1 if one failed
+python -m tests.sim --replay SEED              play one again and print its timeline
+python -m tests.sim --shrink SEED              find the fewest faults with which it still fails
+python -m tests.sim --mutants [NAME ...]       put bugs in on purpose, and count the seeds that find each
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Iterable
+
+HASH_SEED = "0"
+"""Sets of names are gone through in one order, in every process."""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.sim", description="Simulate a whole cluster.")
+    parser.add_argument("--seeds", type=int, default=100, help="how many to play (for a mutant: at most)")
+    parser.add_argument("--first", type=int, default=1, help="the first seed")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="so many at once")
+    parser.add_argument("--replay", type=int, metavar="SEED", help="print one seed's timeline")
+    parser.add_argument("--only", help="with --replay: carry out these faults only, as 3,17,40")
+    parser.add_argument("--shrink", type=int, metavar="SEED", help="find the fewest faults that fail")
+    parser.add_argument("--mutants", nargs="*", metavar="NAME", help="all of them if none is named")
+    arguments = parser.parse_args()
+    if os.environ.get("PYTHONHASHSEED") != HASH_SEED:
+        os.environ["PYTHONHASHSEED"] = HASH_SEED
+        os.execv(sys.executable, [sys.executable, "-m", "tests.sim", *sys.argv[1:]])
+    seeds = range(arguments.first, arguments.first + arguments.seeds)
+    if arguments.replay is not None:
+        return replay(arguments.replay, arguments.only)
+    if arguments.shrink is not None:
+        return shrink(arguments.shrink)
+    if arguments.mutants is not None:
+        return mutants(arguments.mutants, seeds, arguments.jobs)
+    return simulate(seeds, arguments.jobs)
+
+
+def simulate(seeds: Iterable[int], jobs: int) -> int:
+    """Play all seeds; report those that fail, and what a minute buys."""
+    from tests.sim.children import play_all
+    from tests.sim.run import run
+    from tools.progress import progress_bar
+
+    seeds = list(seeds)
+    begun, failed, virtual_seconds, faults = time.monotonic(), [], 0.0, 0
+    with progress_bar(len(seeds), "seeds", len(seeds) / jobs) as bar:
+        for verdict in play_all(seeds, run, jobs):
+            virtual_seconds += verdict.virtual_seconds
+            faults += verdict.faults
+            if not verdict.passed:
+                failed.append(verdict.seed)
+                print(verdict.summary(), flush=True)
+            bar.advance(1 / jobs, 1)
+    minutes = (time.monotonic() - begun) / 60
+    print(
+        f"{len(seeds)} seeds in {minutes:.1f} min, {len(failed)} failed: "
+        f"{virtual_seconds / 3600:.1f} simulated hours and {faults} faults "
+        f"({virtual_seconds / 3600 / minutes:.1f} hours, {faults / minutes:.0f} faults a minute)"
+    )
+    if failed:
+        print(f"look at one with: python -m tests.sim --shrink {failed[0]}")
+    return 1 if failed else 0
+
+
+def replay(seed: int, only: str | None) -> int:
+    """Play one seed and print every event."""
+    from tests.sim.children import play_all
+    from tests.sim.run import run
+
+    wanted = None if only is None else frozenset(int(number) for number in only.split(",") if number)
+    verdict = next(play_all([seed], lambda each: run(each, wanted), 1))
+    print(verdict.timeline())
+    print(verdict.summary())
+    return 0 if verdict.passed else 1
+
+
+def shrink(seed: int) -> int:
+    """Leave out faults as long as the seed still fails; print the timeline of what is left."""
+    from tests.sim.children import play_all
+    from tests.sim.run import Verdict, run
+
+    def play(wanted: frozenset[int]) -> Verdict:
+        return next(play_all([seed], lambda each: run(each, wanted), 1))
+
+    verdict = next(play_all([seed], run, 1))
+    if verdict.passed:
+        print(verdict.summary())
+        return 0
+    needed = list(range(verdict.steps))
+    size = max(1, len(needed) // 2)
+    while size:
+        start = 0
+        while start < len(needed):
+            fewer = frozenset(needed[:start] + needed[start + size :])
+            tried = play(fewer)
+            if tried.passed:
+                start += size
+            else:
+                needed, verdict = sorted(fewer), tried
+                print(f"still fails with {len(needed)} faults", file=sys.stderr)
+        size //= 2
+    print(verdict.timeline(short=True))
+    print(verdict.summary())
+    only = ",".join(map(str, needed))
+    print(f"{len(needed)} faults are needed: python -m tests.sim --replay {seed} --only '{only}'")
+    return 1
+
+
+def mutants(names: list[str], seeds: Iterable[int], jobs: int) -> int:
+    """Play seeds with each bug until one fails; exit status 1 if a bug is never found."""
+    from tests.sim.children import play_all
+    from tests.sim.mutants import MUTANTS
+    from tests.sim.run import Verdict, run
+
+    missed = []
+    for mutant in MUTANTS:
+        if names and mutant.name not in names:
+            continue
+
+        def play(seed: int, put_in: object = mutant.put_in) -> Verdict:
+            assert callable(put_in)
+            put_in()
+            return run(seed)
+
+        tried, found = 0, None
+        verdicts = play_all(seeds, play, jobs)
+        for verdict in verdicts:
+            tried += 1
+            if not verdict.passed:
+                found = verdict
+                break
+        verdicts.close()
+        told = f"found by the {tried}th seed" if found else f"NOT FOUND by {tried} seeds"
+        print(f"{mutant.name:45} {told}", flush=True)
+        if found is None:
+            missed.append(mutant.name)
+        else:
+            print(f"    {found.problems[0].splitlines()[0][:150]}")
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,403 @@
+"""Clients and what they do: files of their own, held against a model, and files that all of them change.
+
+An actor outlives its process: when that is killed, the next one goes on with what is known. One greenlet
+of an actor acts at a time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+from collections.abc import Callable
+from typing import Any
+
+from tests.sim import model
+from tests.sim.cluster import Failure, World
+from tests.twins import LibraryPlace
+from wire.errors import AlreadyExists, GracePeriod, NotFound, QuorumfsError, WouldBlock
+from wire.messages import FileLock
+
+PATHS = ["a", "b", "c", "d/a", "d/b"]
+RECORD_BYTES = 32
+CALL_SECONDS_MAX = 60.0
+"""No deed takes longer: each of its calls has a deadline of 8 s at most."""
+
+SETTLE_SECONDS = 12.0
+"""No call that a killed process has sent is carried out later than this."""
+CACHE_SECONDS = 3.0
+
+
+class Actor:
+    """One client: `life` is what its process does until `stop` is set."""
+
+    def __init__(self, world: World, number: int, shared: Shared) -> None:
+        self.world, self.number, self.shared = world, number, shared
+        self.name = f"client-{number}"
+        self.home = f"home-{number}"
+        self.rng = random.Random(world.rng.random())
+        self.model = model.Model()
+        self.pending: list[model.Change] | None = None
+        self._power_losses = 0
+        self.stop = False
+        self.idle = False
+        self.calls = self.failures = 0
+        self._ready = False
+        self._tag = 0
+        self._look_from = 0.0
+        """When what a killed process asked for, and what is cached from before a power loss, is over."""
+
+    @property
+    def settled(self) -> bool:
+        """Whether it knows how its files are."""
+        return self._ready and self.model.certain
+
+    # a process's life
+
+    def start(self) -> None:
+        """Begin a process; what the one before was doing has an unknown outcome."""
+        self.note_power_losses()
+        if self.pending is not None:
+            self.model.unknown(self.pending)
+            self.pending = None
+        self.model.certain = False
+        self.idle = False
+        self._look_from = self.world.loop.now + SETTLE_SECONDS
+        self.process = self.world.client(self.name, self.life)
+
+    def life(self, filesystem: Any) -> None:
+        place = LibraryPlace(filesystem, "")
+        while not self.stop:
+            if not self._ready:
+                self._prepare(place)
+                continue
+            self.note_power_losses()
+            if not self.model.certain:
+                self.world.scheduler.sleep(self._look_from - self.world.loop.now)
+                self.look(place)
+            else:
+                self.rng.choice(self._deeds())(place)
+            self.world.scheduler.sleep(self.rng.expovariate(1 / 0.1))
+        self.idle = True
+
+    def _deeds(self) -> list[Callable[[LibraryPlace], None]]:
+        own = [self._replace, self._replace, self._patch, self._append, self._cut, self._read, self._rename]
+        return [*own, self._unlink, self._read, self._add_record, self._count_up]
+
+    def _prepare(self, place: LibraryPlace) -> None:
+        try:
+            for path in (self.home, f"{self.home}/d"):
+                with contextlib.suppress(AlreadyExists):
+                    place.mkdir(path)
+            place.open(9, f"{self.home}/mark", os.O_CREAT | os.O_RDWR)
+            place.pwrite(9, 0, b"here")
+            place.fsync(9)
+            place.close(9)
+        except (QuorumfsError, OSError) as error:
+            self.world.note("failed", f"{self.name} prepare: {error}")
+            self.world.scheduler.sleep(1.0)
+            return
+        self._ready = True
+
+    def note_power_losses(self) -> None:
+        if self._power_losses != self.world.power_losses:
+            self._power_losses = self.world.power_losses
+            self._look_from = max(self._look_from, self.world.loop.now + CACHE_SECONDS)
+            self.model.power_lost()
+
+    def _do(
+        self,
+        what: str,
+        act: Callable[[], object],
+        outcomes: list[model.Change],
+        *,
+        durable: bool = False,
+    ) -> bool:
+        """Carry out a call whose whole effect is the last of `outcomes`; return whether it succeeded."""
+        world, losses, begun = self.world, self._power_losses, self.world.loop.now
+        self.pending = outcomes
+        self.calls += 1
+        world.note("call", f"{self.name} {what}")
+        try:
+            act()
+        except (QuorumfsError, OSError) as error:
+            self.failures += 1
+            world.note("failed", f"{self.name} {what}: {type(error).__name__}: {error}")
+            self.note_power_losses()
+            self.model.unknown(outcomes)
+        else:
+            world.note("done", f"{self.name} {what}")
+            self.note_power_losses()
+            if losses != world.power_losses:
+                self.model.unknown(outcomes)
+            else:
+                self.model.done(outcomes[-1], durable=durable)
+        self.pending = None
+        took = world.loop.now - begun
+        if took > CALL_SECONDS_MAX:
+            world.problem(f"{self.name} {what} took {took:.1f} s")
+        return self.model.certain
+
+    # files of its own
+
+    def _content(self, most: int = 20_000) -> bytes:
+        self._tag += 1
+        size = self.rng.choice([0, 1, 100, 4096, 70_000, self.rng.randrange(most)])
+        if self.rng.random() < 0.02:
+            size = (1 << 20) + self.rng.randrange(200_000)
+        stamp = b"<%d.%d>" % (self.number, self._tag)
+        return (stamp * (size // len(stamp) + 1))[:size]
+
+    def _path(self) -> str:
+        return self.rng.choice(PATHS)
+
+    def _existing(self) -> str | None:
+        there = sorted(self.model.current)
+        return self.rng.choice(there) if there else None
+
+    def _use(self, place: LibraryPlace, path: str, flags: int, act: Callable[[int], None]) -> None:
+        """Open, act, close; the handle is released whatever happens."""
+        place.open(1, f"{self.home}/{path}", flags)
+        try:
+            act(1)
+        finally:
+            place.close(1)
+
+    def _replace(self, place: LibraryPlace) -> None:
+        path, content, sync = self._path(), self._content(), self.rng.random() < 0.4
+
+        def act(slot: int) -> None:
+            half = len(content) // 2
+            place.pwrite(slot, 0, content[:half])
+            place.pwrite(slot, half, content[half:])
+            if sync:
+                place.fsync(slot)
+
+        outcomes = [model.with_content(path, content)]
+        if path not in self.model.current:
+            outcomes.insert(0, model.with_content(path, b""))  # made, but nothing of it written
+        self._do(
+            f"replace {path} by {len(content)} bytes{' fsync' if sync else ''}",
+            lambda: self._use(place, path, os.O_CREAT | os.O_TRUNC | os.O_RDWR, act),
+            outcomes,
+            durable=sync,
+        )
+
+    def _patch(self, place: LibraryPlace) -> None:
+        path = self._existing()
+        if path is None:
+            return
+        size = len(self.model.current[path])
+        offset, data = self.rng.randrange(size + 5000), self._content(5000)[:9000]
+        sync = self.rng.random() < 0.4
+
+        def act(slot: int) -> None:
+            place.pwrite(slot, offset, data)
+            if sync:
+                place.fsync(slot)
+
+        if data:
+            self._do(
+                f"patch {path} at {offset} by {len(data)} bytes{' fsync' if sync else ''}",
+                lambda: self._use(place, path, os.O_RDWR, act),
+                [model.patched(path, offset, data)],
+                durable=sync,
+            )
+
+    def _append(self, place: LibraryPlace) -> None:
+        path = self._existing()
+        if path is not None:
+            data = self._content(3000)[:4096] or b"+"
+            self._do(
+                f"append {len(data)} bytes to {path}",
+                lambda: self._use(
+                    place, path, os.O_RDWR | os.O_APPEND, lambda slot: _ignore(place.pwrite(slot, 0, data))
+                ),
+                [lambda s: model.patched(path, len(s[path]), data)(s) if path in s else s],
+            )
+
+    def _cut(self, place: LibraryPlace) -> None:
+        path = self._existing()
+        if path is not None:
+            size = self.rng.randrange(len(self.model.current[path]) + 3000)
+            self._do(
+                f"truncate {path} to {size}",
+                lambda: place.truncate(f"{self.home}/{path}", size),
+                [model.cut(path, size)],
+            )
+
+    def _rename(self, place: LibraryPlace) -> None:
+        path, new_path = self._existing(), self._path()
+        if path is not None and path != new_path:
+            self._do(
+                f"rename {path} to {new_path}",
+                lambda: place.rename(f"{self.home}/{path}", f"{self.home}/{new_path}", 0),
+                [model.renamed(path, new_path)],
+            )
+
+    def _unlink(self, place: LibraryPlace) -> None:
+        path = self._existing()
+        if path is not None and self.rng.random() < 0.5:
+            self._do(f"unlink {path}", lambda: place.unlink(f"{self.home}/{path}"), [model.without(path)])
+
+    def _read(self, place: LibraryPlace) -> None:
+        path = self._path()
+        expected = self.model.current.get(path)
+        losses = self.world.power_losses
+        try:
+            seen = self._content_of(place, path)
+        except (QuorumfsError, OSError) as error:
+            self.world.note("failed", f"{self.name} read {path}: {type(error).__name__}: {error}")
+            return
+        if losses == self.world.power_losses and not self.model.allows(path, seen):
+            difference = model.describe_difference(
+                {} if seen is None else {path: seen}, {} if expected is None else {path: expected}
+            )
+            self.world.problem(f"{self.name} read {difference}")
+
+    def _content_of(self, place: LibraryPlace, path: str) -> bytes | None:
+        try:
+            place.open(2, f"{self.home}/{path}", os.O_RDONLY)
+        except (NotFound, FileNotFoundError):
+            return None
+        try:
+            return place.pread(2, 0, 1 << 23)
+        finally:
+            place.close(2)
+
+    def look(self, place: LibraryPlace) -> bool:
+        """Read all files of its own and hold them against the model; return whether it could."""
+        losses = self.world.power_losses
+        seen: model.State = {}
+        try:
+            for path in PATHS:
+                content = self._content_of(place, path)
+                if content is not None:
+                    seen[path] = content
+        except (QuorumfsError, OSError) as error:
+            self.world.note("failed", f"{self.name} look: {type(error).__name__}: {error}")
+            return False
+        if losses != self.world.power_losses:
+            return False
+        self.world.note("look", f"{self.name} {sorted((p, len(c)) for p, c in seen.items())}")
+        if wrong := self.model.saw(seen):
+            self.world.problem(f"{self.name} sees {wrong}")
+            self.model = model.Model()
+            self.model.done(lambda _: seen, durable=True)
+        return True
+
+    # files that all change
+
+    def _add_record(self, place: LibraryPlace) -> None:
+        self.shared.add_record(self, place)
+
+    def _count_up(self, place: LibraryPlace) -> None:
+        self.shared.count_up(self, place)
+
+
+def _ignore(_: object) -> None:
+    pass
+
+
+class Shared:
+    """A log that all append to with fsync, and a counter that all add to under a lock."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.acknowledged: set[bytes] = set()
+        self.attempted: set[bytes] = set()
+        self.counted = 0
+        """So many additions were acknowledged; `tried` so many were begun."""
+        self.tried = 0
+        self._number = 0
+
+    def add_record(self, actor: Actor, place: LibraryPlace) -> None:
+        """Append one record with O_APPEND and fsync it."""
+        self._number += 1
+        record = b"%s %d" % (actor.name.encode(), self._number)
+        record = record.ljust(RECORD_BYTES - 1, b".") + b"\n"
+        self.attempted.add(record)
+        try:
+            place.open(3, "log", os.O_CREAT | os.O_RDWR | os.O_APPEND)
+            try:
+                place.pwrite(3, 0, record)
+                place.fsync(3)
+            finally:
+                place.close(3)
+        except (QuorumfsError, OSError) as error:
+            self.world.note("failed", f"{actor.name} add record: {type(error).__name__}: {error}")
+        else:
+            self.acknowledged.add(record)
+            self.world.note("done", f"{actor.name} added {record[:-1].decode()}")
+
+    def count_up(self, actor: Actor, place: LibraryPlace) -> None:
+        """Add one to the counter, under an exclusive record lock."""
+        try:
+            place.open(4, "counter", os.O_CREAT | os.O_RDWR)
+        except (QuorumfsError, OSError) as error:
+            self.world.note("failed", f"{actor.name} count: {type(error).__name__}: {error}")
+            return
+        try:
+            handle = place.slots[4]
+            lock = FileLock(handle.inode.ino, False, actor.number, 0, 2**63 - 1, True, actor.number)
+            place.filesystem.locks.set(handle, lock)
+            value = int(place.pread(4, 0, 20) or b"0")
+            self.tried += 1
+            place.pwrite(4, 0, b"%020d" % (value + 1))
+            place.fsync(4)
+            self.counted += 1
+            self.world.note("done", f"{actor.name} counted {value + 1}")
+            place.filesystem.locks.unset(handle, lock._replace(exclusive=False))
+        except (QuorumfsError, OSError) as error:
+            self.world.note("failed", f"{actor.name} count: {type(error).__name__}: {error}")
+        finally:
+            try:
+                handle = place.slots[4]
+                place.filesystem.locks.closing(handle, actor.number)
+                place.close(4)
+            except (QuorumfsError, OSError) as error:
+                self.world.note("failed", f"{actor.name} close counter: {type(error).__name__}: {error}")
+
+    def check(self, place: LibraryPlace) -> None:
+        """Hold the log and the counter against what was acknowledged. Raises QuorumfsError."""
+        log = self._all_of(place, "log")
+        records = [log[i : i + RECORD_BYTES] for i in range(0, len(log), RECORD_BYTES)]
+        for record in records:
+            if record not in self.attempted:
+                raise Failure(f"the log has a torn or foreign record {record!r}")
+        if len(set(records)) != len(records):
+            twice = next(r for r in records if records.count(r) > 1)
+            raise Failure(f"the log has a record twice: {twice!r}")
+        if missing := self.acknowledged - set(records):
+            raise Failure(f"the log lacks {len(missing)} acknowledged records, such as {min(missing)!r}")
+        value = int(self._all_of(place, "counter") or b"0")
+        if not self.counted <= value <= self.tried:
+            raise Failure(f"the counter is {value}: {self.counted} acknowledged, {self.tried} tried")
+
+    def check_unlocked(self, place: LibraryPlace) -> None:
+        """All who had locks are gone, and their locks with them. Raises QuorumfsError."""
+        place.open(6, "counter", os.O_CREAT | os.O_RDWR)
+        lock = FileLock(place.slots[6].inode.ino, False, 99, 0, 2**63 - 1, True, 99)
+        until = self.world.loop.now + self.world.config.lease_seconds * 2
+        while True:
+            try:
+                place.filesystem.locks.set(place.slots[6], lock)
+            except (WouldBlock, GracePeriod):
+                if self.world.loop.now > until:
+                    raise
+                self.world.scheduler.sleep(1.0)
+            else:
+                break
+        place.filesystem.locks.closing(place.slots[6], 99)
+        place.close(6)
+
+    @staticmethod
+    def _all_of(place: LibraryPlace, path: str) -> bytes:
+        try:
+            place.open(5, path, os.O_RDONLY)
+        except (NotFound, FileNotFoundError):
+            return b""
+        try:
+            return place.pread(5, 0, 1 << 23)
+        finally:
+            place.close(5)

@@ -1,0 +1,366 @@
+"""A cluster's processes, started, killed and cut off in the simulation: their own `__main__`s, unchanged.
+
+`World` is one simulated world: the loop, the network, the disks, the processes, and the log of events.
+One thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import hashlib
+import logging
+import os
+import random
+import sqlite3
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextvars import copy_context
+from pathlib import Path
+from typing import Any
+
+import dataserver.__main__ as data_main
+import dataserver.durable
+import dataserver.segment
+import mediator.__main__ as mediator_main
+import mediator.refill
+import metaserver.__main__ as meta_main
+import wire.blocking
+import wire.server
+from fusefs.connect import connect
+from tests.sim import seams, threads
+from tests.sim.disk import Disk
+from tests.sim.loop import PROCESS, Process, SimLoop
+from tests.sim.network import Listening, Network
+from wire.client import Client
+from wire.config import ClusterConfig, ConfigError, DataServerConfig, Deadlines, dumps
+from wire.errors import QuorumfsError
+from wire.quorum import Quorum
+
+DISK_SECONDS = 0.0005
+READY_SECONDS = 20.0
+INSPECTION_SECONDS = 60.0
+"""Orphans are looked for so often, instead of every ten minutes: virtual time costs some real time too."""
+
+
+class Failure(Exception):
+    """A promise was broken, or something happened that must not."""
+
+
+class World:
+    """Everything of one run. `events` is the timeline: (virtual seconds, what, detail)."""
+
+    def __init__(self, seed: int, directory: Path, quorum: Quorum) -> None:
+        self.rng = random.Random(seed)
+        self._place = f"{directory}/"
+        self.loop = SimLoop(lambda: DISK_SECONDS * (0.2 + self.rng.expovariate(1.0)))
+        asyncio.set_event_loop(self.loop)
+        self.events: list[tuple[float, str, str]] = []
+        self._hash = hashlib.blake2b(digest_size=8)
+        self.problems: list[str] = []
+        self.network = Network(self.loop, self.rng, self.note)
+        self.loop.network = self.network
+        self.scheduler = threads.Scheduler(self.loop, self.rng)
+        self.config = self._configure(directory, quorum)
+        self.config_file = directory / "cluster.toml"
+        self.config_file.write_text(dumps(self.config))
+        self.disks = {
+            "meta": Disk(directory / "meta", self.rng),
+            **{f"data-{k}": Disk(directory / f"data-{k}", self.rng) for k in range(1, quorum.servers + 1)},
+        }
+        self.processes: dict[str, Process] = {}
+        self.all_processes: list[Process] = []
+        self.ready: dict[str, asyncio.Future[str]] = {}
+        self.ends: dict[str, asyncio.Event] = {}
+        self.power_losses = 0
+        self._install()
+
+    def _configure(self, directory: Path, quorum: Quorum) -> ClusterConfig:
+        servers = tuple(
+            DataServerConfig(k, f"data-{k}:7000", directory / f"data-{k}")
+            for k in range(1, quorum.servers + 1)
+        )
+        return ClusterConfig(
+            "simulated",
+            quorum,
+            "mediator:7000",
+            "meta:7000",
+            directory / "meta",
+            servers,
+            deadlines=Deadlines(8.0, 5.0, 8.0, 1.5, 1.0, 5.0),
+            lease_seconds=10.0,
+            dirty_bytes=8 * 1024 * 1024,
+            commit_age_seconds=5.0,
+        )
+
+    def note(self, what: str, detail: str = "") -> None:
+        """Write down an event; where the files really are is left out."""
+        detail = detail.replace(self._place, "")
+        self.events.append((self.loop.now, what, detail))
+        self._hash.update(f"{self.loop.now:.9f} {what} {detail}\n".encode())
+
+    @property
+    def event_hash(self) -> str:
+        return self._hash.hexdigest()
+
+    def problem(self, text: str) -> None:
+        """Write down that something is wrong; the run goes on."""
+        self.note("PROBLEM", text)
+        self.problems.append(text)
+
+    # seams
+
+    def _install(self) -> None:
+        wire.server._listen = lambda address: Listening(str(address))  # type: ignore[assignment]
+        wire.blocking.MsgpackSocket = _socket_type(self)  # type: ignore[misc, assignment]
+        for main in (data_main, mediator_main, meta_main):
+            main.serve = self._serve  # type: ignore[attr-defined]
+        dataserver.durable.punch_hole = self._punch_hole
+        dataserver.segment.punch_hole = self._punch_hole  # type: ignore[attr-defined]
+        mediator.refill.INSPECTION_SECONDS = INSPECTION_SECONDS
+        data_main.resource = _NoLimits()  # type: ignore[attr-defined]
+        seams.install(
+            self.loop.time,
+            self.scheduler.sleep,
+            threads.make(self.scheduler),
+            _HostOs(self),
+            self._connect_sqlite,
+            self.rng,
+        )
+        root = logging.getLogger()
+        root.handlers[:] = [_LogEvents(self)]
+        root.setLevel(logging.INFO)
+        logging.getLogger("asyncio").setLevel(logging.ERROR)
+
+    def _connect_sqlite(self, *args: Any, **more: Any) -> sqlite3.Connection:
+        connection = sqlite3.connect(*args, **more)
+        process = PROCESS.get()
+        if process is not None:
+            process.kept.append(connection)
+        return connection
+
+    def _punch_hole(self, handle: int, offset: int, length: int) -> bool:
+        disk = self.disk_here()
+        size = os.fstat(handle).st_size
+        end = min(offset + length, size)
+        if end > offset:
+            full, disk.full = disk.full, False
+            disk.pwrite(handle, bytes(end - offset), offset)
+            disk.full = full
+        return True
+
+    def disk_here(self) -> Disk:
+        """Return the disk of the process that runs now."""
+        process = PROCESS.get()
+        assert process is not None, "only a process touches a disk"
+        return self.disks[process.host]
+
+    async def _serve(self, server: Any, address: str) -> None:
+        process = PROCESS.get()
+        assert process is not None
+        real = await server.start(address)
+        self.note("ready", process.name)
+        self.ready[process.name].set_result(real)
+        await self.ends[process.name].wait()
+        await server.drain()
+
+    # processes
+
+    def spawn(self, name: str, main: Callable[[], Coroutine[Any, Any, None]]) -> Process:
+        """Start a process on the host of its name."""
+        process = Process(name, name)
+        self.processes[name] = process
+        self.all_processes.append(process)
+        self.ready[name] = self.loop.create_future()
+        self.ends[name] = asyncio.Event()
+        context = copy_context()
+        context.run(PROCESS.set, process)
+        task = context.run(self.loop.create_task, main())
+        task.add_done_callback(lambda done: self._ended(process, done))
+        self.note("start", name)
+        return process
+
+    def _ended(self, process: Process, task: asyncio.Task[None]) -> None:
+        error = None if task.cancelled() else task.exception()
+        process.alive = False
+        for action in process.at_end:
+            action()
+        if error is not None:
+            self.note("end", f"{process.name}: {type(error).__name__}: {error}")
+            if not self.ready[process.name].done():
+                self.ready[process.name].set_exception(Failure(f"{process.name}: {error}"))
+                self.ready[process.name].exception()
+            disk = self.disks.get(process.host)
+            if isinstance(error, ConfigError) and disk is not None and disk.failing:
+                return  # it says so, and ends: what else could it do
+            self.problem(f"{process.name} ended by itself: {type(error).__name__}: {error}")
+
+    def start(self, name: str) -> Process:
+        """Start the server process of this name."""
+        if name == "meta":
+            return self.spawn(name, lambda: meta_main.serve_metadata(self.config))
+        if name == "mediator":
+            return self.spawn(name, lambda: mediator_main.main(self.config_file))
+        number = int(name.removeprefix("data-"))
+        arguments = argparse.Namespace(config=self.config_file, number=number, lab=False, listen=None)
+        return self.spawn(name, lambda: data_main._serve(arguments))
+
+    def alive(self, name: str) -> bool:
+        return name in self.processes and self.processes[name].alive
+
+    def kill(self, name: str, *, power: bool = False) -> None:
+        """End a process at once, as SIGKILL does; with `power`, take what its disk has not made durable."""
+        process = self.processes[name]
+        if not process.alive:
+            return
+        self.note("power loss" if power else "kill", name)
+        process.alive = False
+        process.backlog.clear()
+        disk = self.disks.get(process.host)
+        if disk is not None:
+            self._abandon_files(process, disk)
+        for action in process.at_end:
+            action()
+        if power and disk is not None:
+            if name == "meta":
+                self.power_losses += 1
+            disk.lose_power()
+
+    def _abandon_files(self, process: Process, disk: Disk) -> None:
+        """Close what the process had open, without what a close by SQLite itself would write."""
+        kept = {
+            file: file.read_bytes() for file in disk.root.rglob("*.sqlite*") if not file.name.endswith("-shm")
+        }
+        for thing in process.kept:
+            if isinstance(thing, sqlite3.Connection):
+                thing.close()
+        for file in disk.root.rglob("*.sqlite*"):
+            file.unlink()
+        for file, content in kept.items():
+            file.write_bytes(content)
+        for handle, path in list(disk.paths.items()):
+            if Path(path) == disk.root:  # its claim on the directory goes with it
+                del disk.paths[handle]
+                os.close(handle)
+                os.open("/dev/null", os.O_RDONLY)  # nobody else may get this number
+
+    # running
+
+    def run_until(self, done: Callable[[], bool], seconds: float, what: str) -> None:
+        """Let virtual time pass until something is so. Raises Failure after `seconds`."""
+        until = self.loop.now + seconds
+
+        async def watch() -> bool:
+            while not done():
+                if self.loop.now >= until:
+                    return False
+                await asyncio.sleep(0.05)
+            return True
+
+        if not self.loop.run_until_complete(watch()):
+            raise Failure(f"{what}: not within {seconds:g} s")
+
+    def wait_ready(self, names: Sequence[str]) -> None:
+        self.run_until(lambda: all(self.ready[n].done() for n in names), READY_SECONDS, f"start of {names}")
+        for name in names:
+            self.ready[name].result()
+
+    @contextlib.contextmanager
+    def _connected(self, name: str) -> Iterator[Any]:
+        """Try until the mediator answers, as a person who mounts would."""
+        with contextlib.ExitStack() as stack:
+            while True:
+                try:
+                    yield stack.enter_context(connect(self.config, name))
+                    return
+                except ConfigError as error:
+                    self.note("failed", f"{name} mount: {error}")
+                    self.scheduler.sleep(1.0)
+
+    def client(self, name: str, work: Callable[[Any], None]) -> Process:
+        """Start a client: a process whose threads use the client library."""
+        process = Process(name, name)
+        self.processes[name] = process
+        self.all_processes.append(process)
+
+        def body() -> None:
+            try:
+                with self._connected(name) as filesystem:
+                    work(filesystem)
+            except Failure as failure:
+                self.problem(str(failure))
+            except QuorumfsError as error:
+                self.problem(f"{name} ended: {type(error).__name__}: {error}")
+            except Exception as error:
+                import traceback
+
+                self.problem(f"{name} ended: {''.join(traceback.format_exception(error))}")
+            finally:
+                process.alive = False
+
+        context = copy_context()
+        context.run(PROCESS.set, process)
+        context.run(self.scheduler.start, body)
+        return process
+
+
+class _HostOs:
+    """`os` as the process that runs now sees it: its own disk."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    def __getattr__(self, name: str) -> Any:
+        process = PROCESS.get()
+        disk = self._world.disks.get(process.host) if process is not None else None
+        return getattr(os if disk is None else disk, name)
+
+
+class _NoLimits:
+    """Stands for `resource`: limits are the simulation's own."""
+
+    RLIMIT_NOFILE = 0
+
+    def getrlimit(self, _: int) -> tuple[int, int]:
+        return 1024, 1024
+
+    def setrlimit(self, _: int, __: tuple[int, int]) -> None:
+        pass
+
+
+class _LogEvents(logging.Handler):
+    """Log lines are events; a traceback is a problem."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__()
+        self._world = world
+
+    def emit(self, record: logging.LogRecord) -> None:
+        process = PROCESS.get()
+        who = process.name if process is not None else "-"
+        self._world.note("log", f"{who}: {record.levelname} {record.getMessage()}")
+        if record.exc_info:
+            import traceback
+
+            text = "".join(traceback.format_exception(record.exc_info[1]))
+            self._world.problem(f"a traceback in the log of {who}: {record.getMessage()}\n{text}")
+
+
+def _socket_type(world: World) -> type:
+    """Return what stands for the blocking client's socket: the asyncio client, waited for."""
+
+    class SimSocket:
+        def __init__(self, address: Any, connect_seconds: float, until: float) -> None:
+            self._client = Client(str(address), connect_seconds=connect_seconds)
+
+        def alive(self) -> bool:
+            return self._client.connected
+
+        def call(self, until: float, name: str, params: Sequence[Any]) -> Any:
+            seconds = max(0.001, until - world.loop.now)
+            return world.scheduler.wait(self._client.forward(seconds, name, list(params)))
+
+        def close(self) -> None:
+            world.loop.create_task(self._client.close())
+
+    return SimSocket

@@ -1,0 +1,234 @@
+"""The simulated disks: real files in memory, and what each has not made durable yet.
+
+`Disk.os` stands for the module `os` in the code of one simulated host. A power loss takes back, or tears,
+what was written since the last sync of each file, and undoes names that no sync of their directory
+made durable. SQLite writes its files itself: of its log, what came after the last fdatasync is treated
+the same way. One thread.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import shutil
+from pathlib import Path
+from typing import Any
+
+SECTOR_BYTES = 512
+TORN_BYTES = 4096
+
+
+class Disk:
+    """One host's directory, and what a power loss would do to it."""
+
+    def __init__(self, root: Path, rng: random.Random) -> None:
+        self.root, self.rng = root, rng
+        self.paths: dict[int, str] = {}
+        self.undo: dict[str, list[tuple[int, bytes, int]]] = {}
+        """Of each file the writes that no sync made durable: (offset, bytes before, size before)."""
+        self.names: list[tuple[str, str, str | None]] = []
+        """Renames and removals that are not durable: (what, path, where the old file is kept)."""
+        self.logs: dict[str, bytes] = {}
+        """What is durable of each of SQLite's logs."""
+        self.full = False
+        self.failing = False
+        """Reads fail with EIO."""
+        self.lying = False
+        """Some writes are lost or go to another place, and nobody is told."""
+        self._kept = 0
+        self._old: dict[Path, bytes] = {}
+
+    # what stands for os
+
+    def open(self, path: Any, flags: int, mode: int = 0o777, **more: Any) -> int:
+        handle = os.open(path, flags & ~os.O_DIRECT, mode, **more)
+        self.paths[handle] = os.fspath(path)
+        return handle
+
+    def close(self, handle: int) -> None:
+        self.paths.pop(handle, None)
+        os.close(handle)
+
+    def _note_write(self, handle: int, offset: int, length: int, *, grows: bool = True) -> None:
+        path = self.paths.get(handle)
+        if path is None:
+            return
+        if self.full and grows:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        size = os.fstat(handle).st_size
+        before = os.pread(handle, length, offset)
+        self.undo.setdefault(path, []).append((offset, before + bytes(length - len(before)), size))
+
+    def _lie(self, handle: int, offset: int, length: int) -> int | None:
+        """Return where a write really goes: None if nowhere."""
+        if not self.lying or handle not in self.paths or self.rng.random() < 0.7:
+            return offset
+        size = os.fstat(handle).st_size
+        pages = size // TORN_BYTES
+        return self.rng.randrange(1, pages) * TORN_BYTES if pages > 1 and self.rng.random() < 0.5 else None
+
+    def pwrite(self, handle: int, data: Any, offset: int) -> int:
+        return self.pwritev(handle, [data], offset)
+
+    def pwritev(self, handle: int, buffers: Any, offset: int, flags: int = 0) -> int:
+        length = sum(len(memoryview(b).cast("B")) for b in buffers)
+        place = self._lie(handle, offset, length)
+        self._note_write(handle, offset if place is None else place, length)
+        if place is None:
+            if offset + length > os.fstat(handle).st_size:
+                os.ftruncate(handle, offset + length)
+            return length
+        written = os.pwritev(handle, buffers, place)
+        if flags & (os.RWF_DSYNC | os.RWF_SYNC):
+            self.fdatasync(handle)
+        return written
+
+    def _fail_reads(self, handle: int, offset: int) -> None:
+        """A file's first page, which is written just before it is read, is still in memory."""
+        if self.failing and handle in self.paths and offset and self.rng.random() < 0.5:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    def pread(self, handle: int, length: int, offset: int) -> bytes:
+        self._fail_reads(handle, offset)
+        return os.pread(handle, length, offset)
+
+    def preadv(self, handle: int, buffers: Any, offset: int, *flags: int) -> int:
+        self._fail_reads(handle, offset)
+        return os.preadv(handle, buffers, offset, *flags)
+
+    def ftruncate(self, handle: int, length: int) -> None:
+        size = os.fstat(handle).st_size
+        if length < size:
+            self._note_write(handle, length, size - length, grows=False)
+        else:
+            self._note_write(handle, size, 0)
+        os.ftruncate(handle, length)
+
+    def fdatasync(self, handle: int) -> None:
+        path = self.paths.get(handle, "")
+        if path.endswith("-wal"):
+            self.logs[path] = Path(path).read_bytes()
+        elif Path(path).is_dir():
+            self.names = [name for name in self.names if str(Path(name[1]).parent) != path]
+        else:
+            self.undo.pop(path, None)
+
+    fsync = fdatasync
+
+    def unlink(self, path: Any, **more: Any) -> None:
+        self._keep("unlink", os.fspath(path), os.unlink, path, **more)
+
+    remove = unlink
+
+    def rename(self, source: Any, target: Any, **more: Any) -> None:
+        self._keep("rename", os.fspath(target), os.rename, source, target, **more)
+
+    def replace(self, source: Any, target: Any, **more: Any) -> None:
+        self._keep("rename", os.fspath(target), os.replace, source, target, **more)
+
+    def _keep(self, what: str, path: str, do: Any, *args: Any, **more: Any) -> None:
+        kept = None
+        if path.startswith(str(self.root)) and Path(path).is_file():
+            self._kept += 1
+            kept = str(self.root.parent / f"kept-{self.root.name}-{self._kept}")
+            os.link(path, kept)
+        do(*args, **more)
+        if path.startswith(str(self.root)):
+            self.names.append((what, path, kept))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(os, name)
+
+    # what happens to it
+
+    def lose_power(self) -> None:
+        """Take back what is not durable, wholly, in part, or not at all. All processes must be dead."""
+        for path, writes in self.undo.items():
+            if Path(path).exists():
+                self._tear(path, writes)
+        self.undo.clear()
+        keep = self.rng.randrange(len(self.names) + 1)  # a journal keeps the names' changes in order
+        for what, path, kept in reversed(self.names[keep:]):
+            if what == "rename":
+                Path(path).unlink(missing_ok=True)
+            if kept is not None:
+                os.link(kept, path)
+        self.names.clear()
+        for path, durable in self.logs.items():
+            self._tear_log(Path(path), durable)
+        for index in self.root.rglob("index.sqlite"):
+            if self.rng.random() < 0.5:
+                for file in index.parent.glob("index.sqlite*"):
+                    file.unlink()
+
+    def _tear(self, path: str, writes: list[tuple[int, bytes, int]]) -> None:
+        style = self.rng.choice(("all lost", "none lost", "each by itself"))
+        with Path(path).open("r+b") as file:
+            for offset, before, size in reversed(writes):
+                if style == "none lost":
+                    continue
+                if style == "all lost":
+                    file.seek(offset)
+                    file.write(before)
+                    file.truncate(size)
+                    continue
+                for start in range(0, len(before), TORN_BYTES):
+                    if self.rng.random() < 0.5:
+                        file.seek(offset + start)
+                        file.write(before[start : start + TORN_BYTES])
+
+    def _tear_log(self, path: Path, durable: bytes) -> None:
+        now = path.read_bytes() if path.exists() else b""
+        if now[:32] != durable[:32]:
+            durable = now[:32] + durable[32:]  # SQLite syncs the header of a log that it begins anew
+        style = self.rng.choice(("all lost", "none lost", "each by itself"))
+        if style == "all lost":
+            path.write_bytes(durable)
+        elif style == "each by itself":
+            torn = bytearray(now)
+            for start in range(0, len(now), SECTOR_BYTES):
+                if self.rng.random() < 0.5:
+                    length = len(now[start : start + SECTOR_BYTES])
+                    old = durable[start : start + length]
+                    torn[start : start + length] = old + bytes(length - len(old))
+            path.write_bytes(bytes(torn))
+
+    def rot(self, count: int) -> list[str]:
+        """Flip some bytes of the segments; return where."""
+        done = []
+        segments = sorted(p for p in self.root.rglob("*.seg") if p.stat().st_size > 8192)
+        for _ in range(count if segments else 0):
+            path = self.rng.choice(segments)
+            offset = self.rng.randrange(4096, path.stat().st_size)
+            with path.open("r+b") as file:
+                file.seek(offset)
+                old = file.read(1)
+                file.seek(offset)
+                file.write(bytes([old[0] ^ (1 << self.rng.randrange(8))]))
+            done.append(f"{path.name}+{offset}")
+        return done
+
+    def snapshot(self) -> None:
+        """Remember all files as they are, for `roll_back`."""
+        self._old = {
+            path.relative_to(self.root): path.read_bytes() for path in self.root.rglob("*") if path.is_file()
+        }
+
+    def roll_back(self) -> bool:
+        """Put all files back as they were at the snapshot, if there was one; return that. None may be open."""
+        if not self._old:
+            return False
+        self.blank()
+        for path, content in self._old.items():
+            (self.root / path).parent.mkdir(parents=True, exist_ok=True)
+            (self.root / path).write_bytes(content)
+        return True
+
+    def blank(self) -> None:
+        """Empty it, as if it had been replaced."""
+        shutil.rmtree(self.root)
+        self.root.mkdir()
+        self.undo.clear()
+        self.names.clear()
+        self.logs.clear()

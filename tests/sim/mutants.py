@@ -1,0 +1,296 @@
+"""Bugs put in on purpose, one at a time: each a plausible slip that the simulation must find.
+
+A mutant changes a function of the running code, in a process of its own. What it changes must be there: a
+mutant whose target has gone fails loudly, so that the list stays true.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import dataserver.durable
+import dataserver.segment
+import dataserver.segments
+import dataserver.service
+import fusefs.files
+import fusefs.locks
+import mediator.read_path
+import mediator.refill
+import mediator.repair
+import mediator.write_path
+import metaserver.bookkeeping
+import metaserver.log
+import metaserver.reaper
+import metaserver.service
+import metaserver.sessions
+import metaserver.store
+from mediator.vote import Verdict
+from wire.errors import QuorumfsError
+
+
+class Mutant(NamedTuple):
+    """A bug: its name says what the code does wrong."""
+
+    name: str
+    put_in: Callable[[], None]
+
+
+def _change(owner: Any, name: str, make: Callable[[Any], Any]) -> None:
+    """Replace a function by what `make` makes of it. Raises AttributeError if it is not there."""
+    setattr(owner, name, make(getattr(owner, name)))
+
+
+def vote_counts_corrupt() -> None:
+    def make(judge: Any) -> Any:
+        def judged(*args: Any, **more: Any) -> Verdict:
+            verdict: Verdict = judge(*args, **more)
+            return Verdict.GOOD if verdict is Verdict.CORRUPT else verdict
+
+        return judged
+
+    _change(mediator.read_path, "judge", make)
+
+
+def votes_are_recorded_digests() -> None:
+    """A data server votes what it once recorded, not what its disk has now."""
+
+    def make(_: Any) -> Any:
+        def digest(self: Any, block: bytes, first_piece: int, piece_count: int) -> bytes:
+            def read(entry: Any) -> bytes:
+                return bytes(self._good_header(entry).digest)
+
+            return bytes(self._read(block, read))
+
+        return digest
+
+    _change(dataserver.segments.SegmentStore, "digest", make)
+
+
+def vote_on_the_first_piece_only() -> None:
+    def make(pieces: Any) -> Any:
+        def first(self: Any, entry: Any, first_piece: int, piece_count: int) -> Any:
+            return pieces(self, entry, 0, piece_count)
+
+        return first
+
+    _change(dataserver.segments.SegmentStore, "_pieces", make)
+
+
+def repair_takes_any_bytes() -> None:
+    """The source of a repair is not held against the witness."""
+
+    def make(_: Any) -> Any:
+        async def get_whole(self: Any, server: Any, record: Any) -> Any:
+            from mediator.fanout import outcome_of
+            from wire.methods import DataMethods
+
+            call = server.call(self._vote_seconds, DataMethods.get, record.block, 0, 0)
+            return await outcome_of(call)
+
+        return get_whole
+
+    _change(mediator.repair.Repairs, "_get_whole", make)
+    _change(mediator.repair, "judge", lambda _: lambda *args, **more: Verdict.MISSING)
+
+
+def commit_before_qw_acknowledged() -> None:
+    _change(mediator.write_path.WritePath, "_require", lambda _: lambda self, *args, **more: None)
+
+
+def put_acknowledged_before_it_is_synced() -> None:
+    def make(_: Any) -> Any:
+        def sync(self: Any) -> asyncio.Future[None]:
+            done = asyncio.get_running_loop().create_future()
+            done.set_result(None)
+            return done
+
+        return sync
+
+    _change(dataserver.service.SharedSync, "__call__", make)
+    _change(dataserver.segments.SegmentStore, "sync", lambda _: lambda self: None)
+
+
+def commit_acknowledged_before_it_is_synced() -> None:
+    async def nothing(self: Any) -> None:
+        pass
+
+    _change(metaserver.log.LogSync, "sync", lambda _: nothing)
+
+
+def garbage_told_before_it_is_durable() -> None:
+    async def at_once(self: Any, blocks: list[bytes]) -> list[bytes]:
+        return blocks
+
+    _change(metaserver.service.MetaService, "_for_ever", lambda _: at_once)
+
+
+def fsync_of_an_unchanged_file_does_nothing() -> None:
+    def make(_: Any) -> Any:
+        def fsync(self: Any, handle: Any) -> None:
+            self._commit(handle, durable=True)
+            self._make_durable(handle.inode)
+
+        return fsync
+
+    _change(fusefs.files.Files, "fsync", make)
+
+
+def directory_not_synced() -> None:
+    for module in (dataserver.durable, dataserver.segments, dataserver.segment):
+        if hasattr(module, "sync_directory"):
+            module.sync_directory = lambda directory: None  # type: ignore[attr-defined]
+
+
+def returned_server_not_refilled() -> None:
+    """What a server lacks is forgotten, and found by the inspection only; that does not come either."""
+    _change(mediator.refill.Refills, "came_up", lambda _: lambda self, server: None)
+    _change(mediator.refill.Refills, "begin", lambda _: lambda self, server: None)
+
+
+def refill_skips_blocks_written_meanwhile() -> None:
+    """A refill's list is cut at its first page."""
+
+    def make(compare: Any) -> Any:
+        def cut(committed: Any, held: Any) -> Any:
+            found = compare(committed, held)
+            return found._replace(lacking=found.lacking[:-1]) if hasattr(found, "_replace") else found
+
+        return cut
+
+    _change(mediator.refill, "compare", make)
+
+
+def inventory_loses_an_entry_of_each_page() -> None:
+    def make(inventory: Any) -> Any:
+        def lossy(self: Any, after: bytes, limit: int) -> Any:
+            page = inventory(self, after, limit)
+            return page[:-2] + page[-1:] if len(page) > 2 else page
+
+        return lossy
+
+    _change(dataserver.segments.SegmentStore, "inventory", make)
+
+
+def collection_races_a_commit() -> None:
+    """A block that is not committed yet counts as garbage although its session lives."""
+
+    def make(_: Any) -> Any:
+        def collectable(self: Any, block: bytes, next_session: int) -> bool:
+            return self._execute("SELECT 1 FROM blocks WHERE block = ?", (block,)).fetchone() is None
+
+        return collectable
+
+    _change(metaserver.bookkeeping.Bookkeeping, "_is_collectable", make)
+
+
+def call_sent_again_is_done_twice() -> None:
+    def make(_: Any) -> Any:
+        def work(self: Any, ticket: Any, do: Any, args: Any, kwargs: Any) -> Any:
+            return do(ticket.session, *args, **kwargs)
+
+        return work
+
+    _change(metaserver.store.Store, "_work_or_recall", make)
+
+
+def late_call_is_carried_out() -> None:
+    """The order of a slot's calls is not looked at, only whether it was the very last."""
+
+    def make(work_or_recall: Any) -> Any:
+        def work(self: Any, ticket: Any, do: Any, args: Any, kwargs: Any) -> Any:
+            from wire.errors import SequenceError
+
+            try:
+                return work_or_recall(self, ticket, do, args, kwargs)
+            except SequenceError:
+                return do(ticket.session, *args, **kwargs)
+
+        return work
+
+    _change(metaserver.store.Store, "_work_or_recall", make)
+
+
+def lock_kept_after_its_session() -> None:
+    _change(metaserver.sessions.Sessions, "on_end", lambda _: lambda self, forget: None)
+
+
+def lost_locks_go_unnoticed() -> None:
+    _change(fusefs.locks.FileLocks, "lose", lambda _: lambda self: None)
+
+
+def truncation_not_atomic() -> None:
+    """O_TRUNC takes effect at open, in a commit of its own."""
+
+    def make(open_: Any) -> Any:
+        def opened(self: Any, ino: int, flags: int, walk: Any = None) -> Any:
+            result = open_(self, ino, flags, walk)
+            self._writeback.commit(result[0].inode, False)
+            return result
+
+        return opened
+
+    _change(fusefs.files.Files, "open", make)
+
+
+def close_hides_a_failed_commit() -> None:
+    def make(flush: Any) -> Any:
+        def quiet(self: Any, handle: Any, *args: Any) -> None:
+            try:
+                flush(self, handle, *args)
+            except QuorumfsError:
+                pass
+
+        return quiet
+
+    _change(fusefs.files.Files, "flush", make)
+
+
+def quarantined_copy_served() -> None:
+    """A copy that lost a vote is found again by the next look at the directory."""
+
+    def make(repair: Any) -> Any:
+        def kept(self: Any, block: bytes, digest: bytes, pieces: bytes, data: Any, note: str) -> str:
+            return (
+                "replaced"
+                if self._index.get(block) is not None
+                else repair(self, block, digest, pieces, data, note)
+            )
+
+        return kept
+
+    _change(dataserver.segments.SegmentStore, "_repair", make)
+
+
+def expired_session_keeps_its_open_files() -> None:
+    _change(metaserver.reaper.Reaper, "remove_if_orphan", lambda _: lambda self, ino: None)
+
+
+MUTANTS = [
+    Mutant(function.__name__.replace("_", " "), function)
+    for function in (
+        vote_counts_corrupt,
+        votes_are_recorded_digests,
+        vote_on_the_first_piece_only,
+        repair_takes_any_bytes,
+        commit_before_qw_acknowledged,
+        put_acknowledged_before_it_is_synced,
+        commit_acknowledged_before_it_is_synced,
+        garbage_told_before_it_is_durable,
+        fsync_of_an_unchanged_file_does_nothing,
+        directory_not_synced,
+        returned_server_not_refilled,
+        refill_skips_blocks_written_meanwhile,
+        inventory_loses_an_entry_of_each_page,
+        collection_races_a_commit,
+        call_sent_again_is_done_twice,
+        late_call_is_carried_out,
+        lock_kept_after_its_session,
+        lost_locks_go_unnoticed,
+        truncation_not_atomic,
+        close_hides_a_failed_commit,
+        quarantined_copy_served,
+        expired_session_keeps_its_open_files,
+    )
+]

@@ -1,0 +1,217 @@
+"""What goes wrong: faults drawn from the seed, bounded so that recovery must be possible.
+
+The rule: on `frail` data servers bytes may rot, go back to what was durable, or all go; there are at most as
+many as leave each committed block one good copy and each read its quorum. Every other process may be killed,
+stopped, slow or cut off at any time; the metadata server's disk keeps what was made durable. One thread.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+from tests.sim.actors import Actor
+from tests.sim.cluster import World
+
+
+class Nemesis:
+    """Draws and carries out faults, and mends everything in the end.
+
+    Attributes:
+        wanted: the numbers of the steps that are carried out; None: all.
+        steps: how many were drawn.
+    """
+
+    def __init__(self, world: World, actors: list[Actor], wanted: frozenset[int] | None = None) -> None:
+        self.world, self.actors, self.wanted = world, actors, wanted
+        self.steps = 0
+        self.rng = self.times = random.Random(world.rng.random())
+        quorum = world.config.quorum
+        self.data = [f"data-{k}" for k in range(1, quorum.servers + 1)]
+        self.servers = [*self.data, "meta", "mediator"]
+        most = max(0, min(quorum.servers - quorum.read, quorum.write - 1))
+        self.frail = sorted(self.rng.sample(self.data, self.rng.randint(0, most)))
+        self.mean_seconds = self.rng.choice([0.3, 1.0, 3.0])
+        self.faults = 0
+        self.swizzled: list[str] = []
+        kinds: list[Callable[[], object]] = [
+            self._kill_server,
+            self._kill_server,
+            self._kill_client,
+            self._pause,
+            self._cut_off,
+            self._slow,
+            self._reset,
+            self._lose_power,
+            self._rot,
+            self._blank,
+            self._restart_all,
+            self._fill_disk,
+            self._fail_reads,
+            self._lie,
+            self._roll_back,
+            self._swizzle,
+        ]
+        self.kinds = [kind for kind in kinds if self.rng.random() < 0.7] or kinds
+        """A run has some of the kinds only: rare mixtures are met as well."""
+
+    def pause_seconds(self) -> float:
+        """Draw how long it is to the next step."""
+        return self.times.expovariate(1 / self.mean_seconds)
+
+    def step(self) -> None:
+        """Do one thing, if its number is among those wanted."""
+        number, state = self.steps, self.times.random()
+        self.steps += 1
+        if self.wanted is not None and number not in self.wanted:
+            return
+        self.rng = random.Random(state)  # so that it does not depend on the steps that were left out
+        if self.rng.random() < 0.4:
+            self._ease()
+        else:
+            self.rng.choice(self.kinds)()
+        self.faults += 1
+
+    def _ease(self) -> None:
+        """End some of what is wrong now, so that clients get through."""
+        self.rng.choice([self._start_some, self._start_some, self._go_on, self._heal])()
+
+    def _note(self, what: str) -> None:
+        self.world.note("fault", what)
+
+    def _alive(self, names: list[str]) -> list[str]:
+        return [name for name in names if self.world.alive(name)]
+
+    def _kill_server(self) -> None:
+        if names := self._alive(self.servers):
+            self.world.kill(self.rng.choice(names))
+
+    def _start_some(self) -> None:
+        for name in self.servers:
+            if not self.world.alive(name) and self.rng.random() < 0.7:
+                self.world.start(name)
+
+    def _kill_client(self) -> None:
+        actor = self.rng.choice(self.actors)
+        self.world.kill(actor.name)
+        actor.start()
+
+    def _pause(self) -> None:
+        name = self.rng.choice(self._alive(self.servers) or ["-"])
+        if name != "-":
+            self._note(f"stop {name}")
+            self.world.processes[name].paused = True
+
+    def _go_on(self) -> None:
+        for process in list(self.world.processes.values()):
+            if process.paused and process.alive:
+                self._note(f"continue {process.name}")
+                self.world.loop.go_on(process)
+
+    def _hosts(self) -> list[str]:
+        return [*self.servers, *(actor.name for actor in self.actors)]
+
+    def _cut_off(self) -> None:
+        a, b = self.rng.sample(self._hosts(), 2)
+        self._note(f"nothing gets from {a} to {b}")
+        self.world.network.block(a, b)
+        if self.rng.random() < 0.6:
+            self._note(f"nothing gets from {b} to {a}")
+            self.world.network.block(b, a)
+
+    def _heal(self) -> None:
+        self._note("the network is whole")
+        self.world.network.heal()
+
+    def _slow(self) -> None:
+        host, factor = self.rng.choice(self._hosts()), self.rng.choice([10, 100, 1000])
+        self._note(f"{host} is {factor} times slower")
+        self.world.network.slow[host] = factor
+
+    def _reset(self) -> None:
+        host = self.rng.choice(self._hosts())
+        self._note(f"reset {self.world.network.reset_some(host)} connections of {host}")
+
+    def _lose_power(self) -> None:
+        if names := self._alive([*self.frail, "meta"]):
+            self.world.kill(self.rng.choice(names), power=True)
+
+    def _rot(self) -> None:
+        if self.frail:
+            host = self.rng.choice(self.frail)
+            self._note(f"rot on {host}: {self.world.disks[host].rot(self.rng.randint(1, 5))}")
+
+    def _blank(self) -> None:
+        if self.frail and self.rng.random() < 0.3:
+            host = self.rng.choice(self.frail)
+            self.world.kill(host)
+            self._note(f"{host} has a new, blank disk")
+            self.world.disks[host].blank()
+
+    def _restart_all(self) -> None:
+        if self.rng.random() < 0.3:
+            names = list(self.servers)
+            self.rng.shuffle(names)
+            for name in names:
+                self.world.kill(name)
+            self.rng.shuffle(names)
+            for name in names:
+                self.world.start(name)
+
+    def _fill_disk(self) -> None:
+        host = self.rng.choice(self.data)
+        self.world.disks[host].full = not self.world.disks[host].full
+        self._note(f"{host} is {'full' if self.world.disks[host].full else 'no longer full'}")
+
+    def _fail_reads(self) -> None:
+        if self.frail:
+            host = self.rng.choice(self.frail)
+            self.world.disks[host].failing = not self.world.disks[host].failing
+            self._note(f"reads of {host} {'fail' if self.world.disks[host].failing else 'work again'}")
+
+    def _lie(self) -> None:
+        if self.frail:
+            host = self.rng.choice(self.frail)
+            self.world.disks[host].lying = not self.world.disks[host].lying
+            self._note(f"{host} {'loses' if self.world.disks[host].lying else 'no longer loses'} writes")
+
+    def _roll_back(self) -> None:
+        """Put an older state of a disk back; the first time, only remember it."""
+        if self.frail:
+            host = self.rng.choice(self.frail)
+            if self.world.alive(host):
+                self.world.kill(host)
+            if self.world.disks[host].roll_back():
+                self._note(f"{host} has an older state of its disk")
+            else:
+                self.world.disks[host].snapshot()
+            self.world.start(host)
+
+    def _swizzle(self) -> None:
+        """Stop the data servers one by one, and let them go on in another order."""
+        names = self._alive(self.data)
+        self.rng.shuffle(names)
+        if not self.swizzled:
+            self.swizzled = names
+        if self.swizzled:
+            name = self.swizzled.pop()
+            process = self.world.processes[name]
+            if process.alive and not process.paused:
+                self._note(f"stop {name}")
+                process.paused = True
+            elif process.alive:
+                self._note(f"continue {name}")
+                self.world.loop.go_on(process)
+
+    def mend(self) -> None:
+        """End all faults and start everything that is down."""
+        self._heal()
+        self._go_on()
+        for disk in self.world.disks.values():
+            disk.full = disk.failing = disk.lying = False
+        for name in self.servers:
+            if not self.world.alive(name):
+                self.world.start(name)
+        for actor in self.actors:
+            if not self.world.alive(actor.name):
+                actor.start()

@@ -1,0 +1,222 @@
+"""One run of the simulation: a seed in, a verdict out."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import random
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.sim.actors import Actor, Shared
+from tests.sim.cluster import Failure, World
+from tests.sim.loop import Stuck
+from tests.sim.nemesis import Nemesis
+from tests.twins import LibraryPlace
+from tools.whole import check_running
+from wire.blocking import BlockingClient
+from wire.errors import QuorumfsError
+from wire.methods import DataMethods
+from wire.quorum import Quorum
+
+QUORUMS = [(1, 1, 1), (3, 2, 2), (3, 2, 3), (3, 1, 3), (5, 3, 5), (5, 3, 3), (5, 2, 4), (5, 1, 5)]
+QUIET_SECONDS = 240.0
+
+
+_worlds: list[World] = []
+"""Never collected: what is dead would run its `finally` clauses."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What came of a run."""
+
+    seed: int
+    problems: list[str]
+    event_hash: str
+    events: list[tuple[float, str, str]]
+    faults: int
+    steps: int
+    calls: int
+    failures: int
+    virtual_seconds: float
+    real_seconds: float
+    settings: str
+
+    @property
+    def passed(self) -> bool:
+        return not self.problems
+
+    def summary(self) -> str:
+        """Say in a few lines how it went."""
+        first = (
+            f"seed {self.seed}: {'passed' if self.passed else 'FAILED'}, events {self.event_hash} "
+            f"({self.settings}; "
+            f"{self.faults} faults, {self.calls} calls, {self.failures} of them failed; "
+            f"{self.virtual_seconds:.0f} s in {self.real_seconds:.2f} s)"
+        )
+        return "\n".join([first, *(f"    {problem}" for problem in self.problems)])
+
+    def timeline(self, *, short: bool = False) -> str:
+        """Return the events, a line each; the short one is without what succeeded."""
+        left_out = {"done", "ready"} if short else set()
+        return "\n".join(
+            f"{at:12.6f}  {what:10} {detail}" for at, what, detail in self.events if what not in left_out
+        )
+
+    def to_json(self) -> bytes:
+        return json.dumps(dataclasses.asdict(self)).encode()
+
+    @classmethod
+    def from_json(cls, told: bytes) -> Verdict:
+        found = json.loads(told)
+        found["events"] = [tuple(event) for event in found["events"]]
+        return cls(**found)
+
+
+@contextlib.contextmanager
+def _directory() -> Iterator[Path]:
+    place = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    path = Path(tempfile.mkdtemp(prefix="quorumfs-sim-", dir=place))
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def run(seed: int, wanted: frozenset[int] | None = None) -> Verdict:
+    """Simulate one seed, in a process that is used for nothing else.
+
+    Args:
+        seed: draws everything.
+        wanted: only these steps of the nemesis are carried out (to find which are needed).
+    """
+    with _directory() as directory:
+        return _run(seed, directory, wanted)
+
+
+def _run(seed: int, directory: Path, wanted: frozenset[int] | None) -> Verdict:
+    begun = time.perf_counter()
+    draw = random.Random(seed)
+    quorum = Quorum(*draw.choice(QUORUMS))
+    world = World(seed, directory, quorum)
+    _worlds.append(world)
+    shared = Shared(world)
+    actors = [Actor(world, number, shared) for number in range(1, draw.randint(1, 3) + 1)]
+    nemesis = Nemesis(world, actors, wanted)
+    seconds = draw.choice([10.0, 30.0, 60.0])
+    settings = (
+        f"N={quorum.servers} Qr={quorum.read} Qw={quorum.write}, {len(actors)} clients, "
+        f"{seconds:g} s of faults every {nemesis.mean_seconds:g} s on average, "
+        f"frail: {', '.join(nemesis.frail) or 'none'}"
+    )
+    world.note("settings", settings)
+    try:
+        _play(world, actors, nemesis, shared, seconds)
+    except (Failure, Stuck) as failure:
+        world.problem(str(failure))
+    return Verdict(
+        seed,
+        world.problems,
+        world.event_hash,
+        world.events,
+        nemesis.faults,
+        nemesis.steps,
+        sum(actor.calls for actor in actors),
+        sum(actor.failures for actor in actors),
+        world.loop.now,
+        time.perf_counter() - begun,
+        settings,
+    )
+
+
+def _play(
+    world: World,
+    actors: list[Actor],
+    nemesis: Nemesis,
+    shared: Shared,
+    seconds: float,
+) -> None:
+    storage = ["meta", *nemesis.data]
+    for name in storage:
+        world.start(name)
+    world.wait_ready(storage)
+    world.start("mediator")
+    world.wait_ready(["mediator"])
+    for actor in actors:
+        actor.start()
+    end = world.loop.now + seconds
+    while world.loop.now < end and not world.problems:
+        wait = nemesis.pause_seconds()
+        world.run_until(lambda at=world.loop.now + wait: world.loop.now >= at, 3600, "waiting")  # type: ignore[misc]
+        nemesis.step()
+    if world.problems:
+        return
+    world.note("quiet", "all faults end")
+    nemesis.mend()
+    _finish(world, actors, shared)
+
+
+def _finish(world: World, actors: list[Actor], shared: Shared) -> None:
+    """Let everything come to rest, then hold all of it against what was acknowledged."""
+    world.run_until(
+        lambda: all(a.model.certain and a._ready for a in actors), QUIET_SECONDS, "clients recover"
+    )
+    for actor in actors:
+        actor.stop = True
+    world.run_until(lambda: all(actor.idle for actor in actors), QUIET_SECONDS, "clients end")
+    world.run_until(
+        lambda: not any(world.alive(actor.name) for actor in actors), QUIET_SECONDS, "clients stop"
+    )
+    if world.problems:
+        return
+    inspector = world.client("inspector", lambda filesystem: _inspect(world, filesystem, actors, shared))
+    world.run_until(lambda: not inspector.alive, QUIET_SECONDS * 4, "the last look")
+
+
+def _inspect(world: World, filesystem: Any, actors: list[Actor], shared: Shared) -> None:
+    place = LibraryPlace(filesystem, "")
+    for actor in actors:
+        actor.note_power_losses()
+        actor.model.certain = False
+        if not actor.look(place):
+            raise Failure(f"the files of {actor.name} cannot be read when all is well again")
+    try:
+        shared.check(place)
+        shared.check_unlocked(place)
+    except (QuorumfsError, OSError) as error:
+        raise Failure(f"the shared files cannot be used when all is well again: {error}") from error
+    _wait_whole(world, filesystem)
+
+
+def _wait_whole(world: World, filesystem: Any) -> None:
+    """All replicas become equal, and nothing is left that nobody needs."""
+    until = world.loop.now + QUIET_SECONDS
+    while True:
+        try:
+            report = check_running(world.config)
+            wrong = [f"{f.check} {f.row}" for f in report.findings] + _leftovers(world, report.blocks)
+        except QuorumfsError as error:
+            wrong = [f"fsck: {error}"]
+        if not wrong:
+            return
+        if world.loop.now > until:
+            raise Failure(f"not whole {QUIET_SECONDS:g} s after the last fault: {wrong[:5]}")
+        world.scheduler.sleep(2.0)
+
+
+def _leftovers(world: World, blocks: int) -> list[str]:
+    found = []
+    for place in world.config.data_servers:
+        with contextlib.closing(BlockingClient([place.listen])) as client:
+            count = client.call(10.0, DataMethods.count)
+            if count != blocks:
+                found.append(f"data-{place.number} has {count} blocks, {blocks} are committed")
+    return found

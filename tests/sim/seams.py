@@ -1,0 +1,117 @@
+"""Gives the project's modules another clock, other threads, disks and random numbers than Python's own.
+
+The code reaches these through the modules `time`, `threading`, `os`, `secrets`, `sqlite3` and
+`concurrent.futures`; here each module of the project gets stand-ins for those it imported. That is all
+that is changed of it. Done once, before a simulation, in a process of its own.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import os
+import pathlib
+import random
+import secrets
+import sqlite3
+import sys
+import threading
+import time
+import types
+from collections.abc import Callable, Iterator
+from typing import Any
+
+PACKAGES = ("wire", "fusefs", "mediator", "metaserver", "dataserver", "tools")
+WALL_CLOCK_START_SECONDS = 1_800_000_000
+
+
+class StandIn(types.SimpleNamespace):
+    """A module's stand-in: what is not given is the module's own."""
+
+    def __init__(self, module: Any, **given: Any) -> None:
+        super().__init__(**given)
+        self._module = module
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["_module"], name)
+
+
+def install(
+    now: Callable[[], float],
+    sleep: Callable[[float], None],
+    threads: Any,
+    host_os: Any,
+    connect: Callable[..., sqlite3.Connection],
+    rng: random.Random,
+) -> None:
+    """Replace what all loaded modules of the project use.
+
+    Args:
+        now: virtual seconds since the simulation began.
+        sleep: what a client's thread calls.
+        threads: stands for `threading` and the pools, in fusefs.
+        host_os: stands for `os`, in the servers.
+        connect: stands for `sqlite3.connect`.
+        rng: the simulation's random numbers.
+    """
+
+    def time_ns() -> int:
+        return int((WALL_CLOCK_START_SECONDS + now()) * 1e9)
+
+    clock = StandIn(
+        time,
+        monotonic=now,
+        perf_counter=now,
+        time=lambda: WALL_CLOCK_START_SECONDS + now(),
+        time_ns=time_ns,
+        monotonic_ns=lambda: int(now() * 1e9),
+        sleep=sleep,
+    )
+    anywhere = {
+        id(time): clock,
+        id(time.monotonic): now,
+        id(time.time_ns): time_ns,
+        id(secrets): StandIn(secrets, token_bytes=rng.randbytes),
+        id(random): StandIn(random, uniform=rng.uniform, random=rng.random),
+        id(sqlite3): StandIn(sqlite3, connect=connect),
+    }
+    client = {
+        id(threading): threads,
+        id(concurrent.futures.ThreadPoolExecutor): threads.ThreadPoolExecutor,
+        id(concurrent.futures.Future): threads.Future,
+    }
+    server = {id(os): host_os}
+    for package, module in _modules():
+        more = client if package == "fusefs" else server if package in ("metaserver", "dataserver") else {}
+        if package == "metaserver":
+            more = server | {id(threading): threads}
+        _replace(module, anywhere | more, random.uniform, rng.uniform)
+    pathlib.os = host_os  # type: ignore[attr-defined]
+
+
+def _modules() -> Iterator[tuple[str, types.ModuleType]]:
+    for name, module in sorted(sys.modules.items()):
+        package = name.split(".")[0]
+        if package in PACKAGES and module is not None:
+            yield package, module
+
+
+def _replace(module: Any, by: dict[int, Any], uniform: Any, own_uniform: Any) -> None:
+    for name, value in list(vars(module).items()):
+        if id(value) in by:
+            setattr(module, name, by[id(value)])
+        functions = [value]
+        if isinstance(value, type) and value.__module__ == module.__name__:
+            functions = list(vars(value).values())
+        for function in functions:
+            if isinstance(function, types.FunctionType) and function.__module__ == module.__name__:
+                _replace_defaults(function, by, uniform, own_uniform)
+
+
+def _replace_defaults(function: types.FunctionType, by: dict[int, Any], uniform: Any, own: Any) -> None:
+    def other(value: Any) -> Any:
+        return own if value == uniform else by.get(id(value), value)
+
+    if function.__defaults__:
+        function.__defaults__ = tuple(map(other, function.__defaults__))
+    if function.__kwdefaults__:
+        function.__kwdefaults__ = {name: other(value) for name, value in function.__kwdefaults__.items()}
