@@ -216,7 +216,7 @@ class Disk:
         }
 
     def roll_back(self) -> bool:
-        """Put all files back as they were at the snapshot, if there was one; return that. None may be open."""
+        """Put all files back as they were at the snapshot, if there was one, and return that."""
         if not self._old:
             return False
         self.blank()

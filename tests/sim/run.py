@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dataserver.offline import read as read_directory
 from tests.sim.actors import Actor, Shared
 from tests.sim.cluster import Failure, World
 from tests.sim.loop import Stuck
@@ -23,7 +24,7 @@ from tests.twins import LibraryPlace
 from tools.whole import check_running
 from wire.blocking import BlockingClient
 from wire.errors import QuorumfsError
-from wire.methods import DataMethods
+from wire.methods import DataMethods, MediatorMethods
 from wire.quorum import Quorum
 
 QUORUMS = [(1, 1, 1), (3, 2, 2), (3, 2, 3), (3, 1, 3), (5, 3, 5), (5, 3, 3), (5, 2, 4), (5, 1, 5)]
@@ -193,10 +194,35 @@ def _inspect(world: World, filesystem: Any, actors: list[Actor], shared: Shared)
         shared.check_unlocked(place)
     except (QuorumfsError, OSError) as error:
         raise Failure(f"the shared files cannot be used when all is well again: {error}") from error
-    _wait_whole(world, filesystem)
+    _scrub(world)
+    _wait_whole(world)
+    _verify_disks(world)
 
 
-def _wait_whole(world: World, filesystem: Any) -> None:
+def _scrub(world: World) -> None:
+    """Have every replica read and held against its witness, as `quorumfs scrub --now` does."""
+    with contextlib.closing(BlockingClient([world.config.mediator_listen])) as client:
+        told = client.call(30.0, MediatorMethods.scrub, 0, True)
+        until = world.loop.now + QUIET_SECONDS
+        while any(each["state"] == "running" for each in told) or len(told) < len(world.config.data_servers):
+            if world.loop.now > until:
+                raise Failure(f"a scrub does not end: {told}")
+            world.scheduler.sleep(1.0)
+            told = client.call(30.0, MediatorMethods.scrub, 0, False)
+
+
+def _verify_disks(world: World) -> None:
+    """Read the data servers' disks themselves: no replica that is in use has other bytes."""
+    for place in world.config.data_servers:
+        with contextlib.closing(BlockingClient([place.listen])) as client:
+            held = {record.block for record in client.call(30.0, DataMethods.inventory, b"", 4096)}
+        replicas = read_directory(place.directory, verify=True).replicas
+        corrupt = [r.block.hex() for r in replicas if r.block in held and r.verdict == "corrupt"]
+        if corrupt:
+            raise Failure(f"data-{place.number} has corrupt replicas after a scrub: {corrupt}")
+
+
+def _wait_whole(world: World) -> None:
     """All replicas become equal, and nothing is left that nobody needs."""
     until = world.loop.now + QUIET_SECONDS
     while True:
