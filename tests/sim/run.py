@@ -23,7 +23,7 @@ from tests.sim.nemesis import Nemesis
 from tests.twins import LibraryPlace
 from tools.whole import check_running
 from wire.blocking import BlockingClient
-from wire.errors import QuorumfsError
+from wire.errors import InvalidArgument, QuorumfsError
 from wire.methods import DataMethods, MediatorMethods
 from wire.quorum import Quorum
 
@@ -201,14 +201,20 @@ def _inspect(world: World, filesystem: Any, actors: list[Actor], shared: Shared)
 
 def _scrub(world: World) -> None:
     """Have every replica read and held against its witness, as `quorumfs scrub --now` does."""
+    until = world.loop.now + QUIET_SECONDS
+    begin = True
     with contextlib.closing(BlockingClient([world.config.mediator_listen])) as client:
-        told = client.call(30.0, MediatorMethods.scrub, 0, True)
-        until = world.loop.now + QUIET_SECONDS
-        while any(each["state"] == "running" for each in told) or len(told) < len(world.config.data_servers):
+        while True:
+            try:
+                told = client.call(30.0, MediatorMethods.scrub, 0, begin)
+                begin = False
+                if len(told) == len(world.disks) - 1 and all(each["state"] == "done" for each in told):
+                    return
+            except InvalidArgument as error:  # a server is not seen to be up yet
+                told = [{"error": error.message}]
             if world.loop.now > until:
                 raise Failure(f"a scrub does not end: {told}")
             world.scheduler.sleep(1.0)
-            told = client.call(30.0, MediatorMethods.scrub, 0, False)
 
 
 def _verify_disks(world: World) -> None:
