@@ -184,19 +184,21 @@ class Scrubs:
             state = self._passes[server.number] = ScrubPass.of(said.get("scrub"))
         if not state.begun_ns or is_due(state, time.time_ns(), self._period_seconds):
             await self._begin(server, hurried=False)
-        return not self._passes[server.number].ended_ns
+        now = self._passes.get(server.number)  # gone if the server came up anew meanwhile
+        return now is not None and not now.ended_ns
 
     async def _begin(self, server: Server, *, hurried: bool) -> None:
         """Begin a pass from the start."""
-        if server.number not in self._passes:
+        last = self._passes.get(server.number)
+        if last is None:
             said = await server.call(self._metadata.deadline_seconds, CommonMethods.status)
-            self._passes[server.number] = ScrubPass.of(said.get("scrub"))
+            last = ScrubPass.of(said.get("scrub"))
         counts = await self._metadata.ask(BookkeepingMethods.counts)
         state = ScrubPass(
             begun_ns=time.time_ns(),
             total_blocks=int(counts["blocks"]),
             total_bytes=int(counts["block_bytes"]),
-            last_full_ns=self._passes[server.number].last_full_ns,
+            last_full_ns=last.last_full_ns,
             hurried=hurried,
         )
         self._passes[server.number] = state

@@ -128,10 +128,10 @@ class Actor:
         else:
             world.note("done", f"{self.name} {what}")
             self.note_power_losses()
-            if losses != world.power_losses:
-                self.model.unknown(outcomes)
-            else:
+            if losses == world.power_losses:
                 self.model.done(outcomes[-1], durable=durable)
+        if losses != world.power_losses:
+            self.model.anything()
         self.pending = None
         took = world.loop.now - begun
         if took > CALL_SECONDS_MAX:

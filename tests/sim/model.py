@@ -25,6 +25,7 @@ class Model:
         self._since_durable: list[State] = [self.current]
         self._possible: list[State] = [self.current]
         self._late: list[Change] = []
+        self._anything = False
         self.certain = True
 
     def done(self, change: Change, *, durable: bool) -> None:
@@ -48,9 +49,19 @@ class Model:
         self._possible = _distinct(self._since_durable)
         self.certain = False
 
+    def anything(self) -> None:
+        """What is there next is taken as it is.
+
+        Power was lost during a call on an open file: it may have been carried out on the same inode under an
+        older name, which the model does not know.
+        """
+        self._anything = True
+        self.certain = False
+
     def saw(self, state: State) -> str | None:
         """Take what is really there; return what is wrong about it, or None."""
-        if any(state == possible for possible in self._possible_by_now()):
+        if self._anything or any(state == possible for possible in self._possible_by_now()):
+            self._anything = False
             self.current = state
             self._possible = [state]
             self._since_durable.append(state)

@@ -69,13 +69,13 @@ def votes_are_recorded_digests() -> None:
 
 
 def vote_on_the_first_piece_only() -> None:
-    def make(pieces: Any) -> Any:
-        def first(self: Any, entry: Any, first_piece: int, piece_count: int) -> Any:
-            return pieces(self, entry, 0, piece_count)
+    def make(digest: Any) -> Any:
+        def first(self: Any, block: bytes, first_piece: int, piece_count: int) -> Any:
+            return digest(self, block, 0, 1)
 
         return first
 
-    _change(dataserver.segments.SegmentStore, "_pieces", make)
+    _change(dataserver.segments.SegmentStore, "digest", make)
 
 
 def repair_takes_any_bytes() -> None:
@@ -146,7 +146,7 @@ def directory_not_synced() -> None:
 def returned_server_not_refilled() -> None:
     """What a server lacks is forgotten, and found by the inspection only; that does not come either."""
     _change(mediator.refill.Refills, "came_up", lambda _: lambda self, server: None)
-    _change(mediator.refill.Refills, "begin", lambda _: lambda self, server: None)
+    _change(mediator.refill.Refills, "begin", lambda _: lambda self, *args, **more: None)
 
 
 def refill_skips_blocks_written_meanwhile() -> None:
