@@ -8,6 +8,7 @@ How far it is, and when it ended last, the data server keeps: a mediator that co
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -23,6 +24,8 @@ from mediator.vote import Verdict, judge
 from wire.errors import BlockDamaged, BlockMissing, QuorumfsError
 from wire.messages import BlockRecord
 from wire.methods import BookkeepingMethods, CommonMethods, DataMethods
+
+log = logging.getLogger("mediator")
 
 PAGE = 1024
 BATCH_BYTES = 4 * 1024 * 1024
@@ -171,7 +174,8 @@ class Scrubs:
             if server.up and await self._has_work(server):
                 await self._run_page(server)
                 return
-        except QuorumfsError:
+        except QuorumfsError as error:
+            log.info("scrub of server %d: %s; it goes on later", server.number, error.message)
             self._passes.pop(server.number, None)  # it may come back with another directory
             await asyncio.sleep(RETRY_SECONDS)
             return
@@ -212,6 +216,8 @@ class Scrubs:
         for batch in batches(here):
             begun = time.monotonic()
             await self._run_batch(server, state, batch)
+            if self._passes.get(server.number) is not state:
+                return  # a pass that is in a hurry has taken this one's place: its wake-up came already
             size = sum(record.length for record in batch)
             rate = pace(state, time.time_ns(), self._period_seconds, self._most_bytes_per_second)
             await self._pause(server, begun + size / rate - time.monotonic())

@@ -25,7 +25,7 @@ class Process:
         self.name, self.host = name, host
         self.alive = True
         self.paused = False
-        self.backlog: list[tuple[Callable[..., Any], tuple[Any, ...], Context | None]] = []
+        self.backlog: list[tuple[_Guarded, tuple[Any, ...]]] = []
         self.at_end: list[Callable[[], None]] = []
         """Called when it is killed: what the kernel would do."""
         self.kept: list[object] = []
@@ -52,6 +52,27 @@ class _Timers:
         pass
 
 
+class _Guarded:
+    """A callback that runs only while its process does."""
+
+    def __init__(self, callback: Callable[..., Any], context: Context | None) -> None:
+        self.callback, self.context = callback, context
+        self.process = PROCESS.get() if context is None else context.get(PROCESS)
+        self.handle: asyncio.Handle | None = None
+
+    def __call__(self, *args: Any) -> None:
+        process = self.process
+        if process is None or (process.alive and not process.paused):
+            self.callback(*args)
+        elif process.alive:
+            process.backlog.append((self, args))
+
+    def go_on(self, *args: Any) -> None:
+        """Run after the process was stopped, unless it was cancelled since."""
+        if self.handle is None or not self.handle.cancelled():
+            self.callback(*args)
+
+
 class SimLoop(asyncio.BaseEventLoop):
     """The loop. `disk_seconds` draws how long a job of a thread takes."""
 
@@ -74,32 +95,23 @@ class SimLoop(asyncio.BaseEventLoop):
         pass
 
     def _call_soon(self, callback: Any, args: Any, context: Context | None) -> asyncio.Handle:
-        return super()._call_soon(self._guard(callback, context), args, context)
+        guarded = _Guarded(callback, context)
+        guarded.handle = super()._call_soon(guarded, args, context)
+        return guarded.handle
 
     def call_at(
         self, when: float, callback: Any, *args: Any, context: Context | None = None
     ) -> asyncio.TimerHandle:
-        return super().call_at(when, self._guard(callback, context), *args, context=context)
-
-    def _guard(self, callback: Callable[..., Any], context: Context | None) -> Callable[..., Any]:
-        process = PROCESS.get() if context is None else context.get(PROCESS)
-        if process is None:
-            return callback
-
-        def run_if_alive(*args: Any) -> None:
-            if process.paused:
-                process.backlog.append((callback, args, context))
-            elif process.alive:
-                callback(*args)
-
-        return run_if_alive
+        guarded = _Guarded(callback, context)
+        handle = guarded.handle = super().call_at(when, guarded, *args, context=context)
+        return handle
 
     def go_on(self, process: Process) -> None:
         """Let a stopped process run again, with everything that waited for it."""
         process.paused = False
         backlog, process.backlog = process.backlog, []
-        for callback, args, context in backlog:
-            self.call_soon(callback, *args, context=context)
+        for guarded, args in backlog:
+            self.call_soon(guarded.go_on, *args, context=guarded.context)
 
     def run_in_executor(self, executor: object, func: Callable[..., Any], *args: Any) -> Any:
         """Carry a job out at one moment of virtual time, some time from now."""

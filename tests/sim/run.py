@@ -24,7 +24,7 @@ from tests.twins import LibraryPlace
 from tools.whole import check_running
 from wire.blocking import BlockingClient
 from wire.errors import InvalidArgument, QuorumfsError
-from wire.methods import DataMethods, MediatorMethods
+from wire.methods import CommonMethods, DataMethods, MediatorMethods
 from wire.quorum import Quorum
 
 QUORUMS = [(1, 1, 1), (3, 2, 2), (3, 2, 3), (3, 1, 3), (5, 3, 5), (5, 3, 3), (5, 2, 4), (5, 1, 5)]
@@ -184,6 +184,7 @@ def _finish(world: World, actors: list[Actor], shared: Shared) -> None:
 
 def _inspect(world: World, filesystem: Any, actors: list[Actor], shared: Shared) -> None:
     place = LibraryPlace(filesystem, "")
+    _wait_writable(world)
     for actor in actors:
         actor.note_power_losses()
         actor.model.certain = False
@@ -197,6 +198,19 @@ def _inspect(world: World, filesystem: Any, actors: list[Actor], shared: Shared)
     _scrub(world)
     _wait_whole(world)
     _verify_disks(world)
+
+
+def _wait_writable(world: World) -> None:
+    """The mediator has seen by itself that all servers are back."""
+    until = world.loop.now + QUIET_SECONDS
+    with contextlib.closing(BlockingClient([world.config.mediator_listen])) as client:
+        while True:
+            status = client.call(10.0, CommonMethods.status)
+            if all(server["state"] == "up" for server in status["servers"]):
+                return
+            if world.loop.now > until:
+                raise Failure(f"not all data servers are used again: {status['servers']}")
+            world.scheduler.sleep(0.5)
 
 
 def _scrub(world: World) -> None:

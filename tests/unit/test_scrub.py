@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+from typing import Any
+
 import pytest
 
 from mediator.scrub import BATCH_BLOCKS, BATCH_BYTES, ScrubPass, batches, is_due, pace
@@ -136,5 +139,29 @@ def test_a_block_that_was_deleted_meanwhile_is_no_finding() -> None:
             w.meta.collectable = lambda blocks: [b for b in blocks if b in w.meta.waiting]  # type: ignore[method-assign]
             found = await scrub(w, 1)
             assert (found[0]["missing"], found[0]["repaired"]) == (0, 0)
+
+    run(scenario())
+
+
+def test_a_pass_in_a_hurry_that_begins_during_a_batch_is_not_slept_through() -> None:
+    """The wake-up comes while the batch is read; the pace of the old pass would be hours."""
+
+    async def scenario() -> None:
+        async with world() as w:
+            w.commit()
+            server, scrubs = w.mediator.health.servers[0], w.mediator.scrubs
+            assert await scrubs._has_work(server)
+            read = scrubs._run_batch
+
+            async def meanwhile(*args: Any) -> None:
+                await read(*args)
+                scrubs._run_batch = read  # type: ignore[method-assign]
+                await scrubs.hurry(server)
+
+            scrubs._run_batch = meanwhile  # type: ignore[method-assign]
+            async with asyncio.timeout(5):
+                await scrubs._run_page(server)
+                while await scrubs._has_work(server):
+                    await scrubs._run_page(server)
 
     run(scenario())
