@@ -148,7 +148,7 @@ def test_a_pass_in_a_hurry_that_begins_during_a_batch_is_not_slept_through() -> 
 
     async def scenario() -> None:
         async with world() as w:
-            w.commit()
+            w.commit(bytes(100_000))
             server, scrubs = w.mediator.health.servers[0], w.mediator.scrubs
             assert await scrubs._has_work(server)
             read = scrubs._run_batch
