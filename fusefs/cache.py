@@ -29,8 +29,11 @@ class _Seen(NamedTuple):
     until: float
 
 
+CAPABILITY, SECURITY = b"security.capability", b"security."
+
+
 class NameCache:
-    """(directory, name) -> inode number, inode number -> attributes, inodes without capabilities."""
+    """(directory, name) -> inode number, inode number -> attributes, inodes without security attributes."""
 
     def __init__(
         self,
@@ -42,7 +45,7 @@ class NameCache:
         self._lock = threading.Lock()
         self._names: OrderedDict[tuple[int, bytes], _Known] = OrderedDict()
         self._attributes: OrderedDict[int, _Seen] = OrderedDict()
-        self._plain: OrderedDict[int, float] = OrderedDict()
+        self._plain: OrderedDict[int, tuple[float, bool]] = OrderedDict()
         self._changes = 0
 
     def asking(self) -> int:
@@ -77,15 +80,16 @@ class NameCache:
             if token == self._changes:
                 self._keep_name(parent, name, attributes)
 
-    def is_plain(self, ino: int) -> bool:
-        """Tell whether an inode is known to have no file capabilities."""
-        return self._plain.get(ino, 0.0) >= self._clock()
+    def lacks(self, ino: int, name: bytes) -> bool:
+        """Tell whether an inode is known to lack an extended attribute of the space `security`."""
+        until, all_of_them = self._plain.get(ino, (0.0, False))
+        return until >= self._clock() and (name == CAPABILITY or (all_of_them and name.startswith(SECURITY)))
 
-    def learn_plain(self, token: int, ino: int) -> None:
-        """Keep the answer that an inode has no file capabilities."""
+    def learn_plain(self, token: int, ino: int, *, all_of_them: bool) -> None:
+        """Keep the answer that an inode has no capabilities, or nothing at all of the space `security`."""
         with self._lock:
             if token == self._changes:
-                self._plain[ino] = self._clock() + self._life
+                self._plain[ino] = (self._clock() + self._life, all_of_them)
                 self._plain.move_to_end(ino)
                 if len(self._plain) > self._most:
                     self._plain.popitem(last=False)

@@ -12,7 +12,7 @@ import stat
 import threading
 from collections.abc import Callable, Sequence
 
-from fusefs.cache import NameCache, PageLedger
+from fusefs.cache import CAPABILITY, NameCache, PageLedger
 from fusefs.files import Files
 from fusefs.handles import DirectoryHandle, Handle, OpenInodes
 from fusefs.locks import FileLocks
@@ -43,7 +43,6 @@ LAST_ERROR = b"user.quorumfs.last_error"
 DROP_CACHES = b"user.quorumfs.drop_caches"
 """Setting this one, on any file, has the mount forget all that it caches: the next reads are votes, and the
 next look-ups ask the metadata server."""
-CAPABILITY = b"security.capability"
 ATTRIBUTE_SPACES = (b"user", b"trusted", b"security")
 
 
@@ -239,7 +238,7 @@ class FileSystem:
             return self._seen(attributes), handle
         handle = self.files.adopt(attributes, flags)
         self._names.made(parent, name, attributes)
-        self._names.learn_plain(self._names.asking(), attributes.ino)
+        self._names.learn_plain(self._names.asking(), attributes.ino, all_of_them=True)
         return attributes, handle
 
     def link(self, ino: int, parent: int, name: bytes) -> Attributes:
@@ -340,6 +339,8 @@ class FileSystem:
             page = self._namespace.read_directory(ino, entries[-1].name if entries else b"", DIRECTORY_RUN)
             for entry in page.entries:
                 self._names.learn_name(token, ino, entry.name, entry.attributes)
+                if entry.attributes.ino not in page.secured:
+                    self._names.learn_plain(token, entry.attributes.ino, all_of_them=True)
             entries.extend(page.entries)
             if page.complete or not page.entries:
                 return entries
@@ -360,15 +361,15 @@ class FileSystem:
         return inode.last_error.message.encode(errors="surrogateescape")
 
     def _get_xattr(self, ino: int, name: bytes) -> bytes:
-        # The kernel asks for this one before each write.
-        if name == CAPABILITY and self._names.is_plain(ino):
-            raise NoAttribute("no capabilities")
+        # The kernel asks for the capability before each write, and `ls -l` for others of each file.
+        if self._names.lacks(ino, name):
+            raise NoAttribute("no security attributes")
         token = self._names.asking()
         try:
             return self._namespace.get_xattr(ino, name)
         except NoAttribute:
             if name == CAPABILITY:
-                self._names.learn_plain(token, ino)
+                self._names.learn_plain(token, ino, all_of_them=False)
             raise
 
     def list_xattrs(self, ino: int) -> list[bytes]:

@@ -37,6 +37,10 @@ _LOOK_UP = (
     f"SELECT {_ENTRY_COLUMNS} FROM entries AS e CROSS JOIN inodes AS i ON i.ino = e.ino"
     " WHERE e.parent = ? AND e.name = ?"
 )
+_SECURED = (
+    "SELECT 1 FROM xattrs WHERE ino = ? AND name >= x'73656375726974792e' AND name < x'73656375726974792f'"
+)
+"""Names that begin with "security."."""
 _PAGE = (
     f"SELECT e.name, {_ENTRY_COLUMNS} FROM entries AS e CROSS JOIN inodes AS i ON i.ino = e.ino"
     " WHERE e.parent = ? AND e.name > ? ORDER BY e.name LIMIT ?"
@@ -99,7 +103,13 @@ class Namespace:
         limit = min(limit, PAGE_ENTRIES_MAX)
         rows = self._execute(_PAGE, (ino, after, limit + 1)).fetchall()
         entries = [Entry(row[0], Attributes._make(row[1:])) for row in rows[:limit]]
-        return DirectoryPage(entries, len(rows) <= limit)
+        return DirectoryPage(entries, len(rows) <= limit, self._secured(entries))
+
+    def _secured(self, entries: list[Entry]) -> list[int]:
+        if self._execute("SELECT 1 FROM xattrs LIMIT 1").fetchone() is None:
+            return []
+        numbers = dict.fromkeys(entry.attributes.ino for entry in entries)
+        return [ino for ino in numbers if self._execute(_SECURED, (ino,)).fetchone() is not None]
 
     def read_link(self, ino: int) -> bytes:
         """Return a symbolic link's target. Raises StaleFile, InvalidArgument."""

@@ -86,10 +86,15 @@ class Entry(NamedTuple):
 
 
 class DirectoryPage(NamedTuple):
-    """Entries in the order of their names' bytes, after a given name; `complete` when none follow."""
+    """Entries in the order of their names' bytes, after a given name; `complete` when none follow.
+
+    `secured` are the inodes among them that have extended attributes of the space `security`: programs that
+    list a directory ask for those of every file.
+    """
 
     entries: list[Entry]
     complete: bool
+    secured: list[int]
 
 
 class BlockRecord(NamedTuple):

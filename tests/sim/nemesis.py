@@ -204,7 +204,9 @@ class Nemesis:
                 self.world.loop.go_on(process)
 
     def mend(self) -> None:
-        """End all faults and start everything that is down."""
+        """End all faults and start everything that is down; what is read next is rotten once more."""
+        for host in self.frail:
+            self._note(f"rot on {host}: {self.world.disks[host].rot(20)}")
         self._heal()
         self._go_on()
         for disk in self.world.disks.values():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 import struct
 import threading
@@ -16,6 +17,7 @@ from metaserver.extent_rules import place_appends
 from wire.digest import PIECE_BYTES, block_digest, piece_digests
 from wire.errors import (
     AlreadyExists,
+    NoAttribute,
     NoSpace,
     NotFound,
     QuorumfsError,
@@ -134,7 +136,7 @@ class FakeServer:
         self._enter("read_directory")
         names = sorted(name for parent, name in self._names if parent == ino and name > after)
         page = [Entry(name, self._attributes[self._names[ino, name]]) for name in names[:limit]]
-        return DirectoryPage(page, len(names) <= limit)
+        return DirectoryPage(page, len(names) <= limit, [])
 
     def read_link(self, ino: int) -> bytes:
         raise NotImplementedError
@@ -166,7 +168,8 @@ class FakeServer:
         self._names[new_parent, new_name] = self._names.pop((parent, name))
 
     def get_xattr(self, ino: int, name: bytes) -> bytes:
-        raise NotImplementedError
+        self._enter("get_xattr")
+        raise NoAttribute(os.fsdecode(name))
 
     def list_xattrs(self, ino: int) -> list[bytes]:
         raise NotImplementedError

@@ -19,6 +19,7 @@ from wire.digest import BLOCK_BYTES
 from wire.errors import (
     DeadlineExceeded,
     DigestMismatch,
+    NoAttribute,
     NoSpace,
     ReadRefused,
     SessionUnknown,
@@ -596,3 +597,20 @@ def test_bytes_that_came_with_open_and_do_not_match_the_witness_are_not_used(
     assert read(fs, ino) == b"right"
     assert server.calls["open_and_read"] == 1
     assert server.calls["read_block"] == 2
+
+
+def test_a_listing_spares_a_call_for_each_files_security_attributes(
+    fs: FileSystem, server: FakeServer
+) -> None:
+    _, handle = fs.create(1, b"a", 0o644, 0, 0, os.O_WRONLY)
+    close(fs, handle)
+    fs._names.forget()
+    (entry,) = fs.read_directory(fs.open_directory(1), restart=False)
+    server.calls.clear()
+    for name in (b"security.selinux", b"security.capability"):
+        with pytest.raises(NoAttribute):
+            fs.get_xattr(entry.attributes.ino, name)
+    assert not server.calls
+    with pytest.raises(NoAttribute):
+        fs.get_xattr(entry.attributes.ino, b"user.x")
+    assert server.calls["get_xattr"] == 1

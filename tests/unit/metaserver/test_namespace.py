@@ -417,3 +417,14 @@ def test_no_inode_number_is_given_again_even_if_a_power_loss_undid_its_reservati
     meta.restart(before)
     assert session == meta.session
     assert meta.create(1, b"new").ino not in given
+
+
+def test_a_listing_tells_who_has_security_attributes(meta: Harness) -> None:
+    plain, user, secured = (meta.create(1, name).ino for name in (b"a", b"b", b"c"))
+    assert meta.service.read_directory(1, b"", 10).secured == []
+    meta.service.set_xattr(meta.ticket(), user, b"user.x", b"1", 0)
+    meta.service.set_xattr(meta.ticket(), user, b"trusted.x", b"1", 0)
+    meta.service.set_xattr(meta.ticket(), secured, b"security.selinux", b"1", 0)
+    assert meta.service.read_directory(1, b"", 10).secured == [secured]
+    assert meta.service.read_directory(1, b"c", 10).secured == []
+    assert plain
