@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dataserver.offline import locate
 from dataserver.offline import read as read_directory
 from tests.sim.actors import Actor, Shared
 from tests.sim.cluster import Failure, World
@@ -23,7 +24,7 @@ from tests.sim.nemesis import Nemesis
 from tests.twins import LibraryPlace
 from tools.whole import check_running
 from wire.blocking import BlockingClient
-from wire.errors import InvalidArgument, QuorumfsError
+from wire.errors import InvalidArgument, QuorumfsError, ReadRefused
 from wire.methods import CommonMethods, DataMethods, MediatorMethods
 from wire.quorum import Quorum
 
@@ -195,6 +196,7 @@ def _inspect(world: World, filesystem: Any, actors: list[Actor], shared: Shared)
         shared.check_unlocked(place)
     except (QuorumfsError, OSError) as error:
         raise Failure(f"the shared files cannot be used when all is well again: {error}") from error
+    _expect_refusal(world, place)
     _scrub(world)
     _wait_whole(world)
     _verify_disks(world)
@@ -211,6 +213,43 @@ def _wait_writable(world: World) -> None:
             if world.loop.now > until:
                 raise Failure(f"not all data servers are used again: {status['servers']}")
             world.scheduler.sleep(0.5)
+
+
+def _expect_refusal(world: World, place: LibraryPlace) -> None:
+    """With one corrupt replica more than a quorum allows, a read is refused, whatever else answers first."""
+    quorum = world.config.quorum
+    content = world.rng.randbytes(200_000)
+    place.open(7, "scratch", os.O_CREAT | os.O_RDWR)
+    place.pwrite(7, 0, content)
+    place.fsync(7)
+    (block,) = {span.source.block for span in place.filesystem.files._whole_map(place.slots[7].inode)}
+    place.close(7)
+    for server in world.rng.sample(world.config.data_servers, quorum.servers - quorum.read + 1):
+        replica = locate(server.directory, block)
+        if replica is None:
+            continue  # with Qw < N it may not be there yet
+        at = replica.payload_offset + world.rng.randrange(len(content))
+        with replica.path.open("r+b") as file:
+            file.seek(at)
+            old = file.read(1)
+            file.seek(at)
+            file.write(bytes([old[0] ^ 1]))
+    place.filesystem._reader.forget()
+    place.open(7, "scratch", os.O_RDONLY)
+    try:
+        seen = place.pread(7, 0, len(content))
+    except ReadRefused:
+        pass
+    else:
+        if quorum.write == quorum.servers:
+            raise Failure(
+                f"a read was answered, {'right' if seen == content else 'WRONG'}, without its quorum"
+            )
+        if seen != content:
+            raise Failure("a read was answered with wrong bytes")
+    finally:
+        place.close(7)
+    place.unlink("scratch")
 
 
 def _scrub(world: World) -> None:
