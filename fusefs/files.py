@@ -167,10 +167,25 @@ class Files:
         except QuorumfsError as error:
             log.warning("inode %d: what was written after the last close was dropped: %s", inode.ino, error)
         finally:
+            self._take_back(inode)
             self._locks.released(handle)
             self._opens.release(inode)
             if handle.brought and handle.read_from < 0:
                 self._reads_follow = False
+
+    def _take_back(self, inode: Inode) -> None:
+        """Leave no empty file whose every write has failed. Not before: a program may try again."""
+        with inode.lock:
+            made_as, attributes = inode.made_as, inode.attributes
+            failed = inode.last_error is not None and not inode.handles
+        if made_as is None or attributes is None or not failed or attributes.size or attributes.version > 1:
+            return
+        try:
+            self._namespace.take_back(*made_as, inode.ino)
+        except QuorumfsError as error:
+            log.warning("inode %d stays as an empty file: %s", inode.ino, error)
+        finally:
+            self._names.changed(names=(made_as,), inodes=(made_as[0],))
 
     # reading
 

@@ -237,6 +237,7 @@ class FileSystem:
             handle, _ = self.open(attributes.ino, flags, uid=uid)
             return self._seen(attributes), handle
         handle = self.files.adopt(attributes, flags)
+        handle.inode.made_as = (parent, name)
         self._names.made(parent, name, attributes)
         self._names.learn_plain(self._names.asking(), attributes.ino, all_of_them=True)
         return attributes, handle

@@ -174,6 +174,8 @@ class Inode:
         """What servers may have been sent, and is neither committed nor abandoned."""
         self.handles: set[Handle] = set()
         self.references = 0
+        self.made_as: tuple[int, bytes] | None = None
+        """The directory and name that this mount made it under, if it did."""
         self.last_error: QuorumfsError | None = None
         self.unfinished: Unfinished | None = None
         self.write_finished = threading.Condition(self.lock)

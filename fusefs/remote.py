@@ -82,6 +82,9 @@ class RemoteNamespace:
     def unlink(self, parent: int, name: bytes) -> None:
         self._mutate(NamespaceMethods.unlink, parent, name)
 
+    def take_back(self, parent: int, name: bytes, ino: int) -> None:
+        self._mutate(NamespaceMethods.take_back, parent, name, ino)
+
     def rmdir(self, parent: int, name: bytes) -> None:
         self._mutate(NamespaceMethods.rmdir, parent, name)
 

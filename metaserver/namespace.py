@@ -37,6 +37,8 @@ _LOOK_UP = (
     f"SELECT {_ENTRY_COLUMNS} FROM entries AS e CROSS JOIN inodes AS i ON i.ino = e.ino"
     " WHERE e.parent = ? AND e.name = ?"
 )
+FIRST_VERSION = 1
+"""Of an inode that nothing was written to."""
 _SECURED = (
     "SELECT 1 FROM xattrs WHERE ino = ? AND name >= x'73656375726974792e' AND name < x'73656375726974792f'"
 )
@@ -155,7 +157,7 @@ class Namespace:
             atime_ns=now,
             mtime_ns=now,
             ctime_ns=now,
-            version=1,
+            version=FIRST_VERSION,
         )
         self._add_entry(parent, name, new.ino)
         self._execute(
@@ -201,10 +203,24 @@ class Namespace:
         found = self._existing(parent, name)
         if stat.S_ISDIR(found.mode):
             raise IsADirectory(f"{name!r} is a directory")
+        self._remove_name(parent, name, found)
+
+    def _remove_name(self, parent: int, name: bytes, found: Attributes) -> None:
         now = self._store.now_ns()
         self._remove_entry(parent, name)
         self._inodes.entries_changed(parent, now)
         self._lose_name(found, now)
+
+    def take_back(self, session: int, parent: int, name: bytes, ino: int) -> None:
+        """Remove the name of a file of which nothing ever came; see wire.methods.meta."""
+        found = self._look_up(parent, name)
+        if (
+            found is not None
+            and (found.ino, found.nlink, found.size, found.version) == (ino, 1, 0, FIRST_VERSION)
+            and stat.S_ISREG(found.mode)
+            and not self._sessions.may_be_open_elsewhere(session, ino)
+        ):
+            self._remove_name(parent, name, found)
 
     def rmdir(self, _session: int, parent: int, name: bytes) -> None:
         """Remove an empty directory; see wire.methods.meta."""

@@ -200,6 +200,9 @@ class MetaService:
     def unlink(self, ticket: Ticket, parent: int, name: bytes) -> None:
         self._store.once(ticket, self._namespace.unlink, parent, name)
 
+    def take_back(self, ticket: Ticket, parent: int, name: bytes, ino: int) -> None:
+        self._store.once(ticket, self._namespace.take_back, parent, name, ino)
+
     def rmdir(self, ticket: Ticket, parent: int, name: bytes) -> None:
         self._store.once(ticket, self._namespace.rmdir, parent, name)
 

@@ -152,6 +152,11 @@ class Sessions:
         """Tell whether a session has an inode open, or may have it open and could not say so yet."""
         return ino in self._holders or bool(self._unreclaimed)
 
+    def may_be_open_elsewhere(self, session: int, ino: int) -> bool:
+        """Tell whether another session has an inode open, or may have it open and could not say so yet."""
+        own = ino in self._leases[session].inodes if session in self._leases else False
+        return self._holders.get(ino, 0) > own or bool(self._unreclaimed)
+
     def held(self) -> frozenset[int] | None:
         """Return the inodes that sessions have open now; None while any may be (see `may_be_open`)."""
         return None if self._unreclaimed else frozenset(self._holders)

@@ -166,6 +166,14 @@ class NamespaceMethods:
         """
         raise NotImplementedError
 
+    def take_back(self, ticket: Ticket, parent: int, name: bytes, ino: int) -> None:
+        """Remove the name of a file that this session made and of which nothing ever came: its writes failed.
+
+        Does nothing if the name is another inode's by now, or that was written to, has another name, or is
+        open in another session.
+        """
+        raise NotImplementedError
+
     def rmdir(self, ticket: Ticket, parent: int, name: bytes) -> None:
         """Remove an empty directory. Raises NotFound, NotADirectory, NotEmpty, StaleFile."""
         raise NotImplementedError

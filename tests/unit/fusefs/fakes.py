@@ -163,6 +163,11 @@ class FakeServer:
 
     rmdir = unlink
 
+    def take_back(self, parent: int, name: bytes, ino: int) -> None:
+        self._enter("take_back")
+        if self._names.get((parent, name)) == ino and not self._load(ino).size:
+            del self._names[parent, name]
+
     def rename(self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int) -> None:
         self._enter("rename")
         self._names[new_parent, new_name] = self._names.pop((parent, name))

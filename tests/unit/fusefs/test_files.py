@@ -21,6 +21,7 @@ from wire.errors import (
     DigestMismatch,
     NoAttribute,
     NoSpace,
+    NotFound,
     ReadRefused,
     SessionUnknown,
     StaleFile,
@@ -614,3 +615,30 @@ def test_a_listing_spares_a_call_for_each_files_security_attributes(
     with pytest.raises(NoAttribute):
         fs.get_xattr(entry.attributes.ino, b"user.x")
     assert server.calls["get_xattr"] == 1
+
+
+def test_a_new_file_whose_write_fails_is_taken_back_at_its_last_close(
+    fs: FileSystem, server: FakeServer
+) -> None:
+    attributes, handle = fs.create(1, b"a", 0o644, 0, 0, os.O_WRONLY)
+    write(fs, handle, 0, b"x")
+    server.fail("write_file", WriteFailed("no quorum"))
+    with pytest.raises(WriteFailed):
+        fs.files.flush(handle)
+    assert fs.lookup(1, b"a").ino == attributes.ino
+    fs.files.release(handle)
+    with pytest.raises(NotFound):
+        fs.lookup(1, b"a")
+
+
+def test_a_new_file_whose_second_try_succeeds_stays(fs: FileSystem, server: FakeServer) -> None:
+    attributes, handle = fs.create(1, b"a", 0o644, 0, 0, os.O_WRONLY)
+    write(fs, handle, 0, b"x")
+    server.fail("write_file", WriteFailed("no quorum"))
+    with pytest.raises(WriteFailed):
+        fs.files.flush(handle)
+    write(fs, handle, 0, b"y")
+    fs.files.flush(handle)
+    fs.files.release(handle)
+    assert server.calls["take_back"] == 0
+    assert server.committed(attributes.ino) == b"y"
