@@ -9,7 +9,7 @@ PEERS ?=
 PARTS := setup.cfg pyproject.toml tools/setup.sh
 
 .DEFAULT_GOAL := help
-.PHONY: help up down status test soak fault-sweep sim sim-mutants programs posix demo transcript story-xml evaluate bench bench-micro bench-curves lint format types imports clean distclean
+.PHONY: help up down status test soak fault-sweep chaos sim sim-mutants programs posix demo transcript story-xml evaluate bench bench-micro bench-curves lint format types imports clean distclean
 
 help:
 	@echo 'make up     start a local cluster and mount it on ./$(MOUNTPOINT)'
@@ -17,7 +17,7 @@ help:
 	@echo 'make test   run all tests'
 	@echo 'make demo   play the story of the README on a throwaway cluster'
 	@echo 'make sim    simulate SEEDS=1000 lives of a whole cluster with faults'
-	@echo 'others:     status soak fault-sweep sim-mutants evaluate bench bench-micro bench-curves programs posix transcript story-xml lint format types clean distclean'
+	@echo 'others:     status soak fault-sweep chaos sim-mutants evaluate bench bench-micro bench-curves programs posix transcript story-xml lint format types clean distclean'
 
 up: .venv/run.stamp
 	@$(BIN)/quorumfs up $(if $(filter command line environment,$(origin MOUNTPOINT)),$(MOUNTPOINT))
@@ -79,6 +79,11 @@ programs: .venv/programs.stamp
 # One fault at a time on what the data servers have on disk; makes the table of docs/reliability.md.
 fault-sweep: .venv/test.stamp
 	@$(BIN)/python -m tests.fault_sweep --update docs/reliability.md
+
+# A real cluster and two mounts under load for MINUTES, while processes, disks and the network are broken; by root.
+MINUTES ?= 10
+chaos: .venv/test.stamp
+	@$(BIN)/python -m tests.chaos --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(CHAOS_OPTIONS)
 
 # pjdfstest, whose sources are in the directory that PJDFSTEST names: see docs/posix.md.
 posix: .venv/test.stamp

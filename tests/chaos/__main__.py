@@ -1,0 +1,50 @@
+"""`python -m tests.chaos --minutes 10 [--seed N]`: a real cluster, two mounts under load, and a nemesis.
+
+Exit status: 0 nothing was lost, wrong or late and everything is whole in the end; 1 something was; 2 it
+cannot run here. The timeline, the logs and the directories stay if something was found, or with --keep.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+from tests.chaos.run import Run
+from tests.chaos.summary import is_good, render
+from tests.support import take_seed
+
+
+def main() -> int:
+    """Run once; return the exit status."""
+    parser = argparse.ArgumentParser(prog="chaos", description=__doc__)
+    parser.add_argument("--minutes", type=float, default=10.0, help="how long faults are staged")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of faults and load; drawn and printed if not given"
+    )
+    parser.add_argument("--kinds", default="", metavar="A,B", help="these faults only, as: kill,cut off")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the summary there as well")
+    parser.add_argument("--keep", action="store_true", help="keep the directory with logs and timeline")
+    arguments = parser.parse_args()
+    if os.geteuid() != 0 or not Path("/dev/fuse").exists():
+        print("chaos: it must be run by root, with /dev/fuse: it makes mounts, disks and network namespaces")
+        return 2
+    base = Path(tempfile.mkdtemp(prefix="quorumfs-chaos-"))
+    kinds = [kind for kind in arguments.kinds.split(",") if kind]
+    summary = Run(base, arguments.seed or take_seed(), arguments.minutes * 60, kinds).run()
+    if arguments.json:
+        arguments.json.write_text(json.dumps(summary, indent=1) + "\n")
+    print(render(summary))
+    if is_good(summary) and not arguments.keep:
+        shutil.rmtree(base)
+    else:
+        print(f"timeline and logs: {base}")
+    return 0 if is_good(summary) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

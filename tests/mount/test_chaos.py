@@ -1,0 +1,89 @@
+"""A short chaos run, and the harness itself: that it notices what it is there for."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.chaos.appends import AppendWork
+from tests.chaos.calls import Calls
+from tests.chaos.counter import CounterWork, twice
+from tests.chaos.files import FileWork
+from tests.chaos.nemesis import damage
+from tests.chaos.renames import RenameWork
+from tests.chaos.work import Work
+from tests.support import ROOT, take_seed
+
+SEVERAL = 30
+
+
+def worked(kind: type[Work], place: Path) -> tuple[Work, Calls]:
+    """Do several pieces of one kind of work on a local directory, which works."""
+    calls = Calls()
+    work = kind([place, place], 0, 1, calls)
+    for _ in range(SEVERAL):
+        work.step()
+    work.check()
+    assert not calls.wrong, calls.wrong
+    assert not calls.lost, calls.lost
+    assert calls.bytes_checked > 0
+    return work, calls
+
+
+@pytest.mark.parametrize("kind", [FileWork, AppendWork, RenameWork, CounterWork])
+def test_a_file_that_is_gone_is_lost(tmp_path: Path, kind: type[Work]) -> None:
+    work, calls = worked(kind, tmp_path)
+    for path in tmp_path.rglob("*"):
+        if path.is_file() and not path.name.startswith("new-"):
+            path.write_bytes(b"") if kind is AppendWork else path.unlink()
+    work.check()
+    assert calls.lost
+
+
+@pytest.mark.parametrize("kind", [FileWork, AppendWork, RenameWork, CounterWork])
+def test_a_file_with_other_bytes_is_wrong(tmp_path: Path, kind: type[Work]) -> None:
+    work, calls = worked(kind, tmp_path)
+    for path in tmp_path.rglob("*"):
+        if path.is_file():
+            data = bytearray(path.read_bytes() or b"?")
+            data[len(data) // 2] ^= 1
+            path.write_bytes(data)
+    work.check()
+    assert calls.wrong
+
+
+def test_a_value_given_twice_is_found() -> None:
+    assert not twice([[1, 3], [2]])
+    assert twice([[1, 3], [3]])
+
+
+def test_damage_hits_written_pages_only(tmp_path: Path) -> None:
+    segment = tmp_path / "1.seg"
+    segment.write_bytes(b"x" * 8192 + bytes(1 << 16))
+    assert damage(tmp_path, random.Random(1), 3) == 3
+    assert segment.read_bytes() != b"x" * 8192 + bytes(1 << 16)
+    assert segment.read_bytes()[8192:] == bytes(1 << 16)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make network namespaces and small disks")
+def test_a_short_run(tmp_path: Path, fuse_device: None) -> None:
+    seed, answer = take_seed(), tmp_path / "summary.json"
+    words = ["--minutes", "0.35", "--seed", str(seed), "--json", str(answer)]
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.chaos", *words],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    summary = json.loads(answer.read_text())
+    assert sum(summary["faults"].values()) > 0
+    assert all(summary["done"].get(kind) for kind in ("files", "appends", "renames", "counter", "database"))
