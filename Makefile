@@ -85,9 +85,9 @@ MINUTES ?= 10
 chaos: .venv/test.stamp
 	@$(BIN)/python -m tests.chaos --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(CHAOS_OPTIONS)
 
-# pjdfstest, whose sources are in the directory that PJDFSTEST names: see docs/posix.md.
+# pjdfstest, whose sources are in the directory that PJDFSTEST names: see docs/posix.md. KILL_EVERY=20 kills servers.
 posix: .venv/test.stamp
-	@$(BIN)/python -m tests.posix $(PJDFSTEST)
+	@$(BIN)/python -m tests.posix $(PJDFSTEST) $(if $(KILL_EVERY),--kill-every $(KILL_EVERY))
 
 lint: .venv/test.stamp
 	@$(BIN)/ruff check .

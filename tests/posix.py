@@ -1,5 +1,6 @@
-"""`python -m tests.posix DIR`: run pjdfstest, built in DIR, on a new cluster of five servers.
+"""`python -m tests.posix DIR [--kill-every SECONDS]`: run pjdfstest, built in DIR, on five servers.
 
+With --kill-every a data server, each in turn, is killed that often and restarted 5 s later, with Qw=4.
 Further words on the command line are for prove (-v, -j 2).
 
 The suite is not part of this project; docs/posix.md tells where it comes from and how to build it. Exit
@@ -8,32 +9,47 @@ status: 0 all passed, 1 not, 2 it cannot be run as asked, with one line that say
 
 from __future__ import annotations
 
+import argparse
+import itertools
 import os
 import shutil
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from tests.conftest import unexpected_lines
 from tests.programs.mounted import five_servers
+from tools.cluster import LocalCluster
 
 PROGRAMS = ("prove", "openssl")
+DOWN_SECONDS = 5.0
+"""So long a server that was killed stays down."""
 
 
 def main() -> int:
     """Run the suite; return the exit status."""
-    if len(sys.argv) < 2:
+    parser = argparse.ArgumentParser(prog="posix", description=__doc__)
+    parser.add_argument("suite", nargs="?", type=Path, metavar="DIR", help="pjdfstest's sources, built")
+    parser.add_argument(
+        "--kill-every", type=float, default=0.0, metavar="SECONDS", help="0: nothing is killed"
+    )
+    arguments, for_prove = parser.parse_known_args()
+    if arguments.suite is None:
         print("posix: say where pjdfstest is: make posix PJDFSTEST=DIR (docs/posix.md: how to get it)")
         return 2
-    suite = Path(sys.argv[1]).resolve()
+    suite = arguments.suite.resolve()
     if (reason := why_not(suite)) is not None:
         print(f"posix: {reason}")
         return 2
-    with five_servers() as (cluster, mountpoint):
+    write_quorum = 4 if arguments.kill_every else 5
+    with five_servers(write_quorum) as (cluster, mountpoint), killing(cluster, arguments.kill_every):
         place = mountpoint / "pjdfstest"
         place.mkdir(mode=0o755)
         done = subprocess.run(
-            ["prove", "-r", *sys.argv[2:], str(suite / "tests")],
+            ["prove", "-r", *for_prove, str(suite / "tests")],
             cwd=place,
             stdin=subprocess.DEVNULL,
             check=False,
@@ -41,6 +57,34 @@ def main() -> int:
         unexpected = unexpected_lines(cluster)
     print("\n".join(unexpected), end="")
     return 1 if done.returncode or unexpected else 0
+
+
+@contextmanager
+def killing(cluster: LocalCluster, every_seconds: float) -> Iterator[None]:
+    """Kill and restart the data servers in turn while the block runs; print how often. 0: do nothing."""
+    ended, count = threading.Event(), 0
+
+    def kill_in_turn() -> None:
+        nonlocal count
+        names = itertools.cycle(name for name in cluster.server_names if name.startswith("data-"))
+        while not ended.wait(every_seconds - DOWN_SECONDS):
+            name = next(names)
+            cluster.kill(name)
+            count += 1
+            ended.wait(DOWN_SECONDS)
+            cluster.start(name)
+
+    thread = threading.Thread(target=kill_in_turn, name="killing")
+    if not every_seconds:
+        yield
+        return
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        print(f"posix: {count} times a data server was killed and restarted")
 
 
 def why_not(suite: Path) -> str | None:

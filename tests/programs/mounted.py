@@ -12,15 +12,16 @@ from tools.cluster import LocalCluster
 
 
 @contextmanager
-def five_servers() -> Iterator[tuple[LocalCluster, Path]]:
-    """Start a new cluster with N=5, Qr=3, Qw=5; yield it and its mount point; end it and remove its files."""
+def five_servers(write_quorum: int = 5) -> Iterator[tuple[LocalCluster, Path]]:
+    """Start a new cluster with N=5, Qr=3; yield it and its mount point; end it and remove its files."""
     assert Path("/dev/fuse").exists(), "no /dev/fuse: these tests need it"
     with tempfile.TemporaryDirectory(prefix="quorumfs-programs-") as name:
         base = Path(name)
         base.chmod(0o755)
         mountpoint = base / "mnt"
         mountpoint.mkdir()
-        with LocalCluster.create(base / "cluster", servers=5, read_quorum=3, write_quorum=5) as cluster:
+        settings = {"servers": 5, "read_quorum": 3, "write_quorum": write_quorum}
+        with LocalCluster.create(base / "cluster", **settings) as cluster:
             cluster.start()
             cluster.mount(mountpoint)
             yield cluster, mountpoint
