@@ -71,6 +71,7 @@ def test_damage_hits_written_pages_only(tmp_path: Path) -> None:
     assert segment.read_bytes()[8192:] == bytes(1 << 16)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can make network namespaces and small disks")
 def test_a_short_run(tmp_path: Path, fuse_device: None) -> None:
     seed, answer = take_seed(), tmp_path / "summary.json"
