@@ -32,6 +32,7 @@ class Room:
         self._reserve_bytes = reserve_bytes
         self._clock = clock
         self._looked = clock()
+        self._calls = 0
         self._enough = True
         store.when_full = self.release
         self._look()
@@ -39,8 +40,9 @@ class Room:
     def require(self) -> None:
         """Raise NoSpace while the reserve is all that is left."""
         now = self._clock()
-        if now - self._looked >= LOOK_SECONDS:
-            self._looked = now
+        self._calls += 1
+        if now - self._looked >= LOOK_SECONDS or self._calls >= LOOK_CALLS:
+            self._looked, self._calls = now, 0
             self._look()
         if not self._enough:
             raise NoSpace("the metadata server's disk is full; delete files, or give it a larger one")
@@ -74,3 +76,5 @@ class Room:
         if self._file.exists():
             logger.warning("the disk is full: the reserve is given up")
             self._file.unlink()
+LOOK_CALLS = 16
+"""And so often at least: a fast program must not use up the reserve between two looks."""

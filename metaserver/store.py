@@ -38,6 +38,7 @@ by then: so the first numbers of a life were reserved at its start, before the l
 the next ones half a range ahead, which takes several checkpoints to reach.
 """
 PAGE_CACHE_KIB = 64 * 1024
+CHECKPOINT_TRIES, CHECKPOINT_RETRY_SECONDS = 50, 0.01
 LOG_PAGES_MAX = 16 * 1024
 """A log longer than this (64 MiB) is checkpointed by the next commit itself; see metaserver.log."""
 
@@ -203,10 +204,15 @@ class Store:
 
     def empty_log(self) -> None:
         """Move the log into the database, so that its room is free again; as far as the disk lets us."""
-        try:
-            self.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-        except sqlite3.Error as error:
-            logger.warning("the disk is full: %s", error)
+        for _ in range(CHECKPOINT_TRIES):
+            try:
+                (busy, *_), *_ = self.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+            except sqlite3.Error as error:
+                logger.warning("the disk is full: %s", error)
+                return
+            if not busy:
+                return
+            time.sleep(CHECKPOINT_RETRY_SECONDS)  # the thread that keeps the log short is at it
 
     def _change(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         execute = self.execute

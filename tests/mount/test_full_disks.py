@@ -99,7 +99,7 @@ def test_full_data_servers(cluster: LocalCluster, small_disk: SmallDisk, mountpo
     refused = dd(mountpoint / "too large", 40)
     assert refused.returncode == 1, refused
     assert "No space left on device" in refused.stderr
-    assert (mountpoint / "too large").stat().st_size == 0
+    wait_until(lambda: not (mountpoint / "too large").exists(), SECONDS, "the empty file is taken back")
     wait_until(lambda: can_write(mountpoint / "first"), SECONDS, "the room is free again")
     kept = fill(mountpoint, MIB, 40)
     assert len(kept) >= 8, "the room of the file that was refused is not free again"
