@@ -76,5 +76,7 @@ class Room:
         if self._file.exists():
             logger.warning("the disk is full: the reserve is given up")
             self._file.unlink()
+
+
 LOOK_CALLS = 16
 """And so often at least: a fast program must not use up the reserve between two looks."""

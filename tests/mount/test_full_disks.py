@@ -89,6 +89,16 @@ def error_of_write(path: Path, data: bytes) -> str:
     return errno.errorcode[refused.value.errno or 0]
 
 
+def has_room_for(path: Path, data: bytes) -> bool:
+    """Write a file unless the disks are full; what was deleted leaves them a moment later."""
+    try:
+        write(path, data)
+    except OSError as error:
+        assert error.errno == errno.ENOSPC, error
+        return False
+    return True
+
+
 def test_full_data_servers(cluster: LocalCluster, small_disk: SmallDisk, mountpoint: Path) -> None:
     for number in (1, 2, 3):
         small_disk(cluster.directory / f"data-{number}", (12 + number) * MIB)
@@ -116,7 +126,8 @@ def test_full_data_servers(cluster: LocalCluster, small_disk: SmallDisk, mountpo
         del kept[name]
     for number in range(3):
         data = os.urandom(MIB)
-        write(mountpoint / f"again-{number}", data)
+        again = mountpoint / f"again-{number}"
+        wait_until(lambda: has_room_for(again, data), SECONDS, "the room is free again")  # noqa: B023
         kept[f"again-{number}"] = data
     assert_content(mountpoint, kept)
 
