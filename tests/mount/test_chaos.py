@@ -17,6 +17,7 @@ from tests.chaos.counter import CounterWork, twice
 from tests.chaos.files import FileWork
 from tests.chaos.nemesis import damage
 from tests.chaos.renames import RenameWork
+from tests.chaos.verify import bad_copies
 from tests.chaos.work import Work
 from tests.support import ROOT, take_seed
 
@@ -69,6 +70,13 @@ def test_damage_hits_written_pages_only(tmp_path: Path) -> None:
     assert damage(tmp_path, random.Random(1), 3) == 3
     assert segment.read_bytes() != b"x" * 8192 + bytes(1 << 16)
     assert segment.read_bytes()[8192:] == bytes(1 << 16)
+
+
+def test_a_damaged_copy_counts_only_if_it_is_committed() -> None:
+    report = {"replicas": [{"block": "aa", "verdict": "corrupt"}, {"block": "bb", "verdict": "good"}]}
+    assert bad_copies(report, {"aa", "bb"})
+    assert not bad_copies(report, {"bb"})
+    assert bad_copies("it cannot be read", set())
 
 
 @pytest.mark.long
