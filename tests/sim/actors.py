@@ -42,6 +42,7 @@ class Actor:
         self.stop = False
         self.idle = False
         self.calls = self.failures = 0
+        self.sync_probability = self.world.sync_probability
         self._ready = False
         self._tag = 0
         self._look_from = 0.0
@@ -82,7 +83,8 @@ class Actor:
 
     def _deeds(self) -> list[Callable[[LibraryPlace], None]]:
         own = [self._replace, self._replace, self._patch, self._append, self._cut, self._read, self._rename]
-        return [*own, self._unlink, self._read, self._add_record, self._count_up]
+        shared = [self._add_record, self._count_up] if self.world.with_shared else []
+        return [*own, self._unlink, self._read, *shared]
 
     def _prepare(self, place: LibraryPlace) -> None:
         try:
@@ -164,7 +166,7 @@ class Actor:
             place.close(1)
 
     def _replace(self, place: LibraryPlace) -> None:
-        path, content, sync = self._path(), self._content(), self.rng.random() < 0.4
+        path, content, sync = self._path(), self._content(), self.rng.random() < self.sync_probability
 
         def act(slot: int) -> None:
             half = len(content) // 2
@@ -189,7 +191,7 @@ class Actor:
             return
         size = len(self.model.current[path])
         offset, data = self.rng.randrange(size + 5000), self._content(5000)[:9000]
-        sync = self.rng.random() < 0.4
+        sync = self.rng.random() < self.sync_probability
 
         def act(slot: int) -> None:
             place.pwrite(slot, offset, data)
@@ -208,12 +210,18 @@ class Actor:
         path = self._existing()
         if path is not None:
             data = self._content(3000)[:4096] or b"+"
+            sync = self.rng.random() < self.sync_probability
+
+            def act(slot: int) -> None:
+                place.pwrite(slot, 0, data)
+                if sync:
+                    place.fsync(slot)
+
             self._do(
-                f"append {len(data)} bytes to {path}",
-                lambda: self._use(
-                    place, path, os.O_RDWR | os.O_APPEND, lambda slot: _ignore(place.pwrite(slot, 0, data))
-                ),
+                f"append {len(data)} bytes to {path}{' fsync' if sync else ''}",
+                lambda: self._use(place, path, os.O_RDWR | os.O_APPEND, act),
                 [lambda s: model.patched(path, len(s[path]), data)(s) if path in s else s],
+                durable=sync,
             )
 
     def _cut(self, place: LibraryPlace) -> None:
@@ -293,10 +301,6 @@ class Actor:
 
     def _count_up(self, place: LibraryPlace) -> None:
         self.shared.count_up(self, place)
-
-
-def _ignore(_: object) -> None:
-    pass
 
 
 class Shared:

@@ -73,6 +73,10 @@ class World:
         self.ready: dict[str, asyncio.Future[str]] = {}
         self.ends: dict[str, asyncio.Event] = {}
         self.power_losses = 0
+        self.sync_probability = self.rng.choice([0.05, 0.4, 1.0])
+        """How often a client makes what it writes durable; always, where all may lose power at once."""
+        self.with_shared = self.rng.random() < 0.6
+        """Whether clients also change files together; their syncs hide what was not made durable."""
         self._install()
 
     def _configure(self, directory: Path, quorum: Quorum) -> ClusterConfig:

@@ -155,8 +155,8 @@ class Disk:
             if kept is not None:
                 os.link(kept, path)
         self.names.clear()
-        for path, durable in self.logs.items():
-            self._tear_log(Path(path), durable)
+        for log in self.root.rglob("meta.sqlite-wal"):
+            self._tear_log(log, self.logs.get(str(log), b""))
         for index in self.root.rglob("index.sqlite"):
             if self.rng.random() < 0.5:
                 for file in index.parent.glob("index.sqlite*"):

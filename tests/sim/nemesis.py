@@ -43,6 +43,7 @@ class Nemesis:
             self._slow,
             self._reset,
             self._lose_power,
+            self._lose_all_power,
             self._rot,
             self._blank,
             self._restart_all,
@@ -135,6 +136,14 @@ class Nemesis:
     def _lose_power(self) -> None:
         if names := self._alive([*self.frail, "meta"]):
             self.world.kill(self.rng.choice(names), power=True)
+
+    def _lose_all_power(self) -> None:
+        """All servers at once, where everything that was written was made durable."""
+        if self.world.sync_probability == 1.0:
+            for name in self._alive(self.servers):
+                self.world.kill(name, power=True)
+            for name in self.servers:
+                self.world.start(name)
 
     def _rot(self) -> None:
         if self.frail:
