@@ -23,6 +23,9 @@ log = logging.getLogger("wire.client")
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
 REFUSED_SECONDS = 0.05
 """For so long after a failed attempt to connect, calls fail with its error instead of trying again."""
+SILENT_SECONDS = 3.0
+"""A connection on which a call is late, and nothing has come for so long, is given up: it may be half-open
+(the other end is gone and could not say so), and the next call makes a new one."""
 
 
 class MsgpackLink:
@@ -162,6 +165,8 @@ class _Connection(asyncio.Protocol):
         self._last_id = 0
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
+        self._silent_since: float | None = None
+        """Since when calls have been waiting without anything coming; None while none waits."""
         self._room: asyncio.Future[None] | None = None
         self._reason = "the connection broke"
         self.stands = False
@@ -217,7 +222,10 @@ class _Connection(asyncio.Protocol):
                 then(error)
                 return
         request_id = self._last_id = (self._last_id + 1) & LARGEST_ID
-        until = self._loop.time() + deadline_seconds
+        now = self._loop.time()
+        until = now + deadline_seconds
+        if self._silent_since is None:
+            self._silent_since = now
         self._pending[request_id] = _Call(request.name, until, then)
         if self._timer is None or until < self._timer_at:
             self._watch(until)
@@ -240,7 +248,10 @@ class _Connection(asyncio.Protocol):
         for request_id, call in [item for item in self._pending.items() if item[1].until <= now]:
             del self._pending[request_id]
             call.then(DeadlineExceeded(f"{call.name}: no answer of {self._address} in time"))
-        if self._pending and self._timer is None:
+        if self._silent_since is not None and now - self._silent_since >= SILENT_SECONDS:
+            log.warning("gave up the connection to %s: nothing came for %g s", self._address, SILENT_SECONDS)
+            self.abort("nothing came any more")
+        elif self._pending and self._timer is None:
             self._watch(min(call.until for call in self._pending.values()))
 
     def data_received(self, data: Buffer) -> None:
@@ -251,6 +262,7 @@ class _Connection(asyncio.Protocol):
         except Malformed as error:
             log.warning("closed the connection to %s: %s", self._address, error)
             self.abort(f"an answer that cannot be read: {error}")
+        self._silent_since = self._loop.time() if self._pending else None
 
     def _take(self, message: list[Any]) -> None:
         kind, request_id, fault, result = message
