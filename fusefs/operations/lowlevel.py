@@ -407,7 +407,7 @@ class _Dropper:
 
 def _past_pages(handle: Handle) -> bool:
     """Appends go past the kernel's pages: it would take them to be where it thinks that the file ends."""
-    return handle.appending and not handle.reading
+    return handle.appending
 
 
 def _nanoseconds(moment: Any) -> int:
