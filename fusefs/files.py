@@ -107,37 +107,42 @@ class Files:
         return handle
 
     def flush(self, handle: Handle, thread: int | None = None) -> None:
-        """Commit what was written, as close(2) promises (P3); report a failed write-back once.
+        """Commit what was written, as close(2) promises (P3); report a failed write-back.
 
-        `thread` is the one that asks: it is not within a write(2).
+        It is one descriptor of several that may be closed, by a child process that never looks at the
+        outcome: the error stays for the others, and what is refused beforehand goes on waiting, as `_refuse`
+        says. `thread` is the one that asks: it is not within a write(2).
 
         Raises:
+            WriteRefused: fewer than Qw data servers are up.
             QuorumfsError: what was written since the last commit was dropped; the old content stands.
         """
-        if handle.writing:
-            self._commit(handle, durable=False, thread=thread)
+        if not handle.writing:
+            return
+        if handle.inode.is_changed() and not _is_from_nothing(handle.inode):
+            self._permission.require_writable()
+        self._commit(handle, durable=False, thread=thread)
 
     def fsync(self, handle: Handle) -> None:
         """Commit what was written, and return when the whole file would survive a power loss."""
         # The kernel lets no write(2) and no fsync(2) of one file overlap: what is here of the file is whole.
         with handle.inode.lock:
             handle.inode.note_part(None)
-        committed = self._commit(handle, durable=True)
+        try:
+            committed = self._commit(handle, durable=True)
+        finally:
+            handle.error = None
         if not self._make_durable(handle.inode) and not committed:
             self._namespace.sync_metadata()  # its name, its mode and so on may still be in the log only
 
     def _commit(self, handle: Handle, durable: bool, thread: int | None = None) -> bool:
         if handle.lost is not None:
             raise handle.lost
-        if (error := handle.take_error()) is not None:
-            raise error
-        try:
-            committed = self._writeback.commit(handle.inode, durable, thread)
-        except QuorumfsError:
-            handle.take_error()
-            raise
-        if (error := handle.take_error()) is not None:
-            raise error
+        if handle.error is not None:
+            raise handle.error
+        committed = self._writeback.commit(handle.inode, durable, thread)
+        if handle.error is not None:
+            raise handle.error
         return committed
 
     def _make_durable(self, inode: Inode) -> bool:
@@ -292,9 +297,9 @@ class Files:
         """Note a write of a thread; O_APPEND handles write at the end of the file whatever `offset` says.
 
         Raises:
-            WriteRefused: fewer than Qw data servers are up. What was not committed is dropped.
-            NoSpace: too few of them have room; the same.
-            QuorumfsError: an earlier write of this file failed, which close or fsync have not reported yet.
+            WriteRefused: fewer than Qw data servers are up.
+            NoSpace: too few of them have room.
+            QuorumfsError: an earlier write of this file failed, which fsync has not reported yet.
             LocksLost: the handle had locks, and they are gone.
             FileTooLarge.
         """
@@ -307,8 +312,7 @@ class Files:
             self._permission.require_writable()
             self._permission.require_room()
         except (WriteRefused, NoSpace) as error:
-            self._writeback.fail(handle.inode, error)
-            handle.error = handle.inode.last_error = error
+            self._refuse(handle, error)
             raise
         unfinished = None
         if handle.appending and _may_continue(handle, offset, len(data)):
@@ -316,6 +320,18 @@ class Files:
         place = self._writeback.write(handle.inode, None if handle.appending else offset, data, unfinished)
         if place != offset:
             self._pages.stale(handle.inode.ino)
+
+    def _refuse(self, handle: Handle, error: QuorumfsError) -> None:
+        """Note that a write was refused beforehand: the bytes of an earlier one that wait go on waiting.
+
+        Not so in a file that is being written from nothing: it is all of its writes or none, until fsync
+        has told.
+        """
+        inode = handle.inode
+        inode.last_error = error
+        if _is_from_nothing(inode):
+            self._writeback.fail(inode, error)
+            handle.error = error
 
     def truncate(self, handle: Handle, size: int) -> None:
         """Note a new size, as ftruncate(2)."""
@@ -389,6 +405,12 @@ class Files:
                 self._writeback.commit(inode, durable=False)
             except QuorumfsError as error:
                 log.warning("inode %d: uncommitted changes are lost: %s", inode.ino, error)
+
+
+def _is_from_nothing(inode: Inode) -> bool:
+    """Tell whether a file is being made from nothing (a new one, O_TRUNC): all of its writes count, or none."""
+    with inode.lock:
+        return inode.hides_old_content() or not inode.base().size
 
 
 def _may_continue(handle: Handle, offset: int, length: int) -> bool:

@@ -30,6 +30,7 @@ from wire.errors import (
     NotSupported,
     QuorumfsError,
     StaleFile,
+    WriteRefused,
 )
 from wire.messages import ROOT_INODE, AttributeChanges, Attributes, Entry, Usage
 
@@ -116,10 +117,17 @@ class FileSystem:
     def _run_chores(self) -> None:
         while not self._stop.wait(CHORE_SECONDS):
             try:
-                self._writeback.write_out_old(self._opens.all())
                 self._opens.tell_closed()
+                self._write_out_old()
             except Exception:
                 log.exception("a background chore failed")
+
+    def _write_out_old(self) -> None:
+        try:
+            self._permission.require_writable()
+        except WriteRefused:
+            return  # what waits may still be committed later: trying now would drop it
+        self._writeback.write_out_old(self._opens.all())
 
     # names
 

@@ -52,16 +52,11 @@ class Handle:
         self.lost: QuorumfsError | None = None
         """Its locks are gone: it fails from now on."""
         self.error: QuorumfsError | None = None
-        """A failed write-back, to be reported once to this handle."""
+        """A failed write-back: every write and close reports it until fsync has."""
         self.read_from = self.read_to = -1
         """The run of bytes that was read in sequence so far."""
         self.window = 0
         """How many blocks are read ahead."""
-
-    def take_error(self) -> QuorumfsError | None:
-        """Return the error to report, if any, and forget it."""
-        error, self.error = self.error, None
-        return error
 
 
 class DirectoryHandle:

@@ -2,7 +2,7 @@
 
 Full buffers are put in the background; nothing is visible before the commit at fsync, close or age. When
 a put or a commit fails, all that the inode has uncommitted is dropped, so that the old content stands
-whole, and each handle that was writing is told once. See docs/decisions/0005-what-a-close-commits.md.
+whole, and each handle that was writing is told. See docs/decisions/0005-what-a-close-commits.md.
 Safe in any thread; an inode's lock is never held while a server is called.
 """
 

@@ -108,9 +108,9 @@ def test_a_failed_put_leaves_the_old_content(fs: FileSystem, server: FakeServer)
     wait_until(lambda: handle.error is not None, 5, "the failure is known")
     with pytest.raises(WriteFailed):
         write(fs, handle, MIB, b"more")
-    with pytest.raises(WriteFailed):
-        fs.files.flush(handle)
-    fs.files.flush(handle)
+    for _ in range(2):
+        with pytest.raises(WriteFailed):
+            fs.files.flush(handle)
     fs.files.release(handle)
     assert server.committed(ino) == b"old"
     assert read(fs, ino) == b"old"
@@ -132,10 +132,12 @@ def test_a_failed_commit_leaves_the_old_content(
     assert read(fs, ino) == b"old"
     with pytest.raises(type(error)):
         fs.files.flush(other)
-    fs.files.flush(other)
+    with pytest.raises(type(error)):
+        fs.files.fsync(other)
     write(fs, other, 1, b"LD")
     close(fs, other)
-    close(fs, handle)
+    with pytest.raises(type(error)):
+        close(fs, handle)
     assert server.committed(ino) == b"oLD"
 
 
@@ -153,6 +155,62 @@ def test_a_refused_write_commits_nothing_of_what_came_before(fs: FileSystem, ser
         fs.files.flush(handle)
     fs.files.release(handle)
     assert server.committed(ino) == b"old"
+
+
+def test_a_log_goes_on_after_a_refused_write(fs: FileSystem, server: FakeServer) -> None:
+    ino = make(fs, b"a", b"old,")
+    handle, _ = fs.files.open(ino, os.O_WRONLY | os.O_APPEND)
+    write(fs, handle, 4, b"waiting,")
+    server.writable = False
+    with pytest.raises(WriteRefused):
+        write(fs, handle, 12, b"refused,")
+    server.writable = True
+    write(fs, handle, 12, b"new")
+    close(fs, handle)
+    assert server.committed(ino) == b"old,waiting,new"
+
+
+def test_what_waits_outlives_a_refused_close_by_a_child(fs: FileSystem, server: FakeServer) -> None:
+    ino = make(fs, b"a", b"old,")
+    handle, _ = fs.files.open(ino, os.O_WRONLY)
+    write(fs, handle, 4, b"new")
+    server.writable = False
+    with pytest.raises(WriteRefused):
+        fs.files.flush(handle)
+    server.writable = True
+    close(fs, handle)
+    assert server.committed(ino) == b"old,new"
+
+
+def test_a_close_by_a_child_does_not_use_up_an_error(fs: FileSystem, server: FakeServer) -> None:
+    """As in `(echo a; true; echo b) > f` when the close of `true` fails: f must not be "b" behind a hole."""
+    ino = make(fs, b"a", b"old")
+    handle, _ = fs.files.open(ino, os.O_WRONLY | os.O_TRUNC)
+    write(fs, handle, 0, b"a\n")
+    server.fail("write_file", WriteFailed("gone"))
+    with pytest.raises(WriteFailed):
+        fs.files.flush(handle)
+    with pytest.raises(WriteFailed):
+        write(fs, handle, 2, b"b\n")
+    with pytest.raises(WriteFailed):
+        close(fs, handle)
+    assert server.committed(ino) == b"old"
+
+
+def test_a_new_file_whose_first_write_is_refused_gets_no_second_half(
+    fs: FileSystem, server: FakeServer
+) -> None:
+    attributes, handle = fs.create(1, b"a", 0o644, 0, 0, os.O_WRONLY)
+    server.writable = False
+    with pytest.raises(WriteRefused):
+        write(fs, handle, 0, b"first half,")
+    server.writable = True
+    with pytest.raises(WriteRefused):
+        write(fs, handle, 11, b"second half")
+    with pytest.raises(WriteRefused):
+        fs.files.flush(handle)
+    assert server.committed(attributes.ino) == b""
+    fs.files.release(handle)
 
 
 def test_open_for_writing_and_create_are_refused(fs: FileSystem, server: FakeServer) -> None:
@@ -260,7 +318,7 @@ def test_pages_are_kept_only_while_the_contents_are_this_mounts(fs: FileSystem, 
     write(fs, handle, 0, b"failed")
     server.fail("write_file", WriteFailed())
     with pytest.raises(WriteFailed):
-        fs.files.flush(handle)
+        fs.files.fsync(handle)
     assert not keeps()
     server.replace(ino, b"between")
     write(fs, handle, 0, b"B")
@@ -435,6 +493,8 @@ def test_random_work_is_what_a_bytearray_says(seed: int, monkeypatch: pytest.Mon
             write(fs, handle, 0, b"!")
             with pytest.raises(WriteFailed):
                 fs.files.flush(handle)
+            with pytest.raises(WriteFailed):
+                fs.files.fsync(handle)
             model = bytearray(committed)
         else:
             size = dice.choice([10, 100_000, 2 * MIB])
@@ -636,7 +696,7 @@ def test_a_new_file_whose_second_try_succeeds_stays(fs: FileSystem, server: Fake
     write(fs, handle, 0, b"x")
     server.fail("write_file", WriteFailed("no quorum"))
     with pytest.raises(WriteFailed):
-        fs.files.flush(handle)
+        fs.files.fsync(handle)
     write(fs, handle, 0, b"y")
     fs.files.flush(handle)
     fs.files.release(handle)
