@@ -60,8 +60,9 @@ class Bookkeeping:
     def collectable(self, blocks: list[bytes]) -> list[bytes]:
         """Return those of `blocks` that may be deleted.
 
-        A block of a session that this database never gave a number is not: it tells that the database
-        was put back from an older copy, or that the data servers belong to another one.
+        A block of a session that this database never gave a number is not: it tells that the database is
+        older than the block, or that the data servers belong to another one. Nor is one behind a fence
+        (metaserver.fence): it is newer than the copy that the database was put back from.
         """
         (next_session,) = self._execute("SELECT next FROM counters WHERE name = 'session'").fetchone()
         return [block for block in blocks if self._is_collectable(block, next_session)]
@@ -72,7 +73,10 @@ class Bookkeeping:
         session = session_of(block)
         if len(block) != BLOCK_ID_BYTES or self._sessions.lives(session) or not 0 < session < next_session:
             return False
-        return self._execute("SELECT 1 FROM blocks WHERE block = ?", (block,)).fetchone() is None
+        if self._execute("SELECT 1 FROM blocks WHERE block = ?", (block,)).fetchone() is not None:
+            return False
+        fenced = self._execute("SELECT 1 FROM fences WHERE ? BETWEEN first AND last LIMIT 1", (session,))
+        return fenced.fetchone() is None
 
     def abandon(self, session: int, blocks: list[BlockRecord]) -> None:
         """Let blocks of a session that were never committed be garbage, so that no commit may name them."""

@@ -4,9 +4,9 @@ The file is `meta.sqlite` in the metadata server's directory, in WAL mode. `appl
 it is ours, `user_version` is the format version. All times are nanoseconds since the epoch, all sizes
 and offsets bytes.
 
-facts           what the database is, written once
-    name        "cluster"
-    value       the cluster's name: a database of another cluster is refused
+facts           what the database is
+    name        "cluster", or in a copy and in a database that was put back from one "copied_ns"
+    value       the cluster's name, a database of another cluster is refused; when the copy was made
 
 counters        numbers that are never given twice
     name        "inode" or "session"
@@ -54,6 +54,11 @@ garbage         one row a block that was committed once and that nothing refers 
 lag             one row a replica that is known to be missing; nothing for all that are there
     block       a committed block
     server      the number of a data server that has not acknowledged it
+
+fences          one row a run of sessions whose blocks are kept though nothing refers to them, because the
+                database was put back from a copy (metaserver.fence)
+    first, last the sessions' numbers, both included
+    since_ns    when it was put back
 
 xattrs          one row an extended attribute
     ino         whose
@@ -154,12 +159,18 @@ CREATE TABLE slots (
 ) STRICT, WITHOUT ROWID;
 """
 
-LAG_SCHEMA = """
+ADDED_SCHEMA = """
 CREATE TABLE IF NOT EXISTS lag (
     block BLOB NOT NULL,
     server INTEGER NOT NULL,
     PRIMARY KEY (block, server)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS lag_by_server ON lag (server);
+CREATE TABLE IF NOT EXISTS fences (
+    first INTEGER NOT NULL,
+    last INTEGER NOT NULL,
+    since_ns INTEGER NOT NULL,
+    PRIMARY KEY (first, last)
+) STRICT, WITHOUT ROWID;
 """
-"""Made also in a database of a release that had no such table, and did without."""
+"""Made also in a database of a release that had no such tables, and did without."""

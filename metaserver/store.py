@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from metaserver import answers, pages
-from metaserver.schema import APPLICATION_ID, FORMAT_VERSION, LAG_SCHEMA, SCHEMA
+from metaserver.schema import ADDED_SCHEMA, APPLICATION_ID, FORMAT_VERSION, SCHEMA
 from wire.config import ConfigError
 from wire.errors import (
     InternalError,
@@ -91,7 +91,7 @@ class Store:
                 self._configure()
                 if blank:
                     self._create(cluster)
-                for statement in filter(None, map(str.strip, LAG_SCHEMA.split(";"))):
+                for statement in filter(None, map(str.strip, ADDED_SCHEMA.split(";"))):
                     self.execute(statement)
                 self.sessions = {session for (session,) in self.execute("SELECT session FROM sessions")}
                 self.totals = self._count()

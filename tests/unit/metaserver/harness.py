@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+import sqlite3
+from collections.abc import Coroutine, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,12 +33,13 @@ class Harness:
         self.seconds = 1000.0
         self.now_ns = 1_000_000_000
         self._runner = asyncio.Runner()
-        self._start()
+        self.start()
         self.session = self.open_session()
         self._sequence = 0
         self._block = 0
 
-    def _start(self) -> None:
+    def start(self) -> None:
+        """Begin on the database as it is."""
         self.store = Store(self.path, "test", now_ns=self._tick)
         self.log = LogSync(self.path)
         self.sessions = Sessions(self.store, LEASE_SECONDS, clock=lambda: self.seconds)
@@ -58,7 +61,7 @@ class Harness:
         self.stop()
         if database is not None:
             self.path.write_bytes(database)
-        self._start()
+        self.start()
 
     def stop(self) -> None:
         self.service.page_check.close()
@@ -80,6 +83,12 @@ class Harness:
             return check(connection)
         finally:
             connection.close()
+
+    @contextmanager
+    def changing(self) -> Iterator[sqlite3.Connection]:
+        """Yield a connection whose changes are one transaction, behind the server's back."""
+        with closing(pages.connect(self.path)) as connection, connection:
+            yield connection
 
     def ticket(self, session: int | None = None) -> Ticket:
         """A new ticket of slot 0."""
