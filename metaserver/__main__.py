@@ -48,6 +48,7 @@ async def serve_metadata(config: ClusterConfig) -> None:
         service = MetaService(store, sessions, log, config.cluster, config.reserve_bytes)
         stack.callback(service.checking.close)
         stack.callback(service.page_check.close)
+        stack.callback(service.copying.close)
         checkpointer = Checkpointer(store)
         stack.callback(checkpointer.close)
         jobs = [

@@ -3,6 +3,10 @@
     server.json     {"kind": "metaserver", "cluster": NAME, "format": VERSION}; written last, so that a
                     directory with it once had a whole database
     meta.sqlite     the database (metaserver.schema), with -wal and -shm beside it while in use
+    meta.sqlite.copy        a copy of it that is being read (metaserver.copying)
+    meta.sqlite.restored    a database that is to take the place of meta.sqlite: from when it has this name
+                    on it will, if need be when the directory is claimed next (metaserver.restore)
+    before-restore-K/       what was there before; nothing of it is used
 
 Nothing here is ever recreated silently: what is missing or foreign is refused. No other file
 descriptor of the database itself may be opened and closed in this process, as that would drop
@@ -19,13 +23,21 @@ from pathlib import Path
 from wire.config import FORMAT_VERSION, ConfigError
 
 KIND = "metaserver"
+DATABASE_NAME = "meta.sqlite"
+RESTORED_NAME = "meta.sqlite.restored"
+ASIDE_NAME = "before-restore-"
 
 
 class Directory:
     """A claimed directory. `close` gives it free."""
 
-    def __init__(self, path: Path, cluster: str) -> None:
+    def __init__(self, path: Path, cluster: str, *, may_lack_database: bool = False) -> None:
         """Claim `path`, making it if it is not there.
+
+        Args:
+            path: the directory.
+            cluster: whose it must be.
+            may_lack_database: it is claimed to have its database put back.
 
         Raises:
             ConfigError: in use, of another cluster, of another format, damaged, or not to be written.
@@ -38,6 +50,8 @@ class Directory:
             self._descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self.complete = self._check_description()
+            if (path / RESTORED_NAME).exists():
+                self._finish_restore()
         except BlockingIOError:
             self.close()
             raise ConfigError(f"{path}: another metadata server uses this directory; stop it first") from None
@@ -47,16 +61,17 @@ class Directory:
         except ConfigError:
             self.close()
             raise
-        if self.complete and not self.database.exists():
+        if self.complete and not self.database.exists() and not may_lack_database:
             self.close()
             raise ConfigError(
-                f"{self.database} is missing: put it back, or empty the directory to begin without any file"
+                f"{self.database} is missing: put it back with `quorumfs restore` or `quorumfs rebuild`, or "
+                "empty the directory to begin without any file"
             )
 
     @property
     def database(self) -> Path:
         """Where the database is."""
-        return self.path / "meta.sqlite"
+        return self.path / DATABASE_NAME
 
     def _check_description(self) -> bool:
         """Return whether server.json is there; raise ConfigError if it is not of this cluster and format."""
@@ -78,6 +93,35 @@ class Directory:
                 f"{self.path} has format {version}, this release reads format {FORMAT_VERSION} only"
             )
         return True
+
+    def put_in_place(self, made: Path) -> Path:
+        """Make a durable file of this directory the database; return where what was there before is.
+
+        Raises:
+            OSError: if the file has its old name still, nothing was changed.
+        """
+        number = 1 + max(self._aside_numbers(), default=0)
+        (self.path / f"{ASIDE_NAME}{number}").mkdir()
+        made.rename(self.path / RESTORED_NAME)
+        self.sync()
+        return self._finish_restore()
+
+    def _aside_numbers(self) -> list[int]:
+        names = [path.name.removeprefix(ASIDE_NAME) for path in self.path.glob(ASIDE_NAME + "*")]
+        return [int(name) for name in names if name.isdigit()]
+
+    def _finish_restore(self) -> Path:
+        """Move the old database aside, its log first: SQLite must never see it beside the new database."""
+        aside = self.path / f"{ASIDE_NAME}{max(self._aside_numbers(), default=0)}"
+        aside.mkdir(exist_ok=True)
+        for suffix in ("-wal", "-shm", "-journal", ""):
+            old = self.path / (DATABASE_NAME + suffix)
+            if old.exists():
+                old.rename(aside / old.name)
+        self.sync()
+        (self.path / RESTORED_NAME).rename(self.database)
+        self.sync()
+        return aside
 
     def describe(self) -> None:
         """Write server.json durably, once the database beside it is durable."""

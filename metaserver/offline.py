@@ -33,7 +33,7 @@ def opened(directory: Path, cluster: str) -> Iterator[sqlite3.Connection]:
         stack.callback(Directory(directory, cluster).close)
         pages.refuse_unstamped(database)
         connection = stack.enter_context(closing(pages.connect(database, isolation_level=None)))
-        _refuse_foreign(connection, database)
+        refuse_foreign(connection, database)
         connection.execute("PRAGMA synchronous = FULL")
         try:
             yield connection
@@ -44,7 +44,8 @@ def opened(directory: Path, cluster: str) -> Iterator[sqlite3.Connection]:
             raise ConfigError(f"{database} is damaged (pages: {where}); restore it from a copy") from None
 
 
-def _refuse_foreign(connection: sqlite3.Connection, database: Path) -> None:
+def refuse_foreign(connection: sqlite3.Connection, database: Path) -> None:
+    """Refuse what is no database of quorumfs, or of another format. Raises ConfigError."""
     try:
         (application,) = connection.execute("PRAGMA application_id").fetchone()
         (version,) = connection.execute("PRAGMA user_version").fetchone()

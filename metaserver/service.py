@@ -14,6 +14,7 @@ from metaserver.bookkeeping import Bookkeeping
 from metaserver.checking import Checking
 from metaserver.compaction import Compaction
 from metaserver.contents import FIRST_RUN_EXTENTS, Contents
+from metaserver.copying import Copying
 from metaserver.inodes import Inodes
 from metaserver.lag import LagList
 from metaserver.ledger import Ledger
@@ -69,6 +70,7 @@ class MetaService:
         self.reaper = Reaper(store, sessions, contents)
         self.checking = Checking(store, sessions)
         self.page_check = PageCheck(store.path)
+        self.copying = Copying(store, reserve_bytes)
         self._store = store
         self._sessions = sessions
         self._log = log
@@ -339,7 +341,7 @@ class MetaService:
         return self._store.read(self._namespace.paths_of, ino, limit)
 
     def counts(self) -> dict[str, Any]:
-        return self._store.read(self._bookkeeping.counts)
+        return {**self._store.read(self._bookkeeping.counts), "changes": self.copying.changes()}
 
     def answered(self, ticket: Ticket) -> bool:
         return self._store.read(self._store.is_answered, ticket)
@@ -349,3 +351,15 @@ class MetaService:
 
     def check_progress(self, check: int) -> dict[str, Any]:
         return self.checking.progress(check)
+
+    def begin_copy(self) -> int:
+        return self._store.read(self.copying.begin)
+
+    def copy_progress(self, copy: int) -> dict[str, Any]:
+        return self.copying.progress(copy)
+
+    async def read_copy(self, copy: int, offset: int, length: int) -> bytes:
+        return await self.copying.read(copy, offset, length)
+
+    def drop_copy(self, copy: int) -> None:
+        self.copying.drop(copy)

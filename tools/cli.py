@@ -36,6 +36,8 @@ MODULES = {
     "ledger": "tools.ledger",
     "df": "tools.df",
     "fsck": "tools.fsck",
+    "backup": "tools.backup",
+    "restore": "tools.restore",
     "evaluate": "tools.evaluate",
     "bench": "tools.bench",
     "config": "tools.settings",

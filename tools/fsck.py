@@ -8,15 +8,9 @@ it asks the servers, and --repair has the data servers refilled. Exit status: 0 
 from __future__ import annotations
 
 import argparse
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mediator.refill import JUST_SECONDS
 from metaserver import offline
@@ -25,6 +19,7 @@ from metaserver.repair import Action, repair
 from tools.cluster import LocalCluster
 from tools.locate import CALL_SECONDS, add_state_option, find_cluster, mediator_client
 from tools.output import add_json_option, bytes_text, console, nice_path, print_json, table
+from tools.progress import watching
 from tools.refill import watch_refill
 from tools.whole import (
     DIFFERING,
@@ -32,7 +27,6 @@ from tools.whole import (
     LOST,
     RULES,
     Report,
-    Watch,
     check_running,
     check_stopped,
     cut,
@@ -77,7 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _check(cluster: LocalCluster, online: bool) -> Report:
     """Check one way or the other. Raises ConfigError when it cannot be looked at."""
     try:
-        with progress_bar() as watch:
+        with watching("checking") as watch:
             return check_running(cluster.config, watch) if online else check_stopped(cluster.config, watch)
     except QuorumfsError as error:
         raise ConfigError(f"{error.message}; see which server is down with: quorumfs status") from None
@@ -127,21 +121,6 @@ def _refill(cluster: LocalCluster, report: Report) -> list[Action]:
     finally:
         client.close()
     return done
-
-
-@contextmanager
-def progress_bar() -> Iterator[Watch]:
-    """Yield what shows how far the work is; only a terminal sees it."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(
-        *columns, console=Console(file=sys.stderr), disable=not sys.stderr.isatty(), transient=True
-    ) as bars:
-        bar = bars.add_task("checking")
-
-        def watch(doing: str, done: int, total: int) -> None:
-            bars.update(bar, description=f"checking {doing}", completed=done, total=total or None)
-
-        yield watch
 
 
 def _plain(report: Report, done: list[Action], copy: Path | None) -> dict[str, Any]:

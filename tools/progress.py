@@ -6,11 +6,19 @@ standard error, and on a terminal only. A Bar belongs to one thread.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.progress import Task as ProgressTask
 from rich.text import Text
 
@@ -84,3 +92,20 @@ def progress_bar(steps: int, unit: str, total_seconds: float) -> Iterator[Bar]:
     ) as progress:
         task = progress.add_task("starting", total=steps, total_seconds=total_seconds, done_seconds=0.0)
         yield Bar(progress, task)
+
+
+@contextmanager
+def watching(verb: str) -> Iterator[Callable[[str, int, int], None]]:
+    """Yield what shows on a terminal how far work is: told what is done, how much of it, and of how much.
+
+    `verb` is what is being done, as "checking"; a total of 0 is not known.
+    """
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bars:
+        bar = bars.add_task(verb)
+
+        def watch(doing: str, done: int, total: int) -> None:
+            bars.update(bar, description=f"{verb} {doing}", completed=done, total=total or None)
+
+        yield watch

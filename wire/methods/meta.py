@@ -347,7 +347,10 @@ class BookkeepingMethods:
         raise NotImplementedError
 
     def counts(self) -> dict[str, Any]:
-        """Return how many inodes, entries, blocks, block bytes, garbage blocks and sessions there are."""
+        """Return how many inodes, entries, blocks, block bytes, garbage blocks and sessions there are.
+
+        "changes" is another text once anything was changed in the database.
+        """
         raise NotImplementedError
 
     def answered(self, ticket: Ticket) -> bool:
@@ -375,4 +378,33 @@ class BookkeepingMethods:
         Raises:
             NotFound: only the newest check is known.
         """
+        raise NotImplementedError
+
+    def begin_copy(self) -> int:
+        """Begin to copy the database as it is now, in the background; return the copy's number.
+
+        Raises:
+            Busy: another copy is being made, or read.
+            NoSpace: there is no room for it beside the database.
+        """
+        raise NotImplementedError
+
+    def copy_progress(self, copy: int) -> dict[str, Any]:
+        """Tell how far a copy is.
+
+        Returns:
+            "state" ("running", "done" or "failed"), "done" and "total" (pages), "bytes" and "copied_ns" (when
+            it is done), "changes" (as `counts` told it at that moment), and "error" (why it failed, else "").
+
+        Raises:
+            NotFound: only the newest copy is known.
+        """
+        raise NotImplementedError
+
+    def read_copy(self, copy: int, offset: int, length: int) -> bytes:
+        """Return up to 1 MiB of a copy that is done; less at its end. Raises NotFound, InvalidArgument."""
+        raise NotImplementedError
+
+    def drop_copy(self, copy: int) -> None:
+        """Say that a copy is not needed any more."""
         raise NotImplementedError

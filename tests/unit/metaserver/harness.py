@@ -65,6 +65,7 @@ class Harness:
 
     def stop(self) -> None:
         self.service.page_check.close()
+        self.service.copying.close()
         self.log.close()
         self.store.close()
 

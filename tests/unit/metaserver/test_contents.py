@@ -321,6 +321,7 @@ def test_counts(meta: Harness) -> None:
     counts = meta.service.counts()
     assert counts.pop("free_bytes") > 0
     assert counts.pop("free_inodes") > 0
+    assert counts.pop("changes")
     assert counts == {
         "inodes": 2,
         "entries": 2,

@@ -1,0 +1,82 @@
+"""A stopped metadata server's database put back from a copy, behind a fence.
+
+Crash-safe: the new database is made beside the old one; one rename decides; what comes after it is finished
+by whoever claims the directory next (metaserver.directory). The old database is moved aside, not deleted. It
+must not run beside a server: the directory's lock sees to it. One thread.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import NamedTuple
+
+from metaserver import copies, fence, pages
+from metaserver.directory import RESTORED_NAME, Directory
+from wire.config import ConfigError
+
+
+class Restored(NamedTuple):
+    """What was done: when the copy was made, what is fenced, and where the files from before are."""
+
+    copied_ns: int
+    fence: fence.Fence
+    aside: Path
+
+
+def restore(
+    copy: Path,
+    directory: Path,
+    cluster: str,
+    known_session: int = 0,
+    now_ns: Callable[[], int] = time.time_ns,
+) -> Restored:
+    """Make a copy that was inspected the database of a directory, which may have none.
+
+    Args:
+        copy: the file.
+        directory: the metadata server's.
+        cluster: its name.
+        known_session: the highest session whose blocks data servers have, 0 if nobody looked.
+        now_ns: the clock.
+
+    Raises:
+        ConfigError: a server uses the directory, or it is not of this cluster, or cannot be written. Nothing
+            was changed then.
+    """
+    with closing(Directory(directory, cluster, may_lack_database=True)) as claimed:
+        try:
+            partial = directory / (RESTORED_NAME + ".partial")
+            with closing(pages.connect(copy, read_only=True)) as source:
+                copies.write(source, partial, None)
+            known = max(known_session, _last_session(claimed.database))
+            with closing(pages.connect(partial, isolation_level=None)) as made:
+                (copied,) = made.execute("SELECT value FROM facts WHERE name = 'copied_ns'").fetchone()
+                made.execute("PRAGMA synchronous = FULL")
+                made.execute("BEGIN IMMEDIATE")
+                put_up = fence.put_up(made, now_ns(), known)
+                made.execute("COMMIT")
+            copies.sync_file(partial)
+            aside = claimed.put_in_place(partial)
+        except OSError as error:
+            raise ConfigError(f"{directory}: cannot be written: {error.strerror}") from None
+        except sqlite3.Error as error:
+            raise ConfigError(f"{copy} cannot be put back: {error}") from None
+        if not claimed.complete:
+            claimed.describe()
+    return Restored(int(copied), put_up, aside)
+
+
+def _last_session(database: Path) -> int:
+    """Return the last session's number as far as the database can still tell, 0 if it cannot."""
+    if not database.exists():
+        return 0
+    try:
+        with closing(pages.connect(database, read_only=True)) as connection:
+            (following,) = connection.execute("SELECT next FROM counters WHERE name = 'session'").fetchone()
+            return int(following)
+    except (sqlite3.Error, TypeError, ValueError):
+        return 0

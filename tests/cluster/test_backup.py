@@ -1,0 +1,114 @@
+"""The commands backup and restore, on a cluster of real processes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cluster.quorum_client import QuorumClient, connected
+from tests.conftest import ClusterFactory
+from tests.support import run_command, wait_until
+from tools.cluster import LocalCluster
+from wire.errors import SessionUnknown
+from wire.messages import ROOT_INODE, BlockRecord
+from wire.methods import BookkeepingMethods, DataMethods, MediatorMethods, NamespaceMethods
+
+SECONDS = 15.0
+
+
+@pytest.fixture
+def cluster(make_cluster: ClusterFactory) -> LocalCluster:
+    return make_cluster(servers=3, read_quorum=2, write_quorum=3)
+
+
+def run(cluster: LocalCluster, command: str, *words: str) -> dict[str, Any]:
+    """Run a command that must work; return what it printed as JSON."""
+    done = run_command(cluster.directory, command, "--json", "--state", str(cluster.directory), *words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    said: dict[str, Any] = json.loads(done.stdout)
+    return said
+
+
+def refusal(cluster: LocalCluster, command: str, *words: str) -> str:
+    """Run a command that cannot work; return its one line."""
+    done = run_command(cluster.directory, command, "--state", str(cluster.directory), *words)
+    assert done.returncode in (1, 2), done.stdout
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    return done.stderr
+
+
+def content(client: QuorumClient, name: str) -> bytes | None:
+    """Return a file's contents, None if there is no such file."""
+    found = client.mediator.call(SECONDS, NamespaceMethods.resolve, ROOT_INODE, [name.encode()])
+    return client.read(found[0].ino) if found else None
+
+
+def held(client: QuorumClient, record: BlockRecord) -> int:
+    """Return how many data servers hold a block."""
+    before = (int.from_bytes(record.block, "big") - 1).to_bytes(16, "big")
+    pages = [data.call(SECONDS, DataMethods.inventory, before, 1) for data in client.data.values()]
+    return sum(page == [record] for page in pages)
+
+
+def compare_inventories(client: QuorumClient) -> None:
+    """Have all inventories compared, which deletes what may be deleted."""
+    for number in client.data:
+        client.mediator.call(SECONDS, MediatorMethods.refill, number)
+    client.await_states("up")
+
+
+def test_what_was_copied_comes_back_and_what_is_newer_is_kept(cluster: LocalCluster, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    with connected(cluster) as client:
+        client.make("first", b"1234")
+        client.make("second", bytes(3 << 20))
+        session = client.session
+        assert run(cluster, "backup", str(copy))["blocks"] == 4
+        assert "exists already" in refusal(cluster, "backup", str(copy))
+        _, newer = client.make("newer", b"5678")
+        assert "runs at" in refusal(cluster, "restore", str(copy))
+    cluster.stop()
+    shutil.rmtree(cluster.config.metaserver_directory)
+    said = run(cluster, "restore", str(copy))
+    assert said["kept_sessions"] == [session + 1, session]
+    with connected(cluster) as client:
+        assert client.session > 2**32
+        assert content(client, "first") == b"1234"
+        assert content(client, "second") == bytes(3 << 20)
+        assert content(client, "newer") is None
+        assert run(cluster, "fsck")["clean"]
+        _, after = client.make("after", b"9")
+        compare_inventories(client)
+        assert held(client, newer[0]) == held(client, after[0]) == 3
+        with pytest.raises(SessionUnknown):
+            client.meta.call(SECONDS, BookkeepingMethods.renew, session)
+    cluster.stop()
+    assert run(cluster, "restore", "--release")["released"] == 2
+    with connected(cluster) as client:
+        wait_until(lambda: compare_inventories(client) or not held(client, newer[0]), 30, "deleted")
+        assert content(client, "after") == b"9"
+
+
+def test_a_stopped_cluster_is_copied_and_a_damaged_copy_refused(
+    cluster: LocalCluster, tmp_path: Path
+) -> None:
+    with connected(cluster) as client:
+        client.make("first", b"1234")
+    cluster.stop()
+    copy = tmp_path / "copy"
+    run(cluster, "backup", str(copy))
+    contents = bytearray(copy.read_bytes())
+    contents[5000] ^= 1
+    (tmp_path / "damaged").write_bytes(contents)
+    database = cluster.config.metaserver_directory / "meta.sqlite"
+    before = database.read_bytes()
+    assert "damaged" in refusal(cluster, "restore", str(tmp_path / "damaged"))
+    assert database.read_bytes() == before
+    before_restore = run(cluster, "restore", str(copy))["before"]
+    assert (Path(before_restore) / "meta.sqlite").read_bytes() == before
+    with connected(cluster) as client:
+        assert content(client, "first") == b"1234"

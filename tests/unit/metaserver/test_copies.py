@@ -1,0 +1,183 @@
+"""Copies of a database in use, and a database put back from one."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from metaserver import copies, pages
+from metaserver.check import snapshot
+from metaserver.directory import RESTORED_NAME, Directory
+from metaserver.restore import restore
+from metaserver.store import Store
+from tests.support import wait_until
+from tests.unit.metaserver.harness import Harness
+from wire.config import ConfigError
+from wire.errors import Busy, InvalidArgument, NotFound
+
+
+def copy_of(meta: Harness, target: Path) -> Path:
+    """Make a copy through the calls of the server, piece by piece."""
+    number = meta.service.begin_copy()
+    said = wait_until(
+        lambda: (told := meta.service.copy_progress(number))["state"] != "running" and told, 10, "copy"
+    )
+    assert said["state"] == "done", said
+    contents = b""
+    while piece := meta.wait(meta.service.read_copy(number, len(contents), 5000)):
+        contents += piece
+    assert len(contents) == said["bytes"]
+    target.write_bytes(contents)
+    meta.service.drop_copy(number)
+    return target
+
+
+def test_a_copy_is_of_one_moment_and_whole(meta: Harness, tmp_path: Path) -> None:
+    file = meta.create(1, b"a")
+    meta.write(file.ino, 0, 100)
+    changes = meta.service.counts()["changes"]
+    assert meta.service.counts()["changes"] == changes
+    number = meta.service.begin_copy()
+    meta.create(1, b"later")
+    with pytest.raises(Busy):
+        meta.service.begin_copy()
+    wait_until(lambda: meta.service.copy_progress(number)["state"] == "done", 10, "copy")
+    said = meta.service.copy_progress(number)
+    assert said["changes"] == changes != meta.service.counts()["changes"]
+    with pytest.raises(Busy):
+        meta.service.begin_copy()
+    with pytest.raises(InvalidArgument):
+        meta.wait(meta.service.read_copy(number, -1, 10))
+    meta.service.drop_copy(number)
+    with pytest.raises(NotFound):
+        meta.wait(meta.service.read_copy(number, 0, 10))
+    copy = copy_of(meta, tmp_path / "copy")
+    found = copies.inspect(copy, "test")
+    assert (found.findings, found.blocks, found.inodes) == ([], 1, 3)
+    assert not list(tmp_path.glob("meta.sqlite.copy*")), "nothing is left in the server's directory"
+    with pytest.raises(ConfigError, match="not of this one"):
+        copies.inspect(copy, "other")
+
+
+def test_what_is_no_whole_copy_is_refused(meta: Harness, tmp_path: Path) -> None:
+    for number in range(50):
+        meta.create(1, b"%d" % number)
+    copy = copy_of(meta, tmp_path / "copy")
+    good = copy.read_bytes()
+    for at in range(200, len(good), 4096):
+        copy.write_bytes(good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :])
+        with pytest.raises(ConfigError):
+            copies.inspect(copy, "test")
+    for damaged in (good[:-4096], good[:-1], good[:100], b"", b"no database" * 1000):
+        copy.write_bytes(damaged)
+        with pytest.raises(ConfigError):
+            copies.inspect(copy, "test")
+    with pytest.raises(ConfigError):
+        copies.inspect(tmp_path / "absent", "test")
+    with pytest.raises(ConfigError, match="does not say when"):
+        copies.inspect(_unmarked(meta, tmp_path), "test")
+
+
+def _unmarked(meta: Harness, place: Path) -> Path:
+    with closing(snapshot(meta.path)) as source:
+        copies.write(source, place / "unmarked", None)
+    return place / "unmarked"
+
+
+def begin(directory: Path) -> None:
+    """Start and stop on a directory, as the process does, after which it is as it was."""
+    with closing(Directory(directory, "test")) as claimed:
+        Store(claimed.database, "test", complete=claimed.complete).close()
+        if not claimed.complete:
+            claimed.describe()
+
+
+def names(directory: Path) -> list[bytes]:
+    """Return the names in the root of a stopped server's database."""
+    with closing(Directory(directory, "test")) as claimed, closing(pages.connect(claimed.database)) as found:
+        return [name for (name,) in found.execute("SELECT name FROM entries ORDER BY name")]
+
+
+@pytest.fixture
+def copy(meta: Harness, tmp_path: Path) -> Path:
+    """A copy of a database with one file."""
+    meta.create(1, b"copied")
+    return copy_of(meta, tmp_path / "copy")
+
+
+@pytest.mark.parametrize("before", ["whole", "damaged", "no database", "nothing"])
+def test_a_copy_is_put_back_whatever_was_there(copy: Path, tmp_path: Path, before: str) -> None:
+    place = tmp_path / "meta"
+    if before != "nothing":
+        begin(place)
+    if before == "damaged":
+        (place / "meta.sqlite").write_bytes(b"garbage" * 3000)
+        (place / "meta.sqlite-wal").write_bytes(b"a log of something else")
+    if before == "no database":
+        (place / "meta.sqlite").unlink()
+    done = restore(copy, place, "test")
+    assert names(place) == [b"copied"]
+    begin(place)
+    kept = sorted(path.name for path in done.aside.iterdir() if not path.name.endswith("-shm"))
+    if before == "damaged":
+        assert kept == ["meta.sqlite", "meta.sqlite-wal"]
+        assert (done.aside / "meta.sqlite").read_bytes() == b"garbage" * 3000
+    else:
+        assert kept[:1] == (["meta.sqlite"] if before == "whole" else [])
+    assert restore(copy, place, "test").aside != done.aside
+    assert copies.inspect(copy, "test").findings == [], "the copy itself is as it was"
+
+
+def test_a_restore_that_was_cut_short_leaves_the_old_or_the_new(
+    copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    renames = 0
+
+    def failing(self: Path, target: Path, *, at: int) -> Path:
+        nonlocal renames
+        renames += 1
+        if renames == at:
+            raise KeyboardInterrupt
+        return whole(self, target)
+
+    whole = Path.rename
+    seen = set()
+    for at in range(1, 20):
+        place = tmp_path / f"meta-{at}"
+        begin(place)
+        (place / "meta.sqlite-wal").write_bytes(b"")
+        renames = 0
+        monkeypatch.setattr(Path, "rename", lambda self, target, at=at: failing(self, target, at=at))
+        try:
+            restore(copy, place, "test")
+        except KeyboardInterrupt:
+            pass
+        else:
+            break
+        finally:
+            monkeypatch.setattr(Path, "rename", whole)
+        decided = (place / RESTORED_NAME).exists()
+        assert names(place) == ([b"copied"] if decided else [])
+        begin(place)
+        seen.add(decided)
+    assert seen == {False, True}
+
+
+def test_a_directory_in_use_is_left_alone(copy: Path, tmp_path: Path) -> None:
+    place = tmp_path / "meta"
+    with closing(Directory(place, "test")), pytest.raises(ConfigError, match="uses this directory"):
+        restore(copy, place, "test")
+    begin(place)
+    with pytest.raises(ConfigError, match="belongs to"):
+        restore(copy, place, "other")
+
+
+def test_a_server_that_ends_ends_its_copy(meta: Harness) -> None:
+    number = meta.service.begin_copy()
+    meta.service.copying.close()
+    assert meta.service.copy_progress(number)["state"] in ("failed", "done")
+    with pytest.raises((NotFound, RuntimeError)):
+        asyncio.run(meta.service.copying.read(number, 0, 1))

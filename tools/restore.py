@@ -1,0 +1,109 @@
+"""The command `restore`: put the metadata back from a copy that `backup` made.
+
+The metadata server and the mediator must be stopped. What was there is moved aside; blocks newer than
+the copy are kept on the data servers until `restore --release`. Exit status: 0 done, 1 it did not work, 2 it
+cannot work as asked; nothing was changed then.
+"""
+
+from __future__ import annotations
+
+import argparse
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from metaserver import copies, fence, offline
+from metaserver.restore import Restored, restore
+from metaserver.schema import ADDED_SCHEMA
+from tools.backup import as_data, in_words, tell_findings
+from tools.locate import add_state_option, find_cluster
+from tools.output import add_json_option, command_name, nice_path, print_json
+from tools.progress import watching
+from tools.whole import FIRST_CALL_SECONDS
+from wire.blocking import BlockingClient
+from wire.config import ClusterConfig, ConfigError
+from wire.errors import QuorumfsError, Unavailable
+from wire.methods import CommonMethods
+
+
+def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
+    """Add restore."""
+    parser = subparsers.add_parser("restore", help="put the metadata of a stopped cluster back from a copy")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("file", metavar="FILE", nargs="?", type=Path, help="the copy, as backup made it")
+    what.add_argument(
+        "--release",
+        action="store_true",
+        help="let go the blocks that are newer than the copy that was put back before: they are deleted",
+    )
+    add_state_option(parser)
+    add_json_option(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Put a copy back, or let go what the fences of earlier ones keep."""
+    config = find_cluster(arguments.state).config
+    refuse_running(config)
+    if arguments.release:
+        return _release(config, as_json=arguments.json)
+    with watching("checking") as watch:
+        found = copies.inspect(arguments.file, config.cluster, watch)
+    done = restore(arguments.file, config.metaserver_directory, config.cluster)
+    if arguments.json:
+        print_json(as_data(arguments.file, found) | done_as_data(done))
+    else:
+        print(f"put back: {in_words(found)}")
+        tell_findings(found)
+        tell_what_next(done)
+    return 0
+
+
+def refuse_running(config: ClusterConfig) -> None:
+    """Raise ConfigError unless the metadata server and the mediator are stopped.
+
+    A mediator that lived through it would rely on what it knows of the database from before.
+    """
+    for name, address in (
+        ("metadata server", config.metaserver_listen),
+        ("mediator", config.mediator_listen),
+    ):
+        with closing(BlockingClient([address], config.rpc)) as client:
+            try:
+                client.call_once(FIRST_CALL_SECONDS, CommonMethods.identity)
+            except Unavailable:
+                continue
+            except QuorumfsError:
+                pass  # it is there, though it does not answer
+        raise ConfigError(f"the {name} runs at {address}; stop the cluster first: quorumfs down")
+
+
+def done_as_data(done: Restored) -> dict[str, Any]:
+    """Return what was done as plain data."""
+    return {"before": done.aside, "kept_sessions": [done.fence.first_session, *done.fence.living]}
+
+
+def tell_what_next(done: Restored) -> None:
+    """Say where things are, and what to do."""
+    command = command_name()
+    if any(done.aside.iterdir()):
+        print(f"the database from before is in {nice_path(done.aside)}")
+    print(
+        f"next: {command} up, then {command} fsck, which names the blocks that no server has any more.\n"
+        f"Blocks newer than the copy stay on the data servers until: {command} restore --release"
+    )
+
+
+def _release(config: ClusterConfig, *, as_json: bool) -> int:
+    with offline.opened(config.metaserver_directory, config.cluster) as connection:
+        connection.executescript(ADDED_SCHEMA)
+        released = fence.release(connection)
+    if as_json:
+        print_json({"released": released})
+    else:
+        print(
+            "blocks newer than the copy are deleted when the cluster runs"
+            if released
+            else "nothing is kept: there was no restore, or it was released before"
+        )
+    return 0
