@@ -8,6 +8,7 @@ from typing import Any
 
 from mediator.collect import Collector
 from mediator.compact import Compactor
+from mediator.copies import MetadataCopies
 from mediator.explain import Explainer, quorum_as_data
 from mediator.fanout import Background
 from mediator.health import Health
@@ -71,6 +72,10 @@ class Mediator:
             config.scrub_bytes_per_second,
         )
         self.compactor = Compactor(self.metadata, self.read_path, self.write_path)
+        self.copies = MetadataCopies(
+            config.cluster, quorum, self.health, self.metadata, self.write_path, config.metadata_copy_seconds
+        )
+        self.refills.others = lambda: self.copies.blocks
         self.explainer = Explainer(quorum, self.health, self.metadata, self.repairs, self.refusals)
 
     def _came_up(self, server: Server) -> None:
@@ -93,6 +98,7 @@ class Mediator:
         self.background.start(self.refills.heal_forever(), "healing what lags")
         self.background.start(self.collector.run_forever(), "garbage collection")
         self.background.start(self.compactor.run_forever(), "compaction")
+        self.background.start(self.copies.run_forever(), "copies of the metadata")
         self.background.start(self.ledger.run_forever(), "ledger")
         self.background.start(self.scrubs.run_forever(), "scrubs")
         self.background.start(self.room.run_forever(), "looking for room")
@@ -144,6 +150,7 @@ class Mediator:
             "refusal_count": self.refusals.count,
             "garbage": self.collector.status(),
             "compaction": self.compactor.status(),
+            "metadata_copies": self.copies.status(),
             "background": {"running": len(self.background), "failed": self.background.failed},
         }
 

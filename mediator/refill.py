@@ -75,16 +75,16 @@ def compare(committed: Sequence[BlockRecord], held: Sequence[BlockRecord]) -> Di
     )
 
 
-def must_compare(held: int, committed: int, lagging: int, garbage: int) -> bool:
+def must_compare(held: int, committed: int, lagging: int, others: int) -> bool:
     """Tell from numbers of blocks whether a server lacks, or has, others than those that are known of.
 
     Args:
         held: how many blocks the server has.
         committed: how many it should have.
         lagging: how many of these it is known to lack.
-        garbage: how many others it may still have.
+        others: how many more it may still have: garbage, and copies of the metadata.
     """
-    return not committed - lagging <= held <= committed - lagging + garbage
+    return not committed - lagging <= held <= committed - lagging + others
 
 
 @dataclass
@@ -136,6 +136,8 @@ class Refills:
     def __init__(
         self, health: Health, metadata: Metadata, repairs: Repairs, background: Background, pace: Pace
     ) -> None:
+        self.others: Callable[[], int] = lambda: 0
+        """Tells how many blocks a server may have that are neither committed nor garbage."""
         self._pace = pace
         self._behind: set[int] = set()
         self._returned: set[int] = set()
@@ -310,7 +312,8 @@ class Refills:
             lag = await self._metadata.ask(BookkeepingMethods.lag_counts)
             status = await server.call(self._metadata.deadline_seconds, CommonMethods.status)
             lagging = sum(each.blocks for each in lag if each.server == server.number)
-            if not must_compare(status["blocks"], counts["blocks"], lagging, counts["garbage_blocks"]):
+            others = counts["garbage_blocks"] + self.others()
+            if not must_compare(status["blocks"], counts["blocks"], lagging, others):
                 return False
         return True
 

@@ -11,7 +11,8 @@ from functools import partial
 from typing import Any, TypeVar
 
 from mediator.assembly import Mediator
-from wire.errors import NoSpace, QuorumError
+from mediator.manifest import is_reserved
+from wire.errors import InvalidArgument, NoSpace, QuorumError
 from wire.messages import (
     Attributes,
     BlockPart,
@@ -67,6 +68,7 @@ class Service:
         return Heartbeat(epoch, writable, reason or full, bool(full))
 
     async def put_block(self, block: bytes, digest: bytes, data: bytes, durable: bool) -> None:
+        _refuse_reserved(block)
         await self._noting(0, "put_block", self._mediator.write_path.put_block(block, digest, data, durable))
 
     async def read_block(
@@ -85,6 +87,8 @@ class Service:
         await self._noting(0, "sync_blocks", self._mediator.write_path.sync_blocks(blocks))
 
     async def write_file(self, ticket: Ticket, ino: int, commit: Commit, payload: list[bytes]) -> Attributes:
+        for record in commit.blocks:
+            _refuse_reserved(record.block)
         return await self._noting(
             ino, "write", self._mediator.write_path.write_file(ticket, ino, commit, payload)
         )
@@ -148,3 +152,9 @@ class Service:
     async def ledger(self, limit: int) -> list[dict[str, Any]]:
         await self._mediator.ledger.flush()
         return await self._mediator.metadata.ask(BookkeepingMethods.ledger, limit)
+
+
+def _refuse_reserved(block: bytes) -> None:
+    """Raise InvalidArgument: a client must not put what looks like a copy of the metadata."""
+    if is_reserved(block):
+        raise InvalidArgument(f"block {block.hex()} is of no session")

@@ -89,6 +89,9 @@ class ClusterConfig:
     quarantine_days: float = 90.0
     """Copies that lost a vote are kept for so long."""
 
+    metadata_copy_seconds: float = 3600.0
+    """A copy of the metadata is stored on the data servers so often, if anything was changed; 0: never."""
+
     def __post_init__(self) -> None:
         numbers = [server.number for server in self.data_servers]
         if sorted(numbers) != list(range(1, self.quorum.servers + 1)):
@@ -105,7 +108,8 @@ class ClusterConfig:
         for name in ("scrub_days", "scrub_bytes_per_second", "quarantine_days"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name} = {getattr(self, name)}: choose a number above 0")
-        for name in ("reserve_bytes", "quarantine_bytes", "refill_bytes_per_second"):
+        at_least_0 = ("reserve_bytes", "quarantine_bytes", "refill_bytes_per_second", "metadata_copy_seconds")
+        for name in at_least_0:
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} = {getattr(self, name)}: choose 0 or more")
         if self.rpc not in ("msgpack", "xml"):

@@ -95,6 +95,7 @@ class World:
             lease_seconds=10.0,
             dirty_bytes=8 * 1024 * 1024,
             commit_age_seconds=5.0,
+            metadata_copy_seconds=0.0,  # copies are made in threads, which the simulation has not
         )
 
     def note(self, what: str, detail: str = "") -> None:

@@ -1,0 +1,211 @@
+"""Copies of the metadata, stored as blocks on the data servers: what `quorumfs rebuild` begins with.
+
+Every period, if anything was changed, the metadata server copies its database, and the copy is put to a write
+quorum as any block is, its manifest last. The two newest complete copies are kept on all servers that are up;
+older ones are deleted. What is right and what is due is decided in mediator.manifest. One event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+from mediator import manifest
+from mediator.fanout import outcome_of, survive
+from mediator.health import Health
+from mediator.manifest import Manifest
+from mediator.servers import Metadata, Server
+from mediator.write_path import WritePath
+from wire.digest import BLOCK_BYTES, block_digest
+from wire.errors import Busy, InternalError, QuorumfsError
+from wire.messages import BlockRecord
+from wire.methods import BookkeepingMethods, DataMethods
+from wire.quorum import Quorum
+
+LOOK_SECONDS = 60.0
+PROGRESS_SECONDS = 0.1
+PAGE = 4096
+
+log = logging.getLogger("mediator.copies")
+
+
+class MetadataCopies:
+    """Keeps the two newest copies of one cluster's metadata on its data servers."""
+
+    def __init__(
+        self,
+        cluster: str,
+        quorum: Quorum,
+        health: Health,
+        metadata: Metadata,
+        write_path: WritePath,
+        period_seconds: float,
+    ) -> None:
+        self._cluster = cluster
+        self._quorum = quorum
+        self._health = health
+        self._metadata = metadata
+        self._write_path = write_path
+        self._period_seconds = period_seconds
+        self._changes = ""
+        self._newest = 0
+        self._error = ""
+        self.blocks = 0
+        """How many blocks of copies a data server held at most when it was last looked."""
+
+    def status(self) -> dict[str, Any]:
+        """Return when the newest complete copy was begun (0: none is known), and why none is newer."""
+        return {"newest_ns": self._newest * 1_000_000, "blocks": self.blocks, "error": self._error}
+
+    async def run_forever(self) -> None:
+        """Look after the copies until cancelled; a period of 0 makes none."""
+        while self._period_seconds:
+            await asyncio.sleep(min(LOOK_SECONDS, self._period_seconds))
+            await survive(self._try_once(), "copies of the metadata")
+
+    async def _try_once(self) -> None:
+        try:
+            await self.run_once()
+            self._error = ""
+        except QuorumfsError as error:
+            if self._error != error.message:
+                log.warning("no copy of the metadata was stored: %s", error.message)
+            self._error = error.message
+
+    async def run_once(self) -> bool:
+        """Make a copy if one is due; then have it everywhere, and delete older ones. Tell whether it was due.
+
+        Raises:
+            QuorumfsError: the metadata server does not answer or cannot copy, or there is no write quorum.
+        """
+        held = await self._held()
+        kept = manifest.complete(held.values(), self._quorum.write)
+        counts = await self._metadata.ask(BookkeepingMethods.counts)
+        now_ms = time.time_ns() // 1_000_000
+        changed = counts["changes"] != self._changes
+        due = manifest.is_due(kept[0] if kept else 0, now_ms, self._period_seconds, changed=changed)
+        if due:
+            newest = max((manifest.copy_of(r.block) for records in held.values() for r in records), default=0)
+            await self._make(max(now_ms, newest + 1))
+            held = await self._held()
+            kept = manifest.complete(held.values(), self._quorum.write)
+        self._newest = kept[0] if kept else 0
+        await self._spread(kept, held)
+        await self._delete_old(kept, held)
+        return due
+
+    async def _held(self) -> dict[int, list[BlockRecord]]:
+        """Return the blocks of copies that each server has that is up."""
+        servers = list(self._health.up)
+        found = await asyncio.gather(*(outcome_of(self._held_by(server)) for server in servers))
+        held = {
+            server.number: records
+            for server, records in zip(servers, found, strict=True)
+            if not isinstance(records, QuorumfsError)
+        }
+        self.blocks = max(map(len, held.values()), default=0)
+        return held
+
+    async def _held_by(self, server: Server) -> list[BlockRecord]:
+        found: list[BlockRecord] = []
+        limit = 1  # most often there is nothing else to be seen
+        while True:
+            after = found[-1].block if found else b""
+            page = await server.call(self._metadata.deadline_seconds, DataMethods.inventory, after, limit)
+            records = [record for record in page if manifest.is_reserved(record.block)]
+            found += records
+            if len(records) < limit:
+                return found
+            limit = PAGE
+
+    async def _make(self, copy: int) -> None:
+        """Have the metadata server make a copy, and put it: all of it, or nothing is left of it."""
+        await self._write_path.check_writable()
+        try:
+            number = await self._metadata.ask(BookkeepingMethods.begin_copy)
+        except Busy:
+            return
+        try:
+            await self._put_copy(copy, number)
+        except QuorumfsError:
+            held = await self._held()
+            for server in self._health.up:
+                parts = [r.block for r in held.get(server.number, ()) if manifest.copy_of(r.block) == copy]
+                await outcome_of(server.call(self._metadata.deadline_seconds, DataMethods.delete, parts))
+            raise
+        finally:
+            with suppress(QuorumfsError):
+                await self._metadata.ask(BookkeepingMethods.drop_copy, number)
+
+    async def _put_copy(self, copy: int, number: int) -> None:
+        said = await self._until_copied(number)
+        digests = await self._put_parts(copy, number, said["bytes"])
+        told = manifest.encode(Manifest(self._cluster, said["copied_ns"], said["bytes"], digests))
+        if len(told) > BLOCK_BYTES:
+            raise InternalError(
+                "the metadata is too large for a copy on the data servers; use quorumfs backup"
+            )
+        await self._put(manifest.block_of(copy, 0), told, durable=True)
+        self._changes = said["changes"]
+        log.info("a copy of the metadata was stored: %d bytes in %d blocks", said["bytes"], len(digests))
+
+    async def _until_copied(self, number: int) -> dict[str, Any]:
+        while True:
+            said = await self._metadata.ask(BookkeepingMethods.copy_progress, number)
+            if said["state"] == "done":
+                return said
+            if said["state"] != "running":
+                raise InternalError(f"the metadata server could not copy its database: {said['error']}")
+            await asyncio.sleep(PROGRESS_SECONDS)
+
+    async def _put_parts(self, copy: int, number: int, size: int) -> list[bytes]:
+        """Put the parts, durable on a write quorum at the end; return their digests."""
+        digests: list[bytes] = []
+        blocks = [manifest.block_of(copy, part) for part in range(1, manifest.part_count(size) + 1)]
+        for part, block in enumerate(blocks):
+            data = await self._metadata.ask(
+                BookkeepingMethods.read_copy, number, part * BLOCK_BYTES, BLOCK_BYTES
+            )
+            if len(data) != min(BLOCK_BYTES, size - part * BLOCK_BYTES):
+                raise InternalError("the copy of the metadata ended early")
+            digests.append(await self._put(block, data, durable=False))
+        await self._write_path.sync_blocks(blocks)
+        return digests
+
+    async def _put(self, block: bytes, data: bytes, *, durable: bool) -> bytes:
+        digest = block_digest(data)
+        await self._write_path.put_block(block, digest, data, durable)
+        return digest
+
+    async def _spread(self, kept: Sequence[int], held: Mapping[int, Sequence[BlockRecord]]) -> None:
+        """Give servers what they lack of the complete copies, the newest copy and its parts first."""
+        servers = {server.number: server for server in self._health.up}
+        for number, wanted in manifest.lacking(kept, held).items():
+            for record, holders in wanted:
+                data = await self._read(record, [servers[k] for k in holders if k in servers])
+                if data is None or number not in servers:
+                    continue
+                put = servers[number].call(
+                    self._metadata.deadline_seconds, DataMethods.put, record.block, record.digest, data, True
+                )
+                if isinstance(await outcome_of(put), QuorumfsError):
+                    break
+
+    async def _read(self, record: BlockRecord, holders: Sequence[Server]) -> bytes | None:
+        """Return a block's bytes from the first server that has them right."""
+        for server in holders:
+            part = await outcome_of(
+                server.call(self._metadata.deadline_seconds, DataMethods.get, record.block, 0, 0)
+            )
+            if not isinstance(part, QuorumfsError) and block_digest(part.data) == record.digest:
+                return part.data
+        return None
+
+    async def _delete_old(self, kept: Sequence[int], held: Mapping[int, Sequence[BlockRecord]]) -> None:
+        for server in self._health.up:
+            if old := manifest.superseded(kept, held.get(server.number, ())):
+                await outcome_of(server.call(self._metadata.deadline_seconds, DataMethods.delete, old))

@@ -1,0 +1,194 @@
+"""Copies of the metadata as blocks: their layout, when they are due, and how they are kept on the servers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from mediator import manifest
+from mediator.copies import MetadataCopies
+from mediator.manifest import Manifest
+from mediator.service import Service
+from tests.unit.mediator_fakes import World
+from wire.digest import BLOCK_BYTES, block_digest
+from wire.errors import InvalidArgument, QuorumfsError
+from wire.messages import BlockRecord, Identity
+from wire.quorum import Quorum
+
+SIZE = 2 * BLOCK_BYTES + 5
+
+
+class CopyingMetaserver:
+    """What the metadata server answers about copies; the copy's bytes are those of `contents`."""
+
+    def __init__(self, world: World) -> None:
+        self.contents = bytes(range(256)) * (SIZE // 256 + 1)
+        self.changes = "1"
+        self.made = self.dropped = 0
+        meta: Any = world.meta
+        counts = meta.counts
+        meta.counts = lambda: {**counts(), "changes": self.changes}
+        meta.begin_copy, meta.copy_progress = self.begin_copy, self.copy_progress
+        meta.read_copy, meta.drop_copy = self.read_copy, self.drop_copy
+
+    def begin_copy(self) -> int:
+        self.made += 1
+        return self.made
+
+    def copy_progress(self, copy: int) -> dict[str, Any]:
+        return {"state": "done", "bytes": SIZE, "copied_ns": 77, "changes": self.changes, "error": ""}
+
+    def read_copy(self, copy: int, offset: int, length: int) -> bytes:
+        return self.contents[:SIZE][offset : offset + length]
+
+    def drop_copy(self, copy: int) -> None:
+        self.dropped += 1
+
+
+@asynccontextmanager
+async def copying(world: World) -> AsyncIterator[tuple[MetadataCopies, CopyingMetaserver]]:
+    meta = CopyingMetaserver(world)
+    await world.look()
+    part = world.mediator
+    copies = MetadataCopies("test", part.quorum, part.health, part.metadata, part.write_path, 1e-6)
+    yield copies, meta
+    await world.settle()
+    await world.mediator.stop()
+
+
+def run(scenario: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(scenario)
+
+
+def copies_on(world: World, number: int) -> dict[int, int]:
+    """Return how many blocks of each copy a server holds."""
+    found: dict[int, int] = {}
+    for block in world.data[number].held:
+        if manifest.is_reserved(block):
+            found[manifest.copy_of(block)] = found.get(manifest.copy_of(block), 0) + 1
+    return found
+
+
+def test_two_copies_are_kept_everywhere_and_older_ones_deleted() -> None:
+    async def scenario() -> None:
+        world = World(Quorum(3, 2, 2))
+        other = world.commit(b"a file's")
+        async with copying(world) as (copies, meta):
+            world.data[3].down = True
+            await world.look()
+            assert await copies.run_once()
+            assert not await copies.run_once(), "nothing was changed"
+            assert (meta.made, meta.dropped) == (1, 1)
+            assert [len(copies_on(world, k)) for k in (1, 2, 3)] == [1, 1, 0]
+            world.data[3].down = False
+            await world.look()
+            assert not await copies.run_once()
+            assert copies_on(world, 3) == copies_on(world, 1), "who lacks a copy gets it"
+            for text in ("2", "3"):
+                await asyncio.sleep(0.002)
+                meta.changes = text
+                assert await copies.run_once()
+            for number in world.data:
+                assert list(copies_on(world, number).values()) == [4, 4]
+                assert world.data[number].is_good(other)
+            assert copies.blocks >= 8
+
+    run(scenario())
+
+
+def test_without_a_write_quorum_the_old_copy_stays() -> None:
+    async def scenario() -> None:
+        world = World(Quorum(3, 2, 3))
+        async with copying(world) as (copies, meta):
+            await copies.run_once()
+            before = copies_on(world, 1)
+            world.data[3].down = True
+            await world.look()
+            await asyncio.sleep(0.002)
+            meta.changes = "2"
+            for _ in range(3):
+                with pytest.raises(QuorumfsError):
+                    await copies.run_once()
+            assert (copies_on(world, 1), meta.made) == (before, 1)
+            meta.copy_progress = lambda copy: {"state": "failed", "error": "damaged"}  # type: ignore[method-assign]
+            world.meta.copy_progress = meta.copy_progress  # type: ignore[attr-defined]
+            world.data[3].down = False
+            await world.look()
+            with pytest.raises(QuorumfsError, match="damaged"):
+                await copies.run_once()
+            assert copies_on(world, 1) == before
+
+
+def test_what_is_left_of_a_copy_that_fails_is_deleted() -> None:
+    async def scenario() -> None:
+        world = World(Quorum(3, 2, 3))
+        async with copying(world) as (copies, meta):
+            meta.contents = meta.contents[:BLOCK_BYTES]
+            for _ in range(3):
+                with pytest.raises(QuorumfsError, match="ended early"):
+                    await copies.run_once()
+            assert [copies_on(world, number) for number in world.data] == [{}, {}, {}]
+            assert meta.dropped == 3
+
+    run(scenario())
+
+
+def test_a_damaged_holder_does_not_spread_its_bytes() -> None:
+    async def scenario() -> None:
+        world = World(Quorum(3, 2, 3))
+        async with copying(world) as (copies, _):
+            await copies.run_once()
+            for block in [block for block in world.data[1].held if manifest.is_reserved(block)]:
+                world.data[1].damage(block)
+                world.data[3].delete([block])
+            await copies.run_once()
+            held = world.data[3].held
+            assert len(held) == 4
+            assert all(block_digest(data) == record.digest for record, data, _ in held.values())
+
+    run(scenario())
+
+
+def test_a_client_cannot_put_what_looks_like_a_copy() -> None:
+    async def scenario() -> None:
+        world = World(Quorum(3, 2, 2))
+        service = Service(world.mediator, Identity("mediator", "test", 0, 1))
+        with pytest.raises(InvalidArgument):
+            await service.put_block(manifest.block_of(5, 0), block_digest(b"x"), b"x", False)
+
+    run(scenario())
+
+
+def test_the_layout() -> None:
+    told = Manifest("name", 5, SIZE, [bytes([n]) * 32 for n in range(3)])
+    assert manifest.decode(manifest.encode(told)) == told
+    for data in (b"", b"{}", b"[]", b"\xff", manifest.encode(told._replace(size=1)), b'{"format": 9}'):
+        with pytest.raises(ValueError):
+            manifest.decode(data)
+    block = manifest.block_of(1_800_000_000_000, 7)
+    assert manifest.is_reserved(block)
+    assert manifest.copy_of(block) == 1_800_000_000_000
+    assert not manifest.is_manifest(block)
+    assert manifest.is_manifest(manifest.block_of(1_800_000_000_000, 0))
+    assert not manifest.is_reserved((1).to_bytes(8, "big") + bytes(8))
+
+
+def test_what_is_complete_superseded_and_due() -> None:
+    def held(*copies: int) -> list[BlockRecord]:
+        return [
+            BlockRecord(manifest.block_of(copy, part), 1, bytes(32)) for copy in copies for part in (0, 1)
+        ]
+
+    assert manifest.complete([held(1, 2, 3), held(2, 3), held(3)], 2) == [3, 2]
+    assert manifest.superseded([3], held(1, 2, 3)) == []
+    assert manifest.superseded([3, 2], held(1, 2, 3)) == [r.block for r in held(1)]
+    assert manifest.superseded([3, 2], held(4)) == [], "one that is being made"
+    assert manifest.is_due(0, 5, 1000, changed=False)
+    assert not manifest.is_due(5000, 5999, 1, changed=True)
+    assert manifest.is_due(5000, 6000, 1, changed=True)
+    assert not manifest.is_due(5000, 9000, 1, changed=False)
+    assert manifest.is_due(9000, 5000, 1, changed=True)
