@@ -7,7 +7,7 @@ Takes the directory's lock, so that no server runs on it meanwhile. It must not 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
@@ -15,7 +15,10 @@ from metaserver import pages
 from metaserver.directory import Directory
 from metaserver.schema import APPLICATION_ID, FORMAT_VERSION
 from wire.config import ConfigError
-from wire.messages import BlockRecord
+from wire.messages import ROOT_INODE, BlockRecord
+
+PATH_STEPS_MAX = 10_000
+"""Directories of a damaged database may lie in a ring."""
 
 
 @contextmanager
@@ -61,6 +64,26 @@ def committed_blocks(connection: sqlite3.Connection) -> list[BlockRecord]:
     """Return all committed blocks in the order of their ids."""
     rows = connection.execute("SELECT block, length, digest FROM blocks ORDER BY block")
     return list(map(BlockRecord._make, rows))
+
+
+def paths_of_blocks(connection: sqlite3.Connection, blocks: Sequence[bytes]) -> list[bytes]:
+    """Return a path (from /) of each file that refers to one of these blocks, if it has a name."""
+    inodes: set[int] = set()
+    for block in blocks:
+        rows = connection.execute("SELECT DISTINCT ino FROM extents WHERE block = ?", (block,))
+        inodes.update(ino for (ino,) in rows)
+    return sorted(path for ino in inodes if (path := _path_of(connection, ino)) is not None)
+
+
+def _path_of(connection: sqlite3.Connection, ino: int) -> bytes | None:
+    names: list[bytes] = []
+    while ino != ROOT_INODE and len(names) < PATH_STEPS_MAX:
+        row = connection.execute("SELECT parent, name FROM entries WHERE ino = ? LIMIT 1", (ino,)).fetchone()
+        if row is None:
+            return None
+        ino = row[0]
+        names.append(row[1])
+    return b"/" + b"/".join(reversed(names))
 
 
 def keep_copy(connection: sqlite3.Connection, directory: Path) -> Path:

@@ -38,6 +38,7 @@ MODULES = {
     "fsck": "tools.fsck",
     "backup": "tools.backup",
     "restore": "tools.restore",
+    "rebuild": "tools.rebuild",
     "evaluate": "tools.evaluate",
     "bench": "tools.bench",
     "config": "tools.settings",

@@ -1,9 +1,10 @@
-"""The commands backup and restore, on a cluster of real processes."""
+"""The commands backup, restore and rebuild, on a cluster of real processes."""
 
 from __future__ import annotations
 
 import json
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from tests.cluster.quorum_client import QuorumClient, connected
 from tests.conftest import ClusterFactory
 from tests.support import run_command, wait_until
 from tools.cluster import LocalCluster
-from wire.errors import SessionUnknown
+from wire.errors import ReadRefused, SessionUnknown
 from wire.messages import ROOT_INODE, BlockRecord
 from wire.methods import BookkeepingMethods, DataMethods, MediatorMethods, NamespaceMethods
 
@@ -52,6 +53,80 @@ def held(client: QuorumClient, record: BlockRecord) -> int:
     before = (int.from_bytes(record.block, "big") - 1).to_bytes(16, "big")
     pages = [data.call(SECONDS, DataMethods.inventory, before, 1) for data in client.data.values()]
     return sum(page == [record] for page in pages)
+
+
+def stored_copies(client: QuorumClient) -> int:
+    """Return when the newest copy on the data servers was begun, in nanoseconds; 0 if there is none."""
+    return int(client.status()["metadata_copies"]["newest_ns"])
+
+
+def without_copies(cluster: LocalCluster) -> LocalCluster:
+    """Return the same cluster, stopped, that stores no copies from now on."""
+    cluster.stop()
+    text = cluster.config_file.read_text()
+    assert "metadata_copy_seconds = 0.5" in text
+    cluster.config_file.write_text(text.replace("metadata_copy_seconds = 0.5", "metadata_copy_seconds = 0.0"))
+    return LocalCluster.open(cluster.directory)
+
+
+@pytest.fixture
+def copied(make_cluster: ClusterFactory) -> LocalCluster:
+    """A stopped cluster with two files, and copies on its data servers that know both."""
+    cluster = make_cluster(servers=3, read_quorum=2, write_quorum=3, metadata_copy_seconds=0.5)
+    with connected(cluster) as client:
+        client.make("first", b"1234")
+        client.make("second", bytes(3 << 20))
+        written_ns = time.time_ns()
+        wait_until(lambda: stored_copies(client) > written_ns, 20, "a copy")
+        assert run(cluster, "fsck")["clean"]
+        assert "runs at" in refusal(cluster, "rebuild")
+    return without_copies(cluster)
+
+
+def test_the_data_servers_alone_bring_the_files_back(copied: LocalCluster) -> None:
+    with connected(copied) as client:
+        _, newer = client.make("newer", b"5678")
+    copied.stop()
+    assert "is there" in refusal(copied, "rebuild")
+    shutil.rmtree(copied.config.metaserver_directory)
+    blank = copied.config.data_servers[2].directory
+    shutil.rmtree(blank)
+    said = run(copied, "rebuild")
+    assert said["agreeing_servers"] == 2
+    assert list(said["unseen_servers"]) == ["3"]
+    assert (said["lost_blocks"], said["newer_blocks"], said["newer_bytes"]) == (0, 1, 4)
+    blank.mkdir()
+    with connected(copied) as client:
+        assert content(client, "first") == b"1234"
+        assert content(client, "second") == bytes(3 << 20)
+        assert content(client, "newer") is None
+        client.make("after", b"9")
+        wait_until(lambda: run_command(copied.directory, "fsck", "--state", ".").returncode == 0, 30, "whole")
+        compare_inventories(client)
+        assert held(client, newer[0]) == 2
+
+
+@pytest.mark.damages("a file is overwritten after the copy")
+def test_running_data_servers_serve_as_well_and_what_is_lost_is_named(copied: LocalCluster) -> None:
+    with connected(copied) as client:
+        found = client.mediator.call(SECONDS, NamespaceMethods.resolve, ROOT_INODE, [b"second"])
+        old = client.mediator.call(SECONDS, NamespaceMethods.file_map, found[0].ino, 0, 10).extents
+        client.write(found[0].ino, b"new")
+        records = [BlockRecord(each.block, each.block_length, each.digest) for each in old]
+        wait_until(lambda: not any(held(client, record) for record in records), 20, "garbage deleted")
+        copied.kill("mediator")
+        copied.kill("metaserver")
+        shutil.rmtree(copied.config.metaserver_directory)
+        done = run_command(copied.directory, "rebuild", "--json", "--state", str(copied.directory))
+        assert done.returncode == 1, done.stderr
+        said = json.loads(done.stdout)
+        assert (said["lost_blocks"], said["lost_paths"], said["agreeing_servers"]) == (3, ["/second"], 3)
+        assert not said["unseen_servers"]
+    copied.stop()
+    with connected(copied) as client:
+        assert content(client, "first") == b"1234"
+        with pytest.raises(ReadRefused):
+            content(client, "second")
 
 
 def compare_inventories(client: QuorumClient) -> None:
