@@ -18,6 +18,7 @@ from pathlib import Path
 from fusefs.connect import connect
 from fusefs.operations import Binding, MountOptions, serve
 from wire.config import ClusterConfig, ConfigError, load
+from wire.memory import keep_freed_memory
 from wire.process import EXIT_BAD_SETTINGS, print_ready, set_up_logging
 
 DEVICE = Path("/dev/fuse")
@@ -28,6 +29,7 @@ def main() -> int:
     """Mount and serve; return the exit status."""
     options = _parse()
     set_up_logging()
+    keep_freed_memory()
     if options.log is not None:
         _log_to(options.log)
     try:

@@ -18,10 +18,9 @@ from wire.client_msgpack import MAX_ANSWER_BYTES
 from wire.errors import DeadlineExceeded, Unavailable
 from wire.fault_detail import HEADER
 from wire.http_answer import HTTP_HEADERS, result_of
-from wire.msgpack_codec import ANSWER, Buffer, Decoder, Encoder, Malformed, error_of
+from wire.msgpack_codec import ANSWER, Buffer, Decoder, Encoder, error_of
+from wire.msgpack_long import Malformed
 from wire.shortcut import connect_beside
-
-_RECEIVE_BYTES = 256 * 1024
 
 
 def connect(address: Address, until: float, connect_seconds: float) -> socket.socket:
@@ -126,10 +125,10 @@ class MsgpackSocket:
     def _receive(self, until: float) -> list[Any]:
         while (message := self._decoder.next()) is None:
             _wait(self._readable, until)
-            data = self._socket.recv(_RECEIVE_BYTES)
-            if not data:
+            count = self._socket.recv_into(self._decoder.room())
+            if not count:
                 raise ConnectionResetError("the server closed the connection")
-            self._decoder.feed(data)
+            self._decoder.received(count)
         return message
 
 

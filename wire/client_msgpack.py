@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 
 from wire.address import Address, UnixAddress
 from wire.errors import BadRequest, DeadlineExceeded, QuorumfsError, Unavailable
-from wire.msgpack_codec import ANSWER, LARGEST_ID, Buffer, Decoder, Encoder, Malformed, error_of
+from wire.msgpack_codec import ANSWER, LARGEST_ID, Decoder, Encoder, error_of
+from wire.msgpack_long import Malformed
 from wire.request import Request, Then
 from wire.shortcut import connect_beside
 
@@ -151,7 +152,7 @@ class _Call(NamedTuple):
     then: Then
 
 
-class _Connection(asyncio.Protocol):
+class _Connection(asyncio.BufferedProtocol):
     """One established connection and the calls in flight on it. One timer serves all their deadlines."""
 
     def __init__(self, address: str, lost: Callable[[_Connection], None]) -> None:
@@ -254,8 +255,11 @@ class _Connection(asyncio.Protocol):
         elif self._pending and self._timer is None:
             self._watch(min(call.until for call in self._pending.values()))
 
-    def data_received(self, data: Buffer) -> None:
-        self._decoder.feed(data)
+    def get_buffer(self, size_hint: int) -> memoryview:
+        return self._decoder.room()
+
+    def buffer_updated(self, count: int) -> None:
+        self._decoder.received(count)
         try:
             while (message := self._decoder.next()) is not None:
                 self._take(message)

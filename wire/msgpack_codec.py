@@ -14,23 +14,19 @@ from typing import Any
 import msgpack
 
 from wire.errors import BadRequest, QuorumfsError, from_fault, to_fault
+from wire.msgpack_long import LONG_BYTES, LONGEST_ARRAY, LONGEST_MAP, LongMessage, Malformed
 
 FIRST_BYTE = 0x94
 """Every message is an array of four: this byte begins it, and tells it from HTTP."""
 
 REQUEST, ANSWER = 0, 1
 LARGEST_ID = 2**32 - 1
-LONGEST_ARRAY = 65536
-LONGEST_MAP = 65536
+ROOM_BYTES = 64 * 1024
+"""What is received at once, but for long byte strings."""
 
 Buffer = bytes | bytearray | memoryview
 
-_LARGE_BYTES = 16 * 1024
 _FEW_ITEMS = 64
-
-
-class Malformed(Exception):
-    """What arrived is no message of this protocol, or too large; the connection is of no more use."""
 
 
 class Encoder:
@@ -83,7 +79,7 @@ class Encoder:
     def _pack_bulky(self, value: Any, depth: int, head: bytearray, buffers: list[Buffer]) -> bytearray:
         """Append the buffers of a value; return the one that is still open to be added to."""
         kind = type(value)
-        if kind in _BYTES and len(value) >= _LARGE_BYTES:
+        if kind in _BYTES and len(value) >= LONG_BYTES:
             head += b"\xc6" + len(value).to_bytes(4, "big")
             buffers += (head, value)
             return bytearray()
@@ -99,7 +95,7 @@ class Encoder:
 def _is_bulky(value: Any, depth: int) -> bool:
     """Tell whether a value has a long byte string near its top, worth not copying."""
     if type(value) in _BYTES:
-        return len(value) >= _LARGE_BYTES
+        return len(value) >= LONG_BYTES
     if depth == 0 or not isinstance(value, list | tuple) or len(value) > _FEW_ITEMS:
         return False
     inner = [item for item in value if type(item) not in _SMALL]
@@ -109,6 +105,10 @@ def _is_bulky(value: Any, depth: int) -> bool:
 class Decoder:
     """Cuts what arrives on one connection into messages.
 
+    What comes next is received into `room`, then told by `received`; `next` is called until it returns None
+    before there is room again. A message that is here at once is unpacked as a whole; the long byte strings
+    of another one are received where they stay.
+
     Args:
         max_message_bytes: a longer message is refused as soon as it is seen to be longer.
         strict: structs have names of strings only, as XML-RPC has it (a server insists).
@@ -116,23 +116,47 @@ class Decoder:
 
     def __init__(self, max_message_bytes: int, *, strict: bool = False) -> None:
         self._max_message_bytes = max_message_bytes
-        self._fed_bytes = 0
-        self._complete_bytes = 0
-        self._unpacker = msgpack.Unpacker(
-            use_list=True,
-            strict_map_key=strict,
-            max_buffer_size=0,
-            max_str_len=max_message_bytes,
-            max_bin_len=max_message_bytes,
-            max_array_len=LONGEST_ARRAY,
-            max_map_len=LONGEST_MAP,
-            max_ext_len=0,
-        )
+        self._bounds: dict[str, Any] = {
+            "use_list": True,
+            "strict_map_key": strict,
+            "max_str_len": max_message_bytes,
+            "max_bin_len": max_message_bytes,
+            "max_array_len": LONGEST_ARRAY,
+            "max_map_len": LONGEST_MAP,
+        }
+        self._room = memoryview(bytearray(ROOM_BYTES))
+        self._start = self._end = 0
+        """Where in the room what nobody has taken yet begins and ends."""
+        self._long: LongMessage | None = None
+        self._fed_here = 0
+        """How many of the bytes before `_start` are those that the unpacker was fed last."""
+        self._given_up = False
+        """Whether the message that has begun was a long one, and is not to become one again."""
+        self._renew_unpacker()
 
-    def feed(self, data: Buffer) -> None:
-        """Take what arrived (at most some 100 KiB at once, so that the bound holds nearly exactly)."""
-        self._fed_bytes += len(data)
-        self._unpacker.feed(data)
+    def _renew_unpacker(self) -> None:
+        self._unpacker = msgpack.Unpacker(
+            read_size=ROOM_BYTES, max_buffer_size=0, max_ext_len=0, **self._bounds
+        )
+        self._fed_bytes = self._complete_bytes = 0
+        self._fed_here = 0
+
+    def room(self) -> memoryview:
+        """Return where the next bytes are to be received; never empty after `next` has returned None."""
+        if self._long is not None and (place := self._long.room()) is not None:
+            return place
+        if self._start:
+            rest = self._end - self._start
+            self._room[:rest] = self._room[self._start : self._end]
+            self._start, self._end = 0, rest
+        return self._room[self._end :]
+
+    def received(self, count: int) -> None:
+        """Say that so many bytes were received into what `room` returned last."""
+        if self._long is not None and self._long.room() is not None:
+            self._long.received(count)
+        else:
+            self._end += count
 
     def next(self) -> list[Any] | None:
         """Return the next whole message, or None if there is none yet.
@@ -140,25 +164,69 @@ class Decoder:
         Raises:
             Malformed: what arrived is garbage or too long.
         """
-        if self._complete_bytes == self._fed_bytes:
+        is_between = self._long is None and self._complete_bytes == self._fed_bytes
+        if is_between and self._start == self._end:
             return None
         try:
-            message = self._unpacker.unpack()
-        except msgpack.OutOfData:
-            if self.pending_bytes > self._max_message_bytes:
-                raise Malformed(f"a message of over {self._max_message_bytes} bytes") from None
-            return None
+            if is_between and self._end - self._start >= LONG_BYTES:
+                self._long = LongMessage(self._max_message_bytes)
+            message = self._unpack_next() if self._long is None else _NOT_YET
+            if self._long is not None:
+                message = self._take_long(self._long)
         except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
             raise Malformed(f"no MessagePack within bounds: {error or type(error).__name__}") from None
-        self._complete_bytes = self._unpacker.tell()
+        if message is _NOT_YET:
+            return None
         if type(message) is not list or len(message) != 4:
             raise Malformed("not a message of four parts")
         return message
 
+    def _unpack_next(self) -> Any:
+        """Unpack a message. One that is not all here is begun again as a long one, if it can be."""
+        if self._start < self._end:
+            self._unpacker.feed(self._room[self._start : self._end])
+            self._fed_here = self._end - self._start
+            self._fed_bytes += self._fed_here
+            self._start = self._end
+        try:
+            message = self._unpacker.unpack()
+        except msgpack.OutOfData:
+            pending_bytes = self._fed_bytes - self._complete_bytes
+            if pending_bytes > self._max_message_bytes:
+                raise Malformed(f"a message of over {self._max_message_bytes} bytes") from None
+            if 0 < pending_bytes <= self._fed_here and not self._given_up:
+                self._renew_unpacker()
+                self._start = self._end - pending_bytes
+                self._long = LongMessage(self._max_message_bytes)
+            return _NOT_YET
+        self._complete_bytes = self._unpacker.tell()
+        self._given_up = False
+        return message
+
+    def _take_long(self, long: LongMessage) -> Any:
+        self._start += long.take(self._room[self._start : self._end])
+        if long.given_up:
+            self._long = None
+            return self._unpack_given_up(long)
+        if not long.done:
+            return _NOT_YET
+        self._long = None
+        return msgpack.unpackb(long.frame, ext_hook=long.string, max_ext_len=4, **self._bounds)
+
+    def _unpack_given_up(self, long: LongMessage) -> Any:
+        """Leave a message of many items to the unpacker, from its first byte on."""
+        self._renew_unpacker()
+        self._given_up = True
+        for part in long.parts:
+            self._unpacker.feed(part)
+            self._fed_bytes += len(part)
+        return self._unpack_next()
+
     @property
     def pending_bytes(self) -> int:
         """How many bytes have arrived after the last whole message."""
-        return self._fed_bytes - self._complete_bytes
+        long_bytes = self._long.pending_bytes if self._long else 0
+        return self._fed_bytes - self._complete_bytes + long_bytes + self._end - self._start
 
 
 def error_of(fault: Any) -> QuorumfsError:
@@ -170,4 +238,5 @@ def error_of(fault: Any) -> QuorumfsError:
 
 _BYTES = frozenset((bytes, bytearray, memoryview))
 _SMALL = frozenset((int, bool, str, float, type(None)))
+_NOT_YET = object()
 _UNPACKABLE = (TypeError, ValueError, OverflowError)

@@ -17,6 +17,7 @@ from typing import Any
 import uvloop
 
 from wire.config import ConfigError
+from wire.memory import keep_freed_memory
 from wire.server import Server
 
 EXIT_BAD_SETTINGS = 2
@@ -35,6 +36,7 @@ def run(main: Callable[[], Coroutine[Any, Any, None]]) -> int:
     0 after a clean end, 2 with one line on standard error for settings that cannot work.
     """
     set_up_logging()
+    keep_freed_memory()
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(main())

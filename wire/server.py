@@ -21,7 +21,7 @@ from wire.config import ConfigError
 from wire.connections import Connections
 from wire.dispatch import Dispatch, Send
 from wire.messages import Identity
-from wire.msgpack_codec import FIRST_BYTE
+from wire.msgpack_codec import FIRST_BYTE, ROOM_BYTES
 from wire.server_msgpack import MsgpackConnection
 from wire.shortcut import listen_beside, widen
 
@@ -141,13 +141,14 @@ class Server:
                     connection.abort(f"half a request for more than {self.request_seconds:g} s")
 
 
-class _FirstByte(asyncio.Protocol):
+class _FirstByte(asyncio.BufferedProtocol):
     """A new connection, until its first byte tells what it speaks."""
 
     def __init__(self, server: Server) -> None:
         self._server = server
         self._transport: Any = None
         self._since = asyncio.get_running_loop().time()
+        self._buffer = memoryview(bytearray(ROOM_BYTES))
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport
@@ -162,20 +163,29 @@ class _FirstByte(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         self._server.connections.discard(self)
 
-    def data_received(self, data: bytes) -> None:
-        server = self._server
-        next_protocol: MsgpackConnection | HttpConnection
+    def get_buffer(self, size_hint: int) -> memoryview:
+        return self._buffer
+
+    def buffer_updated(self, count: int) -> None:
+        server, data = self._server, self._buffer[:count]
         if data[0] == FIRST_BYTE:
-            next_protocol = MsgpackConnection(server.dispatch, server.connections, server.max_message_bytes)
+            caller = MsgpackConnection(server.dispatch, server.connections, server.max_message_bytes)
+            self._hand_over(caller)
+            caller.take_first(data)
         elif ord("A") <= data[0] <= ord("Z"):
-            next_protocol = server.http_connection()
+            browser = server.http_connection()
+            self._hand_over(browser)
+            browser.data_received(bytes(data))
         else:
             self.abort(f"its first byte 0x{data[0]:02x} begins neither MessagePack-RPC nor HTTP")
-            return
-        server.connections.discard(self)
-        next_protocol.connection_made(self._transport)
-        self._transport.set_protocol(next_protocol)
-        next_protocol.data_received(data)
+
+    def _hand_over(self, protocol: MsgpackConnection | HttpConnection) -> None:
+        """Let another protocol have the connection. Reading begins anew: not all receive into a buffer."""
+        self._server.connections.discard(self)
+        protocol.connection_made(self._transport)
+        self._transport.pause_reading()
+        self._transport.set_protocol(protocol)
+        self._transport.resume_reading()
 
     def overdue(self, now: float, request_seconds: float) -> bool:
         return now - self._since > request_seconds

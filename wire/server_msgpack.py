@@ -15,14 +15,15 @@ from typing import Any
 from wire.connections import Connections
 from wire.dispatch import Dispatch, as_quorumfs_error
 from wire.errors import Draining, QuorumfsError
-from wire.msgpack_codec import LARGEST_ID, REQUEST, Buffer, Decoder, Encoder, Malformed
+from wire.msgpack_codec import LARGEST_ID, REQUEST, Decoder, Encoder
+from wire.msgpack_long import Malformed
 
 log = logging.getLogger("wire.server")
 
 MOST_CALLS_IN_FLIGHT = 256
 
 
-class MsgpackConnection(asyncio.Protocol):
+class MsgpackConnection(asyncio.BufferedProtocol):
     """One connection. Reading stops while too many calls are in flight or the peer does not read."""
 
     def __init__(self, dispatch: Dispatch, connections: Connections, max_message_bytes: int) -> None:
@@ -46,9 +47,17 @@ class MsgpackConnection(asyncio.Protocol):
         self._connections.discard(self)
         self._reading = False
 
-    def data_received(self, data: Buffer) -> None:
-        self._decoder.feed(data)
+    def get_buffer(self, size_hint: int) -> memoryview:
+        return self._decoder.room()
+
+    def buffer_updated(self, count: int) -> None:
+        self._decoder.received(count)
         self._answer_what_arrived()
+
+    def take_first(self, data: memoryview) -> None:
+        """Take what arrived before it was known what the connection speaks: at most ROOM_BYTES."""
+        self._decoder.room()[: len(data)] = data
+        self.buffer_updated(len(data))
 
     def pause_writing(self) -> None:
         self._peer_reads = False

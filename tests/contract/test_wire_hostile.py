@@ -121,6 +121,30 @@ def test_garbage_closes_its_connection(name: str, server: RunningServer, log: Lo
     assert log.count("half a request") == 0  # closed for what it is, not by the time-out
 
 
+ANNOUNCED = {
+    "bytes": b"\x94\x00\x01\xa3put\x91\xc6\xff\xff\xff\xff",
+    "bytes, a little more than there may be": b"\x94\x00\x01\xa3put\x91\xc6"
+    + struct.pack(">I", MAX_MESSAGE_BYTES),
+    "bytes after others": b"\x94\x00\x01\xa3put\x93"
+    + (b"\xc6" + struct.pack(">I", 40_000) + bytes(40_000)) * 2
+    + b"\xc6"
+    + struct.pack(">I", 40_000),
+    "a text": b"\x94\x00\x01\xdb\xff\xff\xff\xff",
+    "an array": b"\x94\x00\x01\xa5count\xdd\xff\xff\xff\xff",
+    "a map": b"\x94\x00\x01\xa5count\xdf\xff\xff\xff\xff",
+}
+
+
+@pytest.mark.parametrize("name", ANNOUNCED)
+def test_what_is_only_announced_is_refused_at_once(name: str, server: RunningServer, log: LogLines) -> None:
+    raw = server.connect()
+    whole_call = msgpack.packb([0, 1, "count", []])
+    raw.sendall(whole_call + ANNOUNCED[name])
+    until_closed(raw)
+    assert log.count("closed a MessagePack-RPC connection") == 1
+    assert log.count("half a request") == 0  # closed for what it announces, not by the time-out
+
+
 def test_nested_arrays_cost_no_memory(server: RunningServer) -> None:
     # Each header announces many items that never come.
     exchange(server, b"\x94\x00\x01\xa5count" + b"\xdd\x00\x00\xff\xff" * 1000 + b"\xc1")

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wire import msgpack_codec, xml_codec
+from wire import msgpack_codec, msgpack_long, xml_codec
 from wire.errors import BadRequest, ReadRefused
 
 INTEGERS = st.integers(-(2**63), 2**63 - 1)
@@ -48,13 +48,21 @@ def join(buffers: list[msgpack_codec.Buffer]) -> bytes:
     return b"".join(bytes(buffer) for buffer in buffers)
 
 
+def feed(decoder: msgpack_codec.Decoder, data: bytes) -> int:
+    """Let as much arrive as there is room for; return how much."""
+    room = decoder.room()
+    count = min(len(room), len(data))
+    room[:count] = data[:count]
+    decoder.received(count)
+    return count
+
+
 def decode(data: bytes, pieces: random.Random | None = None) -> list[list[Any]]:
-    decoder = msgpack_codec.Decoder(2**21, strict=True)
+    decoder = msgpack_codec.Decoder(2**22, strict=True)
     messages = []
     while data:
         length = len(data) if pieces is None else pieces.randrange(1, len(data) + 1)
-        decoder.feed(data[:length])
-        data = data[length:]
+        data = data[feed(decoder, data[:length]) :]
         while (message := decoder.next()) is not None:
             messages.append(message)
     assert decoder.pending_bytes == 0
@@ -112,11 +120,11 @@ def test_we_read_what_the_standard_library_writes(params: list[Any]) -> None:
 @given(st.binary(max_size=200) | st.binary(max_size=100).map(lambda tail: b"\x94\x00\x01\xa1m" + tail))
 def test_random_bytes_are_malformed_at_worst(data: bytes) -> None:
     decoder = msgpack_codec.Decoder(1000, strict=True)
-    decoder.feed(data)
+    feed(decoder, data)
     try:
         while decoder.next() is not None:
             pass
-    except msgpack_codec.Malformed:
+    except msgpack_long.Malformed:
         pass
     with pytest.raises(xml_codec.Malformed):
         xml_codec.unpack_request(data)
@@ -159,10 +167,50 @@ def test_long_bytes_are_not_copied_into_the_message() -> None:
         assert decode(join(buffers))[0][3] == [list(v) if isinstance(v, tuple) else v for v in params]
 
 
+LENGTHS = (0, 1000, 16 * 1024 - 1, 16 * 1024, 66_000, 2**17)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.lists(st.sampled_from(LENGTHS) | st.lists(st.sampled_from(LENGTHS), max_size=3), max_size=4),
+        max_size=3,
+    ),
+    st.booleans(),
+    st.randoms(use_true_random=False),
+)
+def test_long_bytes_in_any_pieces(shapes: list[list[Any]], is_crowded: bool, pieces: random.Random) -> None:
+    def value(shape: Any) -> Any:
+        return pieces.randbytes(shape) if isinstance(shape, int) else [value(part) for part in shape]
+
+    messages = [[*(value(part) for part in shape), *[7] * (100 * is_crowded), "end"] for shape in shapes]
+    encoder = msgpack_codec.Encoder()
+    data = b"".join(join(encoder.request(number, "m", params)) for number, params in enumerate(messages))
+    decoded = decode(data, pieces)
+    assert [message[3] for message in decoded] == messages
+    assert all(type(part) is not memoryview for message in decoded for part in message[3])
+
+
+def test_bytes_before_and_after_too_many_items_arrive() -> None:
+    params = [b"a" * 50_000, *range(70), b"b" * 50_000, "c" * 50_000, {"d": b"e" * 50_000}]
+    data = join(msgpack_codec.Encoder().request(1, "m", params))
+    assert decode(data * 2) == [[0, 1, "m", params]] * 2
+
+
+@pytest.mark.parametrize("code", [0, 1])
+def test_an_extension_does_not_pass_for_long_bytes(code: int) -> None:
+    extension = bytes((0xD6, code, 0, 0, 0, 0))
+    data = b"\x94\x00\x01\xa1m\x92" + b"\xc6\x00\x01\x00\x00" + bytes(2**16) + extension
+    with pytest.raises(msgpack_long.Malformed):
+        decode(data)
+    with pytest.raises(msgpack_long.Malformed):
+        decode(b"\x94\x00\x01\xa1m\x91" + extension)
+
+
 def test_a_message_over_the_bound_is_malformed() -> None:
     decoder = msgpack_codec.Decoder(1000)
-    decoder.feed(b"\x94\x00\x01\xa1m\x91\xc5\x08\x00" + bytes(995))
-    with pytest.raises(msgpack_codec.Malformed, match="over 1000 bytes"):
+    feed(decoder, b"\x94\x00\x01\xa1m\x91\xc5\x08\x00" + bytes(995))
+    with pytest.raises(msgpack_long.Malformed, match="over 1000 bytes"):
         decoder.next()
 
 
