@@ -170,25 +170,22 @@ def test_long_bytes_are_not_copied_into_the_message() -> None:
 LENGTHS = (0, 1000, 16 * 1024 - 1, 16 * 1024, 66_000, 2**17)
 
 
-@settings(max_examples=60, deadline=None)
-@given(
-    st.lists(
-        st.lists(st.sampled_from(LENGTHS) | st.lists(st.sampled_from(LENGTHS), max_size=3), max_size=4),
-        max_size=3,
-    ),
-    st.booleans(),
-    st.randoms(use_true_random=False),
-)
-def test_long_bytes_in_any_pieces(shapes: list[list[Any]], is_crowded: bool, pieces: random.Random) -> None:
-    def value(shape: Any) -> Any:
-        return pieces.randbytes(shape) if isinstance(shape, int) else [value(part) for part in shape]
+@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("crowd", [0, 100], ids=["few items", "many items"])
+def test_long_bytes_in_any_pieces(seed: int, crowd: int) -> None:
+    pieces = random.Random(seed)
 
-    messages = [[*(value(part) for part in shape), *[7] * (100 * is_crowded), "end"] for shape in shapes]
+    def some_bytes() -> bytes:
+        return pieces.randbytes(pieces.choice(LENGTHS))
+
+    def params() -> list[Any]:
+        values: list[Any] = [some_bytes() for _ in range(pieces.randrange(4))]
+        return [*values, [some_bytes() for _ in range(pieces.randrange(4))], *[7] * crowd, "end"]
+
+    messages = [params() for _ in range(3)]
     encoder = msgpack_codec.Encoder()
     data = b"".join(join(encoder.request(number, "m", params)) for number, params in enumerate(messages))
-    decoded = decode(data, pieces)
-    assert [message[3] for message in decoded] == messages
-    assert all(type(part) is not memoryview for message in decoded for part in message[3])
+    assert [message[3] for message in decode(data, pieces)] == messages
 
 
 def test_bytes_before_and_after_too_many_items_arrive() -> None:
