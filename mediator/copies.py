@@ -54,12 +54,18 @@ class MetadataCopies:
         self._changes = ""
         self._newest = 0
         self._error = ""
+        self._failures = 0
         self.blocks = 0
         """How many blocks of copies a data server held at most when it was last looked."""
 
     def status(self) -> dict[str, Any]:
         """Return when the newest complete copy was begun (0: none is known), and why none is newer."""
-        return {"newest_ns": self._newest * 1_000_000, "blocks": self.blocks, "error": self._error}
+        return {
+            "newest_ns": self._newest * 1_000_000,
+            "blocks": self.blocks,
+            "failures": self._failures,
+            "error": self._error,
+        }
 
     async def run_forever(self) -> None:
         """Look after the copies until cancelled; a period of 0 makes none."""
@@ -70,11 +76,12 @@ class MetadataCopies:
     async def _try_once(self) -> None:
         try:
             await self.run_once()
-            self._error = ""
+            self._error, self._failures = "", 0
         except QuorumfsError as error:
             if self._error != error.message:
                 log.warning("no copy of the metadata was stored: %s", error.message)
             self._error = error.message
+            self._failures += 1
 
     async def run_once(self) -> bool:
         """Make a copy if one is due; then have it everywhere, and delete older ones. Tell whether it was due.
@@ -89,14 +96,33 @@ class MetadataCopies:
         changed = counts["changes"] != self._changes
         due = manifest.is_due(kept[0] if kept else 0, now_ms, self._period_seconds, changed=changed)
         if due:
+            if counts["fenced"] and (known := manifest.complete(held.values(), 1)):
+                await self._require_same(known[0], counts["database"], held)
             newest = max((manifest.copy_of(r.block) for records in held.values() for r in records), default=0)
-            await self._make(max(now_ms, newest + 1))
+            await self._make(max(now_ms, newest + 1), counts["database"])
             held = await self._held()
             kept = manifest.complete(held.values(), self._quorum.write)
         self._newest = kept[0] if kept else 0
         await self._spread(kept, held)
         await self._delete_old(kept, held)
         return due
+
+    async def _require_same(
+        self, copy: int, database: str, held: Mapping[int, Sequence[BlockRecord]]
+    ) -> None:
+        """Raise InternalError if a copy is of another database: it may be all that is left of that one."""
+        block = manifest.block_of(copy, 0)
+        for server in self._health.up:
+            records = [record for record in held.get(server.number, ()) if record.block == block]
+            for record in records:
+                data = await self._read(record, [server])
+                with suppress(ValueError):
+                    if data is not None and manifest.decode(data).database == database:
+                        return
+        raise InternalError(
+            "the data servers hold copies of another metadata database: stop the cluster and bring that back "
+            "with `quorumfs rebuild --replace`, or let it go with `quorumfs restore --release`"
+        )
 
     async def _held(self) -> dict[int, list[BlockRecord]]:
         """Return the blocks of copies that each server has that is up."""
@@ -122,7 +148,7 @@ class MetadataCopies:
                 return found
             limit = PAGE
 
-    async def _make(self, copy: int) -> None:
+    async def _make(self, copy: int, database: str) -> None:
         """Have the metadata server make a copy, and put it: all of it, or nothing is left of it."""
         await self._write_path.check_writable()
         try:
@@ -130,7 +156,7 @@ class MetadataCopies:
         except Busy:
             return
         try:
-            await self._put_copy(copy, number)
+            await self._put_copy(copy, number, database)
         except QuorumfsError:
             held = await self._held()
             for server in self._health.up:
@@ -141,10 +167,10 @@ class MetadataCopies:
             with suppress(QuorumfsError):
                 await self._metadata.ask(BookkeepingMethods.drop_copy, number)
 
-    async def _put_copy(self, copy: int, number: int) -> None:
+    async def _put_copy(self, copy: int, number: int, database: str) -> None:
         said = await self._until_copied(number)
         digests = await self._put_parts(copy, number, said["bytes"])
-        told = manifest.encode(Manifest(self._cluster, said["copied_ns"], said["bytes"], digests))
+        told = manifest.encode(Manifest(self._cluster, database, said["copied_ns"], said["bytes"], digests))
         if len(told) > BLOCK_BYTES:
             raise InternalError(
                 "the metadata is too large for a copy on the data servers; use quorumfs backup"

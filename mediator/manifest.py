@@ -25,6 +25,7 @@ class Manifest(NamedTuple):
     """What a copy is: whose, of which moment, how long, and the digests of its parts in order."""
 
     cluster: str
+    database: str
     copied_ns: int
     size: int
     digests: list[bytes]
@@ -61,6 +62,7 @@ def encode(manifest: Manifest) -> bytes:
         {
             "format": MANIFEST_FORMAT,
             "cluster": manifest.cluster,
+            "database": manifest.database,
             "copied_ns": manifest.copied_ns,
             "size": manifest.size,
             "digests": [digest.hex() for digest in manifest.digests],
@@ -76,7 +78,8 @@ def decode(data: bytes) -> Manifest:
         if said["format"] != MANIFEST_FORMAT:
             raise ValueError(f"a manifest of format {said['format']}")
         digests = [bytes.fromhex(digest) for digest in said["digests"]]
-        found = Manifest(str(said["cluster"]), int(said["copied_ns"]), int(said["size"]), digests)
+        name, database = str(said["cluster"]), str(said["database"])
+        found = Manifest(name, database, int(said["copied_ns"]), int(said["size"]), digests)
     except (KeyError, TypeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"no manifest: {error}") from None
     if len(digests) != part_count(found.size) or any(len(digest) != DIGEST_BYTES for digest in digests):

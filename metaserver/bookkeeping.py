@@ -102,11 +102,14 @@ class Bookkeeping:
         """Return how many of everything there are, and how much room is left on the database's disk."""
         disk = os.statvfs(self._store.path.parent)
         free_bytes = disk.f_bavail * disk.f_frsize
+        known = self._execute("SELECT value FROM facts WHERE name = 'database'").fetchone()
         return {
             **self._store.totals,
             "sessions": len(self._store.sessions),
             "free_bytes": free_bytes,
             "free_inodes": free_bytes // BYTES_AN_INODE,
+            "database": "" if known is None else known[0],
+            "fenced": self._execute("SELECT 1 FROM fences LIMIT 1").fetchone() is not None,
         }
 
 

@@ -73,6 +73,17 @@ def put_up(connection: sqlite3.Connection, now_ns: int, known_session: int = 0) 
     return fence
 
 
+def put_up_before(connection: sqlite3.Connection, now_ns: int) -> int:
+    """Fence all that is older than a new database; return its first session. Only inside of a transaction.
+
+    The data servers may hold the blocks of one that was lost, of which nobody should be the less sure that
+    it can be rebuilt because this one was begun in its place.
+    """
+    first = max(2, now_ns // 1000)
+    connection.execute("INSERT INTO fences VALUES (1, ?, ?)", (first - 1, now_ns))
+    return first
+
+
 def release(connection: sqlite3.Connection) -> int:
     """Let go what all fences keep: it is garbage then. Return how many fences there were."""
     return connection.execute("DELETE FROM fences").rowcount

@@ -5,8 +5,9 @@ it is ours, `user_version` is the format version. All times are nanoseconds sinc
 and offsets bytes.
 
 facts           what the database is
-    name        "cluster", or in a copy and in a database that was put back from one "copied_ns"
-    value       the cluster's name, a database of another cluster is refused; when the copy was made
+    name        "cluster", "database", and in a copy, or a database put back from one, "copied_ns"
+    value       the cluster's name (a database of another cluster is refused); random, and the same in all
+                copies of this database; when the copy was made
 
 counters        numbers that are never given twice
     name        "inode" or "session"
@@ -56,9 +57,9 @@ lag             one row a replica that is known to be missing; nothing for all t
     server      the number of a data server that has not acknowledged it
 
 fences          one row a run of sessions whose blocks are kept though nothing refers to them, because the
-                database was put back from a copy (metaserver.fence)
+                database was put back from a copy, or begun after they were written (metaserver.fence)
     first, last the sessions' numbers, both included
-    since_ns    when it was put back
+    since_ns    when it was put back, or begun
 
 xattrs          one row an extended attribute
     ino         whose

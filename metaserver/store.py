@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import sqlite3
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from metaserver import answers, pages
+from metaserver import answers, fence, pages
 from metaserver.schema import ADDED_SCHEMA, APPLICATION_ID, FORMAT_VERSION, SCHEMA
 from wire.config import ConfigError
 from wire.errors import (
@@ -153,8 +154,15 @@ class Store:
         self.execute("BEGIN IMMEDIATE")
         for statement in filter(None, map(str.strip, SCHEMA.split(";"))):
             self.execute(statement)
-        self.execute("INSERT INTO facts VALUES ('cluster', ?)", (cluster,))
-        self.execute("INSERT INTO counters VALUES ('inode', ?), ('session', 1)", (ROOT_INODE + 1,))
+        for statement in filter(None, map(str.strip, ADDED_SCHEMA.split(";"))):
+            self.execute(statement)
+        self.execute(
+            "INSERT INTO facts VALUES ('cluster', ?), ('database', ?)", (cluster, secrets.token_hex(16))
+        )
+        first_session = fence.put_up_before(self._connection, now)
+        self.execute(
+            "INSERT INTO counters VALUES ('inode', ?), ('session', ?)", (ROOT_INODE + 1, first_session)
+        )
         self.execute(
             "INSERT INTO inodes VALUES (?, ?, 2, ?, ?, 0, 0, 0, ?, ?, ?, 1, ?, NULL)",
             (ROOT_INODE, 0o040755, os.geteuid(), os.getegid(), now, now, now, ROOT_INODE),

@@ -25,6 +25,10 @@ Word = Literal["healthy", "degraded", "down"]
 EXIT_STATUS: dict[Word, int] = {"healthy": 0, "degraded": 1, "down": 3}
 
 
+FAILURES_TOLD = 3
+"""A copy of the metadata that fails is tried again each minute; one failure may be that of a restart."""
+
+
 class Health(NamedTuple):
     """A cluster's health in one word, whether it can be written to (or why not), and what to do."""
 
@@ -61,6 +65,7 @@ def assess(
             reason,
             advice or ["look into the mediator's log, or restart it with: quorumfs fault restart mediator"],
         )
+    advice += _copies_advice(mediator)
     writable, reason = bool(mediator["writable"]), str(mediator["reason"])
     if not writable and not reason:
         reason = f"fewer than Qw={quorum.write} data servers are up"
@@ -90,8 +95,17 @@ def _damage_advice(metaserver: dict[str, Any] | None) -> list[str]:
     where = ", ".join(map(str, pages["damaged_pages"])) or pages["found"]
     return [
         f"the metadata database is damaged (pages: {where}), and calls that need what was stored there fail; "
-        "stop the cluster with `quorumfs down`, and restore the database from a copy"
+        "stop the cluster with `quorumfs down`; then: quorumfs restore FILE, or quorumfs rebuild --replace"
     ]
+
+
+def _copies_advice(mediator: dict[str, Any]) -> list[str]:
+    """Say why no copy of the metadata could be stored for some time."""
+    copies = mediator["metadata_copies"]
+    failing = mediator["writable"] and copies["failures"] >= FAILURES_TOLD
+    return (
+        [f"no copy of the metadata can be stored on the data servers: {copies['error']}"] if failing else []
+    )
 
 
 def ask_mediator(cluster: LocalCluster, deadline_seconds: float = STATUS_SECONDS) -> dict[str, Any] | None:

@@ -89,12 +89,19 @@ def test_the_data_servers_alone_bring_the_files_back(copied: LocalCluster) -> No
     copied.stop()
     assert "is there" in refusal(copied, "rebuild")
     shutil.rmtree(copied.config.metaserver_directory)
+    with connected(copied) as client:
+        assert content(client, "first") is None, "a new file system was begun"
+        client.make("mistaken", b"0")
+        compare_inventories(client)
+        assert held(client, newer[0]) == 3
+    copied.stop()
     blank = copied.config.data_servers[2].directory
     shutil.rmtree(blank)
-    said = run(copied, "rebuild")
+    assert "is there" in refusal(copied, "rebuild")
+    said = run(copied, "rebuild", "--replace")
     assert said["agreeing_servers"] == 2
     assert list(said["unseen_servers"]) == ["3"]
-    assert (said["lost_blocks"], said["newer_blocks"], said["newer_bytes"]) == (0, 1, 4)
+    assert (said["lost_blocks"], said["newer_blocks"], said["newer_bytes"]) == (0, 2, 5)
     blank.mkdir()
     with connected(copied) as client:
         assert content(client, "first") == b"1234"
@@ -162,7 +169,7 @@ def test_what_was_copied_comes_back_and_what_is_newer_is_kept(cluster: LocalClus
         with pytest.raises(SessionUnknown):
             client.meta.call(SECONDS, BookkeepingMethods.renew, session)
     cluster.stop()
-    assert run(cluster, "restore", "--release")["released"] == 2
+    assert run(cluster, "restore", "--release")["released"] == 3
     with connected(cluster) as client:
         wait_until(lambda: compare_inventories(client) or not held(client, newer[0]), 30, "deleted")
         assert content(client, "after") == b"9"

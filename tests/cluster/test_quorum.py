@@ -265,7 +265,7 @@ def test_a_wrong_witness_is_superseded_and_bad_requests_are_refused(make_cluster
             client.mediator.call(SECONDS, MediatorMethods.read_block, ino, unknown, 0, 0)
         assert caught.value.detail["reason"] == "superseded"
         with pytest.raises(DigestMismatch):
-            client.mediator.call(SECONDS, MediatorMethods.put_block, bytes(16), bytes(32), b"x", False)
+            client.mediator.call(SECONDS, MediatorMethods.put_block, b"\1" * 16, bytes(32), b"x", False)
         usage = client.mediator.call(SECONDS, MediatorMethods.usage)
         assert 0 < usage.free_bytes <= usage.total_bytes
         assert usage.files > usage.free_files > 0

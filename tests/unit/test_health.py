@@ -28,6 +28,7 @@ def mediator(*states: str) -> dict[str, Any]:
         "reason": "" if writable else "2 of 3 are up",
         "servers": servers,
         "metaserver": {"state": "up"},
+        "metadata_copies": {"failures": 0, "error": ""},
     }
 
 
@@ -81,3 +82,13 @@ def test_a_damaged_metadata_database_is_told_with_what_to_do() -> None:
     assert "pages: 7, 12" in health.advice[0] and "restore" in health.advice[0]
     whole = {"pages": pages | {"damaged": False, "damaged_pages": []}}
     assert assess(QUORUM, processes(), mediator("up", "up", "up"), whole).word == "healthy"
+
+
+def test_copies_of_the_metadata_that_fail_again_and_again_are_told() -> None:
+    said = mediator("up", "up", "up")
+    said["metadata_copies"] = {"failures": 1, "error": "why"}
+    assert assess(QUORUM, processes(), said).word == "healthy"
+    said["metadata_copies"] = {"failures": 3, "error": "why"}
+    health = assess(QUORUM, processes(), said)
+    assert (health.word, health.writable) == ("degraded", True)
+    assert "why" in health.advice[0]

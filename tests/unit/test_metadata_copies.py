@@ -28,10 +28,17 @@ class CopyingMetaserver:
     def __init__(self, world: World) -> None:
         self.contents = bytes(range(256)) * (SIZE // 256 + 1)
         self.changes = "1"
+        self.database = "mine"
+        self.fenced = True
         self.made = self.dropped = 0
         meta: Any = world.meta
         counts = meta.counts
-        meta.counts = lambda: {**counts(), "changes": self.changes}
+        meta.counts = lambda: {
+            **counts(),
+            "changes": self.changes,
+            "database": self.database,
+            "fenced": self.fenced,
+        }
         meta.begin_copy, meta.copy_progress = self.begin_copy, self.copy_progress
         meta.read_copy, meta.drop_copy = self.read_copy, self.drop_copy
 
@@ -137,6 +144,24 @@ def test_what_is_left_of_a_copy_that_fails_is_deleted() -> None:
     run(scenario())
 
 
+def test_copies_of_a_lost_database_are_left_alone_until_they_are_let_go() -> None:
+    async def scenario() -> None:
+        world = World(Quorum(3, 2, 2))
+        async with copying(world) as (copies, meta):
+            await copies.run_once()
+            before = [set(fake.held) for fake in world.data.values()]
+            meta.database, meta.changes = "begun in its place", "2"
+            for _ in range(3):
+                await asyncio.sleep(0.002)
+                with pytest.raises(QuorumfsError, match="rebuild --replace"):
+                    await copies.run_once()
+            assert [set(fake.held) for fake in world.data.values()] == before
+            meta.fenced = False
+            assert await copies.run_once()
+
+    run(scenario())
+
+
 def test_a_damaged_holder_does_not_spread_its_bytes() -> None:
     async def scenario() -> None:
         world = World(Quorum(3, 2, 3))
@@ -164,7 +189,7 @@ def test_a_client_cannot_put_what_looks_like_a_copy() -> None:
 
 
 def test_the_layout() -> None:
-    told = Manifest("name", 5, SIZE, [bytes([n]) * 32 for n in range(3)])
+    told = Manifest("name", "mine", 5, SIZE, [bytes([n]) * 32 for n in range(3)])
     assert manifest.decode(manifest.encode(told)) == told
     for data in (b"", b"{}", b"[]", b"\xff", manifest.encode(told._replace(size=1)), b'{"format": 9}'):
         with pytest.raises(ValueError):

@@ -42,7 +42,7 @@ def database(tmp_path: Path) -> bytes:
 def blocks_of(copy: int, database: bytes, cluster: str = "test") -> Blocks:
     """Return the blocks of a stored copy."""
     parts = [database[at : at + BLOCK_BYTES] for at in range(0, len(database), BLOCK_BYTES)]
-    told = Manifest(cluster, copy, len(database), list(map(block_digest, parts)))
+    told = Manifest(cluster, "mine", copy, len(database), list(map(block_digest, parts)))
     found = {manifest.block_of(copy, number): part for number, part in enumerate(parts, start=1)}
     return {**found, manifest.block_of(copy, 0): manifest.encode(told)}
 
@@ -91,7 +91,7 @@ def test_what_fewer_servers_say_is_no_copy(database: bytes, tmp_path: Path) -> N
     holders = [holder(1, true), holder(2, true), holder(3, true | invented)]
     assert chosen(holders, tmp_path) == 9
     assert chosen(holders, tmp_path, enough=1) == 99
-    lies = true | {manifest.block_of(9, 0): manifest.encode(Manifest("test", 9, 0, []))}
+    lies = true | {manifest.block_of(9, 0): manifest.encode(Manifest("test", "mine", 9, 0, []))}
     assert [
         c.agreeing for c in candidates("test", [holder(1, true), holder(2, true), holder(3, lies)], 2)
     ] == [2]

@@ -349,7 +349,8 @@ class BookkeepingMethods:
     def counts(self) -> dict[str, Any]:
         """Return how many inodes, entries, blocks, block bytes, garbage blocks and sessions there are.
 
-        "changes" is another text once anything was changed in the database.
+        "changes" is another text once anything was changed in the database, "database" the same in all its
+        copies and in no other one; "fenced" tells whether blocks that it does not know are kept.
         """
         raise NotImplementedError
 

@@ -322,6 +322,8 @@ def test_counts(meta: Harness) -> None:
     assert counts.pop("free_bytes") > 0
     assert counts.pop("free_inodes") > 0
     assert counts.pop("changes")
+    assert counts.pop("database")
+    assert counts.pop("fenced")
     assert counts == {
         "inodes": 2,
         "entries": 2,

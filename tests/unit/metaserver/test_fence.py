@@ -50,11 +50,28 @@ def test_what_is_newer_than_the_copy_is_not_collectable(meta: Harness) -> None:
     assert meta.wait(meta.service.collectable(asked)) == [leftover.block, superseded.block]
     assert meta.service.witnesses([kept.block]) == [kept]
     with meta.changing() as connection:
-        assert fence.release(connection) == 2
+        assert fence.release(connection) == 3
     assert meta.wait(meta.service.collectable(asked)) == [
         each.block for each in (leftover, superseded, newer_of_living, newer)
     ]
     meta.session = meta.open_session()
+
+
+def test_a_database_begun_in_the_place_of_a_lost_one_keeps_its_blocks(meta: Harness) -> None:
+    file = meta.create(1, b"a")
+    lost = [meta.write(file.ino, 0, 10).block, meta.new_block().block]
+    meta.stop()
+    meta.path.unlink()
+    meta.start()
+    sessions = [meta.open_session() for _ in range(3)]
+    for session in sessions[1:]:
+        meta.service.close_session(session)
+    leftover = meta.new_block(session=sessions[1]).block
+    assert meta.wait(meta.service.collectable([*lost, leftover])) == [leftover]
+    assert meta.service.counts()["fenced"]
+    with meta.changing() as connection:
+        assert fence.release(connection) == 1
+    assert meta.wait(meta.service.collectable([*lost, leftover])) == [*lost, leftover]
 
 
 def test_numbers_go_on_above_all_that_were_given(meta: Harness) -> None:
