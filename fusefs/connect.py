@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 
 from fusefs.filesystem import FileSystem
 from fusefs.handles import OpenInodes
+from fusefs.patience import Patience
 from fusefs.remote import RemoteBlocks, RemoteNamespace
 from fusefs.session import Session
 from wire.blocking import BlockingClient
@@ -30,12 +31,16 @@ def connect(config: ClusterConfig, name: str) -> Iterator[FileSystem]:
     """
     deadlines = config.deadlines
     with ExitStack() as stack:
+        patience = Patience(config.unavailable)
         client = BlockingClient(
-            [config.mediator_listen], config.rpc, connect_seconds=deadlines.connect_seconds
+            [config.mediator_listen],
+            config.rpc,
+            connect_seconds=deadlines.connect_seconds,
+            look=patience.look,
         )
         stack.callback(client.close)
-        session = Session(client, deadlines, name)
-        namespace = RemoteNamespace(client, session, deadlines)
+        session = Session(client, deadlines, name, patience)
+        namespace = RemoteNamespace(client, session, deadlines, patience)
         opens = OpenInodes(namespace)
         session.open_inodes = opens.numbers
         try:
@@ -49,11 +54,12 @@ def connect(config: ClusterConfig, name: str) -> Iterator[FileSystem]:
         session.keep_alive()
         filesystem = FileSystem(
             namespace,
-            RemoteBlocks(client, session, deadlines),
+            RemoteBlocks(client, session, deadlines, patience),
             session,
             opens,
             config.dirty_bytes,
             config.commit_age_seconds,
+            patience,
         )
         session.held_locks, session.lose_locks = filesystem.locks.reclaim, filesystem.locks.lose
         stack.callback(filesystem.end)

@@ -408,7 +408,7 @@ class Files:
 
 
 def _is_from_nothing(inode: Inode) -> bool:
-    """Tell whether a file is being made from nothing (a new one, O_TRUNC): all of its writes count, or none."""
+    """Tell whether a file is being made from nothing (new, O_TRUNC): all of its writes count, or none."""
     with inode.lock:
         return inode.hides_old_content() or not inode.base().size
 

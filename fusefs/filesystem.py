@@ -16,6 +16,7 @@ from fusefs.cache import CAPABILITY, NameCache, PageLedger
 from fusefs.files import Files
 from fusefs.handles import DirectoryHandle, Handle, OpenInodes
 from fusefs.locks import FileLocks
+from fusefs.patience import Patience
 from fusefs.ports import BlockPort, NamespacePort, WritePermission
 from fusefs.readahead import BlockReader
 from fusefs.walks import Walks
@@ -57,6 +58,7 @@ class FileSystem:
         opens: the inodes that this mount has open, known also to the session that reclaims them.
         dirty_bytes: the most dirty and read-ahead bytes kept in memory.
         age_seconds: dirty data older than this is written out.
+        patience: how its threads wait for servers that are away.
     """
 
     def __init__(
@@ -67,13 +69,15 @@ class FileSystem:
         opens: OpenInodes,
         dirty_bytes: int,
         age_seconds: float,
+        patience: Patience | None = None,
     ) -> None:
+        self.patience = patience = patience or Patience()
         self._namespace, self._permission, self._opens = namespace, permission, opens
         self._names, self._pages, self._walks = NameCache(), PageLedger(), Walks()
         self._writeback = Writeback(
-            namespace, blocks, self._names, self._pages, dirty_bytes * 3 // 4, age_seconds
+            namespace, blocks, self._names, self._pages, dirty_bytes * 3 // 4, age_seconds, patience
         )
-        self._reader = BlockReader(blocks, dirty_bytes // 4)
+        self._reader = BlockReader(blocks, dirty_bytes // 4, patience)
         self.locks = FileLocks(namespace, self._writeback, self._pages)
         self.files = Files(
             namespace,
@@ -105,7 +109,8 @@ class FileSystem:
         self._thread.start()
 
     def end(self) -> None:
-        """Commit everything, tell what is closed, stop all threads."""
+        """Commit everything, tell what is closed, stop all threads; nobody waits past a deadline now."""
+        self.patience.end()
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join()

@@ -10,12 +10,12 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from concurrent.futures import TimeoutError as FutureTimeout
 
 from fusefs.extents import pieces_of
+from fusefs.patience import Patience
 from fusefs.ports import BlockPort
 from wire.digest import BLOCK_BYTES, PIECE_BYTES, part_matches, piece_count
-from wire.errors import DeadlineExceeded, DigestMismatch, QuorumfsError
+from wire.errors import DeadlineExceeded, DigestMismatch, Interrupted, QuorumfsError
 from wire.messages import BlockPart, BlockRecord
 
 log = logging.getLogger(__name__)
@@ -40,10 +40,14 @@ class BlockReader:
     Args:
         blocks: where parts of blocks come from.
         cache_bytes: the most bytes kept.
-        wait_seconds: a read waits for a fetch that is under way at most so long.
+        patience: how a read waits for servers that are away.
+        wait_seconds: a read waits for a fetch that is under way at most so long otherwise.
     """
 
-    def __init__(self, blocks: BlockPort, cache_bytes: int, wait_seconds: float = 30.0) -> None:
+    def __init__(
+        self, blocks: BlockPort, cache_bytes: int, patience: Patience, wait_seconds: float = 30.0
+    ) -> None:
+        self._patience = patience
         self._blocks = blocks
         self._most_pieces = max(cache_bytes // PIECE_BYTES, 2 * BLOCK_BYTES // PIECE_BYTES)
         self._wait_seconds = wait_seconds
@@ -118,17 +122,25 @@ class BlockReader:
 
     def _whole(self, ino: int, record: BlockRecord) -> memoryview:
         """Return a whole block; of several threads that want it, one fetches it."""
-        with self._lock:
-            future = self._fetching.get(record.block)
-            mine = future is None
-            if future is None:
-                future = self._fetching[record.block] = Future()
-        if mine:
-            self._fetch_for(future, ino, record)
-        try:
-            return future.result(self._wait_seconds)
-        except FutureTimeout:
-            raise DeadlineExceeded(f"block {record.block.hex()} was not fetched in time") from None
+        while True:
+            with self._lock:
+                future = self._fetching.get(record.block)
+                mine = future is None
+                if future is None:
+                    future = self._fetching[record.block] = Future()
+            if mine:
+                self._fetch_for(future, ino, record)
+            try:
+                return self._result_of(future)
+            except TimeoutError:
+                raise DeadlineExceeded(f"block {record.block.hex()} was not fetched in time") from None
+            except Interrupted:
+                if mine:
+                    raise
+                self._patience.look()  # it was the other thread that was interrupted, or this one too
+
+    def _result_of(self, future: Future[memoryview]) -> memoryview:
+        return self._patience.result_of(future) if self._patience.waits else future.result(self._wait_seconds)
 
     def _fetch_for(self, future: Future[memoryview], ino: int, record: BlockRecord) -> None:
         try:

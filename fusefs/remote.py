@@ -1,7 +1,8 @@
 """The ports over the wire: adds the session, tickets and deadlines to each call. No decisions of its own.
 
 A call that finds its session gone was not carried out; it is made again once under a new session, but for
-`write_file`, whose blocks went with the old one. Safe in any thread.
+`write_file`, whose blocks went with the old one. While servers are away, Patience decides. Safe in any
+thread.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
+from fusefs.patience import Patience
 from fusefs.session import Session
 from wire.blocking import BlockingClient
 from wire.config import Deadlines
@@ -37,12 +39,17 @@ R = TypeVar("R")
 class RemoteNamespace:
     """NamespacePort over a BlockingClient."""
 
-    def __init__(self, client: BlockingClient, session: Session, deadlines: Deadlines) -> None:
-        self._client, self._session = client, session
+    def __init__(
+        self, client: BlockingClient, session: Session, deadlines: Deadlines, patience: Patience
+    ) -> None:
+        self._client, self._session, self._patience = client, session, patience
         self._seconds = deadlines.metadata_seconds
 
     def _ask(self, method: Callable[Concatenate[Any, P], R], *args: P.args, **kwargs: P.kwargs) -> R:
-        return self._client.call(self._seconds, method, *args, **kwargs)
+        return self._patience.persist(lambda: self._client.call(self._seconds, method, *args, **kwargs))
+
+    def _renew(self, dead: int) -> None:
+        self._patience.persist(lambda: self._session.renew_after(dead))
 
     def _mutate(
         self, method: Callable[Concatenate[Any, Ticket, P], R], *args: P.args, **kwargs: P.kwargs
@@ -51,7 +58,7 @@ class RemoteNamespace:
         try:
             return self._session.mutate(lambda ticket: self._ask(method, ticket, *args, **kwargs))
         except SessionUnknown as error:
-            self._session.renew_after(session)
+            self._renew(session)
             if error.resent:
                 raise  # the dead session may have carried it out: a second time could undo others' work
         return self._session.mutate(lambda ticket: self._ask(method, ticket, *args, **kwargs))
@@ -121,7 +128,7 @@ class RemoteNamespace:
         try:
             return ask(session)
         except SessionUnknown:
-            self._session.renew_after(session)
+            self._renew(session)
         return ask(self._session.number)
 
     def close(self, inodes: Sequence[int]) -> None:
@@ -142,7 +149,7 @@ class RemoteNamespace:
         try:
             return self._session.mutate(lambda ticket: self._ask(method, ticket, lock))
         except SessionUnknown:
-            self._session.renew_after(session)
+            self._renew(session)
             raise
 
     def get_lock(self, lock: FileLock) -> LockHolder | None:
@@ -156,7 +163,7 @@ class RemoteNamespace:
         self._ask(NamespaceMethods.wait_lock, self._session.number, lock)
 
     def confirm_session(self) -> None:
-        self._session.confirm()
+        self._patience.persist(self._session.confirm)
 
     def sync_metadata(self) -> None:
         self._ask(NamespaceMethods.sync_metadata)
@@ -168,8 +175,20 @@ class RemoteNamespace:
 class RemoteBlocks:
     """BlockPort over a BlockingClient."""
 
-    def __init__(self, client: BlockingClient, session: Session, deadlines: Deadlines) -> None:
+    def __init__(
+        self, client: BlockingClient, session: Session, deadlines: Deadlines, patience: Patience
+    ) -> None:
         self._client, self._session, self._deadlines = client, session, deadlines
+        self._patience = patience
+
+    def _ask(
+        self,
+        seconds: float,
+        method: Callable[Concatenate[Any, P], R],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> R:
+        return self._patience.persist(lambda: self._client.call(seconds, method, *args, **kwargs))
 
     def new_block(self) -> bytes:
         return self._session.new_block()
@@ -179,7 +198,7 @@ class RemoteBlocks:
 
     def put_block(self, block: bytes, digest: bytes, data: bytes | bytearray, durable: bool) -> None:
         # The codecs take any buffer; the table's annotation is what the other end receives.
-        self._client.call(
+        self._ask(
             self._deadlines.write_seconds,
             MediatorMethods.put_block,
             block,
@@ -189,24 +208,25 @@ class RemoteBlocks:
         )
 
     def read_block(self, ino: int, witness: BlockRecord, first_piece: int, piece_count: int) -> BlockPart:
-        return self._client.call(
+        return self._ask(
             self._deadlines.read_seconds, MediatorMethods.read_block, ino, witness, first_piece, piece_count
         )
 
     def sync_blocks(self, blocks: Sequence[bytes]) -> None:
-        self._client.call(self._deadlines.write_seconds, MediatorMethods.sync_blocks, list(blocks))
+        self._ask(self._deadlines.write_seconds, MediatorMethods.sync_blocks, list(blocks))
 
     def abandon(self, records: Sequence[BlockRecord]) -> None:
         own = [record for record in records if self.owns(record.block)]
         if own:
             session = self._session.number
-            self._client.call(self._deadlines.metadata_seconds, NamespaceMethods.abandon_blocks, session, own)
+            seconds = self._deadlines.metadata_seconds
+            self._client.call(seconds, NamespaceMethods.abandon_blocks, session, own)
 
     def write_file(self, ino: int, commit: Commit, payload: Sequence[bytes | bytearray]) -> Attributes:
         session = self._session.number
 
         def write(ticket: Ticket) -> Attributes:
-            return self._client.call(
+            return self._ask(
                 self._deadlines.write_seconds,
                 MediatorMethods.write_file,
                 ticket,
@@ -218,5 +238,5 @@ class RemoteBlocks:
         try:
             return self._session.mutate(write)
         except SessionUnknown:
-            self._session.renew_after(session)
+            self._patience.persist(lambda: self._session.renew_after(session))
             raise

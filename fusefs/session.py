@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+from fusefs.patience import Patience
 from wire.blocking import BlockingClient
 from wire.config import Deadlines
 from wire.errors import NoSpace, QuorumfsError, SessionUnknown, Unavailable, WriteRefused
@@ -37,6 +38,7 @@ class Session:
         client: calls the mediator.
         deadlines: how long each class of call may take.
         name: tells people whose session it is.
+        patience: whether to wait while writes are refused.
 
     Attributes:
         number: the session's number as it is now.
@@ -45,8 +47,9 @@ class Session:
         lose_locks: called when a session has died, before a new one begins.
     """
 
-    def __init__(self, client: BlockingClient, deadlines: Deadlines, name: str) -> None:
+    def __init__(self, client: BlockingClient, deadlines: Deadlines, name: str, patience: Patience) -> None:
         self._client, self._deadlines, self._name = client, deadlines, name
+        self._patience = patience
         self.open_inodes: Callable[[], Sequence[int]] = tuple
         self.held_locks: Callable[[int], Sequence[FileLock]] = lambda epoch: ()
         self.lose_locks: Callable[[], None] = lambda: None
@@ -121,8 +124,8 @@ class Session:
 
     def mutate(self, call: Callable[[Ticket], R]) -> R:
         """Carry out `call` with a ticket of its own; wait while all slots are in use."""
-        if not self._slots.acquire(timeout=self._deadlines.metadata_seconds):
-            raise QuorumfsError("all slots of the session were in use for too long")
+        if not self._slots.acquire(blocking=False):
+            self._patience.acquire(self._slots, self._deadlines.metadata_seconds)
         slot, sequences = self._idle.pop()
         try:
             return call(Ticket(self.number, slot, next(sequences)))
@@ -131,15 +134,18 @@ class Session:
             self._slots.release()
 
     def require_writable(self) -> None:
-        """Raise WriteRefused while fewer than Qw data servers are up.
+        """Raise WriteRefused while fewer than Qw data servers are up, unless Patience waits.
 
         That they were down a moment ago refuses nothing: the mediator is asked again.
         """
         if self._last is None or self._last.writable:
             return
+        self._patience.persist(self._ask_writable)
+
+    def _ask_writable(self) -> None:
         self._beat()
         last = self._last
-        if not last.writable:
+        if last is not None and not last.writable:
             raise WriteRefused(last.reason)
 
     def require_room(self) -> None:

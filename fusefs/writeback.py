@@ -21,15 +21,17 @@ from functools import partial
 from fusefs.cache import NameCache, PageLedger
 from fusefs.extents import Span
 from fusefs.inodes import ChangeSet, Inode, PendingBlock, Unfinished
+from fusefs.patience import LOOK_SECONDS, Patience
 from fusefs.ports import BlockPort, NamespacePort
 from wire.digest import BLOCK_BYTES, block_digest
-from wire.errors import LocksLost, NoSpace, QuorumError, QuorumfsError, SessionUnknown, StaleFile
+from wire.errors import Interrupted, LocksLost, NoSpace, QuorumError, QuorumfsError, SessionUnknown, StaleFile
 from wire.messages import AttributeChanges, Attributes, BlockRecord, Commit, Extent
 
 log = logging.getLogger(__name__)
 
 SET_ID = stat.S_ISUID | stat.S_ISGID
 UPLOADS = 4
+MOST_COMMITS = 112
 """So many blocks are put at the same time."""
 MAP_RUN_EXTENTS = 4096
 MOST_EXTENTS_A_COMMIT = 20_000
@@ -64,10 +66,10 @@ class Budget:
     def is_exceeded(self) -> bool:
         return self._used > self.limit_bytes
 
-    def wait_for_room(self, seconds: float) -> None:
-        """Wait until the limit is kept again, at most so long."""
+    def wait_for_room(self, seconds: float) -> bool:
+        """Wait until the limit is kept again, at most so long; tell whether it is."""
         with self._changed:
-            self._changed.wait_for(lambda: self._used <= self.limit_bytes, seconds)
+            return self._changed.wait_for(lambda: self._used <= self.limit_bytes, seconds)
 
 
 class Writeback:
@@ -78,7 +80,8 @@ class Writeback:
         blocks: where blocks and commits go.
         limit_bytes: the most dirty bytes kept in memory; a writer waits beyond.
         age_seconds: dirty data older than this is written out.
-        wait_seconds: how long a writer waits for room at most (then memory grows instead).
+        patience: how its threads wait for servers that are away.
+        wait_seconds: how long a writer waits for room at most (then memory grows instead), if none are away.
     """
 
     def __init__(
@@ -89,15 +92,20 @@ class Writeback:
         pages: PageLedger,
         limit_bytes: int,
         age_seconds: float,
+        patience: Patience,
         wait_seconds: float = 30.0,
     ) -> None:
         self._namespace, self._blocks, self._names, self._pages = namespace, blocks, names, pages
         self._age_seconds, self._wait_seconds = age_seconds, wait_seconds
+        self._patience = patience
         self._pool = ThreadPoolExecutor(UPLOADS, "upload")
+        self._commits = ThreadPoolExecutor(MOST_COMMITS, "commit")
+        """Commits of requests that may be interrupted: a commit goes on then, and is not half done."""
         self.budget = Budget(limit_bytes)
 
     def close(self) -> None:
-        """Wait for the uploads in flight."""
+        """Wait for the commits and uploads in flight."""
+        self._commits.shutdown(wait=True)
         self._pool.shutdown(wait=True)
 
     # writing
@@ -121,8 +129,18 @@ class Writeback:
             self.commit(inode, durable=False)
         if self.budget.is_exceeded():
             self.write_out(inode)
-            self.budget.wait_for_room(self._wait_seconds)
+            self._wait_for_room()
         return place
+
+    def _wait_for_room(self) -> None:
+        until = time.monotonic() + self._wait_seconds
+        while not self.budget.wait_for_room(LOOK_SECONDS):
+            try:
+                self._patience.look()
+            except Interrupted:
+                return  # the bytes are taken: the write has succeeded
+            if not self._patience.waits and time.monotonic() > until:
+                return
 
     def truncate(self, inode: Inode, size: int) -> None:
         """Note a new size."""
@@ -252,8 +270,14 @@ class Writeback:
         `thread` is known not to be within a write(2). Returns whether there was anything to commit.
 
         Raises:
+            Interrupted: of the request that this thread answers; the commit goes on without it.
             QuorumfsError: nothing was committed; the changes are dropped.
         """
+        if self._patience.waits and self._patience.is_asked():
+            return self._patience.result_of(self._commits.submit(self._commit, inode, durable, thread))
+        return self._commit(inode, durable, thread)
+
+    def _commit(self, inode: Inode, durable: bool, thread: int | None) -> bool:
         with inode.commit_lock:
             with inode.lock:
                 inode.await_whole_writes(thread)

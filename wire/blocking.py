@@ -15,7 +15,7 @@ from wire.address import parse_address
 from wire.backoff import Backoff
 from wire.blocking_links import MsgpackSocket, XmlSocket
 from wire.config import Encoding
-from wire.errors import DeadlineExceeded, QuorumfsError, Unavailable
+from wire.errors import DeadlineExceeded, Interrupted, QuorumfsError, Unavailable
 from wire.table import Method, method_of
 
 P = ParamSpec("P")
@@ -39,16 +39,22 @@ class BlockingClient:
         addresses: tried in turn; the one that answered last is tried first.
         rpc: the encoding to speak.
         connect_seconds: a connection must be established within.
+        look: called now and then in the thread of a call that waits; it raises Interrupted to end the call.
     """
 
     def __init__(
-        self, addresses: Sequence[str], rpc: Encoding = "msgpack", *, connect_seconds: float = 2.0
+        self,
+        addresses: Sequence[str],
+        rpc: Encoding = "msgpack",
+        *,
+        connect_seconds: float = 2.0,
+        look: Callable[[], None] = lambda: None,
     ) -> None:
         if not addresses:
             raise ValueError("a client needs an address")
         kind: type[MsgpackSocket] | type[XmlSocket] = MsgpackSocket if rpc == "msgpack" else XmlSocket
-        self._pools = [_Pool(partial(kind, parse_address(text), connect_seconds)) for text in addresses]
-        self._first = 0
+        self._pools = [_Pool(partial(kind, parse_address(text), connect_seconds, look)) for text in addresses]
+        self._first, self._look = 0, look
 
     def call(
         self,
@@ -61,6 +67,7 @@ class BlockingClient:
 
         Raises:
             DeadlineExceeded: no answer in time; the call may still be carried out.
+            Interrupted: `look` raised it; the same.
             QuorumfsError: what the server raised, or the last temporary error.
         """
         spec = method_of(method)
@@ -77,6 +84,7 @@ class BlockingClient:
                 if not error.temporary or time.monotonic() + wait_seconds >= until:
                     raise
             time.sleep(wait_seconds)
+            self._look()
 
     def call_once(
         self,
@@ -131,7 +139,7 @@ class _Pool:
             result = link.call(until, name, params)
             keep = True
             return result
-        except (Unavailable, DeadlineExceeded):
+        except (Unavailable, DeadlineExceeded, Interrupted):
             raise  # what was half sent or may still come makes the connection useless
         except QuorumfsError:
             keep = link.alive()

@@ -9,7 +9,7 @@ import http.client
 import select
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from wire import xml_codec
@@ -21,6 +21,10 @@ from wire.http_answer import HTTP_HEADERS, result_of
 from wire.msgpack_codec import ANSWER, Buffer, Decoder, Encoder, error_of
 from wire.msgpack_long import Malformed
 from wire.shortcut import connect_beside
+
+SLOW_SECONDS = 1.0
+"""Who waits for an answer looks whether to go on after so long, and then again and again."""
+LOOK_SECONDS = 0.1
 
 
 def connect(address: Address, until: float, connect_seconds: float) -> socket.socket:
@@ -71,8 +75,10 @@ def is_quiet(connected: socket.socket) -> bool:
 class MsgpackSocket:
     """A MessagePack-RPC connection. The socket never blocks; who waits does so in poll(2)."""
 
-    def __init__(self, address: Address, connect_seconds: float, until: float) -> None:
-        self._address = address
+    def __init__(
+        self, address: Address, connect_seconds: float, look: Callable[[], None], until: float
+    ) -> None:
+        self._address, self._look = address, look
         self._socket = connect(address, until, connect_seconds)
         self._socket.settimeout(0)
         self._readable = select.poll()
@@ -114,7 +120,7 @@ class MsgpackSocket:
             try:
                 sent = self._socket.sendmsg(views)
             except BlockingIOError:
-                _wait(self._writable, until)
+                self._wait(self._writable, until)
                 continue
             while views and sent >= len(views[0]):
                 sent -= len(views.pop(0))
@@ -124,25 +130,30 @@ class MsgpackSocket:
 
     def _receive(self, until: float) -> list[Any]:
         while (message := self._decoder.next()) is None:
-            _wait(self._readable, until)
+            self._wait(self._readable, until)
             count = self._socket.recv_into(self._decoder.room())
             if not count:
                 raise ConnectionResetError("the server closed the connection")
             self._decoder.received(count)
         return message
 
-
-def _wait(poll: select.poll, until: float) -> None:
-    """Wait until a socket is ready. Raises TimeoutError after the deadline."""
-    remaining_seconds = until - time.monotonic()
-    if remaining_seconds <= 0 or not poll.poll(remaining_seconds * 1000):
+    def _wait(self, poll: select.poll, until: float) -> None:
+        """Wait until the socket is ready. Raises TimeoutError after the deadline, and what `look` raises."""
+        seconds = SLOW_SECONDS
+        while (remaining_seconds := until - time.monotonic()) > 0:
+            if poll.poll(min(seconds, remaining_seconds) * 1000):
+                return
+            self._look()
+            seconds = LOOK_SECONDS
         raise TimeoutError
 
 
 class XmlSocket:
-    """An HTTP connection, kept alive."""
+    """An HTTP connection, kept alive. A call that waits for an answer cannot be interrupted."""
 
-    def __init__(self, address: Address, connect_seconds: float, until: float) -> None:
+    def __init__(
+        self, address: Address, connect_seconds: float, _look: Callable[[], None], until: float
+    ) -> None:
         self._address = address
         self._http = http.client.HTTPConnection("localhost")
         self._http.auto_open = 0

@@ -20,6 +20,7 @@ FORMAT_VERSION = 1
 """Raised with every change of what is kept on disk that an older release cannot read."""
 
 Encoding = Literal["msgpack", "xml"]
+Unavailability = Literal["fail", "wait"]
 
 
 class ConfigError(Exception):
@@ -68,6 +69,8 @@ class ClusterConfig:
     data_servers: tuple[DataServerConfig, ...]
     rpc: Encoding = "msgpack"
     deadlines: Deadlines = field(default_factory=Deadlines)
+    unavailable: Unavailability = "fail"
+    """Whether the mount's calls fail at their deadlines while servers are away, or wait, until a signal."""
     lease_seconds: float = 30.0
     """A session without heartbeats for so long is dead."""
     garbage_grace_seconds: float = 2.0
@@ -112,6 +115,8 @@ class ClusterConfig:
         for name in at_least_0:
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} = {getattr(self, name)}: choose 0 or more")
+        if self.unavailable not in ("fail", "wait"):
+            raise ConfigError(f'unavailable = "{self.unavailable}" is unknown: choose "fail" or "wait"')
         if self.rpc not in ("msgpack", "xml"):
             raise ConfigError(f'rpc = "{self.rpc}" is unknown: choose "msgpack" or "xml"')
 

@@ -9,6 +9,7 @@
     |   |-- BadRequest, UnknownMethod, MessageTooLarge, LabOnly
     |-- SessionError
     |   |-- SessionUnknown             the session expired or never was
+    |   |-- Interrupted                a mount's own: a signal ended the wait for servers that are away
     |   |-- LocksLost                  a mount's own: the file's locks went with their session
     |   |-- GracePeriod                after a restart: who holds which lock is not known yet (temporary)
     |   `-- SequenceError              a late copy of an older call
@@ -113,6 +114,10 @@ class GracePeriod(SessionError):
 
 class LocksLost(SessionError):
     fault_code = 304
+
+
+class Interrupted(SessionError):
+    fault_code, errno = 305, errno.EINTR
 
 
 class NamespaceError(QuorumfsError):

@@ -20,6 +20,7 @@ import threading
 import time
 from collections.abc import Callable
 from ctypes import byref
+from functools import partial
 from typing import Any, Self
 
 from fusefs.filesystem import FileSystem
@@ -35,6 +36,7 @@ from fusefs.operations.structures import (
     StatVfs,
     loop_configuration,
 )
+from fusefs.patience import MOST_WAITING
 from wire.config import ConfigError
 from wire.errors import WouldBlock
 from wire.locks import LAST
@@ -44,6 +46,8 @@ log = logging.getLogger(__name__)
 
 THREADS = 16
 """So many requests are answered at once. All threads are kept: each has a state that Python keeps too."""
+WAITING_THREADS = THREADS + MOST_WAITING
+"""So many where requests may wait for servers: some stay free, to hear of signals to those that wait."""
 REQUEST_BYTES = 1024 * 1024
 BACKGROUND_REQUESTS = 64
 
@@ -74,6 +78,7 @@ class Mount:
         self._numbers = itertools.count(1)
         self._known_threads = threading.local()
         self._waiters = Waiters(self._library, filesystem.locks)
+        self._session: int | None = None
         self._callbacks = Callbacks()
         fields: Any = Callbacks._fields_
         for name, kind in fields:
@@ -83,7 +88,7 @@ class Mount:
                 setattr(self._callbacks, name, kind(guarded))
 
     def run(self) -> None:
-        library = self._library
+        library, waits = self._library, self._fs.patience.waits
         settings = ["fsname=quorumfs", "subtype=quorumfs", "default_permissions", f"max_read={REQUEST_BYTES}"]
         if self._options.allow_other:
             settings.append("allow_other")
@@ -106,7 +111,8 @@ class Mount:
                 )
             with _Dropper(lambda ino: library.drop_pages(session, ino, 0, 0)) as dropper, self._waiters:
                 self._fs.drop_pages_with(dropper.drop_soon, dropper.drop_now)
-                library.loop(session, loop_configuration(THREADS))
+                self._session = session
+                library.loop(session, loop_configuration(WAITING_THREADS if waits else THREADS))
                 library.unmount(session)
             library.remove_signal_handlers(session)
         finally:
@@ -124,7 +130,20 @@ class Mount:
             except BaseException as error:
                 library.reply_error(request, errno_of(error, name))
 
-        return answer
+        return self._interruptible(answer) if self._fs.patience.waits else answer
+
+    def _interruptible(self, answer: Callable[..., None]) -> Callable[..., None]:
+        """Return what answers as `answer` does, and stops waiting when the request is interrupted."""
+        library, patience = self._library, self._fs.patience
+
+        def is_interrupted(request: int) -> bool:
+            return bool(library.is_interrupted(request) or library.is_ending(self._session))
+
+        def answer_patiently(request: int, *arguments: Any) -> None:
+            with patience.asked(partial(is_interrupted, request)):
+                answer(request, *arguments)
+
+        return answer_patiently
 
     def init(self, _userdata: Any, connection: Any) -> None:
         try:

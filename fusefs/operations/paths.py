@@ -7,6 +7,7 @@ file that is unlinked lives on under a hidden name, as libfuse 2 does it by defa
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 import signal
 import stat
@@ -20,12 +21,17 @@ from fusefs.operations import BLOCK_SIZE_TOLD, ROOM_UNIT_BYTES, MountOptions, er
 from wire.config import ConfigError
 from wire.messages import AttributeChanges, Attributes
 
+log = logging.getLogger(__name__)
+
 REQUEST_BYTES = 128 * 1024
 UNCHANGED = 0xFFFFFFFF
 
 
 def mount(filesystem: FileSystem, options: MountOptions) -> None:
     """Mount and serve until unmounted or until SIGTERM, SIGINT or SIGHUP. Raises ConfigError."""
+    if filesystem.patience.waits:
+        log.warning('with libfuse 2 no wait could be interrupted: unavailable = "fail" is used')
+        filesystem.patience.end()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
     try:

@@ -185,6 +185,8 @@ class Library:
         self.drop_pages = _function(
             "fuse_lowlevel_notify_inval_inode", error, c_void_p, _INODE, _OFFSET, _OFFSET
         )
+        self.is_interrupted = _function("fuse_req_interrupted", error, request)
+        self.is_ending = _function("fuse_session_exited", error, c_void_p)
         self.loop = _function("fuse_session_loop_mt", error, c_void_p, c_void_p)
 
     @staticmethod

@@ -355,7 +355,7 @@ def _socket_type(world: World) -> type:
     """Return what stands for the blocking client's socket: the asyncio client, waited for."""
 
     class SimSocket:
-        def __init__(self, address: Any, connect_seconds: float, until: float) -> None:
+        def __init__(self, address: Any, connect_seconds: float, look: Any, until: float) -> None:
             self._client = Client(str(address), connect_seconds=connect_seconds)
 
         def alive(self) -> bool:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from fusefs.patience import Patience
 from fusefs.remote import RemoteNamespace
 from fusefs.session import Session
 from wire.config import Deadlines
@@ -31,7 +32,7 @@ class Heartbeats:
 
 def session_of(*answers: Heartbeat | Exception) -> tuple[Session, Heartbeats]:
     client = Heartbeats(*answers)
-    session = Session(client, Deadlines(), "a test")  # type: ignore[arg-type]
+    session = Session(client, Deadlines(), "a test", Patience())  # type: ignore[arg-type]
     session._epoch = 1
     return session, client
 
@@ -88,9 +89,9 @@ class OneUnlink:
 @pytest.mark.parametrize("resent", [False, True])
 def test_a_call_that_a_dead_session_may_have_made_is_not_made_again(resent: bool) -> None:
     client = OneUnlink(resent)
-    session = Session(client, Deadlines(), "a test")  # type: ignore[arg-type]
+    session = Session(client, Deadlines(), "a test", Patience())  # type: ignore[arg-type]
     session.begin()
-    namespace = RemoteNamespace(client, session, Deadlines())  # type: ignore[arg-type]
+    namespace = RemoteNamespace(client, session, Deadlines(), Patience())  # type: ignore[arg-type]
     if resent:
         with pytest.raises(SessionUnknown):
             namespace.unlink(1, b"a")

@@ -1,0 +1,117 @@
+"""The setting `unavailable = "wait"`: programs wait for servers that are away, until a signal."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ClusterFactory
+from tests.mount.conftest import SMALL
+from tests.support import wait_until
+from tools.cluster import LocalCluster
+from wire.config import Deadlines
+
+DEADLINES = Deadlines(metadata_seconds=1.0, read_seconds=1.0, write_seconds=1.0, vote_seconds=0.5)
+PROMPT_SECONDS = 5.0
+BACK_SECONDS = 20.0
+
+
+@pytest.fixture
+def cluster(make_cluster: ClusterFactory, mountpoint: Path) -> LocalCluster:
+    """A small cluster whose mount waits, with one file."""
+    made = make_cluster(**SMALL, deadlines=DEADLINES, unavailable="wait")
+    made.start()
+    made.mount(mountpoint)
+    (mountpoint / "a").write_bytes(b"old")
+    return made
+
+
+def shell(command: str, place: Path) -> subprocess.Popen[bytes]:
+    """Run a command in a directory of the mount. It goes there itself: who starts it must not wait."""
+    return subprocess.Popen(["bash", "-c", f"cd '{place}' && {command}"])
+
+
+def await_waiting(cluster: LocalCluster, so_often: int = 1) -> None:
+    """Wait until the mount says that a call has waited for longer than its deadline."""
+    log = cluster.log_file("mount-1")
+    wait_until(lambda: log.read_text().count("a call waits") >= so_often, BACK_SECONDS, "a call waits")
+
+
+def test_a_write_waits_for_a_quorum(cluster: LocalCluster, mountpoint: Path) -> None:
+    cluster.kill("data-1")
+    with shell("echo new > a && cat a > b", mountpoint) as child:
+        await_waiting(cluster)
+        assert child.poll() is None
+        assert (mountpoint / "a").read_bytes() == b"old"
+        cluster.start("data-1")
+        assert child.wait(BACK_SECONDS) == 0
+    assert (mountpoint / "b").read_bytes() == b"new\n"
+
+
+def test_every_kind_of_call_waits_for_the_mediator(cluster: LocalCluster, mountpoint: Path) -> None:
+    (mountpoint / "d").mkdir()
+    (mountpoint / "x").touch()
+    cluster.kill("mediator")
+    commands = ["ls d", "mkdir new", "cat a", "tee b <<< 1", "mv x y", "stat -f ."]
+    children = [shell(f"{command} > /dev/null", mountpoint) for command in commands]
+    try:
+        await_waiting(cluster, len(commands))
+        assert [child.poll() for child in children] == [None] * len(commands)
+    finally:
+        cluster.start("mediator")
+        status = [child.wait(BACK_SECONDS) for child in children]
+    assert status == [0] * len(commands)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("victim", ["mediator", "data-1"])
+def test_a_program_that_waits_is_ended_by_a_signal(
+    cluster: LocalCluster, mountpoint: Path, victim: str, number: signal.Signals
+) -> None:
+    cluster.kill(victim)
+    # Python handles SIGINT: it is the system call that must end, for its handler to run.
+    with subprocess.Popen(
+        [sys.executable, "-c", f"open('{mountpoint}/new', 'w').write('x')"], stderr=subprocess.DEVNULL
+    ) as child:
+        await_waiting(cluster)
+        assert child.poll() is None
+        child.send_signal(number)
+        assert child.wait(PROMPT_SECONDS) == -number
+    cluster.start(victim)
+    wait_until(lambda: (mountpoint / "a").read_bytes() == b"old", BACK_SECONDS, "the mount goes on")
+
+
+def test_what_a_killed_program_wrote_is_committed_when_the_servers_are_back(
+    cluster: LocalCluster, mountpoint: Path
+) -> None:
+    steps = [f"f = os.open('{mountpoint}/a', 1)", "os.write(f, b'NEW')", "print(flush=True)", "input()"]
+    script = "; ".join(["import os", *steps, "os.close(f)"])
+    with subprocess.Popen(
+        [sys.executable, "-c", script],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as child:
+        assert child.stdin is not None and child.stdout is not None
+        child.stdout.readline()
+        cluster.kill("data-1")
+        child.stdin.write("\n")
+        child.stdin.flush()
+        await_waiting(cluster)
+        assert child.poll() is None
+        child.kill()
+        assert child.wait(PROMPT_SECONDS) == -signal.SIGKILL
+    cluster.start("data-1")
+    wait_until(lambda: (mountpoint / "a").read_bytes() == b"NEW", BACK_SECONDS, "it is committed")
+
+
+def test_the_mount_ends_although_a_program_waits(cluster: LocalCluster, mountpoint: Path) -> None:
+    cluster.kill("mediator")
+    with shell("cat a a a", mountpoint) as child:
+        await_waiting(cluster)
+        assert cluster.stop("mount-1") == []
+        assert child.wait(PROMPT_SECONDS) != 0
