@@ -17,6 +17,7 @@ from pathlib import Path
 
 from fusefs.connect import connect
 from fusefs.operations import Binding, MountOptions, serve
+from fusefs.supervisor import supervise
 from wire.config import ClusterConfig, ConfigError, load
 from wire.memory import keep_freed_memory
 from wire.process import EXIT_BAD_SETTINGS, print_ready, set_up_logging
@@ -32,6 +33,9 @@ def main() -> int:
     keep_freed_memory()
     if options.log is not None:
         _log_to(options.log)
+    if options.supervise:
+        words = [word for word in sys.argv[1:] if word != "--supervise"]
+        return supervise([sys.executable, "-P", "-m", "fusefs", *words], options.mountpoint.absolute())
     try:
         config = load(options.config)
         mountpoint = check_mountpoint(options.mountpoint)
@@ -106,6 +110,9 @@ def _log_to(path: Path) -> None:
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m fusefs", description="Mount a quorumfs cluster.")
     parser.add_argument("--config", type=Path, required=True, help="the cluster's configuration file")
+    parser.add_argument(
+        "--supervise", action="store_true", help="mount it again whenever the process that serves it dies"
+    )
     parser.add_argument(
         "--binding", choices=("mfusepy", "fusepy"), help="default: mfusepy if it can be loaded"
     )

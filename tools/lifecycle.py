@@ -42,6 +42,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     _finish(down, run_down)
     mount = subparsers.add_parser("mount", help="mount a running cluster, also at a second place")
     mount.add_argument("mountpoint", nargs="?", type=Path, default=DEFAULT_MOUNTPOINT)
+    mount.add_argument("--supervise", action="store_true", help="mount it again if its process dies")
     _finish(mount, run_mount)
     umount = subparsers.add_parser("umount", help="unmount; the servers go on")
     umount.add_argument("mountpoint", nargs="?", type=Path, help="which (default: all of the cluster)")
@@ -198,7 +199,7 @@ def run_mount(arguments: argparse.Namespace) -> int:
             raise ConfigError("the mediator is down; start the cluster with: quorumfs up")
         if mounts.absolute(arguments.mountpoint) in _live_mounts(cluster):
             raise ConfigError(f"{arguments.mountpoint}: the cluster is mounted there already")
-        name = cluster.mount(arguments.mountpoint)
+        name = cluster.mount(arguments.mountpoint, *(["--supervise"] if arguments.supervise else []))
     place = mounts.absolute(arguments.mountpoint)
     if arguments.json:
         print_json({"name": name, "mountpoint": place})
