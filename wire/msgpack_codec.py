@@ -129,7 +129,8 @@ class Decoder:
         """Where in the room what nobody has taken yet begins and ends."""
         self._long: LongMessage | None = None
         self._fed_here = 0
-        """How many of the bytes before `_start` are those that the unpacker was fed last."""
+        """How many bytes the unpacker was fed last; they are in the room still, up to `_fed_end`."""
+        self._fed_end = 0
         self._given_up = False
         """Whether the message that has begun was a long one, and is not to become one again."""
         self._renew_unpacker()
@@ -143,6 +144,8 @@ class Decoder:
 
     def room(self) -> memoryview:
         """Return where the next bytes are to be received; never empty after `next` has returned None."""
+        if self._long is None and not self._end:
+            return self._room
         if self._long is not None and (place := self._long.room()) is not None:
             return place
         if self._start:
@@ -164,12 +167,12 @@ class Decoder:
         Raises:
             Malformed: what arrived is garbage or too long.
         """
-        is_between = self._long is None and self._complete_bytes == self._fed_bytes
-        if is_between and self._start == self._end:
-            return None
-        try:
-            if is_between and self._end - self._start >= LONG_BYTES:
+        if self._long is None and self._complete_bytes == self._fed_bytes:
+            if self._start == self._end:
+                return None
+            if self._end - self._start == ROOM_BYTES:  # there is more of it, as it seems
                 self._long = LongMessage(self._max_message_bytes)
+        try:
             message = self._unpack_next() if self._long is None else _NOT_YET
             if self._long is not None:
                 message = self._take_long(self._long)
@@ -183,11 +186,11 @@ class Decoder:
 
     def _unpack_next(self) -> Any:
         """Unpack a message. One that is not all here is begun again as a long one, if it can be."""
-        if self._start < self._end:
+        if self._end:
             self._unpacker.feed(self._room[self._start : self._end])
-            self._fed_here = self._end - self._start
+            self._fed_here, self._fed_end = self._end - self._start, self._end
             self._fed_bytes += self._fed_here
-            self._start = self._end
+            self._start = self._end = 0
         try:
             message = self._unpacker.unpack()
         except msgpack.OutOfData:
@@ -195,8 +198,8 @@ class Decoder:
             if pending_bytes > self._max_message_bytes:
                 raise Malformed(f"a message of over {self._max_message_bytes} bytes") from None
             if 0 < pending_bytes <= self._fed_here and not self._given_up:
+                self._start, self._end = self._fed_end - pending_bytes, self._fed_end
                 self._renew_unpacker()
-                self._start = self._end - pending_bytes
                 self._long = LongMessage(self._max_message_bytes)
             return _NOT_YET
         self._complete_bytes = self._unpacker.tell()
@@ -205,6 +208,8 @@ class Decoder:
 
     def _take_long(self, long: LongMessage) -> Any:
         self._start += long.take(self._room[self._start : self._end])
+        if self._start == self._end:
+            self._start = self._end = 0
         if long.given_up:
             self._long = None
             return self._unpack_given_up(long)
