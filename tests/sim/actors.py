@@ -27,6 +27,9 @@ SETTLE_SECONDS = 12.0
 """No call that a killed process has sent is carried out later than this."""
 CACHE_SECONDS = 3.0
 
+IMPOSSIBLE = (NotFound, AlreadyExists, FileNotFoundError, FileExistsError)
+"""No deed ends so while it is known what is there: such a call was done before, and again."""
+
 
 class Actor:
     """One client: `life` is what its process does until `stop` is set."""
@@ -41,6 +44,8 @@ class Actor:
         self._power_losses = 0
         self.stop = False
         self.idle = False
+        self.holding = False
+        """Whether it has something open or locked, for a while."""
         self.calls = self.failures = 0
         self.sync_probability = self.world.sync_probability
         self._ready = False
@@ -62,7 +67,7 @@ class Actor:
             self.model.unknown(self.pending)
             self.pending = None
         self.model.certain = False
-        self.idle = False
+        self.idle = self.holding = False
         self._look_from = self.world.loop.now + SETTLE_SECONDS
         self.process = self.world.client(self.name, self.life)
 
@@ -84,7 +89,7 @@ class Actor:
     def _deeds(self) -> list[Callable[[LibraryPlace], None]]:
         own = [self._replace, self._replace, self._patch, self._append, self._cut, self._read, self._rename]
         shared = [self._add_record, self._count_up] if self.world.with_shared else []
-        return [*own, self._unlink, self._read, *shared]
+        return [*own, self._unlink, self._read, self._rename_and_sync, self._use_without_name, *shared]
 
     def _prepare(self, place: LibraryPlace) -> None:
         try:
@@ -117,6 +122,7 @@ class Actor:
     ) -> bool:
         """Carry out a call whose whole effect is the last of `outcomes`; return whether it succeeded."""
         world, losses, begun = self.world, self._power_losses, self.world.loop.now
+        expected = self.model.nothing_late
         self.pending = outcomes
         self.calls += 1
         world.note("call", f"{self.name} {what}")
@@ -126,6 +132,8 @@ class Actor:
             self.failures += 1
             world.note("failed", f"{self.name} {what}: {type(error).__name__}: {error}")
             self.note_power_losses()
+            if expected and losses == world.power_losses and isinstance(error, IMPOSSIBLE):
+                world.problem(f"{self.name} {what}: {type(error).__name__}: {error}")
             self.model.unknown(outcomes)
         else:
             world.note("done", f"{self.name} {what}")
@@ -170,7 +178,9 @@ class Actor:
 
         def act(slot: int) -> None:
             half = len(content) // 2
+            self._pause(0.5)
             place.pwrite(slot, 0, content[:half])
+            self._pause(1.0)
             place.pwrite(slot, half, content[half:])
             if sync:
                 place.fsync(slot)
@@ -243,6 +253,55 @@ class Actor:
                 [model.renamed(path, new_path)],
             )
 
+    def _rename_and_sync(self, place: LibraryPlace) -> None:
+        """The fsync of a file that has not changed makes its new name durable."""
+        if self._existing() is None:
+            return
+        self._rename(place)
+        path = self._existing()
+        if path is not None and self.model.certain:
+            self._do(
+                f"fsync {path}",
+                lambda: self._use(place, path, os.O_RDONLY, place.fsync),
+                [lambda state: state],
+                durable=True,
+            )
+            self.world.scheduler.sleep(self.rng.random() * self.rng.choice([0.1, 3.0]))
+
+    def _use_without_name(self, place: LibraryPlace) -> None:
+        """A file that is open stays whole without a name, and goes with its last user."""
+        path = self._existing()
+        if path is None:
+            return
+        expected, certain = self.model.current[path], self.model.nothing_late
+        losses = self.world.power_losses
+        try:
+            place.open(8, f"{self.home}/{path}", os.O_RDONLY)
+        except (QuorumfsError, OSError) as error:
+            self.world.note("failed", f"{self.name} open {path}: {type(error).__name__}: {error}")
+            return
+        try:
+            if not self._do(
+                f"unlink {path}", lambda: place.unlink(f"{self.home}/{path}"), [model.without(path)]
+            ):
+                return
+            self.holding = True
+            self.world.scheduler.sleep(self.rng.random() * self.rng.choice([0.5, 5.0, 20.0]))
+            seen = place.pread(8, 0, 1 << 23)
+            if seen != expected and certain and losses == self.world.power_losses:
+                self.world.problem(f"{self.name} read {len(seen)} other bytes of {path}, which has no name")
+        except (QuorumfsError, OSError) as error:
+            self.world.note("failed", f"{self.name} read without name: {type(error).__name__}: {error}")
+        finally:
+            self.holding = False
+            with contextlib.suppress(QuorumfsError, OSError):
+                place.close(8)
+
+    def _pause(self, seconds: float) -> None:
+        """Do nothing for a while, at times, in the midst of something."""
+        if self.rng.random() < 0.3:
+            self.world.scheduler.sleep(self.rng.random() * seconds)
+
     def _unlink(self, place: LibraryPlace) -> None:
         path = self._existing()
         if path is not None and self.rng.random() < 0.5:
@@ -311,6 +370,7 @@ class Shared:
         self.acknowledged: set[bytes] = set()
         self.attempted: set[bytes] = set()
         self.counted = 0
+        self._counts: set[int] = set()
         """So many additions were acknowledged; `tried` so many were begun."""
         self.tried = 0
         self._number = 0
@@ -346,15 +406,21 @@ class Shared:
             lock = FileLock(handle.inode.ino, False, actor.number, 0, 2**63 - 1, True, actor.number)
             place.filesystem.locks.set(handle, lock)
             value = int(place.pread(4, 0, 20) or b"0")
+            actor.holding = True
+            self.world.scheduler.sleep(actor.rng.choice([0.0, 0.0, 0.0, 1.0, 18.0]) * actor.rng.random())
             self.tried += 1
             place.pwrite(4, 0, b"%020d" % (value + 1))
             place.fsync(4)
             self.counted += 1
+            if value + 1 in self._counts:
+                self.world.problem(f"{actor.name} counted {value + 1} under its lock, and so did another")
+            self._counts.add(value + 1)
             self.world.note("done", f"{actor.name} counted {value + 1}")
             place.filesystem.locks.unset(handle, lock._replace(exclusive=False))
         except (QuorumfsError, OSError) as error:
             self.world.note("failed", f"{actor.name} count: {type(error).__name__}: {error}")
         finally:
+            actor.holding = False
             try:
                 handle = place.slots[4]
                 place.filesystem.locks.closing(handle, actor.number)

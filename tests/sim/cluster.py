@@ -34,13 +34,16 @@ from tests.sim.loop import PROCESS, Process, SimLoop
 from tests.sim.network import Listening, Network
 from wire.client import Client
 from wire.config import ClusterConfig, ConfigError, DataServerConfig, Deadlines, dumps
-from wire.errors import QuorumfsError
+from wire.errors import QuorumfsError, Unavailable
+from wire.messages import Ticket
 from wire.quorum import Quorum
 
 DISK_SECONDS = 0.0005
 READY_SECONDS = 20.0
-INSPECTION_SECONDS = 60.0
+INSPECTION_SECONDS = [3.0, 60.0, 60.0]
 """Orphans are looked for so often, instead of every ten minutes: virtual time costs some real time too."""
+LATE_SECONDS = 2.0
+"""A request that arrives twice comes the second time at most so much later."""
 
 
 class Failure(Exception):
@@ -77,6 +80,8 @@ class World:
         """How often a client makes what it writes durable; always, where all may lose power at once."""
         self.with_shared = self.rng.random() < 0.6
         """Whether clients also change files together; their syncs hide what was not made durable."""
+        self.lost_answers, self.requests_twice = self.rng.choice([(0.0, 0.0), (0.05, 0.3), (0.25, 0.6)])
+        """How often a change is carried out and its answer lost, or arrives once more, later."""
         self._install()
 
     def _configure(self, directory: Path, quorum: Quorum) -> ClusterConfig:
@@ -122,7 +127,7 @@ class World:
             main.serve = self._serve  # type: ignore[attr-defined]
         dataserver.durable.punch_hole = self._punch_hole
         dataserver.segment.punch_hole = self._punch_hole  # type: ignore[attr-defined]
-        mediator.refill.INSPECTION_SECONDS = INSPECTION_SECONDS
+        mediator.refill.INSPECTION_SECONDS = self.rng.choice(INSPECTION_SECONDS)
         data_main.resource = _NoLimits()  # type: ignore[attr-defined]
         seams.install(
             self.loop.time,
@@ -351,19 +356,41 @@ class _LogEvents(logging.Handler):
             self._world.problem(f"a traceback in the log of {who}: {record.getMessage()}\n{text}")
 
 
+def _has_ticket(params: Sequence[Any]) -> bool:
+    return bool(params) and isinstance(params[0], list | tuple) and len(params[0]) == len(Ticket._fields)
+
+
 def _socket_type(world: World) -> type:
     """Return what stands for the blocking client's socket: the asyncio client, waited for."""
 
     class SimSocket:
         def __init__(self, address: Any, connect_seconds: float, look: Any, until: float) -> None:
-            self._client = Client(str(address), connect_seconds=connect_seconds)
+            self._address = str(address)
+            self._client = Client(self._address, connect_seconds=connect_seconds)
 
         def alive(self) -> bool:
             return self._client.connected
 
         def call(self, until: float, name: str, params: Sequence[Any]) -> Any:
             seconds = max(0.001, until - world.loop.now)
-            return world.scheduler.wait(self._client.forward(seconds, name, list(params)))
+            answer = world.scheduler.wait(self._client.forward(seconds, name, list(params)))
+            changes = _has_ticket(params)
+            if world.rng.random() < world.lost_answers * (1.0 if changes else 0.1):
+                world.note("fault", f"the answer to {name} is lost")
+                raise Unavailable(f"{self._address}: Connection reset by peer")
+            if changes and world.rng.random() < world.requests_twice:
+                world.loop.create_task(self._arrive_again(name, list(params)))
+            return answer
+
+        async def _arrive_again(self, name: str, params: list[Any]) -> None:
+            """What was answered arrives once more, by another connection: nothing may come of it."""
+            losses, client = world.power_losses, Client(self._address, connect_seconds=1.0)
+            await asyncio.sleep(world.rng.random() * LATE_SECONDS)
+            if losses == world.power_losses:  # the answer may be undone with what the call did
+                world.note("fault", f"{name} {params[0]} arrives once more")
+                with contextlib.suppress(QuorumfsError):
+                    await client.forward(1.0, name, params)
+            await client.close()
 
         def close(self) -> None:
             world.loop.create_task(self._client.close())

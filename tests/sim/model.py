@@ -28,6 +28,11 @@ class Model:
         self._anything = False
         self.certain = True
 
+    @property
+    def nothing_late(self) -> bool:
+        """Whether no call that failed may still take effect."""
+        return self.certain and not self._late
+
     def done(self, change: Change, *, durable: bool) -> None:
         """A call was acknowledged; `durable` means that it cannot be undone by a power loss."""
         self._late = []

@@ -22,7 +22,6 @@ import mediator.repair
 import mediator.write_path
 import metaserver.bookkeeping
 import metaserver.log
-import metaserver.reaper
 import metaserver.service
 import metaserver.sessions
 import metaserver.store
@@ -150,16 +149,19 @@ def returned_server_not_refilled() -> None:
 
 
 def refill_skips_blocks_written_meanwhile() -> None:
-    """A refill's list is cut at its first page."""
+    """What was written since a server's first refill began is never filled there."""
+    newest: dict[int, bytes] = {}
 
-    def make(compare: Any) -> Any:
-        def cut(committed: Any, held: Any) -> Any:
-            found = compare(committed, held)
-            return found._replace(lacking=found.lacking[:-1]) if hasattr(found, "_replace") else found
+    def make(fill: Any) -> Any:
+        async def older(self: Any, server: Any, records: Any, progress: Any) -> Any:
+            if records:
+                newest.setdefault(server.number, max(record.block for record in records))
+            wanted = [record for record in records if record.block <= newest[server.number]]
+            return await fill(self, server, wanted, progress)
 
-        return cut
+        return older
 
-    _change(mediator.refill, "compare", make)
+    _change(mediator.refill.Refills, "_fill_batch", make)
 
 
 def inventory_loses_an_entry_of_each_page() -> None:
@@ -264,7 +266,16 @@ def quarantined_copy_served() -> None:
 
 
 def expired_session_keeps_its_open_files() -> None:
-    _change(metaserver.reaper.Reaper, "remove_if_orphan", lambda _: lambda self, ino: None)
+    def make(end: Any) -> Any:
+        def ended(self: Any, session: int) -> set[int]:
+            held: set[int] = end(self, session)
+            for ino in held:
+                self._holders[ino] = self._holders.get(ino, 0) + 1
+            return held
+
+        return ended
+
+    _change(metaserver.sessions.Sessions, "end", make)
 
 
 MUTANTS = [

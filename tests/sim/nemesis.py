@@ -34,6 +34,8 @@ class Nemesis:
         self.mean_seconds = self.rng.choice([0.3, 1.0, 3.0])
         self.faults = 0
         self.swizzled: list[str] = []
+        self.exiles: dict[str, float] = {}
+        """Clients that are cut off for longer than their lease, and until when."""
         kinds: list[Callable[[], object]] = [
             self._kill_server,
             self._kill_server,
@@ -52,6 +54,7 @@ class Nemesis:
             self._lie,
             self._roll_back,
             self._swizzle,
+            self._exile,
         ]
         self.kinds = [kind for kind in kinds if self.rng.random() < 0.7] or kinds
         """A run has some of the kinds only: rare mixtures are met as well."""
@@ -64,6 +67,7 @@ class Nemesis:
         """Do one thing, if its number is among those wanted."""
         number, state = self.steps, self.times.random()
         self.steps += 1
+        self._end_exiles()
         if self.wanted is not None and number not in self.wanted:
             return
         self.rng = random.Random(state)  # so that it does not depend on the steps that were left out
@@ -92,8 +96,33 @@ class Nemesis:
             if not self.world.alive(name) and self.rng.random() < 0.7:
                 self.world.start(name)
 
+    def _some_client(self) -> Actor:
+        """One that holds something open or locked, if there is one and chance will have it so."""
+        holding = [actor for actor in self.actors if actor.holding]
+        return self.rng.choice(holding if holding and self.rng.random() < 0.6 else self.actors)
+
+    def _exile(self) -> None:
+        """Cut a client off from the mediator for longer than its lease."""
+        name = self._some_client().name
+        seconds = self.world.config.lease_seconds * self.rng.uniform(1.05, 1.6)
+        self.exiles[name] = self.world.loop.now + seconds
+        self._note(f"{name} is cut off for {seconds:.1f} s")
+        for pair in self._ways(name):
+            self.world.network.block(*pair)
+
+    @staticmethod
+    def _ways(name: str) -> list[tuple[str, str]]:
+        return [(name, "mediator"), ("mediator", name)]
+
+    def _end_exiles(self) -> None:
+        over = [name for name, until in self.exiles.items() if until <= self.world.loop.now]
+        for name in over:
+            del self.exiles[name]
+            self._note(f"{name} is no longer cut off")
+            self.world.network.heal(frozenset(self.world.network.blocked) - set(self._ways(name)))
+
     def _kill_client(self) -> None:
-        actor = self.rng.choice(self.actors)
+        actor = self._some_client()
         self.world.kill(actor.name)
         actor.start()
 
@@ -122,7 +151,7 @@ class Nemesis:
 
     def _heal(self) -> None:
         self._note("the network is whole")
-        self.world.network.heal()
+        self.world.network.heal(frozenset(way for name in self.exiles for way in self._ways(name)))
 
     def _slow(self) -> None:
         host, factor = self.rng.choice(self._hosts()), self.rng.choice([10, 100, 1000])
@@ -216,6 +245,7 @@ class Nemesis:
         """End all faults and start everything that is down; what is read next is rotten once more."""
         for host in self.frail:
             self._note(f"rot on {host}: {self.world.disks[host].rot(20)}")
+        self.exiles.clear()
         self._heal()
         self._go_on()
         for disk in self.world.disks.values():

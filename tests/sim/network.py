@@ -79,12 +79,13 @@ class Network:
     def block(self, a: str, b: str) -> None:
         self.blocked.add((a, b))
 
-    def heal(self) -> None:
-        """Let everything through again; what was held back arrives now."""
-        self.blocked.clear()
+    def heal(self, kept: frozenset[tuple[str, str]] = frozenset()) -> None:
+        """Let everything through again but the directions `kept`; what was held back arrives now."""
+        self.blocked &= kept
         self._changed.set()
         self._changed = asyncio.Event()
-        self.slow.clear()
+        if not kept:
+            self.slow.clear()
         for stream in list(self.streams):
             stream.flush()
 

@@ -25,7 +25,7 @@ from tests.twins import LibraryPlace
 from tools.whole import check_running
 from wire.blocking import BlockingClient
 from wire.errors import InvalidArgument, QuorumfsError, ReadRefused
-from wire.methods import CommonMethods, DataMethods, MediatorMethods
+from wire.methods import BookkeepingMethods, CommonMethods, DataMethods, MediatorMethods
 from wire.quorum import Quorum
 
 QUORUMS = [(1, 1, 1), (3, 2, 2), (3, 2, 3), (3, 1, 3), (5, 3, 5), (5, 3, 3), (5, 2, 4), (5, 1, 5)]
@@ -197,9 +197,23 @@ def _inspect(world: World, filesystem: Any, actors: list[Actor], shared: Shared)
     except (QuorumfsError, OSError) as error:
         raise Failure(f"the shared files cannot be used when all is well again: {error}") from error
     _expect_refusal(world, place)
+    _wait_without_orphans(world)
     _scrub(world)
     _wait_whole(world)
     _verify_disks(world)
+
+
+def _wait_without_orphans(world: World) -> None:
+    """What has no name goes with the session that had it open."""
+    until = world.loop.now + world.config.lease_seconds * 4
+    with contextlib.closing(BlockingClient([world.config.metaserver_listen])) as client:
+        while True:
+            counts = client.call(10.0, BookkeepingMethods.counts)
+            if counts["inodes"] == counts["entries"] + 1:
+                return
+            if world.loop.now > until:
+                raise Failure(f"inodes without a name are kept: {counts}")
+            world.scheduler.sleep(1.0)
 
 
 def _wait_writable(world: World) -> None:
