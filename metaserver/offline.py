@@ -44,7 +44,7 @@ def opened(directory: Path, cluster: str) -> Iterator[sqlite3.Connection]:
             if not pages.is_damage(error):
                 raise
             where = ", ".join(map(str, pages.damaged_pages(database))) or str(error)
-            raise ConfigError(f"{database} is damaged (pages: {where}); restore it from a copy") from None
+            raise ConfigError(f"{database} is damaged (pages: {where}); {pages.ADVICE}") from None
 
 
 def refuse_foreign(connection: sqlite3.Connection, database: Path) -> None:
@@ -53,9 +53,9 @@ def refuse_foreign(connection: sqlite3.Connection, database: Path) -> None:
         (application,) = connection.execute("PRAGMA application_id").fetchone()
         (version,) = connection.execute("PRAGMA user_version").fetchone()
     except sqlite3.DatabaseError as error:
-        raise ConfigError(f"{database}: cannot be read ({error}); restore it from a copy") from None
+        raise ConfigError(f"{database}: cannot be read ({error}); {pages.ADVICE}") from None
     if application != APPLICATION_ID:
-        raise ConfigError(f"{database}: this is no database of quorumfs; restore it from a copy")
+        raise ConfigError(f"{database}: this is no database of quorumfs; {pages.ADVICE}")
     if version != FORMAT_VERSION:
         raise ConfigError(f"{database} has format {version}, this release reads format {FORMAT_VERSION} only")
 

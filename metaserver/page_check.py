@@ -59,7 +59,7 @@ class PageCheck:
         if self._found:
             damaged = pages.damaged_pages(self._database)
             logger.error(
-                "%s is damaged (%s; pages %s): restore it from a copy", self._database, self._found, damaged
+                "%s is damaged (%s; pages %s): %s", self._database, self._found, damaged, pages.ADVICE
             )
         return self._found
 

@@ -35,6 +35,8 @@ STAMPED_BYTES = PAGE_BYTES - STAMP.size
 DAMAGED = 10 | 32 << 8
 """SQLITE_IOERR_DATA, which sqlite3 of Python 3.11 has no name for."""
 DAMAGED_PAGES_KEPT = 1000
+ADVICE = "put it back with `quorumfs restore FILE` or `quorumfs rebuild --replace`"
+"""What to do about a database that is lost or damaged."""
 
 _NAME = b"quorumfs-pages"
 _OK, _IOERR, _SHORT_READ = 0, 10, 10 | 2 << 8

@@ -103,7 +103,7 @@ class Store:
                 raise
         except sqlite3.Error as error:
             raise ConfigError(
-                f"{path}: the database is damaged or cannot be used ({error}); restore it from a copy"
+                f"{path}: the database is damaged or cannot be used ({error}); {pages.ADVICE}"
             ) from None
 
     @staticmethod
@@ -135,7 +135,7 @@ class Store:
         (application,) = self._fetch("PRAGMA application_id")
         (version,) = self._fetch("PRAGMA user_version")
         if application != APPLICATION_ID:
-            raise ConfigError(f"{self.path}: this is no database of quorumfs; restore it from a copy")
+            raise ConfigError(f"{self.path}: this is no database of quorumfs; {pages.ADVICE}")
         if version != FORMAT_VERSION:
             raise ConfigError(
                 f"{self.path} has format {version}, this release reads format {FORMAT_VERSION} only"
@@ -144,7 +144,7 @@ class Store:
         if owner != cluster:
             raise ConfigError(f"{self.path} belongs to cluster {owner!r}, not to this one ({cluster!r})")
         if self._fetch("SELECT mode FROM inodes WHERE ino = ?", ROOT_INODE) is None:
-            raise ConfigError(f"{self.path}: the root directory is missing; restore it from a copy")
+            raise ConfigError(f"{self.path}: the root directory is missing; {pages.ADVICE}")
 
     def _fetch(self, statement: str, *values: object) -> Any:
         return self.execute(statement, values).fetchone()
@@ -318,7 +318,7 @@ def _told(error: sqlite3.Error | OverflowError, path: Path) -> QuorumfsError:
         logger.error("what was asked for is in a damaged part of %s (%s; pages %s)", path, error, damaged)
         return InternalError(
             "the metadata database is damaged where this is stored; see `quorumfs status` of the metadata "
-            "server and its log for the pages, and restore the database from a copy"
+            "server and its log for the pages, and put it back with `quorumfs restore` or `quorumfs rebuild`"
         )
     logger.error("the database failed: %s (%s)", error, getattr(error, "sqlite_errorname", "no code"))
     return InternalError(f"the metadata server's database failed: {error}")

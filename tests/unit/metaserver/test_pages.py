@@ -187,7 +187,7 @@ def test_damage_met_while_the_server_is_stopped_is_told_in_one_line(
     path.write_bytes(whole[:last] + bytes([whole[last] ^ 1]) + whole[last + 1 :])
     number = len(whole) // PAGE_BYTES
     with (
-        pytest.raises(ConfigError, match=rf"is damaged \(pages: {number}\); restore"),
+        pytest.raises(ConfigError, match=rf"is damaged \(pages: {number}\); put it back"),
         offline.opened(path.parent, "test") as connection,
     ):
         check(connection)
