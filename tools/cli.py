@@ -41,6 +41,7 @@ MODULES = {
     "rebuild": "tools.rebuild",
     "evaluate": "tools.evaluate",
     "bench": "tools.bench",
+    "check-history": "tools.check_history",
     "config": "tools.settings",
 }
 """Which module has which command. Only that of the command given is imported, so that all start fast."""
