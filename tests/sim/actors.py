@@ -153,7 +153,7 @@ class Actor:
     def _content(self, most: int = 20_000) -> bytes:
         self._tag += 1
         size = self.rng.choice([0, 1, 100, 4096, 70_000, self.rng.randrange(most)])
-        if self.rng.random() < 0.02:
+        if self.rng.random() < 0.05:
             size = (1 << 20) + self.rng.randrange(200_000)
         stamp = b"<%d.%d>" % (self.number, self._tag)
         return (stamp * (size // len(stamp) + 1))[:size]
@@ -180,7 +180,7 @@ class Actor:
             half = len(content) // 2
             self._pause(0.5)
             place.pwrite(slot, 0, content[:half])
-            self._pause(1.0)
+            self._pause(3.0 if len(content) > 1 << 20 else 1.0)
             place.pwrite(slot, half, content[half:])
             if sync:
                 place.fsync(slot)
@@ -254,19 +254,23 @@ class Actor:
             )
 
     def _rename_and_sync(self, place: LibraryPlace) -> None:
-        """The fsync of a file that has not changed makes its new name durable."""
-        if self._existing() is None:
+        """The fsync of a file whose bytes are durable already makes its new name durable too."""
+        path, new_path = self._existing(), self._path()
+        if path is None or path == new_path:
             return
-        self._rename(place)
-        path = self._existing()
-        if path is not None and self.model.certain:
-            self._do(
-                f"fsync {path}",
-                lambda: self._use(place, path, os.O_RDONLY, place.fsync),
-                [lambda state: state],
-                durable=True,
-            )
-            self.world.scheduler.sleep(self.rng.random() * self.rng.choice([0.1, 3.0]))
+
+        def act(slot: int) -> None:
+            place.fsync(slot)
+            place.rename(f"{self.home}/{path}", f"{self.home}/{new_path}", 0)
+            place.fsync(slot)
+
+        self._do(
+            f"rename {path} to {new_path} fsync",
+            lambda: self._use(place, path, os.O_RDONLY, act),
+            [model.renamed(path, new_path)],
+            durable=True,
+        )
+        self.world.scheduler.sleep(self.rng.random() * self.rng.choice([0.1, 3.0]))
 
     def _use_without_name(self, place: LibraryPlace) -> None:
         """A file that is open stays whole without a name, and goes with its last user."""
@@ -407,7 +411,7 @@ class Shared:
             place.filesystem.locks.set(handle, lock)
             value = int(place.pread(4, 0, 20) or b"0")
             actor.holding = True
-            self.world.scheduler.sleep(actor.rng.choice([0.0, 0.0, 0.0, 1.0, 18.0]) * actor.rng.random())
+            self.world.scheduler.sleep(actor.rng.choice([0.0, 0.0, 0.0, 1.0, 20.0]))
             self.tried += 1
             place.pwrite(4, 0, b"%020d" % (value + 1))
             place.fsync(4)

@@ -246,6 +246,7 @@ class Nemesis:
         for host in self.frail:
             self._note(f"rot on {host}: {self.world.disks[host].rot(20)}")
         self.exiles.clear()
+        self.world.lost_answers = self.world.requests_twice = 0.0
         self._heal()
         self._go_on()
         for disk in self.world.disks.values():
