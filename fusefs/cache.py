@@ -11,12 +11,17 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, TypeVar
 
+from fusefs.inodes import Learnt
 from wire.messages import Attributes
 
 LIFE_SECONDS = 1.0
+UNSETTLED_SECONDS = 2 * LIFE_SECONDS
+"""The kernel is told nothing older than a life; as long again for what is on its way to it."""
 MOST_ENTRIES = 65536
+
+T = TypeVar("T")
 
 
 class _Known(NamedTuple):
@@ -146,6 +151,19 @@ class NameCache:
             self._attributes.popitem(last=False)
 
 
+class PageDropper(Protocol):
+    """Who can have the kernel forget the pages and attributes of an inode."""
+
+    def drop_soon(self, ino: int) -> None:
+        """Drop them in a while. For any thread, also while the kernel waits for some of their bytes."""
+
+    def drop_now(self, ino: int) -> None:
+        """Drop them, and return then. For requests that the kernel does not lock pages for, as for a lock."""
+
+    def await_drops(self, ino: int) -> None:
+        """Return when all that were to be dropped soon have been dropped. For the same requests."""
+
+
 class PageLedger:
     """Of which version the kernel's cached pages of an inode are, if they all are of one."""
 
@@ -153,26 +171,24 @@ class PageLedger:
         self._most = most_entries
         self._lock = threading.Lock()
         self._versions: OrderedDict[int, int] = OrderedDict()
-        self._drop_soon: Callable[[int], None] | None = None
-        self._drop_now: Callable[[int], None] | None = None
+        self._unsettled: OrderedDict[int, float] = OrderedDict()
+        self._dropper: PageDropper | None = None
 
-    def drop_with(self, soon: Callable[[int], None], now: Callable[[int], None]) -> None:
-        """Call these with an inode's number when its pages are to be dropped while the file is open."""
-        self._drop_soon, self._drop_now = soon, now
+    def drop_with(self, dropper: PageDropper) -> None:
+        """Use this one when pages are to be dropped while the file is open."""
+        self._dropper = dropper
 
-    def drop_now(self, ino: int) -> None:
-        """Drop an inode's pages before this returns. Not while the kernel may have one of them locked."""
-        if self._drop_now is not None:
-            self._drop_now(ino)
+    def locked(self, ino: int, version: int) -> None:
+        """Have the kernel read `version` from now on; it is just being told of a lock."""
+        keep = self.opened(ino, version)
+        if self._dropper is not None:
+            (self._dropper.await_drops if keep else self._dropper.drop_now)(ino)
 
     def opened(self, ino: int, version: int) -> bool:
         """Tell whether the kernel may keep its pages at an open that found `version`."""
         with self._lock:
             keep = self._versions.get(ino) == version
-            self._versions[ino] = version
-            self._versions.move_to_end(ino)
-            if len(self._versions) > self._most:
-                self._versions.popitem(last=False)
+            _keep_newest(self._versions, ino, version, self._most)
             return keep
 
     def committed(self, ino: int, version: int) -> None:
@@ -183,11 +199,33 @@ class PageLedger:
             else:
                 self._versions.pop(ino, None)
 
+    def changed(self, ino: int, learnt: Learnt) -> None:
+        """Note what was learnt of a file that is open here; to be called before anybody is told its new size.
+
+        If it grew, its pages are dropped soon: behind the old end the kernel's last page has zeros, and it
+        would show them as soon as it is told a larger size. Else the next open drops them.
+
+        A file that has become shorter is unsettled for a while: until the kernel has taken in all answers to
+        what it asked before, it may take the file to be longer, and fill up with zeros what a read lacks.
+        (To drop pages would have it ignore such short reads even more, as it does after every news.)
+        """
+        if learnt is Learnt.GROWTH:
+            self.stale(ino)
+        elif learnt:
+            self.doubt(ino)
+        if learnt is Learnt.SHRINKAGE:
+            with self._lock:
+                _keep_newest(self._unsettled, ino, time.monotonic() + UNSETTLED_SECONDS, self._most)
+
+    def is_unsettled(self, ino: int) -> bool:
+        """Tell whether what is opened now should be read past the kernel's pages."""
+        return self._unsettled.get(ino, 0.0) > time.monotonic()
+
     def stale(self, ino: int) -> None:
         """The kernel has wrong bytes in its pages: drop them soon, and at the next open."""
         self.doubt(ino)
-        if self._drop_soon is not None:
-            self._drop_soon(ino)
+        if self._dropper is not None:
+            self._dropper.drop_soon(ino)
 
     def doubt(self, ino: int) -> None:
         """Let the next open drop the pages."""
@@ -198,3 +236,10 @@ class PageLedger:
         """Let the next open of every inode drop its pages."""
         with self._lock:
             self._versions.clear()
+
+
+def _keep_newest(entries: OrderedDict[int, T], key: int, value: T, most: int) -> None:
+    entries[key] = value
+    entries.move_to_end(key)
+    if len(entries) > most:
+        entries.popitem(last=False)

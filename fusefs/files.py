@@ -12,7 +12,7 @@ import time
 from fusefs.cache import NameCache, PageLedger
 from fusefs.extents import Span
 from fusefs.handles import Handle, OpenInodes
-from fusefs.inodes import END_OF_FILE, Inode, PendingBlock, Source, Unfinished
+from fusefs.inodes import END_OF_FILE, Inode, PendingBlock, Source, Unfinished, compare_sizes
 from fusefs.locks import FileLocks
 from fusefs.ports import BlockPort, NamespacePort, WritePermission
 from fusefs.readahead import BlockReader, follows
@@ -80,14 +80,17 @@ class Files:
         """
         writing = bool(flags & (os.O_ACCMODE | os.O_TRUNC))
         token = self._names.asking()
-        inode, changed, opened = self._opens.open(ino, writing, walk, self._reads_follow and not writing)
+        brings = self._reads_follow and not writing
+        before = self._names.attributes(ino)
+        inode, opened = self._opens.open(ino, writing, walk, self._pages.changed, brings)
+        if before is not None and before.version < opened.attributes.version:
+            self._pages.changed(ino, compare_sizes(before.size, opened.attributes.size))
         handle = self._attach(inode, flags)
+        handle.unsettled = self._pages.is_unsettled(ino)
         if opened.part is not None:
             extent = opened.map.extents[0]
             self._reader.offer(BlockRecord(extent.block, extent.block_length, extent.digest), opened.part)
             handle.brought = True
-        if changed:
-            self._pages.doubt(ino)
         if flags & os.O_TRUNC:
             self._writeback.truncate(inode, 0)
         attributes = inode.base()
@@ -217,6 +220,10 @@ class Files:
                     raise
         raise AssertionError("the last attempt returns or raises")
 
+    def is_unsettled(self, handle: Handle) -> bool:
+        """Tell whether the file became shorter elsewhere so lately that the kernel may not know it."""
+        return self._pages.is_unsettled(handle.inode.ino)
+
     def _plan(self, inode: Inode, start: int, end: int) -> tuple[list[Span[Source]], int, int]:
         """Return where the bytes come from, where the file ends, and of which version this is."""
         with inode.lock:
@@ -233,8 +240,7 @@ class Files:
     def _fetch_map(self, inode: Inode, offset: int) -> None:
         run = self._namespace.file_map(inode.ino, offset, MAP_RUN_EXTENTS)
         with inode.lock:
-            if inode.learn_map(offset, run):
-                self._pages.doubt(inode.ino)
+            self._pages.changed(inode.ino, inode.learn_map(offset, run))
 
     def _whole_map(self, inode: Inode) -> list[Span[BlockRecord]]:
         while True:

@@ -10,9 +10,9 @@ import logging
 import os
 import stat
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from fusefs.cache import CAPABILITY, NameCache, PageLedger
+from fusefs.cache import CAPABILITY, NameCache, PageDropper, PageLedger
 from fusefs.files import Files
 from fusefs.handles import DirectoryHandle, Handle, OpenInodes
 from fusefs.locks import FileLocks
@@ -95,14 +95,9 @@ class FileSystem:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run_chores, name="chores", daemon=True)
 
-    def drop_pages_with(self, soon: Callable[[int], None], now: Callable[[int], None]) -> None:
-        """Call these with an inode's number when the kernel is to forget its pages and attributes.
-
-        Args:
-            soon: called in any thread, also while the kernel waits for an answer about that inode's bytes.
-            now: has dropped them when it returns; called on behalf of a request for a lock.
-        """
-        self._pages.drop_with(soon, now)
+    def drop_pages_with(self, dropper: PageDropper) -> None:
+        """Have the kernel forget pages and attributes through `dropper`."""
+        self._pages.drop_with(dropper)
 
     def begin(self) -> None:
         """Begin the background chores: old dirty data, closed files."""
@@ -321,13 +316,16 @@ class FileSystem:
         return self._seen(attributes)
 
     def _seen(self, attributes: Attributes) -> Attributes:
-        """Return attributes with what this mount has not committed yet."""
-        inode = self._opens.get(attributes.ino)
+        """Return attributes with what this mount has not committed yet.
+
+        An inode that is being opened learns them too: the kernel must not be told of newer contents than the
+        reads of the open file will bring.
+        """
+        inode = self._opens.find(attributes.ino)
         if inode is None:
             return attributes
         with inode.lock:
-            if inode.learn_attributes(attributes):
-                self._pages.doubt(attributes.ino)
+            self._pages.changed(attributes.ino, inode.learn_attributes(attributes))
             return inode.view()
 
     # directories

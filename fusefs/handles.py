@@ -10,8 +10,9 @@ from __future__ import annotations
 import logging
 import os
 import threading
+from collections.abc import Callable
 
-from fusefs.inodes import Inode
+from fusefs.inodes import Inode, Learnt
 from fusefs.ports import NamespacePort
 from fusefs.walks import Walk
 from wire.errors import QuorumfsError
@@ -35,6 +36,7 @@ class Handle:
         "read_to",
         "reading",
         "uncached",
+        "unsettled",
         "window",
         "writing",
     )
@@ -47,6 +49,8 @@ class Handle:
         self.appending = bool(flags & os.O_APPEND)
         self.brought = False
         """Whether the file's bytes came with the answer to open."""
+        self.unsettled = False
+        """Whether the kernel may have taken the file to be longer than it was when it was opened."""
         self.uncached = False
         """Whether its reads and writes pass the kernel's page cache by."""
         self.lost: QuorumfsError | None = None
@@ -84,6 +88,10 @@ class OpenInodes:
         inode = self._inodes.get(ino)
         return inode if inode is not None and inode.attributes is not None else None
 
+    def find(self, ino: int) -> Inode | None:
+        """Return an inode if it is open here, or is being opened: then nothing of it may be known yet."""
+        return self._inodes.get(ino)
+
     def all(self) -> list[Inode]:
         with self._changed:
             return [inode for inode in self._inodes.values() if inode.attributes is not None]
@@ -94,10 +102,17 @@ class OpenInodes:
             return [*self._inodes, *self._waiting]
 
     def open(
-        self, ino: int, writing: bool, walk: Walk | None, read: bool = False
-    ) -> tuple[Inode, bool, Opened]:
-        """Open an inode at the server; return it, whether its contents changed since it was last asked, and
-        the answer: with `read`, for reading, the bytes of a small file come along.
+        self,
+        ino: int,
+        writing: bool,
+        walk: Walk | None,
+        changed: Callable[[int, Learnt], None],
+        read: bool = False,
+    ) -> tuple[Inode, Opened]:
+        """Open an inode at the server; return it and the answer.
+
+        With `read`, for reading, the bytes of a small file come along. `changed` is told, before anybody
+        else, what the answer says of its contents.
 
         With a `walk` it is opened only if that leads to it still; else StaleFile is raised.
 
@@ -114,9 +129,9 @@ class OpenInodes:
             self.release(inode)
             raise
         with inode.lock:
-            changed = inode.learn_attributes(opened.attributes)
+            changed(ino, inode.learn_attributes(opened.attributes))
             inode.learn_map(0, opened.map)
-        return inode, changed, opened
+        return inode, opened
 
     def adopt(self, attributes: Attributes) -> Inode:
         """Take over an inode that `create` has opened."""

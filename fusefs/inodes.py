@@ -7,6 +7,7 @@ I/O or blocks. `Inode.commit_lock` is taken before `lock`, never after, and is h
 
 from __future__ import annotations
 
+import enum
 import threading
 import time
 from concurrent.futures import Future
@@ -39,6 +40,17 @@ class PendingBlock:
         self.tried: BlockRecord | None = None
         """Under which id servers may have it, acknowledged or not."""
         self.upload: Future[None] | None = None
+
+
+class Learnt(enum.IntEnum):
+    """What an answer of the server tells about a file's contents that was not known here."""
+
+    NOTHING = 0
+    OTHER_BYTES = 1
+    GROWTH = 2
+    """Other bytes, and the file is longer than it was."""
+    SHRINKAGE = 3
+    """Other bytes, and the file is shorter than it was."""
 
 
 Source = bytes | PendingBlock | BlockRecord
@@ -241,29 +253,35 @@ class Inode:
 
     # learning from the server
 
-    def learn_attributes(self, attributes: Attributes) -> bool:
-        """Take over attributes unless they are older; True if the contents changed meanwhile."""
+    def learn_attributes(self, attributes: Attributes) -> Learnt:
+        """Take over attributes unless they are older; tell what they say of the contents."""
         known = self.attributes
         if known is not None and attributes.version < known.version:
-            return False
+            return Learnt.NOTHING
+        size = self.size() if known is not None else 0
         self.attributes = attributes
         self._settle()
         if attributes.version == self.committed.version:
-            return False
+            return Learnt.NOTHING
         self.committed.reset(attributes.version)
-        return known is not None
+        return Learnt.NOTHING if known is None else self._learnt(size)
 
-    def learn_map(self, offset: int, run: FileMap) -> bool:
-        """Take over a run of the committed extents unless it is older; True if it is newer than the known."""
+    def learn_map(self, offset: int, run: FileMap) -> Learnt:
+        """Take over a run of the committed extents unless it is older; tell what it says of the contents."""
         base = self.base()
         if run.version < base.version:
-            return False
-        newer = run.version > base.version
-        if newer:
+            return Learnt.NOTHING
+        learnt = Learnt.NOTHING
+        if run.version > base.version:
+            size = self.size()
             self.attributes = base._replace(size=run.size, version=run.version)
             self._settle()
+            learnt = self._learnt(size)
         self.committed.learn(offset, run)
-        return newer
+        return learnt
+
+    def _learnt(self, old_size: int) -> Learnt:
+        return compare_sizes(old_size, self.size())
 
     # changes
 
@@ -355,8 +373,9 @@ class Inode:
         self.committing.losses = self.losses
         return self.committing
 
-    def finish_commit(self, change: ChangeSet, attributes: Attributes, durable: bool) -> bool:
-        """Follow a commit that succeeded; False if the contents may have changed otherwise meanwhile."""
+    def finish_commit(self, change: ChangeSet, attributes: Attributes, durable: bool) -> Learnt:
+        """Follow a commit that succeeded; tell whether the contents may have changed otherwise meanwhile."""
+        size = self.size()
         self.committing = None
         moved = change.follow_appends(attributes.size)
         alone = attributes.version == self.base().version + 1
@@ -368,7 +387,7 @@ class Inode:
         else:
             self.learn_attributes(attributes)
         self._settle()
-        return alone and not moved
+        return Learnt.NOTHING if alone and not moved else self._learnt(size)
 
     def drop_changes(self) -> int:
         """Forget the changes that wait; return how many dirty bytes went (sealed blocks not counted)."""
@@ -411,6 +430,13 @@ class Inode:
             found.extend(self.committed.find(low, min(high, self.base().size)))
         found.sort(key=lambda span: span.start)
         return found
+
+
+def compare_sizes(old_size: int, new_size: int) -> Learnt:
+    """Tell what it means that a file has other bytes, and its size changed so."""
+    if new_size == old_size:
+        return Learnt.OTHER_BYTES
+    return Learnt.GROWTH if new_size > old_size else Learnt.SHRINKAGE
 
 
 def _gaps(found: list[Span[Source]], start: int, end: int) -> list[tuple[int, int]]:

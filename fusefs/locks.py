@@ -90,9 +90,8 @@ class FileLocks:
     def _ask(self, inode: Inode, wanted: FileLock) -> int:
         grant = self._namespace.set_lock(wanted)
         with inode.lock:
-            inode.learn_attributes(grant.attributes)
-        if not self._pages.opened(inode.ino, grant.attributes.version):
-            self._pages.drop_now(inode.ino)
+            self._pages.changed(inode.ino, inode.learn_attributes(grant.attributes))
+        self._pages.locked(inode.ino, grant.attributes.version)
         return grant.epoch
 
     def unset(self, handle: Handle, range_: FileLock) -> None:

@@ -292,14 +292,13 @@ class Writeback:
                 self.fail(inode, error, change=change)
                 raise
             with inode.lock:
-                alone = inode.finish_commit(change, attributes, durable)
+                learnt = inode.finish_commit(change, attributes, durable)
+                self._pages.changed(inode.ino, learnt)
                 _keep(inode, _blocks_of(change))
         if inode.uploads:
             self._abandon_unused(inode)
-        if alone:
+        if not learnt:
             self._pages.committed(inode.ino, attributes.version)
-        else:
-            self._pages.doubt(inode.ino)
         self._names.set(attributes)
         return True
 

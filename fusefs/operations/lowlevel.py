@@ -13,7 +13,6 @@ import fcntl
 import itertools
 import logging
 import os
-import queue
 import signal
 import stat
 import threading
@@ -21,16 +20,19 @@ import time
 from collections.abc import Callable
 from ctypes import byref
 from functools import partial
-from typing import Any, Self
+from typing import Any
 
+from fusefs.files import PAGE_BYTES
 from fusefs.filesystem import FileSystem
 from fusefs.handles import DirectoryHandle, Handle
 from fusefs.operations import BLOCK_SIZE_TOLD, ROOM_UNIT_BYTES, MountOptions, errno_of
+from fusefs.operations.dropping import PageDrops
 from fusefs.operations.locking import Waiters, lock_range, record_lock, signed
 from fusefs.operations.structures import (
     Arguments,
     Callbacks,
     EntryParameters,
+    FileInfo,
     Library,
     Stat,
     StatVfs,
@@ -79,6 +81,7 @@ class Mount:
         self._known_threads = threading.local()
         self._waiters = Waiters(self._library, filesystem.locks)
         self._session: int | None = None
+        self._drops = PageDrops()
         self._callbacks = Callbacks()
         fields: Any = Callbacks._fields_
         for name, kind in fields:
@@ -109,8 +112,9 @@ class Mount:
                 raise ConfigError(
                     f"{self._options.mountpoint} cannot be mounted; libfuse's own message is above"
                 )
-            with _Dropper(lambda ino: library.drop_pages(session, ino, 0, 0)) as dropper, self._waiters:
-                self._fs.drop_pages_with(dropper.drop_soon, dropper.drop_now)
+            self._drops.drop_with(lambda ino: library.drop_pages(session, ino, 0, 0))
+            with self._drops, self._waiters:
+                self._fs.drop_pages_with(self._drops)
                 self._session = session
                 library.loop(session, loop_configuration(WAITING_THREADS if waits else THREADS))
                 library.unmount(session)
@@ -196,7 +200,8 @@ class Mount:
         self._library.reply_link(request, self._fs.read_link(ino))
 
     def _entry(self, request: int, attributes: Attributes) -> None:
-        self._library.reply_entry(request, byref(_entry_of(attributes)))
+        entry = _entry_of(attributes)
+        self._drops.after(attributes.ino, lambda: self._library.reply_entry(request, byref(entry)))
 
     # attributes
 
@@ -230,7 +235,7 @@ class Mount:
     def _attributes(self, request: int, attributes: Attributes) -> None:
         status = Stat()
         _fill(status, attributes)
-        self._library.reply_attributes(request, byref(status), 0.0)
+        self._drops.after(attributes.ino, lambda: self._library.reply_attributes(request, byref(status), 0.0))
 
     def statfs(self, request: int, _ino: int) -> None:
         usage = self._fs.usage()
@@ -260,8 +265,12 @@ class Mount:
         handle, keep = self._fs.open(ino, info.flags, who.pid, who.uid)
         info.fh, info.keep_cache = self._keep(handle), keep
         info.direct_io = handle.uncached = _past_pages(handle)
-        if self._library.reply_open(request, file) != 0:
-            self._files.release(self._handles.pop(info.fh))
+        answer = FileInfo.from_buffer_copy(info)
+        self._drops.after(ino, lambda: self._opened(request, answer))
+
+    def _opened(self, request: int, answer: FileInfo) -> None:
+        if self._library.reply_open(request, byref(answer)) != 0:
+            self._files.release(self._handles.pop(answer.fh))
 
     def _keep(self, handle: Handle) -> int:
         number = next(self._numbers)
@@ -269,7 +278,13 @@ class Mount:
         return number
 
     def read(self, request: int, _ino: int, size: int, offset: int, file: Any) -> None:
-        data = bytes(self._files.read(self._handles[file.contents.fh], offset, size))
+        handle = self._handles[file.contents.fh]
+        data = bytes(self._files.read(handle, offset, size))
+        if len(data) < size > PAGE_BYTES and not handle.uncached and self._files.is_unsettled(handle):
+            # Read ahead by the kernel, which may ignore where this says that the file ends. It asks again
+            # for each page that a program wants, and knows better by then.
+            self._library.reply_error(request, errno.EAGAIN)
+            return
         self._library.reply_bytes(request, data, len(data))
 
     def write(self, request: int, _ino: int, address: int, size: int, offset: int, file: Any) -> None:
@@ -397,36 +412,12 @@ class Mount:
         self._library.reply_error(request, 0)
 
 
-class _Dropper:
-    """Drops the kernel's pages in a thread of its own: it waits for pages that a request may have locked."""
-
-    def __init__(self, drop: Callable[[int], int]) -> None:
-        self._drop = drop
-        self._queue: queue.SimpleQueue[int | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="dropper", daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._queue.put(None)
-        self._thread.join()
-
-    def drop_soon(self, ino: int) -> None:
-        self._queue.put(ino)
-
-    def drop_now(self, ino: int) -> None:
-        self._drop(ino)
-
-    def _run(self) -> None:
-        while (ino := self._queue.get()) is not None:
-            self._drop(ino)
-
-
 def _past_pages(handle: Handle) -> bool:
-    """Appends go past the kernel's pages: it would take them to be where it thinks that the file ends."""
-    return handle.appending
+    """Appends go past the kernel's pages: it would take them to be where it thinks that the file ends.
+
+    So do reads while it may take the file to be longer than it is.
+    """
+    return handle.appending or handle.unsettled
 
 
 def _nanoseconds(moment: Any) -> int:

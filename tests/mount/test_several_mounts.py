@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -209,3 +211,36 @@ def test_an_unlinked_open_file_ends_with_a_dead_mounts_session(mounted: Mounted)
     wait_until(lambda: inodes(cluster) == before, 4 * LEASE_SECONDS, "the inode is gone")
     with pytest.raises(OSError):
         os.close(opened)
+
+
+READER = """
+import sys
+path, turns = sys.argv[1], int(sys.argv[2])
+for _ in range(turns):
+    with open(path, "rb", buffering=0) as file:
+        content = file.readall()
+    if content.strip(b"x"):
+        sys.exit(f"{len(content)} bytes, of them {content.count(0)} zeros")
+"""
+
+
+@pytest.mark.parametrize("kind", ["grows", "grows and shrinks"])
+def test_no_zeros_behind_the_end_of_an_open_file(mounted: Mounted, kind: str) -> None:
+    """Found by chaos: the kernel fills its last page with zeros, and a look-up told it a larger size."""
+    _, first, second = mounted
+    (second / "log").write_bytes(b"x" * 100)
+    words = [sys.executable, "-c", READER, str(first / "log"), "150"]
+    readers = [subprocess.Popen(words, stderr=subprocess.PIPE) for _ in range(3)]
+    turn, size = 0, 100
+    while any(reader.poll() is None for reader in readers):
+        turn += 1
+        if kind == "grows":
+            with (second / "log").open("r+b") as file:
+                file.seek(size)
+                file.write(b"x" * 100)
+            size += 100
+        elif turn % 2:
+            (second / "log").write_bytes(b"x" * (300_000 + turn))
+        else:
+            os.truncate(second / "log", 200_000 + 100 * turn)
+    assert [reader.communicate()[1] for reader in readers] == [b""] * 3
