@@ -18,6 +18,8 @@ class MemoryStore:
 
     def __init__(self) -> None:
         self.blocks: dict[bytes, tuple[bytes, bytes]] = {}
+        self._pieces: dict[bytes, bytes] = {}
+        """The digests of each block's pieces as put: a record keeps them whatever happens to its bytes."""
         self.quarantine: list[tuple[bytes, bytes, str]] = []
         self._lock = threading.Lock()
 
@@ -33,12 +35,12 @@ class MemoryStore:
         _, data = self._find(block)
         span = span_of(len(data), first_piece, piece_count)
         part = data[span.start : span.end]
-        return BlockPart(len(data), refreshed_digests(len(data), piece_digests(data), span, part), part)
+        return BlockPart(len(data), refreshed_digests(len(data), self._pieces[block], span, part), part)
 
     def digest(self, block: bytes, first_piece: int, piece_count: int) -> bytes:
         digest, data = self._find(block)
         span = span_of(len(data), first_piece, piece_count)
-        return vote(len(data), digest, piece_digests(data), span, data[span.start : span.end])
+        return vote(len(data), digest, self._pieces[block], span, data[span.start : span.end])
 
     def in_disk_order(self, blocks: Sequence[bytes]) -> list[bytes]:
         return list(blocks)
@@ -52,6 +54,7 @@ class MemoryStore:
             if old is not None:
                 self.quarantine.append((block, old[1], note))
             self.blocks[block] = (digest, bytes(data))
+            self._pieces[block] = piece_digests(data)
             return "filled" if old is None else "replaced"
 
     def delete(self, blocks: Sequence[bytes]) -> int:

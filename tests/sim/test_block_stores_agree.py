@@ -132,5 +132,17 @@ class Stores(RuleBasedStateMachine):
         shutil.rmtree(self.directory)
 
 
+def test_a_vote_on_pieces_beside_the_damaged_one() -> None:
+    """A record keeps the digests of its pieces as they were put."""
+    stores = Stores()
+    try:
+        stores.put(5, 0)
+        stores.damage(5)
+        stores.read(5, 1, 0)
+        stores.read(5, 1, 1)
+    finally:
+        stores.teardown()
+
+
 TestStores = Stores.TestCase
 TestStores.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
