@@ -45,7 +45,8 @@ class DataService:
         self._started = time.monotonic()
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="store")
         self._writing = 0
-        self._sync = SharedSync(self._threads, self._sync_store)
+        self._sync = SharedSync(self._threads, self._store.sync, self._prepare_space)
+        self._preparing: asyncio.Future[None] | None = None
 
     async def _in_thread(self, call: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
         loop = asyncio.get_running_loop()
@@ -114,12 +115,12 @@ class DataService:
     async def keep_scrub(self, state: dict[str, Any]) -> None:
         await self._in_thread(self._scrub.keep, state)
 
-    def _sync_store(self) -> None:
-        """Sync in a thread; then let another one prepare space, if that is worth it."""
-        self._store.sync()
-        if self._store.wants_ahead:
+    def _prepare_space(self) -> None:
+        """After a sync: let a thread write zeros ahead, if that is worth it and none does."""
+        if self._store.wants_ahead and (self._preparing is None or self._preparing.done()):
             with suppress(RuntimeError):  # the threads end, and the store with them
-                self._threads.submit(self._store.write_ahead)
+                loop = asyncio.get_running_loop()
+                self._preparing = loop.run_in_executor(self._threads, self._store.write_ahead)
 
     async def repair(self, block: bytes, digest: bytes, data: bytes, note: str) -> str:
         return await self._write_in_thread(self._store.repair, block, digest, data, note)
@@ -171,12 +172,14 @@ class DataService:
 class SharedSync:
     """Makes callers share syncs: those who come while one runs wait together for the next one.
 
-    A sync that had begun before a caller came may not have its bytes, so it never counts.
+    A sync that had begun before a caller came may not have its bytes, so it never counts. `after` is called
+    when one has ended and its callers were told.
     """
 
-    def __init__(self, threads: Executor, sync: Callable[[], None]) -> None:
+    def __init__(self, threads: Executor, sync: Callable[[], None], after: Callable[[], None]) -> None:
         self._threads = threads
         self._sync = sync
+        self._after = after
         self._running = False
         self._next: asyncio.Future[None] | None = None
 
@@ -205,3 +208,4 @@ class SharedSync:
         else:
             waiting.set_exception(error)
         self._begin()
+        self._after()
