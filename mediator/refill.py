@@ -11,13 +11,14 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from mediator.fanout import Background, outcome_of
 from mediator.health import Health
 from mediator.pace import Pace
 from mediator.placement import holders
+from mediator.progress import RefillProgress
 from mediator.repair import Repaired, Repairs
 from mediator.servers import Metadata, Server
 from mediator.vote import Verdict
@@ -85,49 +86,6 @@ def must_compare(held: int, committed: int, lagging: int, others: int) -> bool:
         others: how many more it may still have: garbage, and copies of the metadata.
     """
     return not committed - lagging <= held <= committed - lagging + others
-
-
-@dataclass
-class RefillProgress:
-    """How far one server's refill is. Totals are what the comparison found, so that the ETA is honest."""
-
-    server: int
-    begun: float
-    running: bool = True
-    ended: float = 0.0
-    passes: int = 0
-    comparing: bool = False
-    compared: int = 0
-    blocks_total: int = 0
-    blocks_done: int = 0
-    bytes_total: int = 0
-    bytes_done: int = 0
-    failed: int = 0
-    deleted: int = 0
-    error: str = ""
-
-    def as_data(self, now: float) -> dict[str, Any]:
-        """Return the progress as plain data, with the rate and the time left."""
-        seconds = max((self.ended or now) - self.begun, 1e-3)
-        rate = self.bytes_done / seconds
-        left = self.bytes_total - self.bytes_done
-        return {
-            "server": self.server,
-            "state": "running" if self.running else ("failed" if self.failed or self.error else "done"),
-            "passes": self.passes,
-            "comparing": self.comparing,
-            "compared": self.compared,
-            "done": self.blocks_done,
-            "total": self.blocks_total,
-            "bytes_done": self.bytes_done,
-            "bytes_total": self.bytes_total,
-            "failed": self.failed,
-            "deleted": self.deleted,
-            "error": self.error,
-            "elapsed_seconds": seconds,
-            "bytes_per_second": rate,
-            "eta_seconds": left / rate if rate else (None if left else 0.0),
-        }
 
 
 class Refills:
@@ -331,12 +289,8 @@ class Refills:
         self._behind.discard(server.number)
         counts = await self._metadata.ask(BookkeepingMethods.lag_counts)
         lag = sum(each.blocks for each in counts if each.server == server.number)
-        progress.blocks_total = progress.blocks_done + lag + len(newest)
-        progress.bytes_total = (
-            progress.bytes_done
-            + sum(each.bytes for each in counts if each.server == server.number)
-            + sum(record.length for record in newest)
-        )
+        lag_bytes = sum(each.bytes for each in counts if each.server == server.number)
+        progress.found(lag + len(newest), lag_bytes + sum(record.length for record in newest))
         mended = await self._fill_all(server, newest, progress)
         while lag and (page := await self._metadata.ask(BookkeepingMethods.lagging, server.number, PAGE)):
             filled = await self._fill_all(server, page, progress)
@@ -351,13 +305,16 @@ class Refills:
         there = 0
         for start in range(0, len(records), BATCH):
             batch = records[start : start + BATCH]
+            begun = time.monotonic()
             asked = server.call(self._metadata.deadline_seconds, DataMethods.sync, [r.block for r in batch])
             lacking = set(await asked)
-            has = await self._fill_batch(server, [r for r in batch if r.block in lacking], progress)
             arrived = [record for record in batch if record.block not in lacking]
             for record in arrived:
-                self._count(progress, record, True)
-            has += [record.block for record in arrived]
+                progress.was_there(record.length)
+            has = [record.block for record in arrived]
+            if lacking:
+                with _working(progress, begun):
+                    has += await self._fill_batch(server, [r for r in batch if r.block in lacking], progress)
             await self._metadata.ask(BookkeepingMethods.clear_lag, server.number, has)
             there += len(has)
         return there
@@ -383,20 +340,23 @@ class Refills:
         progress.comparing = True
         progress.compared += 1
         blocks = size = extras = 0
-        async for difference in self._differences(server):
-            records = difference.lacking + difference.differing
-            blocks += len(records)
-            size += sum(record.length for record in records)
-            extras += len(await self._collectable(difference.extra))
-        progress.comparing = False
-        progress.blocks_total = progress.blocks_done + blocks
-        progress.bytes_total = progress.bytes_done + size
+        try:
+            async for difference in self._differences(server):
+                records = difference.lacking + difference.differing
+                blocks += len(records)
+                size += sum(record.length for record in records)
+                extras += len(await self._collectable(difference.extra))
+        finally:
+            progress.comparing = False
+        progress.found(blocks, size)
         progress.failed = 0
         if not blocks + extras:
             return 0, 0
         before = progress.blocks_done + progress.deleted
-        async for difference in self._differences(server):
-            await self._mend(server, difference, progress)
+        # To look through the pages once more is part of the price of each block that is left in them.
+        with _working(progress, time.monotonic()):
+            async for difference in self._differences(server):
+                await self._mend(server, difference, progress)
         return blocks + extras, progress.blocks_done + progress.deleted - before
 
     async def _differences(self, server: Server) -> AsyncIterator[Difference]:
@@ -438,9 +398,20 @@ class Refills:
 
     @staticmethod
     def _count(progress: RefillProgress, record: BlockRecord, done: bool) -> None:
-        progress.blocks_done += done
-        progress.bytes_done += record.length if done else 0
-        progress.failed += not done
+        if done:
+            progress.filled(time.monotonic(), record.length)
+        else:
+            progress.failed += 1
+
+
+@contextmanager
+def _working(progress: RefillProgress, begun: float) -> Iterator[None]:
+    """Let the time from `begun` to the end count for the rate; pauses and comparing are left outside."""
+    progress.work.begin(begun)
+    try:
+        yield
+    finally:
+        progress.work.end(time.monotonic())
 
 
 async def _each(

@@ -6,10 +6,12 @@ Exit status: 0 healthy, 1 degraded, 3 not running. It must not change anything, 
 from __future__ import annotations
 
 import argparse
+import math
 import time
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
+from rich import filesize
 from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.markup import escape
@@ -162,14 +164,25 @@ def _is_refilling(server: dict[str, Any]) -> bool:
 def _bar(server: dict[str, Any]) -> RenderableType:
     progress = server.get("refill") or {}
     done, total = int(progress.get("done", 0)), int(progress.get("total", 0))
-    eta = progress.get("eta_seconds")
     grid = Table.grid(padding=(0, 1))
     grid.add_row(
         f"refill of data-{server['number']}",
         ProgressBar(total=max(total, 1), completed=done, width=40),
-        f"{done} of {total} blocks" + (f", {eta:.0f} s left" if eta else ""),
+        refill_in_words(progress) if progress else "",
     )
     return grid
+
+
+def refill_in_words(progress: dict[str, Any]) -> str:
+    """Return how much of a refill, as the mediator tells it, is left, how fast it goes, and for how long."""
+    if progress["comparing"]:
+        return "comparing what it has with what it should have"
+    rate, eta = progress["bytes_per_second"], progress["eta_seconds"]
+    words = f"{progress['done']} of {progress['total']} blocks, {progress['blocks_left']} left"
+    words += f" ({filesize.decimal(progress['bytes_left'])})"
+    if rate:
+        words += f", {filesize.decimal(int(rate))}/s"
+    return words if eta is None else f"{words}, about {timedelta(seconds=math.ceil(eta))} to go"
 
 
 def _refusals(refusals: list[dict[str, Any]]) -> list[RenderableType]:
