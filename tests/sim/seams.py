@@ -35,6 +35,19 @@ class StandIn(types.SimpleNamespace):
         return getattr(self.__dict__["_module"], name)
 
 
+class LoopThreads:
+    """Stands for a data server's threads: the loop carries out what it is given, in virtual time."""
+
+    def __init__(self, *_: object, **__: object) -> None:
+        pass
+
+    def submit(self, *_: object) -> None:
+        raise AssertionError("a real thread would make each life differ: use the loop's run_in_executor")
+
+    def shutdown(self) -> None:
+        pass
+
+
 def install(
     now: Callable[[], float],
     sleep: Callable[[float], None],
@@ -79,11 +92,13 @@ def install(
         id(concurrent.futures.ThreadPoolExecutor): threads.ThreadPoolExecutor,
         id(concurrent.futures.Future): threads.Future,
     }
-    server = {id(os): host_os}
+    of_package = {
+        "fusefs": client,
+        "dataserver": {id(os): host_os, id(concurrent.futures.ThreadPoolExecutor): LoopThreads},
+        "metaserver": {id(os): host_os, id(threading): threads},
+    }
     for package, module in _modules():
-        more = client if package == "fusefs" else server if package in ("metaserver", "dataserver") else {}
-        if package == "metaserver":
-            more = server | {id(threading): threads}
+        more = of_package.get(package, {})
         _replace(module, anywhere | more, random.uniform, rng.uniform)
     pathlib.os = host_os  # type: ignore[attr-defined]
 
