@@ -19,6 +19,7 @@ from mediator.read_path import ReadPath
 from mediator.refill import Refills
 from mediator.refusals import Refusals
 from mediator.repair import Repairs
+from mediator.risk import RiskWatch
 from mediator.room import Room
 from mediator.scrub import DAY_SECONDS, Scrubs
 from mediator.servers import MakeClient, Metadata, Server
@@ -47,6 +48,7 @@ class Mediator:
         self.refills = Refills(self.health, self.metadata, self.repairs, self.background, pace)
         numbers = [server.number for server in servers]
         self.lag = LagKeeper(numbers, self.metadata, self.background, self.refills.heal)
+        self.risk = RiskWatch(quorum, self.metadata)
         self.collector = Collector(self.health, self.metadata, config.garbage_grace_seconds, vote_seconds)
         self.read_path = ReadPath(quorum, self.health, self.metadata, self.repairs, vote_seconds)
         self.room = Room(
@@ -96,6 +98,7 @@ class Mediator:
         self.background.start(self.health.run_forever(), "health")
         self.background.start(self.refills.inspect_forever(), "inspections")
         self.background.start(self.refills.heal_forever(), "healing what lags")
+        self.background.start(self.risk.run_forever(), "time at risk")
         self.background.start(self.collector.run_forever(), "garbage collection")
         self.background.start(self.compactor.run_forever(), "compaction")
         self.background.start(self.copies.run_forever(), "copies of the metadata")
@@ -146,6 +149,7 @@ class Mediator:
             "metaserver": self._describe_link(self.health.metaserver),
             "votes": self.read_path.votes,
             "repairs": self.repairs.status(),
+            "risk": self.risk.status(),
             "refusals": self.refusals.newest(),
             "refusal_count": self.refusals.count,
             "garbage": self.collector.status(),

@@ -75,6 +75,32 @@ class LagList:
         ).fetchall()
         return list(map(LagCount._make, rows))
 
+    def blocks_at_risk(self, spared: int) -> int:
+        """Return how many blocks more than `spared` servers lack.
+
+        The whole table is looked at only if so many servers lag at all: not while a few are down for days.
+        """
+        if spared < 0:
+            raise InvalidArgument("a number of servers is at least 0")
+        if self._lagging_servers(spared + 1) <= spared:
+            return 0
+        (count,) = self._store.execute(
+            "SELECT count(*) FROM (SELECT 1 FROM lag GROUP BY block HAVING count(*) > ?)", (spared,)
+        ).fetchone()
+        return int(count)
+
+    def _lagging_servers(self, most: int) -> int:
+        """Return how many servers lag, `most` at most: one step in the index each."""
+        found, server = 0, 0
+        while found < most:
+            (server,) = self._store.execute(
+                "SELECT min(server) FROM lag WHERE server > ?", (server,)
+            ).fetchone()
+            if server is None:
+                break
+            found += 1
+        return found
+
     def _is_known(self, block: bytes) -> bool:
         found = self._store.execute("SELECT 1 FROM blocks WHERE block = ?", (block,)).fetchone()
         return found is not None

@@ -291,6 +291,9 @@ class MetaService:
     def lag_counts(self) -> list[LagCount]:
         return self._store.read(self._lag.counts)
 
+    def blocks_at_risk(self, spared: int) -> int:
+        return self._store.read(self._lag.blocks_at_risk, spared)
+
     def recent_blocks(self) -> RecentBlocks:
         return self._lag.recent()
 

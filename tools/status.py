@@ -137,6 +137,8 @@ def draw(picture: Picture) -> RenderableType:
     bars = [_bar(server) for server in seen.values() if _is_refilling(server)]
     if bars:
         parts += [Text(""), *bars]
+    if mediator is not None:
+        parts += [Text(""), Text(risk_in_words(mediator["risk"], quorum.write))]
     parts += _refusals((mediator or {}).get("refusals", []))
     return Group(*parts)
 
@@ -183,6 +185,15 @@ def refill_in_words(progress: dict[str, Any]) -> str:
     if rate:
         words += f", {filesize.decimal(int(rate))}/s"
     return words if eta is None else f"{words}, about {timedelta(seconds=math.ceil(eta))} to go"
+
+
+def risk_in_words(risk: dict[str, Any], write_quorum: int) -> str:
+    """Return the time at risk, as the mediator tells it, in words."""
+    watched = timedelta(seconds=int(risk["watched_seconds"]))
+    return (
+        f"time at risk: {risk['block_seconds']:.0f} block-seconds in {watched}; now {risk['blocks']} blocks"
+        f" are known to have fewer than Qw={write_quorum} good copies"
+    )
 
 
 def _refusals(refusals: list[dict[str, Any]]) -> list[RenderableType]:

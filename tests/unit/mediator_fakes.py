@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -216,6 +217,10 @@ class FakeMetaserver(Fake):
     def lag_counts(self) -> list[LagCount]:
         found = [(number, self.lagging(number, 10**6)) for number in self.lag]
         return [LagCount(number, len(each), sum(r.length for r in each)) for number, each in found if each]
+
+    def blocks_at_risk(self, spared: int) -> int:
+        lacked = Counter(block for lag in self.lag.values() for block in lag if block in self.committed)
+        return sum(count > spared for count in lacked.values())
 
     def recent_blocks(self) -> RecentBlocks:
         return RecentBlocks(self.complete, self.recent)

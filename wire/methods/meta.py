@@ -284,6 +284,14 @@ class BookkeepingMethods:
         """Return how much each data server lags behind; those that do not are left out."""
         raise NotImplementedError
 
+    def blocks_at_risk(self, spared: int) -> int:
+        """Return how many committed blocks more than `spared` data servers are known to lack.
+
+        Raises:
+            InvalidArgument: `spared` is negative.
+        """
+        raise NotImplementedError
+
     def recent_blocks(self) -> RecentBlocks:
         """Return the blocks committed last: a killed mediator may not have said who did not take them."""
         raise NotImplementedError

@@ -53,6 +53,23 @@ def test_a_commit_that_is_sent_again_does_not_bring_back_what_was_cleared(meta: 
     assert meta.service.lag_counts() == [], "the record of a block that was known may be repeated"
 
 
+def test_blocks_at_risk_are_those_that_too_many_lack(meta: Harness) -> None:
+    assert [meta.service.blocks_at_risk(spared) for spared in (0, 2)] == [0, 0]
+    inodes = [meta.create(1, b"%d" % number).ino for number in range(4)]
+    blocks = [meta.new_block(100) for _ in inodes]
+    for ino, block, lacking in zip(inodes, blocks, [(4,), (4, 5), (3, 4, 5), (1, 2, 3, 4, 5)], strict=True):
+        commit(meta, ino, block, *lacking)
+    assert [meta.service.blocks_at_risk(spared) for spared in range(6)] == [4, 3, 2, 1, 1, 0]
+    meta.service.clear_lag(3, [blocks[2].block])
+    assert meta.service.blocks_at_risk(2) == 1
+    meta.restart()
+    assert meta.service.blocks_at_risk(2) == 1
+    commit(meta, inodes[3], meta.new_block(100))
+    assert meta.service.blocks_at_risk(2) == 0, "a superseded block is at risk no more"
+    with pytest.raises(InvalidArgument):
+        meta.service.blocks_at_risk(-1)
+
+
 def test_only_committed_blocks_lag(meta: Harness) -> None:
     record = meta.new_block(100)
     meta.service.note_lag([Lag(record.block, [1])])
