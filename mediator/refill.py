@@ -23,7 +23,7 @@ from mediator.repair import Repaired, Repairs
 from mediator.servers import Metadata, Server
 from mediator.vote import Verdict
 from wire.errors import InternalError, QuorumfsError
-from wire.messages import BlockRecord
+from wire.messages import BlockRecord, Lag
 from wire.methods import BookkeepingMethods, CommonMethods, DataMethods
 
 PAGE = 4096
@@ -226,8 +226,9 @@ class Refills:
         self._returned.discard(number)
         self._whole.discard(number)
         try:
-            newest = await self._newest_lacking(server) if returned else []
-            found, mended = await self._heal(server, progress, newest)
+            if returned:
+                await self._note_newest_lacking(server)
+            found, mended = await self._heal(server, progress)
             if (
                 not whole
                 and number not in self._whole
@@ -246,8 +247,8 @@ class Refills:
             await self._note_compared(server)
         return found + found_more, mended + mended_more
 
-    async def _newest_lacking(self, server: Server) -> list[BlockRecord]:
-        """Return those of the blocks committed last that a server lacks.
+    async def _note_newest_lacking(self, server: Server) -> None:
+        """Have those of the blocks committed last that a server lacks remembered as lag, if they are not yet.
 
         A mediator that was killed could not tell who had not taken them, and the power may have failed.
         """
@@ -255,12 +256,12 @@ class Refills:
         self._vouched = recent.complete
         if not recent.complete:
             self._whole.add(server.number)
-        lacking: list[bytes] = []
         for start in range(0, len(recent.blocks), PAGE):
             page = recent.blocks[start : start + PAGE]
-            lacking += await server.call(self._metadata.deadline_seconds, DataMethods.sync, page)
-        live = await self._metadata.live(lacking) if lacking else []
-        return [record for record in live if record is not None]
+            lacking = await server.call(self._metadata.deadline_seconds, DataMethods.sync, page)
+            if lacking:
+                lag = [Lag(block, [server.number]) for block in lacking]
+                await self._metadata.ask(BookkeepingMethods.note_lag, lag)
 
     async def _must_compare(self, server: Server) -> bool:
         for count in range(COUNTS):
@@ -282,23 +283,21 @@ class Refills:
             await self._metadata.ask(BookkeepingMethods.vouch_recent)
             self._vouched = True
 
-    async def _heal(
-        self, server: Server, progress: RefillProgress, newest: list[BlockRecord]
-    ) -> tuple[int, int]:
+    async def _heal(self, server: Server, progress: RefillProgress) -> tuple[int, int]:
         """Fill what lags, blocks with the fewest replicas first. Returns how much lagged and was filled."""
         self._behind.discard(server.number)
         counts = await self._metadata.ask(BookkeepingMethods.lag_counts)
         lag = sum(each.blocks for each in counts if each.server == server.number)
         lag_bytes = sum(each.bytes for each in counts if each.server == server.number)
-        progress.found(lag + len(newest), lag_bytes + sum(record.length for record in newest))
-        mended = await self._fill_all(server, newest, progress)
+        progress.found(lag, lag_bytes)
+        mended = 0
         while lag and (page := await self._metadata.ask(BookkeepingMethods.lagging, server.number, PAGE)):
             filled = await self._fill_all(server, page, progress)
             mended += filled
             if filled < len(page):
                 self._behind.add(server.number)
                 break
-        return lag + len(newest), mended
+        return lag, mended
 
     async def _fill_all(self, server: Server, records: list[BlockRecord], progress: RefillProgress) -> int:
         """Fill those of these blocks that a server lacks, and say so. Returns how many it has then."""

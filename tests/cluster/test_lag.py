@@ -56,6 +56,7 @@ def test_a_mediator_that_is_killed_leaves_the_lag_and_no_inventory_is_compared(
     with connected(make_cluster(read_quorum=3, write_quorum=3)) as client:
         for n in range(20):
             client.make(f"before-{n}", b"content %d" % n)
+        client.await_equal_to_committed()
         client.kill(4, 5)
         written = [client.make(f"late-{n}", b"late %d" % n)[0] for n in range(5)]
         client.cluster.kill("mediator")

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from mediator.pace import next_start
+from mediator.progress import RefillProgress
 from mediator.refill import must_compare
 from tests.unit.mediator_fakes import VOTE_SECONDS, World, commit_of, run, world
 from wire.errors import InternalError
@@ -52,6 +53,32 @@ def test_what_servers_that_are_down_lack_is_told_and_healed_without_inventories(
             progress = w.mediator.refills.progress(w.mediator.health.servers[3])
             assert progress is not None
             assert (progress["done"], progress["total"], progress["failed"]) == (10, 10, 0)
+
+    run(scenario())
+
+
+def test_what_lags_and_is_of_the_newest_is_left_to_do_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[tuple[int, int]] = []
+    note = RefillProgress.found
+
+    def noting(progress: RefillProgress, blocks: int, size: int) -> None:
+        found.append((blocks, size))
+        note(progress, blocks, size)
+
+    monkeypatch.setattr(RefillProgress, "found", noting)
+
+    async def scenario() -> None:
+        async with world(5, 3, 3) as w:
+            w.data[5].down = True
+            await w.mediator.health.first_look()
+            written = [await write(w, b"late" + bytes([n]), n) for n in range(10)]
+            del w.data[4].held[written[0].block]
+            found.clear()
+            w.data[5].down = False
+            w.data[4].epoch += 1
+            await w.look()
+            assert sorted(each for each in found if each[0]) == [(1, 5), (10, 50)]
+            assert all(w.data[number].is_good(r) for number in (4, 5) for r in written)
 
     run(scenario())
 
