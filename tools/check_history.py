@@ -10,8 +10,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from tools.history.appends import check_appends
 from tools.history.linear import Finding, check_registers
 from tools.history.record import HistoryError, parse
+from tools.history.sums import check_sums
 from wire.config import ConfigError
 
 
@@ -30,7 +32,7 @@ def run(parsed: argparse.Namespace) -> int:
             calls = parse(lines)
     except (OSError, UnicodeDecodeError, HistoryError) as error:
         raise ConfigError(str(error)) from error
-    findings = check_registers(calls)
+    findings = [*check_registers(calls), *check_appends(calls), *check_sums(calls)]
     if parsed.json:
         print(json.dumps([_plain(finding) for finding in findings]))
     else:

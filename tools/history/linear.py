@@ -12,6 +12,7 @@ from typing import NamedTuple
 from tools.history.record import Call
 
 STEPS = 1_000_000
+REGISTER_OPERATIONS = ("write", "read", "create")
 
 
 class Finding(NamedTuple):
@@ -26,6 +27,8 @@ def check_registers(calls: Iterable[Call], steps: int = STEPS) -> list[Finding]:
     """Return what broke, at most one finding a key. `steps` bounds the search of one key."""
     keys: dict[str, list[Call]] = {}
     for call in calls:
+        if call.operation not in REGISTER_OPERATIONS:
+            continue
         # What failed did nothing (P4); a read without an answer saw nothing.
         if call.outcome == "ok" or (call.outcome == "unknown" and call.operation != "read"):
             keys.setdefault(call.key, []).append(call)

@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 NEVER_NS = 1 << 63
 """The end of a call without a known answer: it may take effect at any time, or never."""
-OPERATIONS = ("write", "read", "create")
+OPERATIONS = ("write", "read", "create", "append", "list", "balances")
+READS = ("read", "list", "balances")
 OUTCOMES = ("ok", "fail", "unknown")
 LINE_CHARACTERS = 1 << 20
 
@@ -54,7 +55,7 @@ def _take(calls: dict[int, Call], running: dict[str, int], number: int, line: st
         if client in running:
             raise ValueError(f"client {client} has a call running")
         operation = _one_of(event["operation"], OPERATIONS)
-        if operation != "read" and value is None:
+        if operation not in READS and value is None:
             raise ValueError(f"a {operation} has a value")
         calls[number] = Call(
             number, client, operation, _text(event["key"]), value, "unknown", time_ns, NEVER_NS
@@ -65,7 +66,7 @@ def _take(calls: dict[int, Call], running: dict[str, int], number: int, line: st
         if time_ns < call.start_ns:
             raise ValueError("a call returns before it starts")
         outcome = _one_of(event["outcome"], OUTCOMES)
-        value = value if call.operation == "read" else call.value
+        value = value if call.operation in READS else call.value
         end_ns = NEVER_NS if outcome == "unknown" else time_ns
         calls[call.line] = call._replace(outcome=outcome, value=value, end_ns=end_ns)
     else:
