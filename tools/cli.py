@@ -41,6 +41,7 @@ MODULES = {
     "rebuild": "tools.rebuild",
     "evaluate": "tools.evaluate",
     "bench": "tools.bench",
+    "record": "tools.record",
     "check-history": "tools.check_history",
     "config": "tools.settings",
 }
