@@ -29,6 +29,10 @@ from wire.config import ClusterConfig
 from wire.errors import InvalidArgument
 
 
+def _microseconds(seconds: float | None) -> int | None:
+    return None if seconds is None else int(seconds * 1e6)
+
+
 class Mediator:
     """All parts of one mediator process, over clients that come in from outside."""
 
@@ -166,6 +170,10 @@ class Mediator:
             "blocks": said.get("blocks"),
             "quarantined": said.get("quarantined"),
             "full": server.full,
+            "reads_us": {
+                size: {"median": _microseconds(window.median), "p95": _microseconds(window.p95)}
+                for size, window in server.reads.items()
+            },
             "refill": self.refills.progress(server),
             "scrub": self.scrubs.progress(server),
         }
@@ -176,6 +184,5 @@ class Mediator:
             "address": server.address,
             "state": server.state,
             "since_ns": server.since_ns,
-            "latency_us": int(server.latency_seconds * 1e6),
             "error": server.error,
         }

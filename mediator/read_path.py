@@ -7,31 +7,26 @@ what all the votes reveal is repaired. It never answers bytes that do not match 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from mediator.health import Health
+from mediator.latency import choose_byte_server, hedge_seconds, size_class
 from mediator.repair import Repairs
 from mediator.servers import Metadata, Server
 from mediator.vote import ReadOutcome, Verdict, describe_read, judge, read_outcome
 from wire.digest import BLOCK_BYTES, DIGEST_BYTES, PIECE_BYTES, piece_count
-from wire.errors import InvalidArgument, QuorumfsError, ReadRefused, Unavailable
+from wire.errors import InvalidArgument, QuorumfsError, ReadRefused, TransportError, Unavailable
 from wire.messages import BLOCK_ID_BYTES, BlockPart, BlockRecord, FileMap
 from wire.methods import DataMethods
 from wire.quorum import Quorum
 from wire.request import request_of, settle
 
-HEDGE_SHORTEST_SECONDS = 0.05
-HEDGE_LONGEST_SECONDS = 0.5
-HEDGE_FACTOR = 4
-"""A second server is asked for the bytes when the first takes so many times its usual time."""
 LAST_VOTES_SECONDS = 0.05
 """A refusal waits so long for one more vote, so that it can say how all replicas stand."""
 OPEN_SECONDS = 0.25
 """An open waits so long for the bytes that may come with it: it is not a read, and must not fail as one."""
-NEAR_FACTOR = 2
-NEAR_SECONDS = 0.001
-"""Servers at most this much slower than the fastest take turns in sending bytes."""
 
 
 def check_request(witness: BlockRecord, first_piece: int, pieces: int) -> None:
@@ -56,18 +51,6 @@ def only_small_block(file: FileMap) -> BlockRecord | None:
     return BlockRecord(extent.block, extent.block_length, extent.digest)
 
 
-def choose_byte_server(latencies: dict[int, float], turn: int) -> int:
-    """Return which server sends the bytes: those about as fast as the fastest take turns.
-
-    Args:
-        latencies: the usual time of an answer by server number, in seconds; at least one.
-        turn: a number that grows with every choice.
-    """
-    limit = min(latencies.values()) * NEAR_FACTOR + NEAR_SECONDS
-    near = sorted(number for number, latency in latencies.items() if latency <= limit)
-    return near[turn % len(near)]
-
-
 class Ballot:
     """The votes on some pieces of one block, as they come in."""
 
@@ -84,6 +67,7 @@ class Ballot:
         self.servers = {server.number: server for server in servers}
         self.witness = witness
         self.pieces = (first_piece, pieces)
+        self.size = size_class(witness.length, first_piece, pieces, PIECE_BYTES)
         self.verdicts: dict[int, Verdict | None] = dict.fromkeys(self.servers)
         self.part: BlockPart | None = None
         self.asked_for_bytes: set[int] = set()
@@ -131,16 +115,25 @@ class Ballot:
         self.asked_for_bytes.add(number)
         self.bytes_pending += 1
         request = request_of(DataMethods.get, self.witness.block, *self.pieces)
-        self.servers[number].begin(self._vote_seconds, request, partial(self._sent, number))
+        self.servers[number].begin(self._vote_seconds, request, partial(self._sent, number, time.monotonic()))
 
-    def _sent(self, number: int, answer: BlockPart | QuorumfsError) -> None:
+    def _sent(self, number: int, begun: float, answer: BlockPart | QuorumfsError) -> None:
         self.bytes_pending -= 1
+        self._measure(number, begun, answer)
         verdict = judge(self.witness, answer, *self.pieces)
         if verdict is not Verdict.DOWN or self.verdicts[number] is not Verdict.GOOD:
             self.verdicts[number] = verdict  # bytes overrule a digest; silence does not unsay it
         if verdict is Verdict.GOOD and isinstance(answer, BlockPart) and self.part is None:
             self.part = answer
         self._note_change(True)
+
+    def _measure(self, number: int, begun: float, answer: BlockPart | QuorumfsError) -> None:
+        """Note how long the bytes took. Silence counts as its deadline; a refusal tells nothing of reads."""
+        reads = self.servers[number].reads[self.size]
+        if isinstance(answer, BlockPart):
+            reads.note(time.monotonic() - begun)
+        elif isinstance(answer, TransportError):
+            reads.note(self._vote_seconds)
 
     def _note_change(self, matters: bool) -> None:
         if matters:
@@ -269,14 +262,16 @@ class ReadPath:
         return ballot
 
     def _choose(self, ballot: Ballot) -> int | None:
-        latencies = {number: s.latency_seconds for number, s in ballot.servers.items() if s.state == "up"}
-        latencies = latencies or {number: s.latency_seconds for number, s in ballot.servers.items() if s.up}
+        servers = [server for server in ballot.servers.values() if server.state == "up"]
+        servers = servers or [server for server in ballot.servers.values() if server.up]
         self._turn += 1
-        return choose_byte_server(latencies, self._turn) if latencies else None
+        medians = {server.number: server.reads[ballot.size].median for server in servers}
+        return choose_byte_server(medians, self._turn) if medians else None
 
     def _hedge_seconds(self, ballot: Ballot) -> float:
-        usual = min((s.latency_seconds for s in ballot.servers.values() if s.up), default=0.0)
-        return min(HEDGE_LONGEST_SECONDS, max(HEDGE_SHORTEST_SECONDS, HEDGE_FACTOR * usual))
+        return hedge_seconds(
+            [server.reads[ballot.size].p95 for server in ballot.servers.values() if server.up]
+        )
 
     async def _fill(self, ballot: Ballot) -> bool:
         """Fill the missing replicas and count those that were; False if the block is no longer the file's."""

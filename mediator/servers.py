@@ -12,6 +12,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar
 
+from mediator.latency import no_reads
 from wire.errors import Draining, QuorumfsError, TransportError, Unavailable
 from wire.messages import BlockRecord
 from wire.methods import BookkeepingMethods
@@ -21,9 +22,6 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 State = Literal["up", "down", "refilling"]
-
-LATENCY_WEIGHT = 0.2
-"""How much the newest latency counts in the running mean."""
 
 
 class Caller(Protocol):
@@ -54,7 +52,8 @@ class Server:
         self.since_ns = time.time_ns()
         self.error = "not reached yet"
         self.epoch = 0
-        self.latency_seconds = 0.0
+        self.reads = no_reads()
+        """How long it took of late to send bytes."""
         self.answered = 0.0
         """When it last answered anything, on the monotonic clock."""
         self.look = asyncio.Event()
@@ -69,14 +68,12 @@ class Server:
 
     def begin(self, deadline_seconds: float, request: Request[Any], then: Then) -> None:
         """Send a request once; note what the answer (or error) tells of the server, and hand it to `then`."""
-        begun = time.monotonic()
 
         def answered(answer: Any) -> None:
             if isinstance(answer, TransportError):
                 self.note_failure(answer)
             elif not isinstance(answer, QuorumfsError):
                 self.answered = time.monotonic()
-                self.latency_seconds += LATENCY_WEIGHT * (self.answered - begun - self.latency_seconds)
             then(answer)
 
         self.client.begin(deadline_seconds, request, answered)
@@ -111,6 +108,7 @@ class Server:
         """Use it from now on."""
         if not self.up:
             self.up, self.error, self.since_ns = True, "", time.time_ns()
+            self.reads = no_reads()  # how slow it was before says nothing of now
 
     def mark_down(self, error: str) -> None:
         """Do not use it until health finds it up; `error` says why, for people."""

@@ -38,6 +38,8 @@ class Relay:
         self._port = self._listener.getsockname()[1]
         self.address = f"127.0.0.1:{self._port}"
         self._fault: Fault = ""
+        self.answered_bytes = 0
+        """How much the server has answered through here."""
         self._connections: set[socket.socket] = set()
         self._frozen: set[socket.socket] = set()
         self._listen()
@@ -114,6 +116,8 @@ class Relay:
         elif answers and fault == "garbage":
             chunk = GARBAGE
         sink.sendall(chunk)
+        if answers:
+            self.answered_bytes += len(chunk)
 
 
 def _shut(connected: socket.socket) -> None:

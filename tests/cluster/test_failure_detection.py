@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
+from statistics import median
 from typing import Any
 
 import pytest
 
 from tests.cluster.quorum_client import connected
-from tests.cluster.relay import Relay, RelayedCluster
+from tests.cluster.relay import DELAYS_SECONDS, Relay, RelayedCluster
 from tests.conftest import ClusterFactory
 from tests.support import wait_until
 from wire.config import Deadlines
@@ -25,6 +27,9 @@ WRITE_SECONDS = DEADLINES.vote_seconds + 1.0
 AT_ONCE_SECONDS = 0.75
 """A refusal looks again at the server that is down, a quarter of a second long."""
 READS = 8
+
+BATCH = 40
+"""So many reads show who sends bytes: more than it takes to try a slow server once."""
 
 SUSPECTED = ("hung", "very slow", "deaf", "mute", "half-open", "refused", "reset", "garbage")
 
@@ -83,3 +88,27 @@ def test_one_server_fails_and_returns(make_cluster: ClusterFactory, fault: Any) 
             assert client.read(other) == b"last"
             client.await_all_good(ino)
             client.await_all_good(other)
+
+
+def test_a_slow_server_is_not_asked_for_bytes_until_it_is_fast_again(make_cluster: ClusterFactory) -> None:
+    made = make_cluster()
+    with ExitStack() as stack:
+        relay = stack.enter_context(Relay(made.address("data-1")))
+        client = stack.enter_context(connected(RelayedCluster(made, relay, DEADLINES)))
+        data = bytes(range(256)) * 200
+        ino, _ = client.make("read", data)
+
+        def sent_in_a_batch() -> int:
+            """Return how many of a batch of reads had their bytes from data server 1."""
+            before = relay.answered_bytes
+            reads = [timed(client.read, ino) for _ in range(BATCH)]
+            assert [result == data for result, _ in reads] == [True] * BATCH
+            assert max(seconds for _, seconds in reads) < READ_SECONDS, reads
+            assert median(seconds for _, seconds in reads) < DELAYS_SECONDS["slow"], reads
+            return (relay.answered_bytes - before) // len(data)
+
+        wait_until(lambda: sent_in_a_batch() > 4, 20.0, "it sends its share of the bytes")
+        relay.begin("slow")
+        wait_until(lambda: sent_in_a_batch() <= 2, 20.0, "it is asked for bytes only to try it")
+        relay.begin("")
+        wait_until(lambda: sent_in_a_batch() > 4, 20.0, "it sends its share of the bytes again")

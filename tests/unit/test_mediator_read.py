@@ -9,7 +9,6 @@ import time
 
 import pytest
 
-from mediator.read_path import choose_byte_server
 from mediator.vote import Prediction, predict_read
 from tests.support import take_seed
 from tests.unit.mediator_fakes import VOTE_SECONDS, run, world
@@ -322,10 +321,22 @@ def test_repairs_of_one_block_are_done_once_at_a_time() -> None:
     run(scenario())
 
 
-def test_the_byte_server_is_a_fast_one_and_they_take_turns() -> None:
-    latencies = {1: 0.001, 2: 0.0011, 3: 0.5, 4: 0.0012}
-    assert [choose_byte_server(latencies, turn) for turn in range(4)] == [1, 2, 4, 1]
-    assert choose_byte_server({3: 0.5}, 7) == 3
+def test_reads_are_measured_and_silence_counts_as_the_deadline() -> None:
+    async def scenario() -> None:
+        async with world() as w:
+            record = w.commit()
+            w.data[1].paused = True
+            for _ in range(10):
+                await w.read(record)
+            await asyncio.sleep(VOTE_SECONDS)
+            await w.settle()
+            first, second, *_ = w.mediator.health.servers
+            assert first.reads["small"].median == VOTE_SECONDS
+            assert second.reads["small"].median is not None and second.reads["small"].median < VOTE_SECONDS
+            assert second.reads["large"].median is None
+            w.data[1].paused = False
+
+    run(scenario())
 
 
 def test_bytes_come_from_servers_in_turn() -> None:

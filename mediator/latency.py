@@ -1,0 +1,94 @@
+"""How long servers take to send bytes, and what follows: whom to ask, and when to ask a second one.
+
+Measured are requests for bytes alone, small and large ones apart: a heartbeat, a vote or a write says
+little of them. Pure: no clock, no randomness, no I/O. For use on one event loop.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from statistics import median, median_low
+from typing import Literal
+
+SizeClass = Literal["small", "large"]
+SIZE_CLASSES: tuple[SizeClass, ...] = ("small", "large")
+
+SMALL_BYTES = 64 * 1024
+"""A read of at most so many bytes is small."""
+WINDOW = 64
+"""So many reads of each class tell a server's p95."""
+RECENT = 5
+"""So many of them, the newest, tell its median: three slow ones are enough to turn to others."""
+HEDGE_SHORTEST_SECONDS = 0.02
+HEDGE_LONGEST_SECONDS = 0.5
+HEDGE_UNMEASURED_SECONDS = 0.05
+"""The delay of a second request while nothing is measured."""
+NEAR_FACTOR = 1.5
+NEAR_SECONDS = 0.001
+"""Servers at most this much slower than the fastest are alike: they take turns in sending bytes."""
+TRY_EVERY = 32
+"""One choice in so many goes to a server that is not among the fastest, to see whether it is again."""
+
+
+def size_class(length: int, first_piece: int, pieces: int, piece_bytes: int) -> SizeClass:
+    """Return the class of a read of pieces (0: all from the first on) of a block of `length` bytes."""
+    rest = length - first_piece * piece_bytes
+    wanted = min(rest, pieces * piece_bytes) if pieces else rest
+    return "small" if wanted <= SMALL_BYTES else "large"
+
+
+class Window:
+    """The newest reads of one class from one server, in seconds."""
+
+    def __init__(self) -> None:
+        self._samples: deque[float] = deque(maxlen=WINDOW)
+        self.median: float | None = None
+        """Of the newest few; None if there are none."""
+        self.p95: float | None = None
+        """Of all; None if there are none."""
+
+    def note(self, seconds: float) -> None:
+        """Add a read; the oldest goes."""
+        self._samples.append(seconds)
+        count = len(self._samples)
+        self.median = median([self._samples[-1 - back] for back in range(min(RECENT, count))])
+        self.p95 = sorted(self._samples)[(count * 95 - 1) // 100]
+
+
+Reads = dict[SizeClass, Window]
+
+
+def no_reads() -> Reads:
+    """Return the windows of a server of which nothing is known."""
+    return {size: Window() for size in SIZE_CLASSES}
+
+
+def choose_byte_server(medians: Mapping[int, float | None], turn: int) -> int:
+    """Return which server sends the bytes: those about as fast as the fastest take turns.
+
+    Args:
+        medians: the recent time of a read by server number, in seconds, at least one; a server with None
+            counts as the middle one of the others, so that it is tried.
+        turn: a number that grows by one with every choice.
+    """
+    known = [seconds for seconds in medians.values() if seconds is not None]
+    average = median_low(known) if known else 0.0
+    limit = min(known, default=0.0) * NEAR_FACTOR + NEAR_SECONDS
+    near: list[int] = []
+    far: list[int] = []
+    for number, seconds in sorted(medians.items()):
+        (near if (average if seconds is None else seconds) <= limit else far).append(number)
+    if far and turn % TRY_EVERY == 0:
+        return far[turn // TRY_EVERY % len(far)]
+    return near[turn % len(near)]
+
+
+def hedge_seconds(p95s: Sequence[float | None]) -> float:
+    """Return after how long a second server is asked, of the servers' p95 in the class of the read.
+
+    It is the middle one of them: a few slow servers must not make the wait for them longer.
+    """
+    known = [seconds for seconds in p95s if seconds is not None]
+    usual = median_low(known) if known else HEDGE_UNMEASURED_SECONDS
+    return min(HEDGE_LONGEST_SECONDS, max(HEDGE_SHORTEST_SECONDS, usual))
