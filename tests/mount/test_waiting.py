@@ -73,14 +73,19 @@ def test_a_program_that_waits_is_ended_by_a_signal(
     cluster: LocalCluster, mountpoint: Path, victim: str, number: signal.Signals
 ) -> None:
     cluster.kill(victim)
-    # Python handles SIGINT: it is the system call that must end, for its handler to run.
+    # Python handles SIGINT: it is the system call that must end, for its handler to run. What runs in the
+    # background inherits that it is ignored.
+    heed = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
     with subprocess.Popen(
-        [sys.executable, "-c", f"open('{mountpoint}/new', 'w').write('x')"], stderr=subprocess.DEVNULL
+        [sys.executable, "-c", f"{heed}; open('{mountpoint}/new', 'w').write('x')"], stderr=subprocess.DEVNULL
     ) as child:
-        await_waiting(cluster)
-        assert child.poll() is None
-        child.send_signal(number)
-        assert child.wait(PROMPT_SECONDS) == -number
+        try:
+            await_waiting(cluster)
+            assert child.poll() is None
+            child.send_signal(number)
+            assert child.wait(PROMPT_SECONDS) == -number
+        finally:
+            child.kill()
     cluster.start(victim)
     wait_until(lambda: (mountpoint / "a").read_bytes() == b"old", BACK_SECONDS, "the mount goes on")
 
