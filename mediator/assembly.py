@@ -56,7 +56,12 @@ class Mediator:
         self.collector = Collector(self.health, self.metadata, config.garbage_grace_seconds, vote_seconds)
         self.read_path = ReadPath(quorum, self.health, self.metadata, self.repairs, vote_seconds)
         self.room = Room(
-            quorum, servers, self.metadata, lambda: self.collector.deleted_at, self._has_room_again
+            quorum,
+            servers,
+            self.metadata,
+            lambda: self.collector.deleted_at,
+            self._has_room_again,
+            self.health.recheck,
         )
         self.write_path = WritePath(
             quorum,

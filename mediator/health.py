@@ -23,6 +23,8 @@ PROBE_SECONDS = 1.5
 """A heartbeat must be answered within."""
 MISSES = 2
 """So many late heartbeats in a row, without any other answer, mean down: one alone may be a busy disk."""
+FIRST_SECONDS = 0.05
+"""A server that this mediator has not reached yet is looked at so often: a cluster starts all at once."""
 RECHECK_SECONDS = 0.25
 """How long a refusal waits for servers that were down to show that they are back."""
 
@@ -125,7 +127,7 @@ class Health:
             await survive(self.run_once(server), f"heartbeat of server {server.number}")
             server.look.clear()
             try:
-                async with asyncio.timeout(HEARTBEAT_SECONDS):
+                async with asyncio.timeout(HEARTBEAT_SECONDS if server.epoch else FIRST_SECONDS):
                     await server.look.wait()
                 await asyncio.sleep(HEARTBEAT_SECONDS / 10)
             except TimeoutError:

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 from mediator.fanout import Background, outcome_of
@@ -108,6 +108,7 @@ class Refills:
         self._background = background
         self._progress: dict[int, RefillProgress] = {}
         self._again: set[int] = set()
+        self._metadata_back = asyncio.Event()
 
     def progress(self, server: Server) -> dict[str, Any] | None:
         """Return the progress of a server's refill under way or the last one; None if there was none."""
@@ -161,6 +162,8 @@ class Refills:
 
     def metadata_came_up(self) -> None:
         """The metadata server was restarted: it does not know any more which puts were open."""
+        self._metadata_back.set()
+        self._metadata_back = asyncio.Event()
         self._compared.clear()
         if self._vouched:
             self._background.start(self._vouch_later(), "vouching for the newest blocks")
@@ -206,7 +209,7 @@ class Refills:
                 found, mended = await self._run_once(server, progress)
             except QuorumfsError as error:
                 progress.error = error.message
-                await asyncio.sleep(RETRY_SECONDS)
+                await self._pause_until_metadata_is_back()
                 continue
             progress.error = ""
             if not found and server.number not in self._again:
@@ -215,6 +218,12 @@ class Refills:
             self._again.discard(server.number)
             if not mended:
                 await asyncio.sleep(RETRY_SECONDS)
+
+    async def _pause_until_metadata_is_back(self) -> None:
+        """Wait before the next try; less if the metadata server, which may be what failed, is back sooner."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(RETRY_SECONDS):
+                await self._metadata_back.wait()
 
     async def _run_once(self, server: Server, progress: RefillProgress) -> tuple[int, int]:
         """Do one pass: what lags, then, if it must be, all. Returns how much was found and mended."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from mediator.fanout import outcome_of, survive
@@ -58,8 +58,12 @@ class Room:
         metadata: Metadata,
         deleted_at: Callable[[], float],
         has_room_again: Callable[[Server], None],
+        recheck: Callable[[], Awaitable[None]],
     ) -> None:
-        """Args: `deleted_at` tells when this mediator deleted something last, on the monotonic clock."""
+        """Args: `deleted_at` tells when this mediator deleted something last, on the monotonic clock;
+        `recheck` looks at the servers that are down: one that is back may be the one with room.
+        """
+        self._recheck = recheck
         self._deleted_at = deleted_at
         self._quorum = quorum
         self._servers = servers
@@ -79,6 +83,12 @@ class Room:
         if self.enough or time.monotonic() < max(self._hope_until, self._deleted_at() + HOPE_SECONDS):
             return ""
         return self.reason()
+
+    async def checked_refusal(self) -> str:
+        """Return the same after another look at the servers that are down."""
+        if self.refusal():
+            await self._recheck()
+        return self.refusal()
 
     def reason(self) -> str:
         """Say who is full, and what to do."""
@@ -127,6 +137,7 @@ class Room:
         """
         if self.enough:
             return
+        await self._recheck()
         await self.look()
         while not self.enough:
             if refusal := self.refusal():

@@ -64,7 +64,7 @@ class Service:
     async def heartbeat(self, session: int) -> Heartbeat:
         epoch = await self._mediator.metadata.ask(BookkeepingMethods.renew, session)
         writable, reason = self._mediator.health.writable()
-        full = self._mediator.room.refusal() if writable else ""
+        full = await self._mediator.room.checked_refusal() if writable else ""
         return Heartbeat(epoch, writable, reason or full, bool(full))
 
     async def put_block(self, block: bytes, digest: bytes, data: bytes, durable: bool) -> None:

@@ -19,6 +19,7 @@ from wire.quorum import Quorum
 
 STATUS_SECONDS = 3.0
 WRITABLE_SECONDS = 10.0
+ALL_SEEN_SECONDS = 2.0
 LOOK_SECONDS = 0.03
 
 Word = Literal["healthy", "degraded", "down"]
@@ -132,17 +133,30 @@ def _ask(cluster: LocalCluster, name: str, deadline_seconds: float) -> dict[str,
 
 
 def await_writable(cluster: LocalCluster, deadline_seconds: float = WRITABLE_SECONDS) -> None:
-    """Wait until the mediator has seen enough data servers to write.
+    """Wait until the mediator has seen enough data servers to write, and a moment for the others that run.
 
     Raises:
         ClusterError: it has not in time; the message has its reason.
     """
     end = time.monotonic() + deadline_seconds
+    all_by = min(end, time.monotonic() + ALL_SEEN_SECONDS)
     reason = "the mediator does not answer"
     while time.monotonic() < end:
         status = ask_mediator(cluster)
-        if status is not None and status["writable"]:
+        if (
+            status is not None
+            and status["writable"]
+            and (time.monotonic() > all_by or _sees_all(cluster, status))
+        ):
             return
         reason = reason if status is None else str(status["reason"])
         time.sleep(LOOK_SECONDS)
     raise ClusterError(f"not writable within {deadline_seconds:g} s: {reason}")
+
+
+def _sees_all(cluster: LocalCluster, status: dict[str, Any]) -> bool:
+    """Tell whether the mediator has reached every data server whose process runs."""
+    return all(
+        link["state"] != "down" or cluster.state(f"data-{link['number']}") != "running"
+        for link in status["servers"]
+    )

@@ -255,8 +255,13 @@ def kill_everything_under_a_writer(story: Story) -> int:
         for line in writer.stdout:
             if int(line) >= 20:
                 break
-        for name in (*story.cluster.mount_names(), *story.cluster.server_names):
-            story.cluster.process(name).signal(signal.SIGKILL)
+        processes = [
+            story.cluster.process(name)
+            for name in (*story.cluster.mount_names(), *story.cluster.server_names)
+        ]
+        for process in processes:
+            process.signal(signal.SIGKILL)
+        assert all(process.wait(10) for process in processes), "who still dies would not be started again"
         rest = writer.stdout.read().split()
         writer.wait(30)
     finally:

@@ -143,6 +143,25 @@ def test_a_refill_goes_on_when_the_metadata_server_is_back() -> None:
     run(scenario())
 
 
+def test_a_refill_does_not_pause_for_long_when_the_metadata_server_comes_up_after_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("mediator.refill.RETRY_SECONDS", 1000.0)
+
+    async def scenario() -> None:
+        async with world() as w:
+            w.data[3].epoch += 1
+            w.meta.down = True
+            await w.mediator.health.first_look()
+            server = w.mediator.health.servers[2]
+            assert server.state == "refilling"
+            w.meta.down = False
+            await w.look()
+            assert server.state == "up"
+
+    run(scenario())
+
+
 def test_a_block_without_a_good_replica_does_not_hold_up_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mediator.refill.RETRY_SECONDS", 0.01)
 

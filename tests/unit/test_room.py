@@ -58,6 +58,24 @@ async def put(w: World) -> bytes:
     return record.block
 
 
+def test_a_full_server_refuses_nothing_if_another_one_is_back_unnoticed() -> None:
+    async def scenario() -> None:
+        async with world(read=3, write=4) as w:
+            make_full(w, 2)
+            w.mediator.room.note_full(w.mediator.health.servers[1])
+            w.data[5].down = True
+            await w.mediator.health.first_look()
+            with pytest.raises(NoSpace):
+                await put(w)
+            w.data[5].down = False
+            service = Service(w.mediator, Identity("mediator", "test", 0, 1))
+            assert not (await service.heartbeat(1)).full
+            w.mediator.health.servers[4].mark_down("it was restarted")
+            assert await put(w) in w.data[5].held
+
+    run(scenario())
+
+
 def test_a_full_server_makes_writes_fail_with_no_space_and_still_votes() -> None:
     async def scenario() -> None:
         async with world(read=5) as w:
