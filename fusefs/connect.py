@@ -17,6 +17,9 @@ from wire.blocking import BlockingClient
 from wire.config import ClusterConfig, ConfigError
 from wire.errors import QuorumfsError
 
+BEGIN_SECONDS = 5.0
+"""Who mounts learns so soon that there is no cluster."""
+
 
 @contextmanager
 def connect(config: ClusterConfig, name: str) -> Iterator[FileSystem]:
@@ -44,7 +47,7 @@ def connect(config: ClusterConfig, name: str) -> Iterator[FileSystem]:
         opens = OpenInodes(namespace)
         session.open_inodes = opens.numbers
         try:
-            session.begin()
+            session.begin(BEGIN_SECONDS)
         except QuorumfsError as error:
             raise ConfigError(
                 f"the mediator at {config.mediator_listen} does not answer ({error}); "

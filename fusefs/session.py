@@ -67,10 +67,10 @@ class Session:
         self._lease_seconds = 0.0
         self._alive_until = 0.0
 
-    def begin(self) -> None:
-        """Open the session. Raises what open_session raises."""
+    def begin(self, seconds: float) -> None:
+        """Open the session within so many seconds. Raises what open_session raises."""
         asked = time.monotonic()
-        info = self._client.call(self._deadlines.metadata_seconds, NamespaceMethods.open_session, self._name)
+        info = self._client.call(seconds, NamespaceMethods.open_session, self._name)
         self._lease_seconds = info.lease_ms / 1000
         self._alive_until = asked + self._lease_seconds
         self.number, self._epoch = info.session, info.epoch
@@ -99,7 +99,7 @@ class Session:
                 return
             log.warning("session %d expired; beginning a new one", dead)
             self.lose_locks()
-            self.begin()
+            self.begin(self._deadlines.metadata_seconds)
             self._reclaim(self._epoch)
 
     def confirm(self) -> None:

@@ -29,6 +29,12 @@ ONE_IN = 40
 """A copy is disturbed when one file in so many has arrived."""
 
 
+XML_LATER = pytest.mark.parametrize(
+    "story", ["msgpack", pytest.param("xml", marks=pytest.mark.long)], indirect=True
+)
+"""What the encoding matters little for is told by XML in `make story-xml` only."""
+
+
 @pytest.fixture(params=["msgpack", "xml"])
 def story(request: pytest.FixtureRequest, make_cluster: ClusterFactory, mountpoint: Path) -> Story:
     """Five data servers, Qr=3, Qw=5, mounted; every part speaks the encoding alone."""
@@ -167,6 +173,7 @@ def test_a_write_quorum_lost_in_mid_write_leaves_the_old_content(story: Story) -
 # 5
 
 
+@XML_LATER
 def test_a_blank_server_is_refilled_by_itself(story: Story, sources: Path) -> None:
     story.expect(f"cp -r {sources} sources && head -c 32M /dev/urandom > random")
     story.terminate(1, 2, 3)
@@ -192,6 +199,7 @@ def arrived(place: Path) -> int:
     return sum(path.is_file() for path in place.rglob("*")) if place.exists() else 0
 
 
+@XML_LATER
 @pytest.mark.parametrize("name", ["mediator", "metaserver"])
 def test_a_killed_server_does_not_break_a_copy(story: Story, sources: Path, name: str) -> None:
     total = arrived(sources)
@@ -224,6 +232,7 @@ def content(number: int) -> bytes:
     return random.Random(number).randbytes(1 + number * 997 % 300_000)
 
 
+@XML_LATER
 def test_after_killing_everything_every_closed_file_is_whole(story: Story, sources: Path) -> None:
     story.expect(f"cp -r {sources} sources")
     closed = kill_everything_under_a_writer(story)

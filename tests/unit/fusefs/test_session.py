@@ -90,7 +90,7 @@ class OneUnlink:
 def test_a_call_that_a_dead_session_may_have_made_is_not_made_again(resent: bool) -> None:
     client = OneUnlink(resent)
     session = Session(client, Deadlines(), "a test", Patience())  # type: ignore[arg-type]
-    session.begin()
+    session.begin(5.0)
     namespace = RemoteNamespace(client, session, Deadlines(), Patience())  # type: ignore[arg-type]
     if resent:
         with pytest.raises(SessionUnknown):
