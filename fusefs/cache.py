@@ -21,6 +21,7 @@ UNSETTLED_SECONDS = 2 * LIFE_SECONDS
 """The kernel is told nothing older than a life; as long again for what is on its way to it."""
 MOST_ENTRIES = 65536
 
+K = TypeVar("K")
 T = TypeVar("T")
 
 
@@ -51,6 +52,7 @@ class NameCache:
         self._names: OrderedDict[tuple[int, bytes], _Known] = OrderedDict()
         self._attributes: OrderedDict[int, _Seen] = OrderedDict()
         self._plain: OrderedDict[int, tuple[float, bool]] = OrderedDict()
+        self._absent: OrderedDict[tuple[int, bytes], float] = OrderedDict()
         self._changes = 0
 
     def asking(self) -> int:
@@ -85,6 +87,16 @@ class NameCache:
             if token == self._changes:
                 self._keep_name(parent, name, attributes)
 
+    def is_absent(self, parent: int, name: bytes) -> bool:
+        """Tell whether a directory is known to lack a name."""
+        return self._absent.get((parent, name), 0.0) >= self._clock()
+
+    def learn_absent(self, token: int, parent: int, name: bytes) -> None:
+        """Keep the answer that a directory lacks a name, unless this mount changed something meanwhile."""
+        with self._lock:
+            if token == self._changes:
+                _keep_newest(self._absent, (parent, name), self._clock() + self._life, self._most)
+
     def lacks(self, ino: int, name: bytes) -> bool:
         """Tell whether an inode is known to lack an extended attribute of the space `security`."""
         until, all_of_them = self._plain.get(ino, (0.0, False))
@@ -105,16 +117,20 @@ class NameCache:
         Of a name that is not known, whose links have changed is not known either: all attributes go.
         """
         with self._lock:
-            self._changes += 1
-            for key in names:
-                known = self._names.pop(key, None)
-                if known is None or known.until < self._clock():
-                    self._attributes.clear()
-                else:
-                    self._attributes.pop(known.ino, None)
-            for ino in inodes:
-                self._attributes.pop(ino, None)
-                self._plain.pop(ino, None)
+            self._changed(names, inodes)
+
+    def _changed(self, names: tuple[tuple[int, bytes], ...], inodes: tuple[int, ...]) -> None:
+        self._changes += 1
+        for key in names:
+            self._absent.pop(key, None)
+            known = self._names.pop(key, None)
+            if known is None or known.until < self._clock():
+                self._attributes.clear()
+            else:
+                self._attributes.pop(known.ino, None)
+        for ino in inodes:
+            self._attributes.pop(ino, None)
+            self._plain.pop(ino, None)
 
     def forget(self) -> None:
         """Forget everything, so that the next question about each name and inode goes to the server."""
@@ -123,13 +139,40 @@ class NameCache:
             self._names.clear()
             self._attributes.clear()
             self._plain.clear()
+            self._absent.clear()
 
-    def made(self, parent: int, name: bytes, attributes: Attributes) -> None:
-        """Keep a name that this mount has just made."""
+    def made(self, parent: int, name: bytes, attributes: Attributes, changed_ns: int = 0) -> None:
+        """Keep a name that this mount has just made.
+
+        `changed_ns` is the time that its directory has now if nothing else of it has changed (0: who knows).
+        """
         with self._lock:
             self._changes += 1
-            self._attributes.pop(parent, None)
+            self._enter(parent, changed_ns)
             self._keep_name(parent, name, attributes)
+
+    def entered(self, parent: int, changed_ns: int) -> None:
+        """Keep the time at which a directory got a name that is known here already."""
+        with self._lock:
+            self._changes += 1
+            self._enter(parent, changed_ns)
+
+    def _enter(self, parent: int, changed_ns: int) -> None:
+        seen = self._attributes.get(parent)
+        if seen is None or not changed_ns:
+            self._attributes.pop(parent, None)
+            return
+        old = seen.attributes
+        times = {"mtime_ns": max(old.mtime_ns, changed_ns), "ctime_ns": max(old.ctime_ns, changed_ns)}
+        self._attributes[parent] = seen._replace(attributes=old._replace(**times))
+
+    def removed(self, token: int, parent: int, name: bytes, directory: Attributes) -> None:
+        """Forget a name that this mount has just removed; keep the attributes of its directory."""
+        with self._lock:
+            untouched = token == self._changes
+            self._changed(((parent, name),), (parent,))
+            if untouched:
+                self._keep(directory)
 
     def set(self, attributes: Attributes) -> None:
         """Keep attributes that this mount has just changed."""
@@ -138,6 +181,7 @@ class NameCache:
             self._keep(attributes)
 
     def _keep_name(self, parent: int, name: bytes, attributes: Attributes) -> None:
+        self._absent.pop((parent, name), None)
         self._names[parent, name] = _Known(attributes.ino, self._clock() + self._life)
         self._names.move_to_end((parent, name))
         if len(self._names) > self._most:
@@ -238,7 +282,7 @@ class PageLedger:
             self._versions.clear()
 
 
-def _keep_newest(entries: OrderedDict[int, T], key: int, value: T, most: int) -> None:
+def _keep_newest(entries: OrderedDict[K, T], key: K, value: T, most: int) -> None:
     entries[key] = value
     entries.move_to_end(key)
     if len(entries) > most:

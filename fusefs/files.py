@@ -9,6 +9,7 @@ import logging
 import os
 import time
 
+from fusefs.births import Births
 from fusefs.cache import NameCache, PageLedger
 from fusefs.extents import Span
 from fusefs.handles import Handle, OpenInodes
@@ -59,10 +60,12 @@ class Files:
         writeback: Writeback,
         reader: BlockReader,
         locks: FileLocks,
+        births: Births,
     ) -> None:
         self._namespace, self._blocks, self._permission = namespace, blocks, permission
         self._names, self._pages, self._opens = names, pages, opens
         self._writeback, self._reader, self._locks = writeback, reader, locks
+        self._births = births
         self._reads_follow = False
         """Whether opens are followed by reads now, or by none, because the kernel has the pages."""
 
@@ -78,6 +81,7 @@ class Files:
             WriteRefused: it is to be written, and fewer than Qw data servers are up.
             StaleFile: it does not exist any more, or the walk does not lead to it any more.
         """
+        self._births.settle(ino)
         writing = bool(flags & (os.O_ACCMODE | os.O_TRUNC))
         token = self._names.asking()
         brings = self._reads_follow and not writing
@@ -120,7 +124,7 @@ class Files:
             WriteRefused: fewer than Qw data servers are up.
             QuorumfsError: what was written since the last commit was dropped; the old content stands.
         """
-        if not handle.writing:
+        if not handle.writing and handle.inode.birth is None:
             return
         if handle.inode.is_changed() and not _is_from_nothing(handle.inode):
             self._permission.require_writable()
@@ -170,7 +174,7 @@ class Files:
             if last_writer:
                 inode.note_part(None)
         try:
-            if last_writer:
+            if last_writer and inode.is_changed():
                 self._writeback.commit(inode, durable=False)
         except QuorumfsError as error:
             log.warning("inode %d: what was written after the last close was dropped: %s", inode.ino, error)
@@ -183,6 +187,10 @@ class Files:
 
     def _take_back(self, inode: Inode) -> None:
         """Leave no empty file whose every write has failed. Not before: a program may try again."""
+        if inode.birth is not None and not inode.handles and self._births.give_up(inode):
+            assert inode.made_as is not None, "it was created here"
+            self._names.changed(names=(inode.made_as,), inodes=(inode.made_as[0],))
+            return
         with inode.lock:
             made_as, attributes = inode.made_as, inode.attributes
             failed = inode.last_error is not None and not inode.handles

@@ -12,6 +12,7 @@ import stat
 import threading
 from collections.abc import Sequence
 
+from fusefs.births import Births
 from fusefs.cache import CAPABILITY, NameCache, PageDropper, PageLedger
 from fusefs.files import Files
 from fusefs.handles import DirectoryHandle, Handle, OpenInodes
@@ -33,7 +34,7 @@ from wire.errors import (
     StaleFile,
     WriteRefused,
 )
-from wire.messages import ROOT_INODE, AttributeChanges, Attributes, Entry, Usage
+from wire.messages import ROOT_INODE, AttributeChanges, Attributes, Birth, Entry, Usage
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +79,7 @@ class FileSystem:
             namespace, blocks, self._names, self._pages, dirty_bytes * 3 // 4, age_seconds, patience
         )
         self._reader = BlockReader(blocks, dirty_bytes // 4, patience)
+        self._births = Births(namespace, blocks, self._names, permission.is_alone)
         self.locks = FileLocks(namespace, self._writeback, self._pages)
         self.files = Files(
             namespace,
@@ -89,6 +91,7 @@ class FileSystem:
             self._writeback,
             self._reader,
             self.locks,
+            self._births,
         )
         self._removals = 0
         """How many names were removed: each may have been the name of an open file that was written to."""
@@ -117,6 +120,7 @@ class FileSystem:
     def _run_chores(self) -> None:
         while not self._stop.wait(CHORE_SECONDS):
             try:
+                self._births.settle_old()
                 self._opens.tell_closed()
                 self._write_out_old()
             except Exception:
@@ -136,7 +140,8 @@ class FileSystem:
 
         `walker` is the thread that asks; its next `open` relies on what it was told here.
         """
-        attributes = self._names.find(parent, name)
+        unborn = self._births.find(parent, name)
+        attributes = unborn.base() if unborn is not None else self._names.find(parent, name)
         fresh = attributes is None
         if attributes is None:
             attributes = self._ask_name(parent, name)
@@ -147,7 +152,11 @@ class FileSystem:
         _check_name(name)
         token = self._names.asking()
         found = self._namespace.resolve(parent, [name])
+        if found and self._births.settle_in(found[0].ino):  # its times are others now
+            token = self._names.asking()
+            found = self._namespace.resolve(parent, [name])
         if not found:
+            self._names.learn_absent(token, parent, name)
             raise NotFound(os.fsdecode(name))
         self._names.learn_name(token, parent, name, found[0])
         return found[0]
@@ -157,6 +166,7 @@ class FileSystem:
         names = [name for name in path.split(b"/") if name]
         for name in names:
             _check_name(name)
+        self._births.settle()
         current, rest = ROOT_INODE, names
         attributes = None
         while rest and not fresh and (known := self._names.find(current, rest[0])) is not None:
@@ -220,8 +230,9 @@ class FileSystem:
     ) -> Attributes:
         """Make a file, directory, symbolic link, FIFO, socket or device, by the type bits of `mode`."""
         _check_name(name)
+        self._births.settle()
         attributes = self._namespace.create(parent, name, mode, uid, gid, rdev, target, False)
-        self._names.made(parent, name, attributes)
+        self._names.made(parent, name, attributes, 0 if stat.S_ISDIR(mode) else attributes.ctime_ns)
         return attributes
 
     def create(
@@ -234,6 +245,13 @@ class FileSystem:
         """
         _check_name(name)
         self._permission.require_writable()
+        if self._names.is_absent(parent, name) and (directory := self._names.attributes(parent)) is not None:
+            self._permission.require_room()
+            conceived = self._births.conceive(directory, name, mode, uid, gid)
+            if conceived is not None:
+                handle = self._adopt(conceived, flags, parent, name)
+                self._births.expect(handle.inode, Birth(parent, name, conceived.mode, uid, gid))
+                return conceived, handle
         try:
             attributes = self._namespace.create(
                 parent, name, stat.S_IFREG | stat.S_IMODE(mode), uid, gid, 0, b"", True
@@ -244,17 +262,23 @@ class FileSystem:
             attributes = self._ask_name(parent, name)
             handle, _ = self.open(attributes.ino, flags, uid=uid)
             return self._seen(attributes), handle
+        handle = self._adopt(attributes, flags, parent, name)
+        self._names.entered(parent, attributes.ctime_ns)
+        return attributes, handle
+
+    def _adopt(self, attributes: Attributes, flags: int, parent: int, name: bytes) -> Handle:
         handle = self.files.adopt(attributes, flags)
         handle.inode.made_as = (parent, name)
-        self._names.made(parent, name, attributes)
+        self._names.made(parent, name, attributes, 1)
         self._names.learn_plain(self._names.asking(), attributes.ino, all_of_them=True)
-        return attributes, handle
+        return handle
 
     def link(self, ino: int, parent: int, name: bytes) -> Attributes:
         """Give an inode one more name."""
         _check_name(name)
+        self._births.settle()
         attributes = self._namespace.link(ino, parent, name)
-        self._names.made(parent, name, attributes)
+        self._names.made(parent, name, attributes, attributes.ctime_ns)
         return self._seen(attributes)
 
     def unlink(self, parent: int, name: bytes) -> None:
@@ -267,16 +291,22 @@ class FileSystem:
 
     def _remove(self, parent: int, name: bytes, directory: bool) -> None:
         _check_name(name)
+        self._births.settle()
+        token = self._names.asking()
         try:
-            (self._namespace.rmdir if directory else self._namespace.unlink)(parent, name)
-        finally:
+            after = (self._namespace.rmdir if directory else self._namespace.unlink)(parent, name)
+        except BaseException:
             self._removals += 1
             self._names.changed(names=((parent, name),), inodes=(parent,))
+            raise
+        self._removals += 1
+        self._names.removed(token, parent, name, after)
 
     def rename(self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int = 0) -> None:
         """Move a name atomically, as renameat2(2) with its flags."""
         _check_name(name)
         _check_name(new_name)
+        self._births.settle()
         try:
             self._namespace.rename(parent, name, new_parent, new_name, flags)
         finally:
@@ -293,6 +323,9 @@ class FileSystem:
     def getattr(self, ino: int) -> Attributes:
         """Return attributes as this mount's programs see them."""
         inode, removals = self._opens.get(ino), self._removals
+        if inode is not None and inode.birth is not None:
+            with inode.lock:
+                return inode.view()
         if inode is not None and inode.is_changed() and inode.removals_seen == removals:
             with inode.lock:
                 return inode.view()
@@ -300,6 +333,7 @@ class FileSystem:
             inode.removals_seen = removals
         attributes = self._names.attributes(ino)
         if attributes is None:
+            self._births.settle_in(ino)
             token = self._names.asking()
             attributes = self._namespace.getattr(ino)
             self._names.learn(token, attributes)
@@ -307,6 +341,7 @@ class FileSystem:
 
     def setattr(self, ino: int, changes: AttributeChanges) -> Attributes:
         """Change attributes (not the size: that is Files.truncate)."""
+        self._births.settle(ino)
         attributes = self._namespace.setattr(ino, changes)
         self._names.set(attributes)
         inode = self._opens.get(ino)
@@ -345,6 +380,7 @@ class FileSystem:
         return handle.entries
 
     def _list(self, ino: int) -> list[Entry]:
+        self._births.settle()
         entries: list[Entry] = []
         while True:
             token = self._names.asking()
@@ -359,6 +395,7 @@ class FileSystem:
 
     def sync_directory(self) -> None:
         """Make every change of names so far survive a power loss."""
+        self._births.settle()
         self._namespace.sync_metadata()
 
     # extended attributes
@@ -376,6 +413,7 @@ class FileSystem:
         # The kernel asks for the capability before each write, and `ls -l` for others of each file.
         if self._names.lacks(ino, name):
             raise NoAttribute("no security attributes")
+        self._births.settle(ino)
         token = self._names.asking()
         try:
             return self._namespace.get_xattr(ino, name)
@@ -385,6 +423,7 @@ class FileSystem:
             raise
 
     def list_xattrs(self, ino: int) -> list[bytes]:
+        self._births.settle(ino)
         return self._namespace.list_xattrs(ino)
 
     def set_xattr(self, ino: int, name: bytes, value: bytes, flags: int) -> None:
@@ -396,11 +435,13 @@ class FileSystem:
             self._pages.doubt_all()
             self._names.forget()
             return
+        self._births.settle(ino)
         self._namespace.set_xattr(ino, name, value, flags)
         self._names.changed(inodes=(ino,))
 
     def remove_xattr(self, ino: int, name: bytes) -> None:
         _check_attribute(name)
+        self._births.settle(ino)
         self._namespace.remove_xattr(ino, name)
         self._names.changed(inodes=(ino,))
 

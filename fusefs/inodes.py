@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from fusefs.buffers import DirtyBuffers
 from fusefs.extents import Placement, RangeMap, Span, add_range
 from wire.errors import QuorumfsError
-from wire.messages import Attributes, BlockRecord, FileMap
+from wire.messages import Attributes, Birth, BlockRecord, FileMap
 
 if TYPE_CHECKING:
     from fusefs.handles import Handle
@@ -186,6 +186,8 @@ class Inode:
         """What servers may have been sent, and is neither committed nor abandoned."""
         self.handles: set[Handle] = set()
         self.references = 0
+        self.birth: Birth | None = None
+        """How its first commit makes the file, if no server knows of it yet."""
         self.made_as: tuple[int, bytes] | None = None
         """The directory and name that this mount made it under, if it did."""
         self.last_error: QuorumfsError | None = None
@@ -378,7 +380,7 @@ class Inode:
         size = self.size()
         self.committing = None
         moved = change.follow_appends(attributes.size)
-        alone = attributes.version == self.base().version + 1
+        alone = attributes.version - self.base().version in (0, 1)  # 0: the contents stayed as they were
         if alone:
             if durable and self.durable_version == self.base().version:
                 self.durable_version = attributes.version

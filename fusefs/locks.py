@@ -69,6 +69,8 @@ class FileLocks:
             LocksLost, QuorumfsError.
         """
         inode = handle.inode
+        if inode.birth is not None:
+            self._writeback.commit(inode, durable=False)  # the server must know what is locked
         if not wanted.exclusive and self._holds(wanted):
             self._commit(inode)  # a downgrade lets others read what was written
         with inode.locking:

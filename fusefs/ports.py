@@ -13,6 +13,7 @@ from typing import Protocol
 from wire.messages import (
     AttributeChanges,
     Attributes,
+    Birth,
     BlockPart,
     BlockRecord,
     Commit,
@@ -43,13 +44,15 @@ class NamespacePort(Protocol):
         self, parent: int, name: bytes, mode: int, uid: int, gid: int, rdev: int, target: bytes, open_it: bool
     ) -> Attributes: ...
 
+    def reserve_inodes(self, count: int) -> int: ...
+
     def link(self, ino: int, parent: int, name: bytes) -> Attributes: ...
 
-    def unlink(self, parent: int, name: bytes) -> None: ...
+    def unlink(self, parent: int, name: bytes) -> Attributes: ...
 
     def take_back(self, parent: int, name: bytes, ino: int) -> None: ...
 
-    def rmdir(self, parent: int, name: bytes) -> None: ...
+    def rmdir(self, parent: int, name: bytes) -> Attributes: ...
 
     def rename(self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int) -> None: ...
 
@@ -116,7 +119,9 @@ class BlockPort(Protocol):
         """Say that no commit will ever name these blocks; those of a session that has ended are left out."""
         ...
 
-    def write_file(self, ino: int, commit: Commit, payload: Sequence[bytes | bytearray]) -> Attributes:
+    def write_file(
+        self, ino: int, commit: Commit, payload: Sequence[bytes | bytearray], birth: Birth | None
+    ) -> Attributes:
         """As MediatorMethods.write_file; SessionUnknown means that a new session was begun meanwhile.
 
         The blocks of the dead session are garbage then: they must be put again under new ids.
@@ -133,4 +138,8 @@ class WritePermission(Protocol):
 
     def require_room(self) -> None:
         """Raise NoSpace, with the reason, while fewer than Qw data servers have room for new bytes."""
+        ...
+
+    def is_alone(self) -> bool:
+        """Tell whether this mount is certainly the only one, and will be for a while."""
         ...

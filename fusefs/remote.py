@@ -18,6 +18,7 @@ from wire.errors import SessionUnknown
 from wire.messages import (
     AttributeChanges,
     Attributes,
+    Birth,
     BlockPart,
     BlockRecord,
     Commit,
@@ -83,17 +84,22 @@ class RemoteNamespace:
     ) -> Attributes:
         return self._mutate(NamespaceMethods.create, parent, name, mode, uid, gid, rdev, target, open_it)
 
+    def reserve_inodes(self, count: int) -> int:
+        return self._in_any_session(
+            lambda session: self._ask(NamespaceMethods.reserve_inodes, session, count)
+        )
+
     def link(self, ino: int, parent: int, name: bytes) -> Attributes:
         return self._mutate(NamespaceMethods.link, ino, parent, name)
 
-    def unlink(self, parent: int, name: bytes) -> None:
-        self._mutate(NamespaceMethods.unlink, parent, name)
+    def unlink(self, parent: int, name: bytes) -> Attributes:
+        return self._mutate(NamespaceMethods.unlink, parent, name)
 
     def take_back(self, parent: int, name: bytes, ino: int) -> None:
         self._mutate(NamespaceMethods.take_back, parent, name, ino)
 
-    def rmdir(self, parent: int, name: bytes) -> None:
-        self._mutate(NamespaceMethods.rmdir, parent, name)
+    def rmdir(self, parent: int, name: bytes) -> Attributes:
+        return self._mutate(NamespaceMethods.rmdir, parent, name)
 
     def rename(self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int) -> None:
         self._mutate(NamespaceMethods.rename, parent, name, new_parent, new_name, flags)
@@ -222,7 +228,9 @@ class RemoteBlocks:
             seconds = self._deadlines.metadata_seconds
             self._client.call(seconds, NamespaceMethods.abandon_blocks, session, own)
 
-    def write_file(self, ino: int, commit: Commit, payload: Sequence[bytes | bytearray]) -> Attributes:
+    def write_file(
+        self, ino: int, commit: Commit, payload: Sequence[bytes | bytearray], birth: Birth | None
+    ) -> Attributes:
         session = self._session.number
 
         def write(ticket: Ticket) -> Attributes:
@@ -233,6 +241,7 @@ class RemoteBlocks:
                 ino,
                 commit,
                 list(payload),  # type: ignore[arg-type]
+                *([birth] if birth else []),
             )
 
         try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
 import struct
 import threading
 import time
@@ -156,6 +157,10 @@ class Session:
         last = self._last
         if last.full:
             raise NoSpace(last.reason)
+
+    def is_alone(self) -> bool:
+        """Tell whether this mount is certainly the only one, and will be for a while."""
+        return bool(os.environ.get("QUORUMFS_ALONE"))
 
     def _run(self) -> None:
         while not self._stop.wait(HEARTBEAT_SECONDS):

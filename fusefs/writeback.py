@@ -281,7 +281,7 @@ class Writeback:
         with inode.commit_lock:
             with inode.lock:
                 inode.await_whole_writes(thread)
-                if not inode.is_changed():
+                if not inode.is_changed() and inode.birth is None:
                     return False
                 change = inode.begin_commit()
             try:
@@ -289,9 +289,12 @@ class Writeback:
             except QuorumfsError as error:
                 if change.sent and not _is_final(error):
                     _keep(inode, _blocks_of(change))
+                    inode.birth = None  # it may have been made; if not, no other commit shall make it
                 self.fail(inode, error, change=change)
                 raise
+            birth = inode.birth
             with inode.lock:
+                inode.birth = None
                 learnt = inode.finish_commit(change, attributes, durable)
                 self._pages.changed(inode.ino, learnt)
                 _keep(inode, _blocks_of(change))
@@ -300,6 +303,8 @@ class Writeback:
         if not learnt:
             self._pages.committed(inode.ino, attributes.version)
         self._names.set(attributes)
+        if birth is not None:
+            self._names.entered(birth.parent, attributes.atime_ns)
         return True
 
     def _carry_out(self, inode: Inode, change: ChangeSet, durable: bool) -> Attributes:
@@ -362,10 +367,11 @@ class Writeback:
         commits = divide(
             change, [_record(block) for block in (*put, *inline)], _changes(inode, change), durable
         )
-        change.sent = True
+        change.sent, birth = True, inode.birth
         for commit in commits:
             payload = [payloads[record.block] for record in commit.blocks if record.block in payloads]
-            attributes = self._blocks.write_file(inode.ino, commit, payload)
+            attributes = self._blocks.write_file(inode.ino, commit, payload, birth)
+            birth = None
         return attributes
 
 

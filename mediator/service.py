@@ -15,6 +15,7 @@ from mediator.manifest import is_reserved
 from wire.errors import InvalidArgument, NoSpace, QuorumError
 from wire.messages import (
     Attributes,
+    Birth,
     BlockPart,
     BlockRecord,
     Commit,
@@ -86,11 +87,13 @@ class Service:
     async def sync_blocks(self, blocks: list[bytes]) -> None:
         await self._noting(0, "sync_blocks", self._mediator.write_path.sync_blocks(blocks))
 
-    async def write_file(self, ticket: Ticket, ino: int, commit: Commit, payload: list[bytes]) -> Attributes:
+    async def write_file(
+        self, ticket: Ticket, ino: int, commit: Commit, payload: list[bytes], birth: Birth | None = None
+    ) -> Attributes:
         for record in commit.blocks:
             _refuse_reserved(record.block)
         return await self._noting(
-            ino, "write", self._mediator.write_path.write_file(ticket, ino, commit, payload)
+            ino, "write", self._mediator.write_path.write_file(ticket, ino, commit, payload, birth)
         )
 
     def open(

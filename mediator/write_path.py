@@ -30,7 +30,7 @@ from wire.errors import (
     WriteFailed,
     WriteRefused,
 )
-from wire.messages import BLOCK_ID_BYTES, Attributes, BlockRecord, Commit, Ticket
+from wire.messages import BLOCK_ID_BYTES, Attributes, Birth, BlockRecord, Commit, Ticket
 from wire.methods import BookkeepingMethods, DataMethods
 from wire.quorum import Quorum
 from wire.request import Request, Then, request_of
@@ -200,7 +200,9 @@ class WritePath:
         sync = partial(self._ask, request_of(DataMethods.sync, blocks))
         return await until_decided(self._health.up, sync, progress)
 
-    async def write_file(self, ticket: Ticket, ino: int, commit: Commit, payload: list[bytes]) -> Attributes:
+    async def write_file(
+        self, ticket: Ticket, ino: int, commit: Commit, payload: list[bytes], birth: Birth | None = None
+    ) -> Attributes:
         """Put the payload's blocks, then commit. Raises what put_block and commit raise."""
         if len(payload) > len(commit.blocks):
             raise InvalidArgument(f"{len(payload)} blocks come with {len(commit.blocks)} records")
@@ -212,7 +214,7 @@ class WritePath:
             if not await self.was_carried_out(ticket):
                 raise
         lag = self._lag.of_commit(commit.blocks)
-        params = [ticket, ino, commit, lag] if lag else [ticket, ino, commit]
+        params = [ticket, ino, commit, lag or None, birth] if lag or birth else [ticket, ino, commit]
         attributes = await self._metadata.forward("commit", params)
         self._lag.committed(commit.blocks, lag)
         return attributes  # type: ignore[no-any-return]  # as they came: they are only passed on

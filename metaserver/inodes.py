@@ -34,6 +34,10 @@ class Inodes:
             raise StaleFile(f"inode {ino} was removed")
         return found
 
+    def exists(self, ino: int) -> bool:
+        """Tell whether there is such an inode, shown or not."""
+        return self._execute("SELECT 1 FROM inodes WHERE ino = ?", (ino,)).fetchone() is not None
+
     def directory(self, ino: int) -> Attributes:
         """Return a directory's attributes. Raises StaleFile, NotADirectory."""
         found = self.load(ino)

@@ -20,13 +20,14 @@ from wire.errors import (
     IsADirectory,
     NameTooLong,
     NotADirectory,
+    NotAlone,
     NotEmpty,
     NotFound,
     NotPermitted,
     StaleFile,
     TooManyLinks,
 )
-from wire.messages import ROOT_INODE, AttributeChanges, Attributes, DirectoryPage, Entry
+from wire.messages import ROOT_INODE, AttributeChanges, Attributes, Birth, DirectoryPage, Entry
 
 PAGE_ENTRIES_MAX = 4096
 PATH_STEPS_MAX = 100_000
@@ -136,8 +137,9 @@ class Namespace:
         gid: int,
         rdev: int,
         target: bytes,
+        ino: int | None = None,
     ) -> Attributes:
-        """Make a file of any type; see wire.methods.meta."""
+        """Make a file of any type; see wire.methods.meta. `ino` is its number if it was reserved before."""
         rules.check_name(name)
         rules.check_new_inode(mode, uid, gid, rdev, target)
         directory = self._inodes.living_directory(parent)
@@ -146,7 +148,7 @@ class Namespace:
         is_device = stat.S_ISCHR(mode) or stat.S_ISBLK(mode)
         now = self._store.now_ns()
         new = Attributes(
-            ino=self._store.take_inode_number(),
+            ino=self._store.take_inode_numbers(1) if ino is None else ino,
             mode=mode,
             nlink=2 if is_directory else 1,
             uid=uid,
@@ -167,6 +169,18 @@ class Namespace:
         self._inodes.entries_changed(parent, now, links=int(is_directory))
         self._store.totals["inodes"] += 1
         return new
+
+    def bear(self, session: int, ino: int, birth: Birth) -> None:
+        """Make a regular file under a number that was reserved, unless it is there; see `commit`."""
+        found = self._look_up(birth.parent, birth.name)
+        if found is not None and found.ino == ino:
+            return
+        if not self._store.was_given(ino) or self._inodes.exists(ino):
+            raise InvalidArgument(f"inode number {ino} is not reserved")
+        if not self._sessions.is_alone(session):
+            raise NotAlone("another mount came before the file was made")
+        mode = stat.S_IFREG | stat.S_IMODE(birth.mode)
+        self.create(session, birth.parent, birth.name, mode, birth.uid, birth.gid, 0, b"", ino)
 
     def _add_entry(self, parent: int, name: bytes, ino: int) -> None:
         try:
@@ -197,19 +211,22 @@ class Namespace:
         self._inodes.entries_changed(parent, now)
         return new
 
-    def unlink(self, _session: int, parent: int, name: bytes) -> None:
+    def unlink(self, _session: int, parent: int, name: bytes) -> Attributes:
         """Remove a name that is no directory; see wire.methods.meta."""
-        self._inodes.directory(parent)
+        directory = self._inodes.directory(parent)
         found = self._existing(parent, name)
         if stat.S_ISDIR(found.mode):
             raise IsADirectory(f"{name!r} is a directory")
-        self._remove_name(parent, name, found)
+        now = self._remove_name(parent, name, found)
+        return directory._replace(mtime_ns=now, ctime_ns=now)
 
-    def _remove_name(self, parent: int, name: bytes, found: Attributes) -> None:
+    def _remove_name(self, parent: int, name: bytes, found: Attributes) -> int:
+        """Remove a name of a file; return the time that its directory has now, in ns."""
         now = self._store.now_ns()
         self._remove_entry(parent, name)
         self._inodes.entries_changed(parent, now)
         self._lose_name(found, now)
+        return now
 
     def take_back(self, session: int, parent: int, name: bytes, ino: int) -> None:
         """Remove the name of a file of which nothing ever came; see wire.methods.meta."""
@@ -222,9 +239,9 @@ class Namespace:
         ):
             self._remove_name(parent, name, found)
 
-    def rmdir(self, _session: int, parent: int, name: bytes) -> None:
+    def rmdir(self, _session: int, parent: int, name: bytes) -> Attributes:
         """Remove an empty directory; see wire.methods.meta."""
-        self._inodes.directory(parent)
+        directory = self._inodes.directory(parent)
         found = self._existing(parent, name)
         if not stat.S_ISDIR(found.mode):
             raise NotADirectory(f"{name!r} is no directory")
@@ -234,6 +251,7 @@ class Namespace:
         self._remove_entry(parent, name)
         self._inodes.entries_changed(parent, now, links=-1)
         self._lose_name(found, now)
+        return directory._replace(mtime_ns=now, ctime_ns=now, nlink=directory.nlink - 1)
 
     def _is_empty(self, directory: int) -> bool:
         first = self._execute("SELECT 1 FROM entries WHERE parent = ? LIMIT 1", (directory,)).fetchone()

@@ -27,10 +27,11 @@ from metaserver.room import Room
 from metaserver.sessions import Sessions
 from metaserver.store import Store
 from metaserver.xattrs import ExtendedAttributes
-from wire.errors import GracePeriod, NoSpace, SessionUnknown
+from wire.errors import GracePeriod, InvalidArgument, NoSpace, SessionUnknown
 from wire.messages import (
     AttributeChanges,
     Attributes,
+    Birth,
     BlockRecord,
     Commit,
     DirectoryPage,
@@ -51,6 +52,7 @@ from wire.messages import (
 
 SESSIONS_SHOWN = 100
 LOCKS_SHOWN = 100
+NUMBERS_MAX = 4096
 WAIT_SECONDS = 2.0
 """One call waits for a lock so long at most; shorter than a stopping server waits for its calls."""
 
@@ -177,6 +179,12 @@ class MetaService:
     def setattr(self, ticket: Ticket, ino: int, changes: AttributeChanges) -> Attributes:
         return self._store.once(ticket, self._namespace.setattr, ino, changes)
 
+    def reserve_inodes(self, session: int, count: int) -> int:
+        self._sessions.require(session)
+        if not 1 <= count <= NUMBERS_MAX:
+            raise InvalidArgument(f"1 to {NUMBERS_MAX} numbers are reserved by one call")
+        return self._store.change(self._store.take_inode_numbers, count)
+
     def create(
         self,
         ticket: Ticket,
@@ -199,14 +207,14 @@ class MetaService:
         self._require_room(ticket)
         return self._store.once(ticket, self._namespace.link, ino, parent, name)
 
-    def unlink(self, ticket: Ticket, parent: int, name: bytes) -> None:
-        self._store.once(ticket, self._namespace.unlink, parent, name)
+    def unlink(self, ticket: Ticket, parent: int, name: bytes) -> Attributes:
+        return self._store.once(ticket, self._namespace.unlink, parent, name)
 
     def take_back(self, ticket: Ticket, parent: int, name: bytes, ino: int) -> None:
         self._store.once(ticket, self._namespace.take_back, parent, name, ino)
 
-    def rmdir(self, ticket: Ticket, parent: int, name: bytes) -> None:
-        self._store.once(ticket, self._namespace.rmdir, parent, name)
+    def rmdir(self, ticket: Ticket, parent: int, name: bytes) -> Attributes:
+        return self._store.once(ticket, self._namespace.rmdir, parent, name)
 
     def rename(
         self, ticket: Ticket, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int
@@ -261,16 +269,29 @@ class MetaService:
         return self._sessions.renew(session)
 
     def commit(
-        self, ticket: Ticket, ino: int, commit: Commit, lag: list[Lag] | None = None
+        self,
+        ticket: Ticket,
+        ino: int,
+        commit: Commit,
+        lag: list[Lag] | None = None,
+        birth: Birth | None = None,
     ) -> Attributes | Awaitable[Attributes]:
-        if commit.blocks:
+        if commit.blocks or birth:
             self._require_room(ticket)
-        if lag:
-            attributes = self._store.once(ticket, self._lag.commit, ino, commit, lag)
-        else:
-            attributes = self._store.once(ticket, self._contents.commit, ino, commit)
+        attributes = self._store.once(ticket, self._commit, ino, commit, lag, birth)
+        if birth:
+            self._sessions.hold(ticket.session, ino)
         self._lag.remember(commit.blocks)
         return self._when_on_disk(attributes) if commit.durable else attributes
+
+    def _commit(
+        self, session: int, ino: int, commit: Commit, lag: list[Lag] | None, birth: Birth | None
+    ) -> Attributes:
+        if birth is not None:
+            self._namespace.bear(session, ino, birth)
+        if lag:
+            return self._lag.commit(session, ino, commit, lag)
+        return self._contents.commit(session, ino, commit)
 
     async def _when_on_disk(self, attributes: Attributes) -> Attributes:
         await self._log.sync()

@@ -179,6 +179,10 @@ class Sessions:
                 self._unreclaimed.discard(session)
         return [session for session, lease in self._leases.items() if lease.renewed < limit]
 
+    def is_alone(self, session: int) -> bool:
+        """Tell whether there is no other session."""
+        return self._leases.keys() == {session}
+
     def describe(self, limit: int) -> list[dict[str, object]]:
         """Return up to `limit` sessions as plain data for people."""
         now = self._clock()

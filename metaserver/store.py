@@ -281,12 +281,16 @@ class Store:
         )
         return answer
 
-    def take_inode_number(self) -> int:
-        """Return an inode number that was never given. Only inside of a transaction."""
-        if self._next_inode + INODES_RESERVED // 2 >= self._inode_limit:
+    def take_inode_numbers(self, count: int) -> int:
+        """Return the first of so many inode numbers that were never given. Only inside of a transaction."""
+        if self._next_inode + count + INODES_RESERVED // 2 >= self._inode_limit:
             self._reserve_inodes(self._inode_limit)
-        self._next_inode += 1
-        return self._next_inode - 1
+        self._next_inode += count
+        return self._next_inode - count
+
+    def was_given(self, ino: int) -> bool:
+        """Tell whether an inode number was ever given."""
+        return ROOT_INODE < ino < self._next_inode
 
     def _reserve_inodes(self, start: int) -> None:
         self._inode_limit = start + INODES_RESERVED

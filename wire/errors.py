@@ -17,6 +17,7 @@
     |   |-- NotFound, AlreadyExists, NotADirectory, IsADirectory, NotEmpty, NameTooLong, AccessDenied,
     |   |   NotPermitted, InvalidArgument, TooManyLinks, NoAttribute, AttributeTooLong, FileTooLarge,
     |   |   StaleFile, NotSupported, WouldBlock, CrossDevice, Busy, Deadlock, NoLocks
+    |   |-- NotAlone                   a file that a lone mount had kept to itself; others have come
     |   `-- NoSpace
     |-- QuorumError
     |   |-- ReadRefused                fewer than Qr replicas are good: `detail` says who voted what
@@ -206,6 +207,10 @@ class Deadlock(NamespaceError):
 
 class NoLocks(NamespaceError):
     fault_code, errno = 421, errno.ENOLCK
+
+
+class NotAlone(NamespaceError):
+    fault_code = 422
 
 
 class QuorumError(QuorumfsError):

@@ -215,6 +215,16 @@ class Commit(NamedTuple):
     append_from: int | None = None
 
 
+class Birth(NamedTuple):
+    """A regular file that is made by its first commit: where, and as NamespaceMethods.create takes it."""
+
+    parent: int
+    name: bytes
+    mode: int
+    uid: int
+    gid: int
+
+
 class FileLock(NamedTuple):
     """A lock of bytes `start` to `last` (included, at most 2**63 - 1) of a file, or a range to unlock.
 

@@ -228,7 +228,9 @@ class FakeMetaserver(Fake):
     def vouch_recent(self) -> None:
         self.complete = True
 
-    def commit(self, ticket: Any, ino: int, commit: Commit, lag: list[Lag] | None = None) -> Attributes:
+    def commit(
+        self, ticket: Any, ino: int, commit: Commit, lag: list[Lag] | None = None, birth: Any = None
+    ) -> Attributes:
         self.commits.append((ino, commit))
         self.recent += [record.block for record in commit.blocks]
         self.answers.add(ticket)

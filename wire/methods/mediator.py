@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from wire.messages import Attributes, BlockPart, BlockRecord, Commit, Heartbeat, Opened, Ticket, Usage
+from wire.messages import Attributes, Birth, BlockPart, BlockRecord, Commit, Heartbeat, Opened, Ticket, Usage
 
 
 class MediatorMethods:
@@ -56,8 +56,12 @@ class MediatorMethods:
         """
         raise NotImplementedError
 
-    def write_file(self, ticket: Ticket, ino: int, commit: Commit, payload: list[bytes]) -> Attributes:
+    def write_file(
+        self, ticket: Ticket, ino: int, commit: Commit, payload: list[bytes], birth: Birth | None = None
+    ) -> Attributes:
         """Put the last len(payload) blocks of `commit.blocks`, then commit: a small file in one call.
+
+        With `birth` the same transaction makes the file, see BookkeepingMethods.commit.
 
         With `commit.durable` the payload's blocks are durable on Qw data servers before the commit.
         Blocks put before must have been made durable by sync_blocks.

@@ -7,6 +7,7 @@ from typing import Any
 from wire.messages import (
     AttributeChanges,
     Attributes,
+    Birth,
     BlockRecord,
     Commit,
     DirectoryPage,
@@ -149,6 +150,13 @@ class NamespaceMethods:
         """
         raise NotImplementedError
 
+    def reserve_inodes(self, session: int, count: int) -> int:
+        """Set inode numbers aside for files that their first commit makes; return the first of them.
+
+        They are for the asker for ever, also under a later session. Raises SessionUnknown, InvalidArgument.
+        """
+        raise NotImplementedError
+
     def link(self, ticket: Ticket, ino: int, parent: int, name: bytes) -> Attributes:
         """Give an inode that is no directory one more name.
 
@@ -158,8 +166,11 @@ class NamespaceMethods:
         """
         raise NotImplementedError
 
-    def unlink(self, ticket: Ticket, parent: int, name: bytes) -> None:
+    def unlink(self, ticket: Ticket, parent: int, name: bytes) -> Attributes:
         """Remove a name that is no directory; the inode lives while a name or an open session has it.
+
+        Returns:
+            The attributes of the directory after it.
 
         Raises:
             NotFound, IsADirectory, StaleFile, NotADirectory.
@@ -174,8 +185,12 @@ class NamespaceMethods:
         """
         raise NotImplementedError
 
-    def rmdir(self, ticket: Ticket, parent: int, name: bytes) -> None:
-        """Remove an empty directory. Raises NotFound, NotADirectory, NotEmpty, StaleFile."""
+    def rmdir(self, ticket: Ticket, parent: int, name: bytes) -> Attributes:
+        """Remove an empty directory; return the attributes of the one that it was in.
+
+        Raises:
+            NotFound, NotADirectory, NotEmpty, StaleFile.
+        """
         raise NotImplementedError
 
     def rename(
@@ -252,15 +267,29 @@ class BookkeepingMethods:
         """Keep a session alive; return this server's start epoch. Raises SessionUnknown."""
         raise NotImplementedError
 
-    def commit(self, ticket: Ticket, ino: int, commit: Commit, lag: list[Lag] | None = None) -> Attributes:
+    def commit(
+        self,
+        ticket: Ticket,
+        ino: int,
+        commit: Commit,
+        lag: list[Lag] | None = None,
+        birth: Birth | None = None,
+    ) -> Attributes:
         """Make new extents a file's contents: the one step that makes writes visible.
 
-        `lag` says of the commit's new blocks which data servers have not taken them; without it all have,
-        or may still. It is remembered in the same transaction.
+        Args:
+            ticket: makes the call repeatable.
+            ino: the file.
+            commit: the change.
+            lag: which data servers have not taken which of the commit's new blocks; without it all have, or
+                may still. It is remembered in the same transaction.
+            birth: the file is made, open, by the same transaction, under a number from reserve_inodes,
+                unless it is there already. Only while the session is the only one.
 
         Raises:
             StaleFile, SessionUnknown, InvalidArgument (an extent of an unknown block or outside of its
             block, overlapping extents), FileTooLarge.
+            With `birth`: NotAlone, and what NamespaceMethods.create raises.
         """
         raise NotImplementedError
 

@@ -29,6 +29,7 @@ from wire.errors import (
 from wire.messages import (
     AttributeChanges,
     Attributes,
+    Birth,
     BlockPart,
     BlockRecord,
     Commit,
@@ -49,6 +50,9 @@ class FakeServer:
         self.failures: dict[str, list[QuorumfsError]] = {}
         self.hooks: dict[str, Callable[[], None]] = {}
         self.writable = True
+        self.alone = False
+        self.reserved = {1, 2}
+        self.births: list[Birth] = []
         self.full = False
         self.abandoned: list[bytes] = []
         self.session = 1
@@ -147,19 +151,26 @@ class FakeServer:
         self._enter("create")
         if (parent, name) in self._names:
             raise AlreadyExists()
-        ino = self._names[parent, name] = max(self._attributes) + 1
+        ino = self._names[parent, name] = max(number for number in self._attributes if number < 10**6) + 1
         if open_it:
             self.open_inodes.add(ino)
         return self._make(ino, mode)
+
+    def reserve_inodes(self, count: int) -> int:
+        self._enter("reserve_inodes")
+        first = max(1_000_000, *self.reserved) + 1
+        self.reserved.update(range(first, first + count))
+        return first
 
     def link(self, ino: int, parent: int, name: bytes) -> Attributes:
         self._names[parent, name] = ino
         return self._load(ino)
 
-    def unlink(self, parent: int, name: bytes) -> None:
+    def unlink(self, parent: int, name: bytes) -> Attributes:
         self._enter("unlink")
         if self._names.pop((parent, name), None) is None:
             raise NotFound()
+        return self._load(parent)
 
     rmdir = unlink
 
@@ -265,9 +276,13 @@ class FakeServer:
         for record in records:
             self.blocks.pop(record.block, None)
 
-    def write_file(self, ino: int, commit: Commit, payload: Sequence[bytes | bytearray]) -> Attributes:
+    def write_file(
+        self, ino: int, commit: Commit, payload: Sequence[bytes | bytearray], birth: Birth | None
+    ) -> Attributes:
         with self._lock:
             self._enter("write_file")
+            if birth is not None:
+                self._bear(ino, birth)
             for record, data in zip(commit.blocks[len(commit.blocks) - len(payload) :], payload, strict=True):
                 assert block_digest(data) == record.digest
                 self.blocks[record.block] = bytes(data)
@@ -277,6 +292,18 @@ class FakeServer:
             if errors := self.failures.get("answer write_file"):
                 raise errors.pop(0)
             return attributes
+
+    def _bear(self, ino: int, birth: Birth) -> None:
+        place = birth.parent, birth.name
+        if self._names.get(place) == ino:
+            return
+        if place in self._names:
+            raise AlreadyExists()
+        assert ino in self.reserved
+        self.births.append(birth)
+        self._names[place] = ino
+        self._make(ino, birth.mode)
+        self.open_inodes.add(ino)
 
     def _apply(self, ino: int, commit: Commit) -> Attributes:
         old = self._load(ino)
@@ -306,6 +333,9 @@ class FakeServer:
         return self._attributes[ino]
 
     # permission
+
+    def is_alone(self) -> bool:
+        return self.alone
 
     def require_room(self) -> None:
         if self.full:

@@ -40,9 +40,10 @@ def test_a_call_sent_again_is_answered_and_not_done_again(meta: Harness) -> None
     meta.restart()
     assert create(meta, ticket, b"a") == made
     remove = Ticket(meta.session, 3, 11)
-    assert meta.service.unlink(remove, 1, b"a") is None
+    after = meta.service.unlink(remove, 1, b"a")
+    assert after == meta.service.getattr(1)
     create(meta, Ticket(meta.session, 4, 1), b"a")
-    assert meta.service.unlink(remove, 1, b"a") is None
+    assert meta.service.unlink(remove, 1, b"a") == after != meta.service.getattr(1)
     assert meta.names(1) == [b"a"]
 
 

@@ -1,0 +1,144 @@
+"""Files that programs have created and that no server knows yet: their first commit makes them.
+
+Only while this mount is certainly the only one, so that nobody can miss them. A call that needs the file, or
+the list of its directory, at the server has it made first (`settle`); so does age. What is decided here is
+when; the transaction is the commit's. Safe in any thread; `Inode.commit_lock` is taken within.
+"""
+
+from __future__ import annotations
+
+import logging
+import stat
+import threading
+import time
+from collections.abc import Callable
+
+from fusefs.cache import NameCache
+from fusefs.inodes import Inode
+from fusefs.ports import BlockPort, NamespacePort
+from wire.errors import QuorumfsError
+from wire.messages import AttributeChanges, Attributes, Birth, Commit
+
+log = logging.getLogger(__name__)
+
+NUMBERS = 1024
+"""So many inode numbers are reserved by one call."""
+MOST_SECONDS = 1.0
+"""A file is made so long after its creation at the latest, whatever its program does."""
+NOTHING = Commit(None, [], 0, [], AttributeChanges(), durable=False)
+
+
+class Births:
+    """The files of a mount that are to be made by their first commit.
+
+    Args:
+        namespace: gives inode numbers.
+        blocks: makes files.
+        names: is told when a directory has changed.
+        may_defer: tells whether this mount is the only one, and will be for a while.
+    """
+
+    def __init__(
+        self, namespace: NamespacePort, blocks: BlockPort, names: NameCache, may_defer: Callable[[], bool]
+    ) -> None:
+        self._namespace, self._blocks, self._may_defer = namespace, blocks, may_defer
+        self._names = names
+        self._lock = threading.Lock()
+        self._free = range(0)
+        self._waiting: dict[int, tuple[Inode, float]] = {}
+
+    def conceive(self, parent: Attributes, name: bytes, mode: int, uid: int, gid: int) -> Attributes | None:
+        """Return the attributes of a new empty file in a directory that lacks the name, without asking.
+
+        None: it must be made at once, for others may see the directory, or who owns the file is not plain.
+        """
+        if parent.mode & stat.S_ISGID or not parent.nlink or not self._may_defer():
+            return None
+        now = time.time_ns()
+        mode = stat.S_IFREG | stat.S_IMODE(mode)
+        return Attributes(self._take_number(), mode, 1, uid, gid, 0, 0, 0, now, now, now, 1)
+
+    def _take_number(self) -> int:
+        with self._lock:
+            if not self._free:
+                first = self._namespace.reserve_inodes(NUMBERS)
+                self._free = range(first, first + NUMBERS)
+            number, self._free = self._free[0], self._free[1:]
+        return number
+
+    def expect(self, inode: Inode, birth: Birth) -> None:
+        """Have the first commit of an inode, which is open here, make its file."""
+        with self._lock:
+            inode.birth = birth
+            self._waiting[inode.ino] = inode, time.monotonic()
+
+    def find(self, parent: int, name: bytes) -> Inode | None:
+        """Return the inode of a name that no server knows yet."""
+        if not self._waiting:
+            return None
+        with self._lock:
+            self._forget_made()
+            for inode, _ in self._waiting.values():
+                if inode.birth is not None and (inode.birth.parent, inode.birth.name) == (parent, name):
+                    return inode
+        return None
+
+    def settle(self, *inodes: int) -> None:
+        """Make files now, empty as long as nothing of them is committed; without arguments, all.
+
+        Raises:
+            QuorumfsError: one cannot be made.
+        """
+        if not self._waiting:
+            return
+        with self._lock:
+            self._forget_made()
+            chosen = [inode for ino, (inode, _) in self._waiting.items() if not inodes or ino in inodes]
+        for inode in chosen:
+            self._make(inode)
+
+    def settle_in(self, directory: int) -> bool:
+        """Make the files of one directory now; tell whether there were any. Raises QuorumfsError."""
+        if not self._waiting:
+            return False
+        with self._lock:
+            self._forget_made()
+            chosen = [i for i, _ in self._waiting.values() if i.birth and i.birth.parent == directory]
+        for inode in chosen:
+            self._make(inode)
+        return bool(chosen)
+
+    def settle_old(self) -> None:
+        """Make what has waited for long; all, if others may come soon. Failures are logged."""
+        oldest = time.monotonic() - MOST_SECONDS if self._may_defer() else float("inf")
+        with self._lock:
+            self._forget_made()
+            chosen = [inode for inode, since in self._waiting.values() if since < oldest]
+        for inode in chosen:
+            try:
+                self._make(inode)
+            except QuorumfsError as error:
+                log.warning("inode %d could not be made yet: %s", inode.ino, error)
+
+    def _make(self, inode: Inode) -> None:
+        with inode.commit_lock:
+            if inode.birth is None:
+                return
+            birth = inode.birth
+            attributes = self._blocks.write_file(inode.ino, NOTHING, [], birth)
+            with inode.lock:
+                inode.birth = None
+                inode.learn_attributes(attributes)
+            self._names.set(attributes)
+            self._names.entered(birth.parent, attributes.atime_ns)
+
+    def give_up(self, inode: Inode) -> bool:
+        """Forget a file that was never made, at its last close; tell whether it was one."""
+        with self._lock:
+            self._waiting.pop(inode.ino, None)
+            unborn, inode.birth = inode.birth is not None, None
+        return unborn
+
+    def _forget_made(self) -> None:
+        for ino in [ino for ino, (inode, _) in self._waiting.items() if inode.birth is None]:
+            del self._waiting[ino]

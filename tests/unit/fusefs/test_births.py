@@ -1,0 +1,203 @@
+"""Files that their first commit makes, over an in-memory server: which calls make them, and which do not."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections import Counter
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from fusefs.filesystem import FileSystem
+from fusefs.handles import Handle
+from tests.unit.fusefs.fakes import FakeServer, file_system
+from wire.errors import AlreadyExists, NotAlone, NotFound, StaleFile, WriteFailed, WriteRefused
+from wire.messages import AttributeChanges
+
+
+@pytest.fixture
+def server() -> FakeServer:
+    made = FakeServer()
+    made.alone = True
+    return made
+
+
+@pytest.fixture
+def fs(server: FakeServer) -> Iterator[FileSystem]:
+    made = file_system(server)
+    yield made
+    made.end()
+    assert not server.failures or not any(server.failures.values())
+
+
+def create(fs: FileSystem, name: bytes = b"a", flags: int = os.O_WRONLY) -> Handle:
+    """Create a file as the kernel has it done: it looks the name up first."""
+    fs.getattr(1)
+    with pytest.raises(NotFound):
+        fs.lookup(1, name)
+    return fs.create(1, name, 0o640, 7, 8, flags)[1]
+
+
+def write(fs: FileSystem, handle: Handle, data: bytes) -> None:
+    fs.files.write(handle, 0, memoryview(data))
+
+
+def close(fs: FileSystem, handle: Handle) -> None:
+    try:
+        fs.files.flush(handle)
+    finally:
+        fs.files.release(handle)
+
+
+def exists(server: FakeServer, name: bytes = b"a") -> bool:
+    return bool(server.resolve(1, [name]))
+
+
+def test_a_small_file_is_one_call(fs: FileSystem, server: FakeServer) -> None:
+    create(fs, b"first")
+    server.calls.clear()
+    handle = create(fs)
+    assert not exists(server)
+    write(fs, handle, b"1234")
+    close(fs, handle)
+    assert server.calls - Counter(resolve=2) == Counter(write_file=1)
+    (made,) = server.resolve(1, [b"a"])
+    assert made.ino == handle.inode.ino
+    assert server.committed(made.ino) == b"1234"
+    assert fs.lookup(1, b"a").size == 4
+    assert fs.getattr(made.ino).mode == stat.S_IFREG | 0o640
+
+
+@pytest.mark.parametrize("flags", [os.O_WRONLY, os.O_RDONLY, os.O_RDWR | os.O_EXCL])
+def test_an_empty_file_is_there_after_close(fs: FileSystem, server: FakeServer, flags: int) -> None:
+    close(fs, create(fs, flags=flags))
+    assert exists(server)
+    assert server.births[0][:5] == (1, b"a", stat.S_IFREG | 0o640, 7, 8)
+
+
+CALLS: dict[str, Callable[[FileSystem, int], object]] = {
+    "list": lambda fs, _: fs.read_directory(fs.open_directory(1), restart=True),
+    "setattr": lambda fs, ino: fs.setattr(ino, AttributeChanges(mode=0o600)),
+    "link": lambda fs, ino: fs.link(ino, 1, b"b"),
+    "unlink": lambda fs, _: fs.unlink(1, b"a"),
+    "rename": lambda fs, _: fs.rename(1, b"a", 1, b"b"),
+    "mkdir": lambda fs, _: fs.make(1, b"b", stat.S_IFDIR | 0o755, 0, 0),
+    "open": lambda fs, ino: fs.files.release(fs.open(ino, os.O_RDONLY)[0]),
+    "truncate": lambda fs, ino: fs.files.truncate_unopened(ino, 4),
+    "fsync of the directory": lambda fs, _: fs.sync_directory(),
+    "resolve": lambda fs, _: fs.resolve(b"/a", fresh=True),
+    "attributes of the directory": lambda fs, _: (fs.getattr(1), fs.lookup(1, b"a")),
+}
+
+
+@pytest.mark.parametrize("what", CALLS)
+def test_what_needs_the_file_has_it_made_first(fs: FileSystem, server: FakeServer, what: str) -> None:
+    handle = create(fs)
+    write(fs, handle, b"1234")
+    before = len(server.births)
+    CALLS[what](fs, handle.inode.ino)
+    assert len(server.births) == before + (what != "attributes of the directory")
+    close(fs, handle)
+    assert server.committed(handle.inode.ino) == b"1234"
+    assert len(server.births) == 1
+
+
+def test_a_name_that_waits_is_found_by_this_mount(fs: FileSystem, server: FakeServer) -> None:
+    handle = create(fs)
+    write(fs, handle, b"1234")
+    fs.set_xattr(1, b"user.quorumfs.drop_caches", b"", 0)
+    server.calls.clear()
+    assert fs.lookup(1, b"a").size == 4
+    assert fs.getattr(handle.inode.ino).size == 4
+    assert not server.calls
+    assert bytes(fs.files.read(handle, 0, 9)) == b"1234"
+    close(fs, handle)
+
+
+def test_fsync_makes_it_and_makes_it_durable(fs: FileSystem, server: FakeServer) -> None:
+    handle = create(fs)
+    write(fs, handle, b"1234")
+    fs.files.fsync(handle)
+    assert server.committed(handle.inode.ino) == b"1234"
+    assert server.commits[-1].durable
+    close(fs, handle)
+
+
+def test_age_makes_it(fs: FileSystem, server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    handle = create(fs)
+    fs._births.settle_old()
+    assert not exists(server)
+    monkeypatch.setattr("fusefs.births.MOST_SECONDS", 0.0)
+    fs._births.settle_old()
+    assert exists(server)
+    close(fs, handle)
+
+
+def test_when_others_may_come_all_are_made_and_none_is_kept(fs: FileSystem, server: FakeServer) -> None:
+    handle = create(fs)
+    server.alone = False
+    fs._births.settle_old()
+    assert exists(server)
+    create(fs, b"b")
+    assert server.calls["create"] == 1
+    close(fs, handle)
+
+
+def test_a_refused_first_write_leaves_no_file_at_all(fs: FileSystem, server: FakeServer) -> None:
+    handle = create(fs)
+    write(fs, handle, b"1234")
+    server.fail("write_file", WriteFailed("two servers are gone"))
+    with pytest.raises(WriteFailed):
+        close(fs, handle)
+    assert not exists(server)
+    with pytest.raises(NotFound):
+        fs.lookup(1, b"a")
+    assert server.calls["take_back"] == 0
+
+
+def test_a_program_may_try_again_after_fsync_told_it(fs: FileSystem, server: FakeServer) -> None:
+    handle = create(fs)
+    write(fs, handle, b"1234")
+    server.fail("write_file", WriteRefused("fewer than Qw"))
+    with pytest.raises(WriteRefused):
+        fs.files.fsync(handle)
+    write(fs, handle, b"5678")
+    close(fs, handle)
+    assert server.committed(handle.inode.ino) == b"5678"
+
+
+@pytest.mark.parametrize("error", [NotAlone("others came"), AlreadyExists("taken")])
+def test_a_name_that_others_took_meanwhile_is_theirs(
+    fs: FileSystem, server: FakeServer, error: NotAlone | AlreadyExists
+) -> None:
+    handle = create(fs)
+    write(fs, handle, b"1234")
+    server.fail("write_file", error)
+    with pytest.raises(type(error)):
+        close(fs, handle)
+    assert not exists(server)
+
+
+def test_an_unknown_outcome_is_not_made_a_second_time(fs: FileSystem, server: FakeServer) -> None:
+    handle = create(fs)
+    write(fs, handle, b"1234")
+    lost = StaleFile("the answer was lost")
+    lost.resent = True
+    server.fail("answer write_file", lost)
+    with pytest.raises(StaleFile):
+        fs.files.fsync(handle)
+    assert exists(server)
+    server.unlink(1, b"a")
+    write(fs, handle, b"5678")
+    close(fs, handle)
+    assert not exists(server), "who removed it must not see it again"
+
+
+def test_a_set_group_id_directory_gives_its_group_away_at_the_server(
+    fs: FileSystem, server: FakeServer
+) -> None:
+    server.setattr(1, AttributeChanges(mode=stat.S_IFDIR | 0o2775))
+    close(fs, create(fs))
+    assert server.calls["create"] == 1
+    assert not server.births
