@@ -137,6 +137,7 @@ class HttpConnection(asyncio.Protocol):
         self._partial_since: float | None = None
         self._arrived = False
         self._more_arrived = False
+        self._is_lost = False
         self._idle = asyncio.Event()
         self._idle.set()
         self._transport: Any = None
@@ -148,9 +149,16 @@ class HttpConnection(asyncio.Protocol):
         self._handler.connection_made(transport)
 
     def connection_lost(self, error: Exception | None) -> None:
-        self._connections.discard(self)
+        self._partial_since = None
+        self._is_lost = True
+        self._leave_if_done()
         self._front.handlers.pop(self._handler, None)
         self._handler.connection_lost(error)
+
+    def _leave_if_done(self) -> None:
+        """A lost connection counts as open until its call has ended: it still uses what the server has."""
+        if self._is_lost and self._idle.is_set():
+            self._connections.discard(self)
 
     def data_received(self, data: bytes) -> None:
         if self._arrived:
@@ -179,9 +187,10 @@ class HttpConnection(asyncio.Protocol):
 
     def request_ended(self) -> None:
         """Note that a request is answered; what came meanwhile begins the next one."""
-        self._partial_since = self._loop.time() if self._more_arrived else None
+        self._partial_since = self._loop.time() if self._more_arrived and not self._is_lost else None
         self._arrived = self._more_arrived = False
         self._idle.set()
+        self._leave_if_done()
 
     def overdue(self, now: float, request_seconds: float) -> bool:
         return self._partial_since is not None and now - self._partial_since > request_seconds

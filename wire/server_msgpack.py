@@ -36,6 +36,7 @@ class MsgpackConnection(asyncio.BufferedProtocol):
         self._peer_reads = True
         self._reading = True
         self._draining = False
+        self._is_lost = False
         self._partial_since: float | None = None
         self._transport: Any = None
 
@@ -44,8 +45,15 @@ class MsgpackConnection(asyncio.BufferedProtocol):
         self._connections.add(self)
 
     def connection_lost(self, error: Exception | None) -> None:
-        self._connections.discard(self)
         self._reading = False
+        self._partial_since = None
+        self._is_lost = True
+        self._leave_if_done()
+
+    def _leave_if_done(self) -> None:
+        """A lost connection counts as open until its calls have ended: they still use what the server has."""
+        if self._is_lost and not self._in_flight:
+            self._connections.discard(self)
 
     def get_buffer(self, size_hint: int) -> memoryview:
         return self._decoder.room()
@@ -138,6 +146,7 @@ class MsgpackConnection(asyncio.BufferedProtocol):
             pass  # the server stops
         except Exception as error:
             self._send_error(request_id, as_quorumfs_error(error, name))
+        self._leave_if_done()
         if not self._reading:
             self._read_on()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from wire.client_msgpack import REFUSED_SECONDS, MsgpackLink
 from wire.config import Encoding
 from wire.errors import (
     DeadlineExceeded,
+    QuorumfsError,
     TransportError,
     Unavailable,
 )
@@ -163,6 +165,23 @@ def test_draining_finishes_what_is_in_flight(
     with pytest.raises(Unavailable):
         caller.call(1, BookkeepingMethods.renew, 1)
     caller.close()
+
+
+def test_draining_waits_for_calls_whose_client_is_gone(loop: LoopThread, rpc: Encoding) -> None:
+    """What a server closes after it drained may be in use by them: "sync failed by a defect ... closed"."""
+    slow, server, real = slow_server(loop)
+
+    async def scenario() -> bool:
+        client = Client(real, rpc)
+        call = asyncio.create_task(client.call(20, BookkeepingMethods.renew, 700))
+        await asyncio.to_thread(wait_until, lambda: slow.begun, 5, "the call has begun")
+        await client.close()
+        with suppress(QuorumfsError):
+            await call
+        await server.drain()
+        return not slow.now
+
+    assert loop.run(scenario())
 
 
 def test_the_blocking_client_sends_again_until_the_server_is_back(loop: LoopThread, rpc: Encoding) -> None:
