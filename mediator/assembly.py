@@ -73,18 +73,25 @@ class Mediator:
             self.background,
             vote_seconds,
         )
+        self.compactor = Compactor(self.metadata, self.read_path, self.write_path)
+        self.copies = MetadataCopies(
+            config.cluster,
+            quorum,
+            self.health,
+            self.metadata,
+            self.write_path,
+            self.ledger,
+            config.metadata_copy_seconds,
+        )
         self.scrubs = Scrubs(
             self.health,
             self.metadata,
             self.repairs,
+            self.copies,
             self.background,
             lambda: self.read_path.votes + self.write_path.puts,
             config.scrub_days * DAY_SECONDS,
             config.scrub_bytes_per_second,
-        )
-        self.compactor = Compactor(self.metadata, self.read_path, self.write_path)
-        self.copies = MetadataCopies(
-            config.cluster, quorum, self.health, self.metadata, self.write_path, config.metadata_copy_seconds
         )
         self.refills.others = lambda: self.copies.blocks
         self.explainer = Explainer(quorum, self.health, self.metadata, self.repairs, self.refusals)

@@ -2,7 +2,8 @@
 
 Every period, if anything was changed, the metadata server copies its database, and the copy is put to a write
 quorum as any block is, its manifest last. The two newest complete copies are kept on all servers that are up;
-older ones are deleted. What is right and what is due is decided in mediator.manifest. One event loop.
+older ones are deleted. Scrubbing (mediator.scrub) asks here what their blocks must be. What is right and what
+is due is decided in mediator.manifest. One event loop.
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ from typing import Any
 from mediator import manifest
 from mediator.fanout import outcome_of, survive
 from mediator.health import Health
+from mediator.ledger import Ledger
 from mediator.manifest import Manifest
 from mediator.servers import Metadata, Server
+from mediator.vote import Verdict
 from mediator.write_path import WritePath
 from wire.digest import BLOCK_BYTES, block_digest
 from wire.errors import Busy, InternalError, QuorumfsError
@@ -43,8 +46,10 @@ class MetadataCopies:
         health: Health,
         metadata: Metadata,
         write_path: WritePath,
+        ledger: Ledger,
         period_seconds: float,
     ) -> None:
+        self._ledger = ledger
         self._cluster = cluster
         self._quorum = quorum
         self._health = health
@@ -106,6 +111,41 @@ class MetadataCopies:
         await self._spread(kept, held)
         await self._delete_old(kept, held)
         return due
+
+    async def records(self, server: Server) -> list[BlockRecord]:
+        """Return what the blocks of complete copies that a server has must be, as their manifests say."""
+        held = await self._held()
+        wanted = await self._witnesses(held)
+        return [wanted[record.block] for record in held.get(server.number, ()) if record.block in wanted]
+
+    async def _witnesses(self, held: Mapping[int, Sequence[BlockRecord]]) -> dict[bytes, BlockRecord]:
+        """Return what each block of the complete copies must be; of a manifest, what most servers have."""
+        found: dict[bytes, BlockRecord] = {}
+        for copy in manifest.complete(held.values(), self._quorum.write)[: manifest.COPIES_KEPT]:
+            record = manifest.most_common(manifest.block_of(copy, 0), held.values())
+            data = await self._read(record, self._health.up)
+            with suppress(ValueError):
+                if data is not None:
+                    parts = manifest.parts_of(copy, manifest.decode(data))
+                    found |= {each.block: each for each in (record, *parts)}
+        return found
+
+    async def mend(self, server: Server, record: BlockRecord, verdict: Verdict) -> bool:
+        """Replace a copy's block that a scrub found not good on a server. Returns whether it is good now."""
+        data = await self._read(record, [other for other in self._health.up if other is not server])
+        if data is None:
+            return False
+        note = f"a copy of the metadata; scrubbed against {record.digest.hex()}"
+        mended = await outcome_of(
+            server.call(
+                self._metadata.deadline_seconds, DataMethods.repair, record.block, record.digest, data, note
+            )
+        )
+        if isinstance(mended, QuorumfsError):
+            return False
+        if mended != "good":
+            self._ledger.note(record.block, server.number, verdict, "", record.digest.hex(), note)
+        return True
 
     async def _require_same(
         self, copy: int, database: str, held: Mapping[int, Sequence[BlockRecord]]

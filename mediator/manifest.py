@@ -95,6 +95,20 @@ def complete(held: Iterable[Iterable[BlockRecord]], enough: int) -> list[int]:
     return sorted((copy for copy, count in counts.items() if count >= enough), reverse=True)
 
 
+def most_common(block: bytes, held: Iterable[Iterable[BlockRecord]]) -> BlockRecord:
+    """Return what most servers have under a block's id. At least one must have it."""
+    ((record, _),) = Counter(r for records in held for r in records if r.block == block).most_common(1)
+    return record
+
+
+def parts_of(copy: int, manifest: Manifest) -> list[BlockRecord]:
+    """Return what a copy's parts must be, by its manifest."""
+    return [
+        BlockRecord(block_of(copy, part + 1), min(BLOCK_BYTES, manifest.size - part * BLOCK_BYTES), digest)
+        for part, digest in enumerate(manifest.digests)
+    ]
+
+
 def superseded(kept: Sequence[int], records: Iterable[BlockRecord]) -> list[bytes]:
     """Return the blocks that a server needs no more, given the complete copies, newest first."""
     if len(kept) < COPIES_KEPT:

@@ -1,7 +1,8 @@
 """Scrubbing: every replica is read by its data server and held against the witness, page by page.
 
-Each server is scrubbed by itself, once in a period, no faster than a rate, and giving way to users' calls.
-How far it is, and when it ended last, the data server keeps: a mediator that comes after goes on from there.
+The copies of the metadata that lie beside the files' blocks come first. Each server is scrubbed by itself,
+once in a period, no faster than a rate, and giving way to users' calls. How far it is, and when it ended
+last, the data server keeps: a mediator that comes after goes on from there.
 `pace`, `is_due` and `batches` are pure; the rest is thin I/O on one event loop.
 """
 
@@ -10,11 +11,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from mediator import manifest
+from mediator.copies import MetadataCopies
 from mediator.fanout import Background, outcome_of, survive
 from mediator.health import Health
 from mediator.placement import holders
@@ -39,6 +42,9 @@ LONGEST_YIELD_SECONDS = 2.0
 """While users' calls come in, a batch waits so long at most, so that scrubbing never stands still."""
 DAY_SECONDS = 86_400.0
 RETRY_SECONDS = 2.0
+
+
+Mend = Callable[[Server, "ScrubPass", BlockRecord, Verdict], Awaitable[None]]
 
 
 @dataclass
@@ -121,6 +127,7 @@ class Scrubs:
         health: Health,
         metadata: Metadata,
         repairs: Repairs,
+        copies: MetadataCopies,
         background: Background,
         calls: Callable[[], int],
         period_seconds: float,
@@ -130,6 +137,7 @@ class Scrubs:
         self._health = health
         self._metadata = metadata
         self._repairs = repairs
+        self._copies = copies
         self._background = background
         self._calls = calls
         self._period_seconds = period_seconds
@@ -198,10 +206,11 @@ class Scrubs:
             said = await server.call(self._metadata.deadline_seconds, CommonMethods.status)
             last = ScrubPass.of(said.get("scrub"))
         counts = await self._metadata.ask(BookkeepingMethods.counts)
+        copies = await self._copies.records(server)
         state = ScrubPass(
             begun_ns=time.time_ns(),
-            total_blocks=int(counts["blocks"]),
-            total_bytes=int(counts["block_bytes"]),
+            total_blocks=int(counts["blocks"]) + len(copies),
+            total_bytes=int(counts["block_bytes"]) + sum(record.length for record in copies),
             last_full_ns=last.last_full_ns,
             hurried=hurried,
         )
@@ -209,36 +218,55 @@ class Scrubs:
         await self._keep(server, state)
 
     async def _run_page(self, server: Server) -> None:
+        """Scrub the next page of committed blocks; before the first one, the copies of the metadata.
+
+        Their ids come before those of all others.
+        """
         state = self._passes[server.number]
-        page = await self._metadata.ask(BookkeepingMethods.blocks, bytes.fromhex(state.after), PAGE)
+        after = bytes.fromhex(state.after)
+        if not after or manifest.is_reserved(after):
+            copies = await self._copies.records(server)
+            if not await self._run_batches(server, state, copies, self._mend_copy):
+                return
+        page = await self._metadata.ask(BookkeepingMethods.blocks, after, PAGE)
         numbers = [s.number for s in self._health.servers]
         here = [record for record in page if server.number in holders(record.block, numbers)]
-        for batch in batches(here):
-            begun = time.monotonic()
-            await self._run_batch(server, state, batch)
-            if self._passes.get(server.number) is not state:
-                return  # a pass that is in a hurry has taken this one's place: its wake-up came already
-            size = sum(record.length for record in batch)
-            rate = pace(state, time.time_ns(), self._period_seconds, self._most_bytes_per_second)
-            await self._pause(server, begun + size / rate - time.monotonic())
-            state.seconds += time.monotonic() - begun
-            if self._passes.get(server.number) is not state:
-                return
-            await self._keep(server, state)
+        if not await self._run_batches(server, state, here, self._mend):
+            return
         if not page:
             state.ended_ns = state.last_full_ns = time.time_ns()
             await self._keep(server, state)
             return
         state.after = page[-1].block.hex()
 
-    async def _run_batch(self, server: Server, state: ScrubPass, batch: list[BlockRecord]) -> None:
+    async def _run_batches(
+        self, server: Server, state: ScrubPass, records: Sequence[BlockRecord], mend: Mend
+    ) -> bool:
+        """Scrub blocks, paced. Returns False as soon as another pass has taken this one's place."""
+        for batch in batches(records):
+            begun = time.monotonic()
+            await self._run_batch(server, state, batch, mend)
+            if self._passes.get(server.number) is not state:
+                return False  # a pass that is in a hurry: its wake-up came already
+            size = sum(record.length for record in batch)
+            rate = pace(state, time.time_ns(), self._period_seconds, self._most_bytes_per_second)
+            await self._pause(server, begun + size / rate - time.monotonic())
+            state.seconds += time.monotonic() - begun
+            if self._passes.get(server.number) is not state:
+                return False
+            await self._keep(server, state)
+        return True
+
+    async def _run_batch(
+        self, server: Server, state: ScrubPass, batch: list[BlockRecord], mend: Mend
+    ) -> None:
         await self._give_way()
         blocks = [record.block for record in batch]
         digests = await server.call(BATCH_SECONDS, DataMethods.digests, blocks)
         for record, digest in zip(batch, digests, strict=True):
             verdict = verdict_of(record, digest)
             if verdict is not Verdict.GOOD:
-                await self._mend(server, state, record, verdict)
+                await mend(server, state, record, verdict)
         state.checked += len(batch)
         state.checked_bytes += sum(record.length for record in batch)
         state.after = blocks[-1].hex()
@@ -250,6 +278,19 @@ class Scrubs:
             if repaired.record is None:
                 return
             state.repaired += repaired.verdicts.get(server.number) is Verdict.GOOD
+        self._count(state, verdict)
+
+    async def _mend_copy(
+        self, server: Server, state: ScrubPass, record: BlockRecord, verdict: Verdict
+    ) -> None:
+        """Replace a damaged block of a copy of the metadata; one that was deleted meanwhile is left alone."""
+        if verdict is Verdict.MISSING:
+            return
+        state.repaired += await self._copies.mend(server, record, verdict)
+        self._count(state, verdict)
+
+    @staticmethod
+    def _count(state: ScrubPass, verdict: Verdict) -> None:
         state.corrupt += verdict is Verdict.CORRUPT
         state.missing += verdict is Verdict.MISSING
 

@@ -1,4 +1,4 @@
-"""The command `df`: for each data server how many bytes are live, dead and quarantined, and how much is free.
+"""The command `df`: how many bytes of each data server are live, dead, of metadata copies, quarantined, free.
 
 It must not change anything, and works whatever is down.
 """
@@ -8,21 +8,24 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from mediator.manifest import is_reserved
 from tools.cluster import LocalCluster
 from tools.locate import CALL_SECONDS, add_state_option, find_cluster
 from tools.output import add_json_option, coloured, console, print_json, table
 from wire.blocking import BlockingClient
 from wire.errors import QuorumfsError
-from wire.methods import BookkeepingMethods, CommonMethods
+from wire.messages import BlockRecord
+from wire.methods import BookkeepingMethods, CommonMethods, DataMethods
 
-COLUMNS = ["server", "is", "live", "dead", "quarantined", "free", "of"]
+COLUMNS = ["server", "is", "live", "metadata copies", "dead", "quarantined", "free", "of"]
+PAGE = 4096
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
 
 def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     """Add df."""
     parser = subparsers.add_parser(
-        "df", help="show the bytes of each data server: live, dead, quarantined, free"
+        "df", help="show the bytes of each data server: live, metadata copies, dead, quarantined, free"
     )
     add_state_option(parser)
     add_json_option(parser)
@@ -44,8 +47,8 @@ def look(cluster: LocalCluster) -> list[dict[str, Any]]:
 
     Returns:
         For each data server "server", "state" ("up" or "down") and, if it is up, "live_bytes" (files refer to
-        them), "dead_bytes" (in blocks here that files do not refer to), "quarantined_bytes", "free_bytes",
-        "total_bytes".
+        them), "copies_bytes" (in copies of the metadata), "dead_bytes" (in blocks here that nothing refers
+        to), "quarantined_bytes", "free_bytes", "total_bytes".
 
     Raises:
         QuorumfsError: the metadata server does not answer.
@@ -56,18 +59,20 @@ def look(cluster: LocalCluster) -> list[dict[str, Any]]:
     for server in cluster.config.data_servers:
         try:
             status = with_client.call(f"data-{server.number}", CommonMethods.status)
+            copies = with_client.copies_bytes(f"data-{server.number}")
         except QuorumfsError:
             rows.append({"server": server.number, "state": "down"})
             continue
-        rows.append({"server": server.number, "state": "up", **split(status, live)})
+        rows.append({"server": server.number, "state": "up", **split(status, live, copies)})
     return rows
 
 
-def split(status: dict[str, Any], live: int) -> dict[str, int]:
-    """Part what a data server holds into live and dead bytes, given how many bytes files refer to."""
-    held = int(status["bytes_live"])
+def split(status: dict[str, Any], live: int, copies: int) -> dict[str, int]:
+    """Part what a data server holds, given how many bytes files refer to and how many are of copies."""
+    held = int(status["bytes_live"]) - copies
     return {
-        "live_bytes": min(held, live),
+        "live_bytes": max(0, min(held, live)),
+        "copies_bytes": copies,
         "dead_bytes": max(0, held - live),
         "quarantined_bytes": int(status["bytes_quarantined"]),
         "free_bytes": int(status["free_bytes"]),
@@ -85,7 +90,7 @@ def in_units(count: float) -> str:
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
-    names = ("live_bytes", "dead_bytes", "quarantined_bytes", "free_bytes", "total_bytes")
+    names = ("live_bytes", "copies_bytes", "dead_bytes", "quarantined_bytes", "free_bytes", "total_bytes")
     told = [in_units(row[name]) if name in row else "" for name in names]
     return [f"data-{row['server']}", coloured(row["state"]), *told]
 
@@ -96,9 +101,21 @@ class _Clients:
     def __init__(self, cluster: LocalCluster) -> None:
         self._cluster = cluster
 
-    def call(self, name: str, method: Any) -> Any:
+    def call(self, name: str, method: Any, *values: Any) -> Any:
         client = BlockingClient([self._cluster.address(name)], self._cluster.config.rpc)
         try:
-            return client.call_once(CALL_SECONDS, method)
+            return client.call_once(CALL_SECONDS, method, *values)
         finally:
             client.close()
+
+    def copies_bytes(self, name: str) -> int:
+        """Return the length of the blocks of copies of the metadata, whose ids come first."""
+        length = 0
+        after = b""
+        while True:
+            page: list[BlockRecord] = self.call(name, DataMethods.inventory, after, PAGE)
+            found = [record for record in page if is_reserved(record.block)]
+            length += sum(record.length for record in found)
+            if len(found) < PAGE:
+                return length
+            after = found[-1].block

@@ -26,12 +26,11 @@ def cluster(make_cluster: ClusterFactory) -> LocalCluster:
     return make_cluster(servers=3, read_quorum=2, write_quorum=3)
 
 
-def run(cluster: LocalCluster, command: str, *words: str) -> dict[str, Any]:
+def run(cluster: LocalCluster, command: str, *words: str) -> Any:
     """Run a command that must work; return what it printed as JSON."""
     done = run_command(cluster.directory, command, "--json", "--state", str(cluster.directory), *words)
     assert done.returncode == 0, done.stdout + done.stderr
-    said: dict[str, Any] = json.loads(done.stdout)
-    return said
+    return json.loads(done.stdout)
 
 
 def refusal(cluster: LocalCluster, command: str, *words: str) -> str:
@@ -79,6 +78,9 @@ def copied(make_cluster: ClusterFactory) -> LocalCluster:
         written_ns = time.time_ns()
         wait_until(lambda: stored_copies(client) > written_ns, 20, "a copy")
         assert run(cluster, "fsck")["clean"]
+        for row in run(cluster, "df"):
+            assert (row["live_bytes"], row["dead_bytes"]) == (4 + (3 << 20), 0), "copies are not dead bytes"
+            assert row["copies_bytes"] > 0
         assert "runs at" in refusal(cluster, "rebuild")
     return without_copies(cluster)
 

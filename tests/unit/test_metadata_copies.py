@@ -61,7 +61,9 @@ async def copying(world: World) -> AsyncIterator[tuple[MetadataCopies, CopyingMe
     meta = CopyingMetaserver(world)
     await world.look()
     part = world.mediator
-    copies = MetadataCopies("test", part.quorum, part.health, part.metadata, part.write_path, 1e-6)
+    copies = MetadataCopies(
+        "test", part.quorum, part.health, part.metadata, part.write_path, part.ledger, 1e-6
+    )
     yield copies, meta
     await world.settle()
     await world.mediator.stop()
@@ -174,6 +176,33 @@ def test_a_damaged_holder_does_not_spread_its_bytes() -> None:
             held = world.data[3].held
             assert len(held) == 4
             assert all(block_digest(data) == record.digest for record, data, _ in held.values())
+
+    run(scenario())
+
+
+def test_a_scrub_repairs_copies_from_what_their_manifests_say() -> None:
+    async def scenario() -> None:
+        world = World(Quorum(3, 2, 2))
+        world.commit(b"a file's")
+        async with copying(world) as (copies, _):
+            await copies.run_once()
+            reserved = sorted(block for block in world.data[1].held if manifest.is_reserved(block))
+            right = {block: world.data[1].held[block][1] for block in reserved}
+            world.data[1].damage(reserved[0])  # the manifest itself
+            world.data[1].lie(reserved[2])
+            world.data[2].damage(reserved[1])
+            (server,) = (s for s in world.mediator.health.servers if s.number == 1)
+            await world.mediator.scrubs.hurry(server)
+            while await world.mediator.scrubs._has_work(server):
+                await world.mediator.scrubs._run_page(server)
+            found = world.mediator.scrubs.progress(server)
+            assert found is not None
+            assert (found["corrupt"], found["repaired"], found["missing"]) == (2, 2, 0)
+            assert (found["checked"], found["total_blocks"]) == (5, 5)
+            for number, damaged in ((1, []), (2, [reserved[1]])):
+                held = world.data[number].held
+                assert [block for block in reserved if held[block][1] != right[block]] == damaged
+            assert [block for block, _, _ in world.data[1].quarantine] == [reserved[0], reserved[2]]
 
     run(scenario())
 
