@@ -171,7 +171,8 @@ class SegmentStore:
         except OSError as error:
             if error.errno in _NO_ROOM:
                 raise NoSpace("no space is left on the data server's disk") from None
-            raise
+            _log.error("block %s cannot be written: %s", block.hex(), error)
+            raise InternalError(f"the disk failed: {error}") from None
         self._unsynced.add(segment.number)
         self._appended_bytes += record_bytes(len(data))
         self._index.put(Entry(block, segment.number, offset, len(data), digest), before)
@@ -206,7 +207,8 @@ class SegmentStore:
         except OSError as error:
             if error.errno in _NO_ROOM:
                 raise NoSpace("no space is left to keep the losing copy; it was left where it was") from None
-            raise
+            _log.error("the losing copy of block %s cannot be kept: %s", entry.block.hex(), error)
+            raise InternalError(f"the disk failed: {error}") from None
 
     # -- blocks out
 

@@ -489,6 +489,21 @@ def test_after_a_failed_sync_nothing_more_is_written(
     store.close()
 
 
+def test_a_put_that_the_disk_fails_is_refused_and_no_defect(
+    store: SegmentStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def pwrite(handle: int, data: bytes, offset: int) -> int:
+        raise OSError(errno.EIO, "broken disk")
+
+    put(store, 1)
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "pwrite", pwrite)
+        with pytest.raises(InternalError, match="the disk failed"):
+            put(store, 2)
+    put(store, 3)
+    assert [store.length(block_id(number)) is None for number in (1, 2, 3)] == [False, True, False]
+
+
 def test_unreadable_bytes_are_damage(store: SegmentStore, monkeypatch: pytest.MonkeyPatch) -> None:
     put(store, 1)
 
