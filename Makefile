@@ -76,9 +76,9 @@ sim-mutants: .venv/test.stamp
 programs: .venv/programs.stamp
 	@$(BIN)/python -m pytest tests/programs -m 'long or not long'
 
-# One fault at a time on what the data servers have on disk; makes the table of docs/reliability.md.
+# One fault at a time, on disk and on the way; makes the tables of docs/reliability.md. PART=files, messages or disks: only that.
 fault-sweep: .venv/test.stamp
-	@$(BIN)/python -m tests.fault_sweep --update docs/reliability.md
+	@$(BIN)/python -m tests.fault_sweep $(if $(PART),--part $(PART)) --update docs/reliability.md
 
 # A real cluster and two mounts under load for MINUTES, while processes, disks and the network are broken; by root.
 MINUTES ?= 10
