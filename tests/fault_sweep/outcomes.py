@@ -97,9 +97,8 @@ def render(outcomes: Mapping[Cell, str], rows: str = "file") -> str:
 def counted(outcomes: Iterable[str]) -> str:
     """Return how many there are of each outcome, in words."""
     counts = Counter(outcomes)
-    shown = [
-        word for word in reversed(WORDS) if word in ("right", "refused", "wrong", "lost") or counts[word]
-    ]
+    shown = ["right", "refused", *(["unsure"] if counts["unsure"] else []), "wrong", "lost"]
+    shown += ["hung"] if counts["hung"] else []
     return ", ".join(f"{word} {counts[word]}" for word in shown)
 
 
