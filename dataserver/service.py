@@ -19,8 +19,8 @@ from dataserver.contract import BlockStore
 from dataserver.marks import ScrubMark
 from dataserver.quarantine import Quarantine
 from wire.digest import PIECE_BYTES
-from wire.errors import BlockDamaged, BlockMissing
-from wire.messages import BlockPart, BlockRecord, Identity
+from wire.errors import BadRequest, BlockDamaged, BlockMissing
+from wire.messages import SMALL_FILES_AT_ONCE, BlockPart, BlockRecord, Identity, SmallReplicas
 
 _log = logging.getLogger(__name__)
 _P = ParamSpec("_P")
@@ -102,15 +102,41 @@ class DataService:
         return await self._in_thread(self._digests, blocks)
 
     def _digests(self, blocks: list[bytes]) -> list[bytes | None]:
-        found: dict[bytes, bytes | None] = {}
-        for block in self._store.in_disk_order(blocks):
-            try:
-                found[block] = self._store.digest(block, 0, 0)
-            except BlockMissing:
-                found[block] = None
-            except BlockDamaged:
-                found[block] = b""
+        found = {block: self._whole_vote(block) for block in self._store.in_disk_order(blocks)}
         return [found[block] for block in blocks]
+
+    def _whole_vote(self, block: bytes) -> bytes | None:
+        try:
+            return self._store.digest(block, 0, 0)
+        except BlockMissing:
+            return None
+        except BlockDamaged:
+            return b""
+
+    async def read_small(self, sent: list[bytes], voted: list[bytes]) -> SmallReplicas:
+        if len(sent) + len(voted) > SMALL_FILES_AT_ONCE:
+            raise BadRequest(f"{len(sent) + len(voted)} blocks: at most {SMALL_FILES_AT_ONCE} at once")
+        return await self._in_thread(self._read_small, sent, voted)
+
+    def _read_small(self, sent: list[bytes], voted: list[bytes]) -> SmallReplicas:
+        data: dict[bytes, bytes | None] = {}
+        digests: dict[bytes, bytes | None] = {}
+        to_send, to_vote = set(sent), set(voted)
+        for block in self._store.in_disk_order([*(to_send | to_vote)]):
+            is_small = (self._store.length(block) or 0) <= PIECE_BYTES
+            if block in to_send:
+                data[block] = self._bytes_of(block) if is_small else b""
+            if block in to_vote:
+                digests[block] = self._whole_vote(block) if is_small else b""
+        return SmallReplicas([data[block] for block in sent], [digests[block] for block in voted])
+
+    def _bytes_of(self, block: bytes) -> bytes | None:
+        try:
+            return self._store.get(block, 0, 0).data
+        except BlockMissing:
+            return None
+        except BlockDamaged:
+            return b""
 
     async def keep_scrub(self, state: dict[str, Any]) -> None:
         await self._in_thread(self._scrub.keep, state)

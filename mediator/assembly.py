@@ -23,6 +23,7 @@ from mediator.risk import RiskWatch
 from mediator.room import Room
 from mediator.scrub import DAY_SECONDS, Scrubs
 from mediator.servers import MakeClient, Metadata, Server
+from mediator.small_reads import SmallReads
 from mediator.vote import servers_in_words
 from mediator.write_path import WritePath
 from wire.config import ClusterConfig
@@ -55,6 +56,7 @@ class Mediator:
         self.risk = RiskWatch(quorum, self.metadata)
         self.collector = Collector(self.health, self.metadata, config.garbage_grace_seconds, vote_seconds)
         self.read_path = ReadPath(quorum, self.health, self.metadata, self.repairs, vote_seconds)
+        self.small_reads = SmallReads(quorum, self.metadata, self.repairs, vote_seconds)
         self.room = Room(
             quorum,
             servers,
@@ -89,12 +91,17 @@ class Mediator:
             self.repairs,
             self.copies,
             self.background,
-            lambda: self.read_path.votes + self.write_path.puts,
+            lambda: self.votes + self.write_path.puts,
             config.scrub_days * DAY_SECONDS,
             config.scrub_bytes_per_second,
         )
         self.refills.others = lambda: self.copies.blocks
         self.explainer = Explainer(quorum, self.health, self.metadata, self.repairs, self.refusals)
+
+    @property
+    def votes(self) -> int:
+        """How many votes on blocks were held to answer reads."""
+        return self.read_path.votes + self.small_reads.votes
 
     def _came_up(self, server: Server) -> None:
         if server.number:
@@ -163,7 +170,7 @@ class Mediator:
                 self._describe(server, statuses.get(server.number)) for server in self.health.servers
             ],
             "metaserver": self._describe_link(self.health.metaserver),
-            "votes": self.read_path.votes,
+            "votes": self.votes,
             "repairs": self.repairs.status(),
             "risk": self.risk.status(),
             "refusals": self.refusals.newest(),

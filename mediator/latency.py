@@ -11,8 +11,9 @@ from collections.abc import Mapping, Sequence
 from statistics import median, median_low
 from typing import Literal
 
-SizeClass = Literal["small", "large"]
-SIZE_CLASSES: tuple[SizeClass, ...] = ("small", "large")
+SizeClass = Literal["small", "large", "several"]
+SIZE_CLASSES: tuple[SizeClass, ...] = ("small", "large", "several")
+"""Reads of at most one piece, longer ones, and those of several small blocks by one call."""
 
 SMALL_BYTES = 64 * 1024
 """A read of at most so many bytes is small."""
@@ -64,13 +65,10 @@ def no_reads() -> Reads:
     return {size: Window() for size in SIZE_CLASSES}
 
 
-def choose_byte_server(medians: Mapping[int, float | None], turn: int) -> int:
-    """Return which server sends the bytes: those about as fast as the fastest take turns.
+def split_by_speed(medians: Mapping[int, float | None]) -> tuple[list[int], list[int]]:
+    """Return the servers that are about as fast as the fastest, and the others, each in order.
 
-    Args:
-        medians: the recent time of a read by server number, in seconds, at least one; a server with None
-            counts as the middle one of the others, so that it is tried.
-        turn: a number that grows by one with every choice.
+    A server with None counts as the middle one of the others, so that it is tried.
     """
     known = [seconds for seconds in medians.values() if seconds is not None]
     average = median_low(known) if known else 0.0
@@ -79,6 +77,17 @@ def choose_byte_server(medians: Mapping[int, float | None], turn: int) -> int:
     far: list[int] = []
     for number, seconds in sorted(medians.items()):
         (near if (average if seconds is None else seconds) <= limit else far).append(number)
+    return near, far
+
+
+def choose_byte_server(medians: Mapping[int, float | None], turn: int) -> int:
+    """Return which server sends the bytes: those about as fast as the fastest take turns.
+
+    Args:
+        medians: the recent time of a read by server number, in seconds, at least one (see `split_by_speed`).
+        turn: a number that grows by one with every choice.
+    """
+    near, far = split_by_speed(medians)
     if far and turn % TRY_EVERY == 0:
         return far[turn // TRY_EVERY % len(far)]
     return near[turn % len(near)]

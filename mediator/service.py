@@ -84,6 +84,9 @@ class Service:
         part = await self._mediator.read_path.read_small(opened.map)
         return opened._replace(part=part)
 
+    async def read_small_files(self, inodes: list[int]) -> list[Opened | None]:
+        return await self._mediator.small_reads.read(inodes)
+
     async def sync_blocks(self, blocks: list[bytes]) -> None:
         await self._noting(0, "sync_blocks", self._mediator.write_path.sync_blocks(blocks))
 

@@ -13,8 +13,17 @@ from metaserver import extent_rules, rules
 from metaserver.blocks import Blocks
 from metaserver.inodes import Inodes
 from metaserver.store import Store
-from wire.errors import InvalidArgument
-from wire.messages import Attributes, Commit, Extent, FileMap, MappedExtent
+from wire.digest import PIECE_BYTES
+from wire.errors import InvalidArgument, StaleFile
+from wire.messages import (
+    SMALL_FILES_AT_ONCE,
+    Attributes,
+    Commit,
+    Extent,
+    FileMap,
+    MappedExtent,
+    Opened,
+)
 
 FIRST_RUN_EXTENTS = 256
 """So many extents come with the answer to `open`."""
@@ -124,6 +133,27 @@ class Contents:
         return FileMap(
             file.version, file.size, list(map(MappedExtent._make, rows[:limit])), len(rows) <= limit
         )
+
+    def small_files(self, inodes: Sequence[int]) -> list[Opened | None]:
+        """Return attributes and map of each file that is one block of at most one piece; None for others.
+
+        Raises:
+            InvalidArgument: they are too many.
+        """
+        if len(inodes) > SMALL_FILES_AT_ONCE:
+            raise InvalidArgument(f"{len(inodes)} files: at most {SMALL_FILES_AT_ONCE} at once")
+        return [self._small_file(ino) for ino in inodes]
+
+    def _small_file(self, ino: int) -> Opened | None:
+        try:
+            file = self._inodes.load(ino)
+        except StaleFile:
+            return None
+        if not 0 < file.allocated_bytes <= PIECE_BYTES:
+            return None
+        found = self.map_of(file, 0, 1)
+        whole = found.complete and found.extents[0].block_length <= PIECE_BYTES
+        return Opened(file, found) if whole else None
 
     def remove(self, ino: int) -> bool:
         """Remove an inode that nobody has any more, or the first part of its contents.

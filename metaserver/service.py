@@ -321,6 +321,9 @@ class MetaService:
     def vouch_recent(self) -> None:
         self._lag.vouch()
 
+    def small_files(self, inodes: list[int]) -> list[Opened | None]:
+        return self._store.read(self._contents.small_files, inodes)
+
     def witnesses(self, blocks: list[bytes]) -> list[BlockRecord | None]:
         return self._store.read(self._bookkeeping.witnesses, blocks)
 

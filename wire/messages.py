@@ -190,6 +190,20 @@ class Opened(NamedTuple):
     part: BlockPart | None = None
 
 
+SMALL_FILES_AT_ONCE = 64
+"""The most files that are read by one call, each at most one piece."""
+
+
+class SmallReplicas(NamedTuple):
+    """What one data server says of several of its replicas, each at most one piece, in the order asked.
+
+    Bytes are a vote, as a digest is one. None: it is not here. b"": its record cannot be trusted.
+    """
+
+    data: list[bytes | None]
+    digests: list[bytes | None]
+
+
 class Commit(NamedTuple):
     """New contents of a file, applied in one transaction, in this order.
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from dataserver.contract import INVENTORY_LIMIT, BlockStore
+from dataserver.marks import ScrubMark
 from dataserver.memory import MemoryStore
+from dataserver.quarantine import Quarantine
 from dataserver.segments import SegmentStore
+from dataserver.service import DataService
 from wire.digest import BLOCK_BYTES, DIGEST_BYTES, PIECE_BYTES, block_digest, part_matches, piece_digests
 from wire.errors import BadRequest, BlockConflict, BlockMissing, DigestMismatch, MessageTooLarge
-from wire.messages import BlockRecord
+from wire.messages import SMALL_FILES_AT_ONCE, BlockRecord, Identity
 
 LENGTHS = [
     0,
@@ -186,3 +190,17 @@ def test_a_page_is_bounded(store: BlockStore) -> None:
     for number in range(INVENTORY_LIMIT + 10):
         put(store, number, b"")
     assert len(store.inventory(b"", 10**9)) == INVENTORY_LIMIT
+
+
+def test_small_replicas_are_told_together(store: BlockStore, tmp_path: Path) -> None:
+    small, full, long = (put(store, n, some_bytes(n, n)) for n in (7, PIECE_BYTES, PIECE_BYTES + 1))
+    identity = Identity("dataserver", "test", 1, 1)
+    service = DataService(store, identity, ScrubMark(tmp_path), Quarantine(tmp_path / "losers", 1, 1.0))
+    sent = [full.block, block_id(1), small.block, long.block]
+    voted = [small.block, block_id(1), full.block, long.block, small.block]
+    found = asyncio.run(service.read_small(sent, voted))
+    assert found.data == [some_bytes(PIECE_BYTES, PIECE_BYTES), None, some_bytes(7, 7), b""]
+    assert found.digests[1:4] == [None, full.digest, b""]
+    with pytest.raises(BadRequest):
+        asyncio.run(service.read_small([small.block] * SMALL_FILES_AT_ONCE, [small.block]))
+    service.close()

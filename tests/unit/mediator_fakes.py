@@ -32,7 +32,9 @@ from wire.messages import (
     Lag,
     LagCount,
     MappedExtent,
+    Opened,
     RecentBlocks,
+    SmallReplicas,
 )
 from wire.quorum import Quorum
 from wire.request import Request, Then
@@ -111,6 +113,10 @@ class FakeDataServer(Fake):
 
     def digests(self, blocks: list[bytes]) -> list[bytes | None]:
         return [self.digest(block, 0, 0) if block in self.held else None for block in blocks]
+
+    def read_small(self, sent: list[bytes], voted: list[bytes]) -> SmallReplicas:
+        data = [self.held[block][1] if block in self.held else None for block in sent]
+        return SmallReplicas(data, self.digests(voted))
 
     def keep_scrub(self, state: dict[str, Any]) -> None:
         self.scrub = state
@@ -256,6 +262,15 @@ class FakeMetaserver(Fake):
                 run.append(MappedExtent(at, record.length, record.block, 0, record.length, record.digest))
             at += record.length
         return FileMap(1, at, run[:limit], len(run) <= limit)
+
+    def small_files(self, inodes: list[int]) -> list[Opened | None]:
+        """The inode n is made of the nth committed block, counted from 0."""
+        records = list(self.committed.values())
+        return [self._small_file(ino, records[ino]) if ino < len(records) else None for ino in inodes]
+
+    def _small_file(self, ino: int, record: BlockRecord) -> Opened:
+        extent = MappedExtent(0, record.length, record.block, 0, record.length, record.digest)
+        return Opened(self.getattr(ino), FileMap(1, record.length, [extent], True))
 
     def files_of_block(self, block: bytes) -> list[int]:
         return [7] if block in self.committed else []

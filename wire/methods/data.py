@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from wire.messages import BlockPart, BlockRecord
+from wire.messages import BlockPart, BlockRecord, SmallReplicas
 
 
 class DataMethods:
@@ -54,6 +54,18 @@ class DataMethods:
         Returns:
             For each of `blocks` its digest computed from the bytes now, None if it is not here, b"" if its
             record's header cannot be trusted.
+        """
+        raise NotImplementedError
+
+    def read_small(self, sent: list[bytes], voted: list[bytes]) -> SmallReplicas:
+        """Send the bytes of some small blocks and vote on others, reading them in the order they lie on disk.
+
+        Args:
+            sent: blocks whose bytes are wanted.
+            voted: blocks whose digests are wanted, computed from the bytes now.
+
+        Raises:
+            BadRequest: more than SMALL_FILES_AT_ONCE blocks.
         """
         raise NotImplementedError
 

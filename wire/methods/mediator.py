@@ -48,6 +48,17 @@ class MediatorMethods:
         """
         raise NotImplementedError
 
+    def read_small_files(self, inodes: list[int]) -> list[Opened | None]:
+        """Look at several files as open does, but open none of them; read those that are one small block.
+
+        The votes on all blocks are held at once. What does not exist, or is no file of one block of at most
+        one piece, is None; a file whose vote does not go well, or takes long, comes without the bytes.
+
+        Raises:
+            InvalidArgument: more than SMALL_FILES_AT_ONCE files.
+        """
+        raise NotImplementedError
+
     def sync_blocks(self, blocks: list[bytes]) -> None:
         """Make these blocks durable on at least Qw data servers.
 

@@ -329,6 +329,16 @@ class BookkeepingMethods:
         """Say that what was committed before this server's start is known to be held, or noted as lag."""
         raise NotImplementedError
 
+    def small_files(self, inodes: list[int]) -> list[Opened | None]:
+        """Tell of several files what open would, but open none of them.
+
+        None stands for what does not exist, or is no file of one block of at most one piece.
+
+        Raises:
+            InvalidArgument: more than SMALL_FILES_AT_ONCE files.
+        """
+        raise NotImplementedError
+
     def witnesses(self, blocks: list[bytes]) -> list[BlockRecord | None]:
         """Return the committed record of each block, None where there is none."""
         raise NotImplementedError
