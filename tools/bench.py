@@ -83,8 +83,15 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         metavar="N",
         help="of directories in curves (default: 10000)",
     )
+    parser.add_argument(
+        "--max-files",
+        type=int,
+        default=10_000,
+        metavar="N",
+        help="of file systems in curves (default: 10000)",
+    )
     parser.add_argument("--rounds", type=int, default=3, help="how often (default: 3)")
-    parser.add_argument("--only", metavar="ROW,ROW", help="these rows alone")
+    parser.add_argument("--only", metavar="ROW,ROW", help="these rows (or curves) alone")
     parser.add_argument("--scale", type=float, default=1.0, help="times as much work (default: 1)")
     parser.add_argument(
         "--pause", type=float, default=0.0, metavar="SECONDS", help="rest between rounds (default: 0)"
@@ -127,6 +134,8 @@ def run(arguments: argparse.Namespace) -> int:
 def run_micro(arguments: argparse.Namespace) -> int:
     """Time single calls, print, write; return the exit status."""
     _check_without_directories(arguments, "--micro")
+    if arguments.only:
+        raise ConfigError("--only chooses rows or curves; leave it out with --micro")
     with interruptible(), fresh_cluster(_parent(arguments)) as cluster:
         timings = bench_micro.measure(cluster, arguments.scale)
     console().print(bench_micro.timings_table(timings))
@@ -142,11 +151,16 @@ def run_curves(arguments: argparse.Namespace) -> int:
     if not arguments.curves.is_dir():
         raise ConfigError(f"{arguments.curves}: is no directory; make it with: mkdir {arguments.curves}")
     extent = bench_curves.Extent(
-        round(arguments.max_size * (1 << 20)), arguments.max_entries, arguments.scale, arguments.rounds
+        round(arguments.max_size * (1 << 20)),
+        arguments.max_entries,
+        arguments.max_files,
+        arguments.scale,
+        arguments.rounds,
     )
     try:
         with interruptible():
-            points = bench_curves.measure(_parent(arguments), extent)
+            only = [name for name in (arguments.only or "").split(",") if name]
+            points = bench_curves.measure(_parent(arguments), extent, only)
     except (OSError, WrongBytes) as error:
         raise ClusterError(f"the work of a curve failed: {error}") from error
     written = bench_curves.write_pictures(points, arguments.curves)
@@ -164,10 +178,8 @@ def _parent(arguments: argparse.Namespace) -> Path:
 
 
 def _check_without_directories(arguments: argparse.Namespace, option: str) -> None:
-    if arguments.directories or arguments.only or arguments.html is not None:
-        raise ConfigError(
-            f"{option} works on fresh clusters, made in --cluster DIR; leave out DIR, --only, --html"
-        )
+    if arguments.directories or arguments.html is not None:
+        raise ConfigError(f"{option} works on fresh clusters, made in --cluster DIR; leave out DIR, --html")
     _check_numbers(arguments)
 
 

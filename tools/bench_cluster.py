@@ -35,9 +35,15 @@ def fresh_cluster(parent: Path, **settings: Any) -> Iterator[LocalCluster]:
 @contextmanager
 def fresh_cluster_mount(parent: Path, **settings: Any) -> Iterator[Path]:
     """Yield the mount point of a cluster of its own. Raises ConfigError."""
-    mounts.check_fuse()
-    with fresh_cluster(parent, **settings) as cluster:
-        mountpoint = cluster.directory / "mnt"
-        mountpoint.mkdir()
-        cluster.mount(mountpoint)
+    with fresh_cluster(parent, **settings) as cluster, mounted(cluster) as mountpoint:
         yield mountpoint
+
+
+@contextmanager
+def mounted(cluster: LocalCluster) -> Iterator[Path]:
+    """Yield a mount point of a cluster, in its own directory. Raises ConfigError."""
+    mounts.check_fuse()
+    mountpoint = cluster.directory / "mnt"
+    mountpoint.mkdir()
+    cluster.mount(mountpoint)
+    yield mountpoint

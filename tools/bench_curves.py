@@ -1,46 +1,45 @@
-"""How the cost of work grows: with the number of servers, the size of files, clients, and entries.
+"""How the cost of work grows: with servers, quorums, the size of files, clients, entries, files, and damage.
 
-It measures on throwaway clusters, and hands the points to bench_svg.py to draw. What is read is compared with
-what was written. One thread.
+It measures on throwaway clusters what bench_trials.py does, and hands the points to bench_svg.py to draw. One
+thread.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tools.bench_caches import Caches
-from tools.bench_cluster import fresh_cluster_mount
-from tools.bench_parallel import create_in_parallel
+from tools.bench_cluster import fresh_cluster, mounted
 from tools.bench_results import FORMAT, median
 from tools.bench_svg import Picture, Series, render_svg
-from tools.bench_work import (
-    Clock,
-    Place,
-    Sizes,
-    WrongBytes,
-    create_small,
-    delete_small,
-    list_small,
-    read_file,
-    read_small,
-    stat_small,
-    write_file,
+from tools.bench_trials import (
+    Trial,
+    with_clients,
+    with_damage,
+    with_entries,
+    with_everything,
+    with_files,
+    with_reads,
+    with_size,
+    with_writes,
 )
+from tools.cluster import LocalCluster
 from tools.output import bytes_text
 from tools.progress import progress_bar
+from wire.config import ConfigError
 from wire.quorum import Quorum
 
 SERVERS = (1, 3, 5, 7)
+QUORUMS = (1, 2, 3, 4, 5)
+USUAL = Quorum(5, 3, 5)
 CLIENTS = (1, 2, 4, 8, 16)
 FILES_PER_POINT = 320
-LEAST_BYTES, LEAST_ENTRIES = 1024, 100
-SEED = 1
+LEAST_BYTES, LEAST_ENTRIES, LEAST_FILES, LEAST_MEBIBYTES = 1024, 100, 1000, 4
 
 
 @dataclass(frozen=True)
@@ -49,6 +48,7 @@ class Extent:
 
     most_bytes: int = 64 << 20
     most_entries: int = 10_000
+    most_files: int = 10_000
     scale: float = 1.0
     rounds: int = 3
 
@@ -61,6 +61,18 @@ class Extent:
     def entries(self) -> list[int]:
         """Entries of directories, ten times as many each."""
         return _steps(LEAST_ENTRIES, self.most_entries, 10)
+
+    @property
+    def files(self) -> list[int]:
+        """Files of file systems, ten times as many each."""
+        return (
+            _steps(LEAST_FILES, self.most_files, 10) if self.most_files >= LEAST_FILES else [self.most_files]
+        )
+
+    @property
+    def mebibytes(self) -> list[int]:
+        """What a data server lost, four times as much each."""
+        return _steps(LEAST_MEBIBYTES, max(LEAST_MEBIBYTES, self.most_bytes >> 20), 4)
 
 
 @dataclass(frozen=True)
@@ -80,38 +92,90 @@ def _steps(first: int, last: int, factor: int) -> list[int]:
     return found
 
 
-def measure(parent: Path, extent: Extent) -> list[Point]:
-    """Measure all curves, with a progress bar; the clusters are made in `parent`."""
+def measure(parent: Path, extent: Extent, only: Sequence[str] = ()) -> list[Point]:
+    """Measure all curves, or only these, with a progress bar; the clusters are made in `parent`.
+
+    Raises:
+        ConfigError: there is no such curve.
+    """
+    if unknown := sorted({*only} - {*CURVES}):
+        raise ConfigError(f"there is no curve {', '.join(unknown)}; choose of {', '.join(CURVES)}")
+    chosen = [CURVES[name] for name in CURVES if not only or name in only]
     points: list[Point] = []
-    steps = len(SERVERS) + len(extent.sizes) + len(CLIENTS) + len(extent.entries)
+    steps = sum(places(extent) for places, _ in chosen)
     with ExitStack() as stack:
         bar = stack.enter_context(progress_bar(steps, "points", steps))
-        for found in _measure_all(parent, extent):
-            points += found
-            bar.describe(f"{found[0].curve}: {found[0].x:g}")
-            bar.advance(1.0, 1)
+        for _, work in chosen:
+            for found in work(parent, extent):
+                points += found
+                bar.describe(f"{found[0].curve}: {found[0].x:g}")
+                bar.advance(1.0, 1)
     return points
 
 
-def _measure_all(parent: Path, extent: Extent) -> Iterator[list[Point]]:
-    """Yield the points at one place of one curve, one place after the other."""
+def _servers(parent: Path, extent: Extent) -> Iterator[list[Point]]:
     for servers in SERVERS:
-        quorum = Quorum(servers, servers // 2 + 1, servers)
-        settings = {"servers": servers, "read_quorum": quorum.read, "write_quorum": quorum.write}
-        with fresh_cluster_mount(parent, **settings) as mountpoint:
-            yield _medians("servers", servers, mountpoint, extent.rounds, _with_servers(extent))
-    with fresh_cluster_mount(parent) as mountpoint:
+        with _cluster(parent, Quorum(servers, servers // 2 + 1, servers)) as (_, mountpoint):
+            yield _medians("servers", servers, mountpoint, extent.rounds, with_everything(extent.scale))
+
+
+def _quorums(parent: Path, extent: Extent) -> Iterator[list[Point]]:
+    for size in QUORUMS:
+        with _cluster(parent, Quorum(5, size, 5)) as (_, mountpoint):
+            yield _medians("quorums", size, mountpoint, extent.rounds, with_reads(extent.scale))
+        with _cluster(parent, Quorum(5, 5, size)) as (_, mountpoint):
+            yield _medians("quorums", size, mountpoint, extent.rounds, with_writes(extent.scale))
+
+
+def _sizes(parent: Path, extent: Extent) -> Iterator[list[Point]]:
+    with _cluster(parent, USUAL) as (_, mountpoint):
         for size in extent.sizes:
-            yield _medians("sizes", size, mountpoint, extent.rounds, _with_size(size))
+            yield _medians("sizes", size, mountpoint, extent.rounds, with_size(size))
+
+
+def _clients(parent: Path, extent: Extent) -> Iterator[list[Point]]:
+    files = max(*CLIENTS, round(FILES_PER_POINT * extent.scale))
+    with _cluster(parent, USUAL) as (_, mountpoint):
         for clients in CLIENTS:
-            yield _medians("clients", clients, mountpoint, extent.rounds, _with_clients(clients, extent))
+            yield _medians("clients", clients, mountpoint, extent.rounds, with_clients(clients, files))
+
+
+def _entries(parent: Path, extent: Extent) -> Iterator[list[Point]]:
+    with _cluster(parent, USUAL) as (_, mountpoint):
         for entries in extent.entries:
             # Once: thousands of files that were deleted slow down the creation of the next ones.
-            yield _medians("entries", entries, mountpoint, 1, _with_entries(entries))
+            yield _medians("entries", entries, mountpoint, 1, with_entries(entries))
 
 
-Trial = Callable[[Path, Caches], dict[str, float]]
-"""Does the work of one place in a fresh directory, and returns the seconds of each series."""
+def _damage(parent: Path, extent: Extent) -> Iterator[list[Point]]:
+    for mebibytes in extent.mebibytes:
+        with _cluster(parent, USUAL) as (cluster, mountpoint):
+            yield _medians("damage", mebibytes, mountpoint, 1, with_damage(cluster, mebibytes))
+
+
+def _files(parent: Path, extent: Extent) -> Iterator[list[Point]]:
+    with _cluster(parent, USUAL) as (cluster, mountpoint):
+        for count in extent.files:
+            yield _medians("files", count, mountpoint, 1, with_files(cluster, count, mountpoint))
+
+
+CURVES: dict[str, tuple[Callable[[Extent], int], Callable[[Path, Extent], Iterator[list[Point]]]]] = {
+    "servers": (lambda _: len(SERVERS), _servers),
+    "quorums": (lambda _: 2 * len(QUORUMS), _quorums),
+    "sizes": (lambda extent: len(extent.sizes), _sizes),
+    "clients": (lambda _: len(CLIENTS), _clients),
+    "entries": (lambda extent: len(extent.entries), _entries),
+    "damage": (lambda extent: len(extent.mebibytes), _damage),
+    "files": (lambda extent: len(extent.files), _files),
+}
+"""Of each curve, by its name: how many places it has, and what yields the points of one after the other."""
+
+
+@contextmanager
+def _cluster(parent: Path, quorum: Quorum) -> Iterator[tuple[LocalCluster, Path]]:
+    settings = {"servers": quorum.servers, "read_quorum": quorum.read, "write_quorum": quorum.write}
+    with fresh_cluster(parent, **settings) as cluster, mounted(cluster) as mountpoint:
+        yield cluster, mountpoint
 
 
 def _medians(curve: str, x: int, mountpoint: Path, rounds: int, trial: Trial) -> list[Point]:
@@ -125,76 +189,6 @@ def _medians(curve: str, x: int, mountpoint: Path, rounds: int, trial: Trial) ->
     return [Point(curve, series, x, median(taken) or 0.0) for series, taken in found.items()]
 
 
-def _with_servers(extent: Extent) -> Trial:
-    sizes = Sizes(pages=4096, files=100).scaled(extent.scale)
-
-    def trial(directory: Path, caches: Caches) -> dict[str, float]:
-        place = Place(directory, sizes, SEED)
-        size = sizes.words["size"]
-        return {
-            f"write {size}, fsync": _seconds(place, write_file),
-            f"read {size}, cold": _seconds(place, read_file, caches),
-            "create a file of 4 KiB": _seconds(place, create_small) / sizes.files,
-            "read a file of 4 KiB, cold": _seconds(place, read_small, caches) / sizes.files,
-        }
-
-    return trial
-
-
-def _with_size(size: int) -> Trial:
-    data = os.urandom(size)
-
-    def trial(directory: Path, caches: Caches) -> dict[str, float]:
-        path = directory / "file"
-        writing, reading = Clock(), Clock()
-        with writing, path.open("wb", buffering=0) as file:
-            for start in range(0, size, 1 << 20):
-                file.write(data[start : start + (1 << 20)])
-            os.fsync(file)
-        caches.settle()
-        caches.drop(directory.parent)
-        with reading, path.open("rb", buffering=0) as file:
-            found = file.readall()
-        if found != data:
-            raise WrongBytes(f"{path}: other bytes than were written")
-        path.unlink()
-        return {"write, fsync": writing.seconds, "read, cold": reading.seconds}
-
-    return trial
-
-
-def _with_clients(clients: int, extent: Extent) -> Trial:
-    files = max(*CLIENTS, round(FILES_PER_POINT * extent.scale))
-
-    def trial(directory: Path, caches: Caches) -> dict[str, float]:
-        caches.settle()
-        return {"create a file of 4 KiB": create_in_parallel(directory, files, clients, SEED) / files}
-
-    return trial
-
-
-def _with_entries(entries: int) -> Trial:
-    def trial(directory: Path, caches: Caches) -> dict[str, float]:
-        place = Place(directory, Sizes(files=entries), SEED)
-        return {
-            "create": _seconds(place, create_small) / entries,
-            "ls -l, cold": _seconds(place, list_small, caches) / entries,
-            "stat, cold": _seconds(place, stat_small, caches) / entries,
-            "delete": _seconds(place, delete_small) / entries,
-        }
-
-    return trial
-
-
-def _seconds(place: Place, work: Callable[[Place, Clock], None], cold: Caches | None = None) -> float:
-    clock = Clock()
-    if cold is not None:
-        cold.settle()
-        cold.drop(place.directory.parent)
-    work(place, clock)
-    return clock.seconds
-
-
 # What comes of it
 
 
@@ -203,8 +197,11 @@ def pictures(points: list[Point]) -> dict[str, Picture]:
     described = {
         "servers": ("Cost by the number of data servers (Qr a majority, Qw=N)", "data servers", count_text),
         "sizes": ("Cost by the size of a file (N=5)", "size of the file", size_text),
+        "quorums": ("Cost by the size of a quorum (N=5; the other quorum is 5)", "Qr or Qw", count_text),
         "clients": ("Cost of a file by parallel clients (N=5)", "processes that create files", count_text),
         "entries": ("Cost of an entry by the size of its directory (N=5)", "entries", count_text),
+        "files": ("Cost by the number of files in the file system (N=5)", "files", count_text),
+        "damage": ("Cost of healing one data server, a MiB (N=5)", "what it lost", mebibytes_text),
     }
     drawn = {}
     for curve, (title, x_label, x_text) in described.items():
@@ -255,3 +252,8 @@ def size_text(size: float) -> str:
 def count_text(count: float) -> str:
     """Return a count."""
     return f"{count:g}" if count < 1e5 else f"{count:.0e}"
+
+
+def mebibytes_text(count: float) -> str:
+    """Return so many MiB as "64 MiB"."""
+    return size_text(count * (1 << 20))

@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,6 +15,7 @@ import tools.bench_work
 from tests.conftest import ClusterFactory
 from tests.support import run_command
 from tools import mounts
+from tools.bench_curves import CURVES
 from tools.bench_work import ROWS
 from tools.cli import main
 
@@ -68,28 +70,36 @@ def test_micro_rows_name_every_layer(tmp_path: Path) -> None:
     assert not list(work.iterdir())
 
 
-def test_curves_are_drawn(tmp_path: Path, fuse_device: None) -> None:
+def draw_curves(tmp_path: Path, *words: str) -> list[dict[str, Any]]:
+    """Draw curves of little work; return the points."""
     work, pictures = tmp_path / "work", tmp_path / "pictures"
     work.mkdir()
     pictures.mkdir()
     small = ("--scale", "0.05", "--rounds", "1", "--max-size", "0.0625", "--max-entries", "100")
-    words = ("bench", "--curves", str(pictures), "--cluster", str(work), *small, "--json", "figures.json")
-    done = run_command(tmp_path, *words)
+    places = ("bench", "--curves", str(pictures), "--cluster", str(work), "--json", "figures.json")
+    done = run_command(tmp_path, *places, *small, "--max-files", "20", *words)
     assert (done.returncode, done.stderr) == (0, ""), done
-    assert {file.name for file in pictures.iterdir()} == {
-        "servers.svg",
-        "sizes.svg",
-        "clients.svg",
-        "entries.svg",
-    }
-    points = json.loads((tmp_path / "figures.json").read_text())["points"]
-    places = {
-        curve: [p["x"] for p in points if p["curve"] == curve] for curve in ("servers", "sizes", "clients")
-    }
-    assert set(places["servers"]) == {1, 3, 5, 7} and set(places["clients"]) == {1, 2, 4, 8, 16}
-    assert set(places["sizes"]) == {1024, 4096, 16384, 65536}
+    points: list[dict[str, Any]] = json.loads((tmp_path / "figures.json").read_text())["points"]
+    assert {file.stem for file in pictures.iterdir()} == {point["curve"] for point in points}
     assert all(point["seconds"] > 0 for point in points)
     assert not list(work.iterdir())
+    return points
+
+
+def test_curves_are_drawn(tmp_path: Path, fuse_device: None) -> None:
+    points = draw_curves(tmp_path, "--only", "sizes,damage,files")
+    assert {point["x"] for point in points if point["curve"] == "sizes"} == {1024, 4096, 16384, 65536}
+    assert {point["series"] for point in points if point["curve"] == "damage"} == {
+        "refill, a MiB",
+        "scrub, a MiB",
+    }
+
+
+@pytest.mark.long
+def test_all_curves_are_drawn(tmp_path: Path, fuse_device: None) -> None:
+    points = draw_curves(tmp_path)
+    assert {point["curve"] for point in points} == {*CURVES}
+    assert {point["x"] for point in points if point["curve"] == "quorums"} == {1, 2, 3, 4, 5}
 
 
 @pytest.mark.parametrize("spoil", [lambda data: bytes([data[0] ^ 1]) + data[1:], lambda data: data[:-1]])
@@ -149,6 +159,7 @@ def test_a_directory_that_fails_does_not_stop_the_others(
         ((".", "--only", "x"), "there is no row"),
         ((".", "--json", "/no/x"), "written"),
         ((".", "--micro"), "works on fresh clusters"),
+        (("--curves", ".", "--only", "x"), "there is no curve"),
     ],
 )
 def test_bad_options_are_one_line(tmp_path: Path, words: tuple[str, ...], reason: str) -> None:
