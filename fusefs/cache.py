@@ -2,7 +2,8 @@
 
 A mount's own changes are seen at once: they forget or replace what they change, and refuse answers to
 questions that were asked before. Other mounts' changes are seen within `LIFE_SECONDS`; open(2) does not
-rely on the cache (see fusefs.walks). Safe in any thread; no I/O.
+rely on the cache (see fusefs.walks), and rename(2) on one name of an inode at most: the kernel takes two
+names of one inode for hard links, and does nothing (promise P8). Safe in any thread; no I/O.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ class NameCache:
         self._life, self._most, self._clock = life_seconds, most_entries, clock
         self._lock = threading.Lock()
         self._names: OrderedDict[tuple[int, bytes], _Known] = OrderedDict()
+        self._name_of: dict[int, tuple[int, bytes]] = {}
         self._attributes: OrderedDict[int, _Seen] = OrderedDict()
         self._plain: OrderedDict[int, tuple[float, bool]] = OrderedDict()
         self._absent: OrderedDict[tuple[int, bytes], float] = OrderedDict()
@@ -123,7 +125,7 @@ class NameCache:
         self._changes += 1
         for key in names:
             self._absent.pop(key, None)
-            known = self._names.pop(key, None)
+            known = self._pop_name(key)
             if known is None or known.until < self._clock():
                 self._attributes.clear()
             else:
@@ -137,6 +139,7 @@ class NameCache:
         with self._lock:
             self._changes += 1
             self._names.clear()
+            self._name_of.clear()
             self._attributes.clear()
             self._plain.clear()
             self._absent.clear()
@@ -182,11 +185,21 @@ class NameCache:
 
     def _keep_name(self, parent: int, name: bytes, attributes: Attributes) -> None:
         self._absent.pop((parent, name), None)
-        self._names[parent, name] = _Known(attributes.ino, self._clock() + self._life)
-        self._names.move_to_end((parent, name))
+        key = parent, name
+        self._pop_name(key)
+        if (other := self._name_of.get(attributes.ino)) is not None:
+            self._pop_name(other)  # another mount may have renamed it since
+        self._names[key] = _Known(attributes.ino, self._clock() + self._life)
+        self._name_of[attributes.ino] = key
         if len(self._names) > self._most:
-            self._names.popitem(last=False)
+            self._pop_name(next(iter(self._names)))
         self._keep(attributes)
+
+    def _pop_name(self, key: tuple[int, bytes]) -> _Known | None:
+        known = self._names.pop(key, None)
+        if known is not None:
+            del self._name_of[known.ino]
+        return known
 
     def _keep(self, attributes: Attributes) -> None:
         self._attributes[attributes.ino] = _Seen(attributes, self._clock() + self._life)

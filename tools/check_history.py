@@ -10,10 +10,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tools.history.appends import check_appends
-from tools.history.linear import Finding, check_registers
+from tools.history.check import check, words
+from tools.history.linear import Finding
 from tools.history.record import HistoryError, parse
-from tools.history.sums import check_sums
 from wire.config import ConfigError
 
 
@@ -29,23 +28,16 @@ def run(parsed: argparse.Namespace) -> int:
     """Return 0 if the history keeps the promises, 1 if not, 2 if that cannot be told."""
     try:
         with parsed.file.open(encoding="utf-8") as lines:
-            calls = parse(lines)
+            calls = parse(lines).calls
     except (OSError, UnicodeDecodeError, HistoryError) as error:
         raise ConfigError(str(error)) from error
-    findings = [*check_registers(calls), *check_appends(calls), *check_sums(calls)]
+    findings = check(calls)
     if parsed.json:
         print(json.dumps([_plain(finding) for finding in findings]))
     else:
-        print("\n".join(map(_words, findings)) or f"{len(calls)} calls keep the promises")
+        print("\n".join(map(words, findings)) or f"{len(calls)} calls keep the promises")
     return max((1 if finding.promise else 2 for finding in findings), key=lambda s: (s == 1, s), default=0)
 
 
 def _plain(finding: Finding) -> dict[str, Any]:
     return {**finding._asdict(), "calls": [call._asdict() for call in finding.calls]}
-
-
-def _words(finding: Finding) -> str:
-    if not finding.promise:
-        return f"{finding.key}: too many calls at once to tell"
-    calls = "; ".join(f"line {c.line} {c.client} {c.operation} {c.value}" for c in finding.calls)
-    return f"{finding.promise} broke at {finding.key}: no order of the calls explains {calls}"

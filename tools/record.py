@@ -17,9 +17,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tools.history.record import READS
 from tools.progress import progress_bar
 from wire.config import ConfigError
 
+NAMES = ("a", "b", "c")
+"""What a file that is renamed again and again is called."""
+LIST_BYTES_MAX = 1 << 20
 PERIOD_NS = 1_000_000_000
 """How long a key is in use: this bounds how long files grow, and how far the check searches."""
 
@@ -52,10 +56,10 @@ def run(parsed: argparse.Namespace) -> int:
 def _record(parsed: argparse.Namespace, name: str, local: Path) -> int:
     spawn = multiprocessing.get_context("spawn")
     files = [local / f"{number}" for number in range(parsed.clients)]
-    places = [parsed.directories[i % len(parsed.directories)] / name for i in range(parsed.clients)]
+    mounts = [parsed.directories[number % len(parsed.directories)] for number in range(parsed.clients)]
     clients = [
-        spawn.Process(target=work, args=(place, f"c{number}", file, parsed.seconds))
-        for number, (place, file) in enumerate(zip(places, files, strict=True))
+        spawn.Process(target=work, args=(mount / name, f"c{number}", file, parsed.seconds, str(mount)))
+        for number, (mount, file) in enumerate(zip(mounts, files, strict=True))
     ]
     for client in clients:
         client.start()
@@ -70,27 +74,29 @@ def _record(parsed: argparse.Namespace, name: str, local: Path) -> int:
     return int(any(client.exitcode for client in clients))
 
 
-def work(place: Path, client: str, file: Path, seconds: float) -> None:
+def work(place: Path, client: str, file: Path, seconds: float, mount: str) -> None:
     """Call for so many seconds what random says, one line to `file` per event."""
-    operations: dict[str, Callable[[Path, str], str | None]] = {
-        "write": _write, "read": _read, "create": _create, "append": _append, "list": _read,
-    }  # fmt: skip
-    kinds = {"write": "register", "read": "register", "create": "new", "append": "list", "list": "list"}
     end_ns = time.monotonic_ns() + int(seconds * 1e9)
     with file.open("w") as output:
         number = 0
         while (now_ns := time.monotonic_ns()) < end_ns:
             number += 1
-            operation = random.choice(list(operations))
-            key = f"{kinds[operation]}-{now_ns // PERIOD_NS}-{random.randrange(3)}"
-            value = None if operation in ("read", "list") else f"{client}-{number}"
-            event = {"event": "invoke", "operation": operation, "key": key, "value": value}
-            _say(output, client, event)
+            operation = random.choice(list(_DEEDS))
+            kinds, act = _DEEDS[operation]
+            kind = random.choice(kinds.split())
+            key = f"{kind}-{now_ns // PERIOD_NS}-{random.randrange(3)}"
+            path, value = place / key, f"{client}-{number:06}"
+            if operation == "rename":
+                value = " ".join(random.sample(NAMES, 2))
+            elif operation == "place":
+                value = f"{NAMES[0]} {value}"
+            event = {"event": "invoke", "operation": operation, "key": key, "mount": mount}
+            _say(output, client, event if operation in READS else {**event, "value": value})
             try:
-                seen = operations[operation](place / key, value or "")
+                seen = act(path, value)
                 _say(output, client, {"event": "return", "outcome": "ok", "value": seen})
             except OSError as error:
-                refused = operation == "create" and isinstance(error, FileExistsError)
+                refused = isinstance(error, _REFUSALS.get(operation, ()))
                 outcome = "fail" if refused else "unknown"
                 _say(output, client, {"event": "return", "outcome": outcome})
 
@@ -101,6 +107,16 @@ def _say(output: Any, client: str, event: dict[str, Any]) -> None:
 
 
 def _write(path: Path, value: str) -> None:
+    """Write in place; all values are equally long."""
+    file = os.open(path, os.O_CREAT | os.O_WRONLY)
+    try:
+        if os.write(file, value.encode()) != len(value):
+            raise OSError("a short write")
+    finally:
+        os.close(file)
+
+
+def _replace(path: Path, value: str) -> None:
     new = path.with_name(f"new-{value}")
     new.write_text(value)
     new.replace(path)
@@ -108,9 +124,21 @@ def _write(path: Path, value: str) -> None:
 
 def _read(path: Path, _: str) -> str | None:
     try:
-        return path.read_text(errors="replace")
+        return path.read_text(errors="replace") or None
     except FileNotFoundError:
         return None
+
+
+def _list(path: Path, _: str) -> str:
+    """Read in one call: between two, a record that is not acknowledged yet may move."""
+    try:
+        file = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return ""
+    try:
+        return os.read(file, LIST_BYTES_MAX).decode(errors="replace")
+    finally:
+        os.close(file)
 
 
 def _create(path: Path, _: str) -> None:
@@ -126,3 +154,53 @@ def _append(path: Path, value: str) -> None:
         os.fsync(file)
     finally:
         os.close(file)
+
+
+def _place(path: Path, value: str) -> None:
+    """Only who makes the chain's directory makes its file."""
+    name, _, content = value.partition(" ")
+    path.mkdir()
+    new = path.with_name(f"new-{content}")
+    new.write_text(content)
+    new.rename(path / name)
+
+
+def _rename(path: Path, value: str) -> None:
+    old, new = value.split(" ")
+    (path / old).rename(path / new)
+
+
+def _look(path: Path, _: str) -> str:
+    name = random.choice(NAMES)
+    try:
+        return f"{name} {(path / name).read_text(errors='replace')}"
+    except FileNotFoundError:
+        return name
+
+
+def _names(path: Path, _: str) -> str:
+    try:
+        return " ".join(sorted(found.name for found in path.iterdir()))
+    except FileNotFoundError:
+        return ""
+
+
+_DEEDS: dict[str, tuple[str, Callable[[Path, str], str | None]]] = {
+    "write": ("written", _write),
+    "replace": ("register", _replace),
+    "read": ("written register", _read),
+    "create": ("new", _create),
+    "append": ("list", _append),
+    "list": ("list", _list),
+    "place": ("chain", _place),
+    "rename": ("chain", _rename),
+    "look": ("chain", _look),
+    "names": ("chain", _names),
+}
+"""Each operation's kinds of keys, and how it is done."""
+_REFUSALS: dict[str, type[OSError]] = {
+    "create": FileExistsError,
+    "place": FileExistsError,
+    "rename": FileNotFoundError,
+}
+"""Answers that say that nothing was done."""

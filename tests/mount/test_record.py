@@ -1,15 +1,37 @@
-"""What is recorded on a real mount keeps the promises, and a spoiled recording does not."""
+"""What is recorded on real mounts keeps the promises, and a spoiled recording does not."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
+from tests.conftest import assert_whole, unexpected_lines
+from tests.mount.conftest import SMALL
 from tools.cli import main
+from tools.cluster import LocalCluster
 
 
-def test_record_and_check_and_spoil(here: Path, tmp_path: Path) -> None:
-    file = tmp_path / "history"
+@pytest.fixture(scope="module")
+def mounted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Path]]:
+    """Two mounts of one cluster, for tests that break nothing."""
+    base = tmp_path_factory.mktemp("record")
+    places = base / "first", base / "second"
+    with LocalCluster.create(base / "cluster", **SMALL) as cluster:
+        cluster.start()
+        for place in places:
+            place.mkdir()
+            cluster.mount(place)
+        yield places
+    assert not unexpected_lines(cluster)
+    assert_whole(base)
+
+
+def test_record_and_check_and_spoil(mounted: tuple[Path, Path], tmp_path: Path) -> None:
+    here, file = mounted[0] / "here", tmp_path / "history"
+    here.mkdir()
     assert main(["record", "--output", str(file), "--seconds", "3", str(here)]) == 0
     assert not list(here.iterdir())
     events = [json.loads(line) for line in file.read_text().splitlines()]
@@ -19,3 +41,14 @@ def test_record_and_check_and_spoil(here: Path, tmp_path: Path) -> None:
     spoiled["value"] = "never written"
     file.write_text("\n".join(map(json.dumps, events)))
     assert main(["check-history", str(file)]) == 1
+
+
+def test_a_rename_back_of_what_another_mount_renamed(mounted: tuple[Path, Path]) -> None:
+    """The first mount knows the old name still: the kernel must not take both for links of one file."""
+    one, two = mounted
+    (one / "a").write_text("x")
+    for _ in range(3):
+        assert (one / "a").stat().st_size == 1
+        (two / "a").rename(two / "b")
+        (one / "b").rename(one / "a")
+        assert [path.name for path in two.iterdir() if path.is_file()] == ["a"]

@@ -1,35 +1,38 @@
-"""Is each list that is appended to whole? Pure; safe in any thread."""
+"""Is each list that is appended to whole? Pure; safe in any thread.
+
+Within a mount each reading is a prefix of every later one. Where several mounts take part, a record that is
+not yet acknowledged is seen on its own mount first, in a place that is settled only when it is committed:
+there it is the records that were acknowledged before a reading that keep their order.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from tools.history.linear import Finding
+from tools.history.linear import Finding, by_key
 from tools.history.record import Call
 
 
 def check_appends(calls: Iterable[Call]) -> list[Finding]:
     """Return the reads of lists that lost, tore, repeated or invented a record, or went back; one a key."""
-    keys: dict[str, list[Call]] = {}
-    for call in calls:
-        if call.operation in ("append", "list") and call.outcome != "fail":
-            keys.setdefault(call.key, []).append(call)
-    found = ((key, _broken(of_key)) for key, of_key in keys.items())
-    return [Finding("P1", key, broken) for key, broken in found if broken]
+    keys = by_key(calls, ("append", "list"))
+    found = (_broken(key, of_key) for key, of_key in keys.items())
+    return [finding for finding in found if finding is not None]
 
 
-def _broken(calls: Sequence[Call]) -> tuple[Call, ...]:
+def _broken(key: str, calls: Sequence[Call]) -> Finding | None:
     appends = [call for call in calls if call.operation == "append"]
-    reads = [call for call in calls if call.operation == "list" and call.outcome == "ok"]
+    reads = [call for call in calls if call.operation == "list"]
+    promise = "P8" if len({call.mount for call in calls}) > 1 else "P1"
     for read in reads:
         if not _explained(read, appends):
-            return (read,)
+            return Finding(promise, key, (read,))
     for earlier in reads:
         for later in reads:
-            if earlier.end_ns < later.start_ns and not (later.value or "").startswith(earlier.value or ""):
-                return earlier, later
-    return ()
+            if earlier.end_ns < later.start_ns and not _goes_on(earlier, later, appends, promise):
+                return Finding(promise, key, (earlier, later))
+    return None
 
 
 def _explained(read: Call, appends: Sequence[Call]) -> bool:
@@ -42,3 +45,14 @@ def _explained(read: Call, appends: Sequence[Call]) -> bool:
         and all(there[str(value)] >= count for value, count in needed.items())
         and all(count <= possible[value] for value, count in there.items())
     )
+
+
+def _goes_on(earlier: Call, later: Call, appends: Sequence[Call], promise: str) -> bool:
+    if promise == "P1":
+        return (later.value or "").startswith(earlier.value or "")
+    settled = {call.value for call in appends if call.end_ns < earlier.start_ns}
+    return _only(earlier, settled) == _only(later, settled)
+
+
+def _only(read: Call, records: set[str | None]) -> list[str]:
+    return [record for record in (read.value or "").split("\n") if record in records]

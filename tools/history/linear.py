@@ -1,4 +1,4 @@
-"""Are registers linearizable? Pure; safe in any thread.
+"""Is there an order of calls that explains all answers? Pure; safe in any thread.
 
 The search of Wing and Gong (Testing and verifying concurrent objects, 1993) with Lowe's memory of what was
 tried (Testing for linearizability, 2017), for each key alone.
@@ -6,13 +6,13 @@ tried (Testing for linearizability, 2017), for each key alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
-from tools.history.record import Call
+from tools.history.record import READS, Call
 
 STEPS = 1_000_000
-REGISTER_OPERATIONS = ("write", "read", "create")
+State = str | None
 
 
 class Finding(NamedTuple):
@@ -23,22 +23,38 @@ class Finding(NamedTuple):
     calls: tuple[Call, ...]
 
 
-def check_registers(calls: Iterable[Call], steps: int = STEPS) -> list[Finding]:
-    """Return what broke, at most one finding a key. `steps` bounds the search of one key."""
+def by_key(calls: Iterable[Call], operations: Sequence[str]) -> dict[str, list[Call]]:
+    """Return the calls of these operations that count, for each key.
+
+    What failed did nothing (P4); a read without an answer saw nothing.
+    """
     keys: dict[str, list[Call]] = {}
     for call in calls:
-        if call.operation not in REGISTER_OPERATIONS:
-            continue
-        # What failed did nothing (P4); a read without an answer saw nothing.
-        if call.outcome == "ok" or (call.outcome == "unknown" and call.operation != "read"):
+        unknown = call.outcome == "unknown" and call.operation not in READS
+        if call.operation in operations and (call.outcome == "ok" or unknown):
             keys.setdefault(call.key, []).append(call)
-    found = (_search(key, of_key, steps) for key, of_key in keys.items())
-    return [finding for finding in found if finding is not None]
+    return keys
 
 
-def _search(key: str, calls: Sequence[Call], steps: int) -> Finding | None:
+def search(
+    promise: str,
+    key: str,
+    calls: Sequence[Call],
+    after: Callable[[Call, State], Sequence[State]],
+    steps: int = STEPS,
+) -> Finding | None:
+    """Return None if some order of the calls explains them: each stands between its start and its end.
+
+    Args:
+        promise: what is broken if there is no order.
+        key: whose calls these are.
+        calls: of one key; those whose outcome is unknown may be left out of the order.
+        after: the states that a call may leave behind, from a state; none: it cannot come there. The first
+            state is None.
+        steps: after so many the search is given up.
+    """
     needed = sum(1 << i for i, call in enumerate(calls) if call.outcome == "ok")
-    stack: list[tuple[int, str | None]] = [(0, None)]
+    stack: list[tuple[int, State]] = [(0, None)]
     seen = set(stack)
     deepest, stuck = -1, ()  # type: int, tuple[Call, ...]
     while stack:
@@ -54,15 +70,9 @@ def _search(key: str, calls: Sequence[Call], steps: int) -> Finding | None:
             deepest = (done & needed).bit_count()
             stuck = tuple(calls[i] for i in ready if calls[i].outcome == "ok")
         for i in ready:
-            call = calls[i]
-            after = (done | 1 << i, state if call.operation == "read" else call.value)
-            if _allowed(call, state) and after not in seen:
-                seen.add(after)
-                stack.append(after)
-    return Finding("P1", key, stuck)
-
-
-def _allowed(call: Call, state: str | None) -> bool:
-    if call.operation == "read":
-        return call.value == state
-    return call.operation == "write" or state is None
+            for new_state in after(calls[i], state):
+                step = (done | 1 << i, new_state)
+                if step not in seen:
+                    seen.add(step)
+                    stack.append(step)
+    return Finding(promise, key, stuck)

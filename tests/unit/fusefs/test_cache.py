@@ -34,3 +34,16 @@ def test_a_name_known_too_long_ago_counts_as_unknown() -> None:
     cache.learn(cache.asking(), attributes_of(3))  # which another mount may have called "a" since
     cache.changed(names=((1, b"a"),))
     assert cache.attributes(3) is None
+
+
+def test_one_name_of_an_inode_is_known() -> None:
+    """Another mount may have renamed it: two names of one inode are two links for the kernel."""
+    cache = NameCache(most_entries=2)
+    cache.learn_name(cache.asking(), 1, b"a", attributes_of(2))
+    cache.learn_name(cache.asking(), 1, b"b", attributes_of(2))
+    assert cache.find(1, b"a") is None and cache.find(1, b"b") == attributes_of(2)
+    for ino in range(3, 9):
+        cache.learn_name(cache.asking(), 1, b"b", attributes_of(ino))
+        cache.learn_name(cache.asking(), 1, b"%d" % ino, attributes_of(ino + 10))
+        cache.changed(names=((1, b"b"),))
+    assert len(cache._names) <= 2 and set(cache._name_of.values()) == set(cache._names)

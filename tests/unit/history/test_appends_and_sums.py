@@ -11,8 +11,8 @@ import pytest
 from tests.unit.history.test_registers import call
 from tools.cli import main
 from tools.history.appends import check_appends
-from tools.history.linear import check_registers
 from tools.history.record import Call
+from tools.history.registers import check_registers
 from tools.history.sums import check_sums
 
 APPENDED = [call(1, "append", "a", 0, 1), call(2, "append", "b", 2, 3), call(3, "append", "c", 4, None)]

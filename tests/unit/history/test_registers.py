@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from tools.cli import main
-from tools.history.linear import check_registers
 from tools.history.record import NEVER_NS, Call, HistoryError, parse
+from tools.history.registers import check_registers
 
 
 def call(
