@@ -24,6 +24,7 @@ from mediator.room import Room
 from mediator.scrub import DAY_SECONDS, Scrubs
 from mediator.servers import MakeClient, Metadata, Server
 from mediator.small_reads import SmallReads
+from mediator.turns import Turns
 from mediator.vote import servers_in_words
 from mediator.write_path import WritePath
 from wire.config import ClusterConfig
@@ -49,8 +50,8 @@ class Mediator:
         self.health = Health(config.cluster, quorum, servers, metaserver, self._came_up)
         self.ledger = Ledger(self.metadata)
         self.repairs = Repairs(quorum, self.health, self.metadata, self.background, self.ledger, vote_seconds)
-        pace = Pace(config.refill_bytes_per_second)
-        self.refills = Refills(self.health, self.metadata, self.repairs, self.background, pace)
+        turns = Turns(Pace(config.refill_bytes_per_second))
+        self.refills = Refills(self.health, self.metadata, self.repairs, self.background, turns)
         numbers = [server.number for server in servers]
         self.lag = LagKeeper(numbers, self.metadata, self.background, self.refills.heal)
         self.risk = RiskWatch(quorum, self.metadata)

@@ -16,11 +16,11 @@ from typing import Any, NamedTuple
 
 from mediator.fanout import Background, outcome_of
 from mediator.health import Health
-from mediator.pace import Pace
 from mediator.placement import holders
 from mediator.progress import RefillProgress
 from mediator.repair import Repaired, Repairs
 from mediator.servers import Metadata, Server
+from mediator.turns import Turns
 from mediator.vote import Verdict
 from wire.errors import InternalError, QuorumfsError
 from wire.messages import BlockRecord, Lag
@@ -92,11 +92,11 @@ class Refills:
     """Refills servers that came up, each at most once at a time."""
 
     def __init__(
-        self, health: Health, metadata: Metadata, repairs: Repairs, background: Background, pace: Pace
+        self, health: Health, metadata: Metadata, repairs: Repairs, background: Background, turns: Turns
     ) -> None:
         self.others: Callable[[], int] = lambda: 0
         """Tells how many blocks a server may have that are neither committed nor garbage."""
-        self._pace = pace
+        self._turns = turns
         self._behind: set[int] = set()
         self._returned: set[int] = set()
         self._whole: set[int] = set()
@@ -328,20 +328,30 @@ class Refills:
         return there
 
     async def _fill_batch(
-        self, server: Server, records: Sequence[BlockRecord], progress: RefillProgress
+        self, server: Server, records: Sequence[BlockRecord], progress: RefillProgress, unknown: int = 0
     ) -> list[bytes]:
-        """Fill blocks from verified replicas; return those that are there now."""
+        """Fill blocks from verified replicas, each in its turn; return those that are there now.
+
+        `unknown` counts the servers of which the metadata server does not know that they lack them.
+        """
         filled: list[bytes] = []
 
-        async def fill(record: BlockRecord) -> None:
-            await self._pace.wait(record.length)
-            done = await self._repairs.fill(server, record)
+        async def fill(record: BlockRecord, danger: int) -> None:
+            async with self._turns.turn(danger + unknown, record.length):
+                done = await self._repairs.fill(server, record)
             filled.extend([record.block] if done else [])
             self._count(progress, record, done)
 
-        await _each(records, fill)
+        await _each(await self._by_danger(records), fill)
         await self._repairs.undo_if_dead(filled, {server.number})
         return filled
+
+    async def _by_danger(self, records: Sequence[BlockRecord]) -> list[tuple[BlockRecord, int]]:
+        """Return blocks with how many servers are known to lack them, those that most lack first."""
+        if not records:
+            return []
+        counts = await self._metadata.ask(BookkeepingMethods.lacking_servers, [r.block for r in records])
+        return sorted(zip(records, counts, strict=True), key=lambda known: -known[1])
 
     async def _compare_all(self, server: Server, progress: RefillProgress) -> tuple[int, int]:
         """Compare to know the totals, then mend. Returns how much was found and mended."""
@@ -392,15 +402,16 @@ class Refills:
     async def _mend(self, server: Server, difference: Difference, progress: RefillProgress) -> None:
         """Fill what lacks, have a vote on what differs, delete what may be deleted."""
 
-        async def settle(record: BlockRecord) -> None:
-            repaired = await outcome_of(self._repairs.repair(record.block))
+        async def settle(record: BlockRecord, danger: int) -> None:
+            async with self._turns.turn(danger + 1, record.length):
+                repaired = await outcome_of(self._repairs.repair(record.block))
             done = isinstance(repaired, Repaired) and (
                 repaired.record is None or repaired.verdicts.get(server.number) is Verdict.GOOD
             )
             self._count(progress, record, done)
 
-        await self._fill_batch(server, difference.lacking, progress)
-        await _each(difference.differing, settle)
+        await self._fill_batch(server, difference.lacking, progress, unknown=1)
+        await _each(await self._by_danger(difference.differing), settle)
         if extras := await self._collectable(difference.extra):
             progress.deleted += await server.call(self._metadata.deadline_seconds, DataMethods.delete, extras)
 
@@ -423,15 +434,16 @@ def _working(progress: RefillProgress, begun: float) -> Iterator[None]:
 
 
 async def _each(
-    records: Sequence[BlockRecord], work: Callable[[BlockRecord], Coroutine[Any, Any, None]]
+    known: Sequence[tuple[BlockRecord, int]],
+    work: Callable[[BlockRecord, int], Coroutine[Any, Any, None]],
 ) -> None:
-    """Work on records, several at once, in order."""
-    todo = iter(records)
+    """Work on blocks, several at once, in order."""
+    todo = iter(known)
 
-    async def worker(todo: Iterator[BlockRecord]) -> None:
-        for record in todo:
-            await work(record)
+    async def worker(todo: Iterator[tuple[BlockRecord, int]]) -> None:
+        for record, danger in todo:
+            await work(record, danger)
 
     async with asyncio.TaskGroup() as group:
-        for _ in range(min(IN_FLIGHT, len(records))):
+        for _ in range(min(IN_FLIGHT, len(known))):
             group.create_task(worker(todo))

@@ -65,6 +65,13 @@ class LagList:
         ).fetchall()
         return list(map(BlockRecord._make, rows))
 
+    def lacking_servers(self, blocks: list[bytes]) -> list[int]:
+        """Return how many servers lack each block."""
+        if not self._store.totals["lagging_replicas"]:
+            return [0] * len(blocks)
+        count = "SELECT count(*) FROM lag WHERE block = ?"
+        return [int(self._store.execute(count, (block,)).fetchone()[0]) for block in blocks]
+
     def counts(self) -> list[LagCount]:
         """Return how much each server lags behind."""
         if not self._store.totals["lagging_replicas"]:

@@ -309,6 +309,9 @@ class MetaService:
     def lagging(self, server: int, limit: int) -> list[BlockRecord]:
         return self._store.read(self._lag.of_server, server, limit)
 
+    def lacking_servers(self, blocks: list[bytes]) -> list[int]:
+        return self._store.read(self._lag.lacking_servers, blocks)
+
     def lag_counts(self) -> list[LagCount]:
         return self._store.read(self._lag.counts)
 

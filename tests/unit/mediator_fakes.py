@@ -220,6 +220,9 @@ class FakeMetaserver(Fake):
         lacked.sort(key=lambda block: (-sum(block in each for each in self.lag.values()), block))
         return [self.committed[block] for block in lacked[:limit]]
 
+    def lacking_servers(self, blocks: list[bytes]) -> list[int]:
+        return [sum(block in lacking for lacking in self.lag.values()) for block in blocks]
+
     def lag_counts(self) -> list[LagCount]:
         found = [(number, self.lagging(number, 10**6)) for number in self.lag]
         return [LagCount(number, len(each), sum(r.length for r in each)) for number, each in found if each]

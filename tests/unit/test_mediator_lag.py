@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from mediator.pace import next_start
+from mediator.pace import Pace, next_start
 from mediator.progress import RefillProgress
 from mediator.refill import must_compare
+from mediator.turns import AT_ONCE, Turns
 from tests.unit.mediator_fakes import VOTE_SECONDS, World, commit_of, run, world
 from wire.errors import InternalError
 from wire.messages import BlockRecord, LagCount, Ticket
@@ -182,6 +183,58 @@ def test_a_block_that_another_mediator_put_lags_everywhere_until_it_is_looked_fo
             assert w.meta.lag_counts() == []
 
     run(scenario())
+
+
+def test_what_most_servers_lack_comes_first_whatever_server_is_refilled_first() -> None:
+    async def scenario() -> None:
+        async with world(5, 3, 5) as w:
+            spared = [w.commit(b"one lacks it %d" % n) for n in range(80)]
+            risky = [w.commit(b"two lack it %d" % n) for n in range(40)]
+            for number, records in ((3, spared), (4, risky), (5, risky)):
+                for record in records:
+                    w.data[number].delete([record.block])
+                w.meta.lag[number] = {record.block for record in records}
+            filled: list[bytes] = []
+            for number in (3, 4, 5):
+                fake = w.data[number]
+                monkey, fake.delay_seconds = fake.repair, 0.002
+
+                def repair(block: bytes, *values: Any, usual: Any = monkey) -> str:
+                    filled.append(block)
+                    return str(usual(block, *values))
+
+                fake.repair = repair  # type: ignore[method-assign]
+            for number in (3, 4, 5):
+                w.mediator.refills.heal(number)
+            await w.settle()
+            assert len(filled) == 160
+            last = max(place for place, block in enumerate(filled) if block in {r.block for r in risky})
+            # All 80 replicas of what two servers lack come first, but for turns that were given before.
+            assert last < 80 + 2 * AT_ONCE
+
+    run(scenario())
+
+
+def test_turns_go_to_the_most_dangerous_and_come_back_when_given_up() -> None:
+    async def scenario() -> None:
+        turns, order = Turns(Pace(0), at_once=1), []
+
+        async def work(danger: int, size: int) -> None:
+            async with turns.turn(danger, size):
+                order.append((danger, size))
+                await asyncio.sleep(0)
+
+        async with asyncio.TaskGroup() as group:
+            for number, danger in enumerate((1, 3, 2, 3)):
+                group.create_task(work(danger, number))
+            given_up = group.create_task(work(9, 9))
+            await asyncio.sleep(0)
+            given_up.cancel()
+        assert order == [(3, 1), (3, 3), (2, 2), (1, 0)]
+        async with turns.turn(0, 0):
+            pass
+
+    asyncio.run(scenario())
 
 
 def test_what_cannot_be_filled_lags_on(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -309,6 +309,10 @@ class BookkeepingMethods:
         """Return up to `limit` blocks that a data server lacks, those that most servers lack first."""
         raise NotImplementedError
 
+    def lacking_servers(self, blocks: list[bytes]) -> list[int]:
+        """Return for each block how many data servers are known to lack it."""
+        raise NotImplementedError
+
     def lag_counts(self) -> list[LagCount]:
         """Return how much each data server lags behind; those that do not are left out."""
         raise NotImplementedError

@@ -26,6 +26,7 @@ def test_a_commit_tells_who_lags_and_only_then_there_are_rows(meta: Harness) -> 
     assert meta.service.lag_counts() == [LagCount(4, 2, 300), LagCount(5, 1, 200)]
     assert meta.service.lagging(4, 10) == [two, one], "what fewer servers have comes first"
     assert meta.service.lagging(4, 1) == [two]
+    assert meta.service.lacking_servers([one.block, two.block, bytes(16)]) == [1, 2, 0]
     assert meta.service.lagging(1, 10) == []
     meta.service.clear_lag(4, [two.block, held.block])
     assert meta.service.lagging(4, 10) == [one]
