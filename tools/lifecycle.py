@@ -28,7 +28,9 @@ DEFAULT_SERVERS = 5
 
 def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     """Add up, down, mount, umount and serve."""
-    up = subparsers.add_parser("up", help="start a local cluster and mount it")
+    up = subparsers.add_parser(
+        "up", help="start a local cluster and mount it; what dies stays down until the next up"
+    )
     up.add_argument("mountpoint", nargs="?", type=Path, help="where to mount it (default: ./mnt)")
     up.add_argument("--servers", type=int, metavar="N", help="data servers (default: 5)")
     up.add_argument(
@@ -42,7 +44,9 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     _finish(down, run_down)
     mount = subparsers.add_parser("mount", help="mount a running cluster, also at a second place")
     mount.add_argument("mountpoint", nargs="?", type=Path, default=DEFAULT_MOUNTPOINT)
-    mount.add_argument("--supervise", action="store_true", help="mount it again if its process dies")
+    mount.add_argument(
+        "--no-supervise", action="store_true", help="do not mount it again if its process dies (as up does)"
+    )
     _finish(mount, run_mount)
     umount = subparsers.add_parser("umount", help="unmount; the servers go on")
     umount.add_argument("mountpoint", nargs="?", type=Path, help="which (default: all of the cluster)")
@@ -192,14 +196,14 @@ def run_down(arguments: argparse.Namespace) -> int:
 
 
 def run_mount(arguments: argparse.Namespace) -> int:
-    """Mount a running cluster at one more place."""
+    """Mount a running cluster at one more place, beside a parent that mounts it again should it die."""
     cluster = find_cluster(arguments.state)
     with cluster.lock():
         if cluster.state("mediator") == "down":
             raise ConfigError("the mediator is down; start the cluster with: quorumfs up")
         if mounts.absolute(arguments.mountpoint) in _live_mounts(cluster):
             raise ConfigError(f"{arguments.mountpoint}: the cluster is mounted there already")
-        name = cluster.mount(arguments.mountpoint, *(["--supervise"] if arguments.supervise else []))
+        name = cluster.mount(arguments.mountpoint, *([] if arguments.no_supervise else ["--supervise"]))
     place = mounts.absolute(arguments.mountpoint)
     if arguments.json:
         print_json({"name": name, "mountpoint": place})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import unexpected_lines
+from tests.mount.test_supervisor import child_of
 from tests.support import run_command, wait_until
 from tools.cluster import LocalCluster
 from wire.config import ConfigError
@@ -149,6 +151,15 @@ def test_two_mounts_and_a_mount_that_died(up: Path) -> None:
     assert "mount on" in " ".join(data(up, "status", status=1)["advice"])
     ok(run_command(up, "up", "mnt"))
     assert (up / "mnt" / "a.txt").read_text() == "1234\n"
+    # What `mount` made has a parent that mounts it again; what `up` made stays dead until the next `up`.
+    record = LocalCluster.open(up / ".quorumfs").process("mount-2").record()
+    assert record is not None
+    child = child_of(record.pid)
+    assert child is not None
+    os.kill(child, signal.SIGKILL)
+    wait_until(lambda: child_of(record.pid) not in (None, child), 10, "another has begun")
+    # pathlib's exists() would raise while the dead mount is not taken away yet.
+    wait_until(lambda: os.path.exists(up / "second" / "a.txt"), 10, "mounted again")  # noqa: PTH110
     refused = run_command(up, "mount", "second")
     assert refused.returncode == 2
     assert "mounted there already" in refused.stderr
