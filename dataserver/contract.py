@@ -58,6 +58,10 @@ class BlockStore(Protocol):
     def wants_ahead(self) -> bool:
         """Whether syncs would be cheaper after `write_ahead`."""
 
+    @property
+    def has_little_unsynced(self) -> bool:
+        """Whether little was put since the last sync."""
+
     def write_ahead(self) -> None:
         """Prepare space for the next blocks, so that a sync of them has little to do."""
 

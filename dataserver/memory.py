@@ -93,6 +93,10 @@ class MemoryStore:
     def wants_ahead(self) -> bool:
         return False
 
+    @property
+    def has_little_unsynced(self) -> bool:
+        return True
+
     def write_ahead(self) -> None:
         pass
 

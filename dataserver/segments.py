@@ -415,6 +415,10 @@ class SegmentStore:
                 segment.durable_to = max(segment.durable_to, end)
 
     @property
+    def has_little_unsynced(self) -> bool:
+        return self._appended_bytes <= LITTLE_BYTES
+
+    @property
     def wants_ahead(self) -> bool:
         active = self._active
         return self._syncs_little and active is not None and active.ready_to - active.end < AHEAD_BYTES // 2

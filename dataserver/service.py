@@ -1,7 +1,7 @@
 """The RPC surface of a data server: passes calls on to the store. No logic of its own.
 
 Runs on the event loop. Small calls, which the page cache answers in microseconds, are carried out at once;
-those that move much or wait for the disk go to a small pool of threads.
+those that move much or wait long for the disk go to a small pool of threads.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from typing import Any, ParamSpec, TypeVar
@@ -21,6 +21,7 @@ from dataserver.quarantine import Quarantine
 from wire.digest import PIECE_BYTES
 from wire.errors import BadRequest, BlockDamaged, BlockMissing
 from wire.messages import SMALL_FILES_AT_ONCE, BlockPart, BlockRecord, Identity, SmallReplicas
+from wire.shared_sync import SharedSync
 
 _log = logging.getLogger(__name__)
 _P = ParamSpec("_P")
@@ -45,8 +46,11 @@ class DataService:
         self._started = time.monotonic()
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="store")
         self._writing = 0
-        self._sync = SharedSync(self._threads, self._store.sync, self._prepare_space)
+        self._maintaining = False
         self._preparing: asyncio.Future[None] | None = None
+        self._sync = SharedSync(
+            self._threads, self._store.sync, self._has_little_to_sync, self._prepare_space
+        )
 
     async def _in_thread(self, call: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
         loop = asyncio.get_running_loop()
@@ -141,9 +145,18 @@ class DataService:
     async def keep_scrub(self, state: dict[str, Any]) -> None:
         await self._in_thread(self._scrub.keep, state)
 
+    def _has_little_to_sync(self) -> bool:
+        """Tell whether a sync has little to write, and no thread holds it up."""
+        busy = self._writing or self._maintaining or self._is_preparing
+        return not busy and self._store.has_little_unsynced
+
+    @property
+    def _is_preparing(self) -> bool:
+        return self._preparing is not None and not self._preparing.done()
+
     def _prepare_space(self) -> None:
         """After a sync: let a thread write zeros ahead, if that is worth it and none does."""
-        if self._store.wants_ahead and (self._preparing is None or self._preparing.done()):
+        if self._store.wants_ahead and not self._is_preparing:
             with suppress(RuntimeError):  # the threads end, and the store with them
                 loop = asyncio.get_running_loop()
                 self._preparing = loop.run_in_executor(self._threads, self._store.write_ahead)
@@ -178,6 +191,7 @@ class DataService:
         failed = False
         while True:
             await asyncio.sleep(MAINTAIN_SECONDS)
+            self._maintaining = True
             try:
                 await self._in_thread(self._store.maintain)
                 failed = False
@@ -189,49 +203,9 @@ class DataService:
                 if not failed:
                     _log.exception("background work failed; it is tried again")
                 failed = True
+            finally:
+                self._maintaining = False
 
     def close(self) -> None:
         """Wait for the threads. The store is its owner's to close."""
         self._threads.shutdown()
-
-
-class SharedSync:
-    """Makes callers share syncs: those who come while one runs wait together for the next one.
-
-    A sync that had begun before a caller came may not have its bytes, so it never counts. `after` is called
-    when one has ended and its callers were told.
-    """
-
-    def __init__(self, threads: Executor, sync: Callable[[], None], after: Callable[[], None]) -> None:
-        self._threads = threads
-        self._sync = sync
-        self._after = after
-        self._running = False
-        self._next: asyncio.Future[None] | None = None
-
-    def __call__(self) -> asyncio.Future[None]:
-        """Return what ends when all that was put before is durable. It is shared: not to be cancelled."""
-        if self._next is None:
-            self._next = asyncio.get_running_loop().create_future()
-        waiting = self._next
-        if not self._running:
-            self._begin()
-        return waiting
-
-    def _begin(self) -> None:
-        waiting, self._next = self._next, None
-        self._running = waiting is not None
-        if waiting is not None:
-            work = asyncio.get_running_loop().run_in_executor(self._threads, self._sync)
-            work.add_done_callback(partial(self._end, waiting))
-
-    def _end(self, waiting: asyncio.Future[None], work: asyncio.Future[None]) -> None:
-        error = asyncio.CancelledError() if work.cancelled() else work.exception()
-        if waiting.done():
-            pass  # whoever waited is gone
-        elif error is None:
-            waiting.set_result(None)
-        else:
-            waiting.set_exception(error)
-        self._begin()
-        self._after()

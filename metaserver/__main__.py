@@ -37,7 +37,7 @@ async def serve_metadata(config: ClusterConfig) -> None:
         stack.callback(directory.close)
         store = Store(directory.database, config.cluster, complete=directory.complete)
         stack.callback(store.close)
-        log = LogSync(directory.database)
+        log = LogSync(directory.database, store.changed_rows)
         stack.callback(log.close)
         await log.sync()
         if directory.complete:

@@ -1,8 +1,9 @@
 """The write-ahead log on disk: durable on demand, and kept short.
 
-Makes no decision about data. Threading: `LogSync` and `Checkpointer` belong to the event loop; the
-slow system calls run in one thread each. The log's file carries no POSIX locks, so a descriptor of our
-own is safe (one of the database file would not be). Source: https://www.sqlite.org/wal.html
+Makes no decision about data. Threading: `LogSync` and `Checkpointer` belong to the event loop; the slow
+system calls run in one thread each, and quick syncs in the loop. The log's file carries no POSIX locks, so
+a descriptor of our own is safe (one of the database file would not be).
+Source: https://www.sqlite.org/wal.html
 """
 
 from __future__ import annotations
@@ -11,15 +12,19 @@ import asyncio
 import logging
 import os
 import sqlite3
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from metaserver import pages
 from metaserver.store import Store
 from wire.errors import InternalError
+from wire.shared_sync import SharedSync
 
 CHECKPOINT_ROWS = 8000
 """A checkpoint begins when so many rows were changed since the last one."""
+LITTLE_ROWS = 64
+"""So many rows changed since the last sync are little to write."""
 
 logger = logging.getLogger("metaserver")
 
@@ -31,13 +36,19 @@ class LogSync:
     and the database before it reuses the log: what is not in the synced log is in the synced database.
     """
 
-    def __init__(self, database: Path) -> None:
-        """Open the log of an open database, in which something was read or written already."""
+    def __init__(self, database: Path, changed_rows: Callable[[], int]) -> None:
+        """Open the log of an open database, in which something was read or written already.
+
+        Args:
+            database: its file.
+            changed_rows: how many rows were changed since the start; called on the event loop.
+        """
         self._descriptor = os.open(f"{database}-wal", os.O_RDONLY)
         self._thread = ThreadPoolExecutor(1, "log-sync")
-        self._next: asyncio.Future[None] | None = None
-        self._rounds: asyncio.Task[None] | None = None
+        self._changed_rows = changed_rows
+        self._rows = 0
         self._failure: OSError | None = None
+        self._shared = SharedSync(self._thread, self._sync, self._is_little)
 
     async def sync(self) -> None:
         """Return when all that was committed before this call is on disk.
@@ -46,30 +57,21 @@ class LogSync:
             InternalError: the disk failed. From then on every call raises it, because the kernel may
                 have dropped what it could not write; a restart reads what is really there.
         """
-        if self._next is None:
-            self._next = asyncio.get_running_loop().create_future()
-        mine = self._next
-        if self._rounds is None:
-            self._rounds = asyncio.create_task(self._sync_rounds())
-        await asyncio.shield(mine)
+        await asyncio.shield(self._shared())
 
-    async def _sync_rounds(self) -> None:
-        loop = asyncio.get_running_loop()
-        while self._next is not None:
-            waiting, self._next = self._next, None
+    def _sync(self) -> None:
+        if self._failure is None:
             try:
-                if self._failure is None:
-                    await loop.run_in_executor(self._thread, os.fdatasync, self._descriptor)
+                os.fdatasync(self._descriptor)
             except OSError as error:
                 logger.error("the log could not be made durable: %s", error)
                 self._failure = error
-            if waiting.cancelled():
-                continue
-            if self._failure is None:
-                waiting.set_result(None)
-            else:
-                waiting.set_exception(InternalError(f"the metadata server's disk failed: {self._failure}"))
-        self._rounds = None
+        if self._failure is not None:
+            raise InternalError(f"the metadata server's disk failed: {self._failure}")
+
+    def _is_little(self) -> bool:
+        before, self._rows = self._rows, self._changed_rows()
+        return self._rows - before <= LITTLE_ROWS
 
     def close(self) -> None:
         """Close the descriptor, after what is in flight."""

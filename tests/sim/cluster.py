@@ -27,6 +27,7 @@ import mediator.refill
 import metaserver.__main__ as meta_main
 import wire.blocking
 import wire.server
+import wire.shared_sync
 from fusefs.connect import connect
 from tests.sim import seams, threads
 from tests.sim.disk import Disk
@@ -42,6 +43,8 @@ DISK_SECONDS = 0.0005
 READY_SECONDS = 20.0
 INSPECTION_SECONDS = [3.0, 60.0, 60.0]
 """Orphans are looked for so often, instead of every ten minutes: virtual time costs some real time too."""
+QUICK_SYNC_SECONDS = [0.0, 1.0]
+"""A disk takes no virtual time in the loop: a server waits for it there never, or whenever it may."""
 LATE_SECONDS = 2.0
 """A request that arrives twice comes the second time at most so much later."""
 
@@ -128,6 +131,7 @@ class World:
         dataserver.durable.punch_hole = self._punch_hole
         dataserver.segment.punch_hole = self._punch_hole  # type: ignore[attr-defined]
         mediator.refill.INSPECTION_SECONDS = self.rng.choice(INSPECTION_SECONDS)
+        wire.shared_sync.QUICK_SECONDS = self.rng.choice(QUICK_SYNC_SECONDS)
         data_main.resource = _NoLimits()  # type: ignore[attr-defined]
         seams.install(
             self.loop.time,
