@@ -124,12 +124,12 @@ class Births:
         with inode.commit_lock:
             if inode.birth is None:
                 return
-            birth = inode.birth
+            birth, asked = inode.birth, self._names.asking()
             attributes = self._blocks.write_file(inode.ino, NOTHING, [], birth)
             with inode.lock:
                 inode.birth = None
                 inode.learn_attributes(attributes)
-            self._names.set(attributes)
+            self._names.set(asked, attributes)
             self._names.entered(birth.parent, attributes.atime_ns)
 
     def give_up(self, inode: Inode) -> bool:

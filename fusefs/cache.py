@@ -1,19 +1,22 @@
-"""Names and attributes as the server told them a moment ago, and which kernel pages are right. Bounded.
+"""Names and attributes as the server told them, and which kernel pages are right. Bounded.
 
 A mount's own changes are seen at once: they forget or replace what they change, and refuse answers to
-questions that were asked before. Other mounts' changes are seen within `LIFE_SECONDS`; open(2) does not
-rely on the cache (see fusefs.walks), and rename(2) on one name of an inode at most: the kernel takes two
-names of one inode for hard links, and does nothing (promise P8). Safe in any thread; no I/O.
+questions that were asked before. Other mounts' changes are seen within `LIFE_SECONDS`, and there are none
+while the mount is alone: what is learnt then holds as long as that goes on (fusefs.grant). open(2) relies on
+names only while the mount is alone (see fusefs.walks), and else rename(2) on one name of an inode at most: the
+kernel takes two names of one inode for hard links, and does nothing (promise P8). Safe in any thread; no I/O.
 """
 
 from __future__ import annotations
 
+import stat
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import NamedTuple, Protocol, TypeVar
 
+from fusefs.grant import Grant
 from fusefs.inodes import Learnt
 from wire.messages import Attributes
 
@@ -26,186 +29,327 @@ K = TypeVar("K")
 T = TypeVar("T")
 
 
+class Asked(NamedTuple):
+    """When a question was asked: after how many changes of this mount, and in which era (0: not alone)."""
+
+    changes: int
+    era: int
+
+
+class _Life(NamedTuple):
+    """How long something is held to be right: until a moment, and while an era goes on."""
+
+    until: float
+    era: int
+
+
 class _Known(NamedTuple):
     ino: int
-    until: float
+    """0: there is no such name."""
+    life: _Life
 
 
 class _Seen(NamedTuple):
     attributes: Attributes
-    until: float
+    life: _Life
+
+
+class _Plain(NamedTuple):
+    all_of_them: bool
+    life: _Life
 
 
 CAPABILITY, SECURITY = b"security.capability", b"security."
+Name = tuple[int, bytes]
+
+
+class _Changes:
+    """Which of this mount's changes was the last one of each name and inode. Bounded: the oldest are one."""
+
+    def __init__(self, most_entries: int) -> None:
+        self._most = most_entries
+        self.count = 0
+        self._last: OrderedDict[Name | int, int] = OrderedDict()
+        self._floor = self._inode_floor = 0
+
+    def begin(self) -> None:
+        self.count += 1
+
+    def note(self, key: Name | int) -> None:
+        """The change that has begun changed this name or inode."""
+        self._last[key] = self.count
+        self._last.move_to_end(key)
+        if len(self._last) > self._most:
+            _, self._floor = self._last.popitem(last=False)
+
+    def note_all_inodes(self) -> None:
+        self._inode_floor = self.count
+
+    def note_everything(self) -> None:
+        self._floor = self.count
+        self._last.clear()
+
+    def since(self, asked: Asked, key: Name | int) -> bool:
+        """Tell whether a name or inode was changed, or may have been, since a question was asked."""
+        floor = max(self._floor, self._inode_floor) if isinstance(key, int) else self._floor
+        return max(self._last.get(key, 0), floor) > asked.changes
 
 
 class NameCache:
-    """(directory, name) -> inode number, inode number -> attributes, inodes without security attributes."""
+    """(directory, name) -> inode number, inode number -> attributes, inodes without security attributes.
+
+    Args:
+        grant: whether this mount counts as alone.
+        life_seconds: how long anything is held to be right while it does not.
+        most_entries: so many names, attributes and so on are kept at most.
+        clock: monotonic, in seconds.
+    """
 
     def __init__(
         self,
+        grant: Grant | None = None,
         life_seconds: float = LIFE_SECONDS,
         most_entries: int = MOST_ENTRIES,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._life, self._most, self._clock = life_seconds, most_entries, clock
+        self._grant = grant or Grant()
+        self._seconds, self._most, self._clock = life_seconds, most_entries, clock
         self._lock = threading.Lock()
-        self._names: OrderedDict[tuple[int, bytes], _Known] = OrderedDict()
-        self._name_of: dict[int, tuple[int, bytes]] = {}
+        self._names: OrderedDict[Name, _Known] = OrderedDict()
+        self._name_of: dict[int, Name] = {}
         self._attributes: OrderedDict[int, _Seen] = OrderedDict()
-        self._plain: OrderedDict[int, tuple[float, bool]] = OrderedDict()
-        self._absent: OrderedDict[tuple[int, bytes], float] = OrderedDict()
-        self._changes = 0
+        self._plain: OrderedDict[int, _Plain] = OrderedDict()
+        self._whole: OrderedDict[int, int] = OrderedDict()
+        """Directories all of whose names are known, each with the era."""
+        self._changes = _Changes(most_entries)
 
-    def asking(self) -> int:
+    # questions
+
+    def asking(self) -> Asked:
         """Return a token to be taken before the server is asked, and handed in with its answer."""
-        return self._changes
+        return Asked(self._changes.count, self._grant.era())
 
     def find(self, parent: int, name: bytes) -> Attributes | None:
         """Return the attributes of a name's inode if both are known."""
-        known = self._names.get((parent, name))
-        if known is None or known.until < self._clock():
-            return None
-        return self.attributes(known.ino)
+        ino = self.number(parent, name)
+        return None if ino is None else self.attributes(ino)
 
     def number(self, parent: int, name: bytes) -> int | None:
         """Return a name's inode number if it is known."""
         known = self._names.get((parent, name))
-        return None if known is None or known.until < self._clock() else known.ino
+        return known.ino if known is not None and known.ino and self._holds(known.life) else None
+
+    def is_absent(self, parent: int, name: bytes) -> bool:
+        """Tell whether it is known that there is no such name: only while this mount is alone."""
+        era = self._grant.era()
+        if not era:
+            return False
+        known = self._names.get((parent, name))
+        if known is not None and known.life.era == era:
+            return not known.ino
+        return known is None and self._whole.get(parent) == era
 
     def attributes(self, ino: int) -> Attributes | None:
         seen = self._attributes.get(ino)
-        return None if seen is None or seen.until < self._clock() else seen.attributes
-
-    def learn(self, token: int, attributes: Attributes) -> None:
-        """Keep an answer about an inode, unless this mount changed something since it was asked."""
-        with self._lock:
-            if token == self._changes:
-                self._keep(attributes)
-
-    def learn_name(self, token: int, parent: int, name: bytes, attributes: Attributes) -> None:
-        """Keep an answer about a name, unless this mount changed something since it was asked."""
-        with self._lock:
-            if token == self._changes:
-                self._keep_name(parent, name, attributes)
-
-    def is_absent(self, parent: int, name: bytes) -> bool:
-        """Tell whether a directory is known to lack a name."""
-        return self._absent.get((parent, name), 0.0) >= self._clock()
-
-    def learn_absent(self, token: int, parent: int, name: bytes) -> None:
-        """Keep the answer that a directory lacks a name, unless this mount changed something meanwhile."""
-        with self._lock:
-            if token == self._changes:
-                _keep_newest(self._absent, (parent, name), self._clock() + self._life, self._most)
+        return seen.attributes if seen is not None and self._holds(seen.life) else None
 
     def lacks(self, ino: int, name: bytes) -> bool:
         """Tell whether an inode is known to lack an extended attribute of the space `security`."""
-        until, all_of_them = self._plain.get(ino, (0.0, False))
-        return until >= self._clock() and (name == CAPABILITY or (all_of_them and name.startswith(SECURITY)))
+        plain = self._plain.get(ino)
+        if plain is None or not (name == CAPABILITY or (plain.all_of_them and name.startswith(SECURITY))):
+            return False
+        return self._holds(plain.life)
 
-    def learn_plain(self, token: int, ino: int, *, all_of_them: bool) -> None:
+    def _holds(self, life: _Life) -> bool:
+        return life.until >= self._clock() or (life.era != 0 and life.era == self._grant.era())
+
+    # answers
+
+    def learn(self, asked: Asked, attributes: Attributes) -> None:
+        """Keep an answer about an inode, unless this mount changed it since it was asked."""
+        with self._lock:
+            self._learn(asked, attributes)
+
+    def _learn(self, asked: Asked, attributes: Attributes) -> None:
+        if not self._changes.since(asked, attributes.ino):
+            self._keep(self._life(asked), attributes)
+
+    def learn_name(self, asked: Asked, parent: int, name: bytes, attributes: Attributes) -> None:
+        """Keep an answer about a name, unless this mount changed it since it was asked."""
+        with self._lock:
+            self._learn_name(asked, parent, name, attributes)
+
+    def _learn_name(self, asked: Asked, parent: int, name: bytes, attributes: Attributes) -> None:
+        if not self._changes.since(asked, (parent, name)):
+            self._keep_name(self._life(asked), parent, name, attributes.ino)
+        self._learn(asked, attributes)
+
+    def learn_absent(self, asked: Asked, parent: int, name: bytes) -> None:
+        """Keep the answer that there is no such name."""
+        with self._lock:
+            if asked.era and not self._changes.since(asked, (parent, name)):
+                self._keep_name(self._life(asked), parent, name, 0)
+
+    def learn_whole(self, asked: Asked, parent: int) -> None:
+        """Keep that all names of a directory have been learnt since it was asked for them."""
+        with self._lock:
+            if asked.era and not self._changes.since(asked, parent):
+                _keep_newest(self._whole, parent, asked.era, self._most)
+
+    def learn_plain(self, asked: Asked, ino: int, *, all_of_them: bool) -> None:
         """Keep the answer that an inode has no capabilities, or nothing at all of the space `security`."""
         with self._lock:
-            if token == self._changes:
-                self._plain[ino] = (self._clock() + self._life, all_of_them)
-                self._plain.move_to_end(ino)
-                if len(self._plain) > self._most:
-                    self._plain.popitem(last=False)
+            if not self._changes.since(asked, ino):
+                _keep_newest(self._plain, ino, _Plain(all_of_them, self._life(asked)), self._most)
 
-    def changed(self, *, names: tuple[tuple[int, bytes], ...] = (), inodes: tuple[int, ...] = ()) -> None:
-        """Forget names and attributes that this mount has just changed.
+    # changes of this mount
+
+    def changed(self, *, names: tuple[Name, ...] = (), inodes: tuple[int, ...] = ()) -> None:
+        """Forget names and attributes that this mount has just changed, or may have.
 
         Of a name that is not known, whose links have changed is not known either: all attributes go.
         """
         with self._lock:
-            self._changed(names, inodes)
+            self._changes.begin()
+            for parent, name in names:
+                self._forget_name(parent, name)
+                self._forget_inode(parent)
+                self._whole.pop(parent, None)
+            for ino in inodes:
+                self._forget_inode(ino)
+                self._plain.pop(ino, None)
 
-    def _changed(self, names: tuple[tuple[int, bytes], ...], inodes: tuple[int, ...]) -> None:
-        self._changes += 1
-        for key in names:
-            self._absent.pop(key, None)
-            known = self._pop_name(key)
-            if known is None or known.until < self._clock():
-                self._attributes.clear()
+    def removed(self, asked: Asked, parent: int, name: bytes, directory: Attributes) -> None:
+        """Forget a name that this mount has just removed; keep the attributes of its directory."""
+        with self._lock:
+            alone = asked.era and not self._changes.since(asked, (parent, name))
+            self._changes.begin()
+            self._forget_name(parent, name)
+            if alone:
+                self._keep_name(self._life(asked), parent, name, 0)
             else:
-                self._attributes.pop(known.ino, None)
-        for ino in inodes:
-            self._attributes.pop(ino, None)
-            self._plain.pop(ino, None)
+                self._whole.pop(parent, None)
+            self._set(asked, directory)
 
-    def forget(self) -> None:
-        """Forget everything, so that the next question about each name and inode goes to the server."""
-        with self._lock:
-            self._changes += 1
-            self._names.clear()
-            self._name_of.clear()
-            self._attributes.clear()
-            self._plain.clear()
-            self._absent.clear()
+    def made(
+        self,
+        asked: Asked,
+        parent: int,
+        name: bytes,
+        attributes: Attributes,
+        changed_ns: int = 0,
+        *,
+        new: bool = False,
+    ) -> None:
+        """Keep a name that this mount has just made; a `new` inode has no names in it, and no attributes.
 
-    def made(self, parent: int, name: bytes, attributes: Attributes, changed_ns: int = 0) -> None:
-        """Keep a name that this mount has just made.
-
-        `changed_ns` is the time that its directory has now if nothing else of it has changed (0: who knows).
+        What it changed meanwhile also, who knows in which order, is forgotten. `changed_ns` is the time that
+        its directory has now if nothing else of it has changed (0: who knows).
         """
+        ino, key = attributes.ino, (parent, name)
         with self._lock:
-            self._changes += 1
+            certain = not self._changes.since(asked, key)
+            self._changes.begin()
+            self._changes.note(key)
             self._enter(parent, changed_ns)
-            self._keep_name(parent, name, attributes)
+            if certain:
+                self._keep_name(self._life(asked), parent, name, ino)
+            else:
+                self._pop_name(key)
+                self._whole.pop(parent, None)
+            self._set(asked, attributes)
+            if new:
+                _keep_newest(self._plain, ino, _Plain(True, self._life(asked)), self._most)
+            if new and asked.era and stat.S_ISDIR(attributes.mode):
+                _keep_newest(self._whole, ino, asked.era, self._most)
 
     def entered(self, parent: int, changed_ns: int) -> None:
         """Keep the time at which a directory got a name that is known here already."""
         with self._lock:
-            self._changes += 1
+            self._changes.begin()
             self._enter(parent, changed_ns)
 
     def _enter(self, parent: int, changed_ns: int) -> None:
         seen = self._attributes.get(parent)
+        self._forget_inode(parent)
         if seen is None or not changed_ns:
-            self._attributes.pop(parent, None)
             return
         old = seen.attributes
-        times = {"mtime_ns": max(old.mtime_ns, changed_ns), "ctime_ns": max(old.ctime_ns, changed_ns)}
-        self._attributes[parent] = seen._replace(attributes=old._replace(**times))
+        if changed_ns > old.ctime_ns:  # else something came later, and is known already
+            old = old._replace(mtime_ns=changed_ns, ctime_ns=changed_ns)
+        self._attributes[parent] = seen._replace(attributes=old)
 
-    def removed(self, token: int, parent: int, name: bytes, directory: Attributes) -> None:
-        """Forget a name that this mount has just removed; keep the attributes of its directory."""
+    def set(self, asked: Asked, attributes: Attributes) -> None:
+        """Keep attributes that this mount has just changed, unless it changed them otherwise meanwhile."""
         with self._lock:
-            untouched = token == self._changes
-            self._changed(((parent, name),), (parent,))
-            if untouched:
-                self._keep(directory)
+            self._changes.begin()
+            self._set(asked, attributes)
 
-    def set(self, attributes: Attributes) -> None:
-        """Keep attributes that this mount has just changed."""
+    def _set(self, asked: Asked, attributes: Attributes) -> None:
+        certain = not self._changes.since(asked, attributes.ino)
+        self._forget_inode(attributes.ino)
+        if certain:
+            self._keep(self._life(asked), attributes)
+
+    def forget(self) -> None:
+        """Forget everything, so that the next question about each name and inode goes to the server."""
         with self._lock:
-            self._changes += 1
-            self._keep(attributes)
+            self._changes.begin()
+            self._changes.note_everything()
+            self._names.clear()
+            self._name_of.clear()
+            self._attributes.clear()
+            self._plain.clear()
+            self._whole.clear()
 
-    def _keep_name(self, parent: int, name: bytes, attributes: Attributes) -> None:
-        self._absent.pop((parent, name), None)
+    def _forget_name(self, parent: int, name: bytes) -> None:
+        known = self._pop_name((parent, name))
+        self._changes.note((parent, name))
+        if known is None or not known.ino or not self._holds(known.life):
+            self._attributes.clear()
+            self._changes.note_all_inodes()
+        else:
+            self._forget_inode(known.ino)
+
+    def _forget_inode(self, ino: int) -> None:
+        self._attributes.pop(ino, None)
+        self._changes.note(ino)
+
+    # keeping
+
+    def _life(self, asked: Asked) -> _Life:
+        return _Life(self._clock() + self._seconds, asked.era)
+
+    def _keep_name(self, life: _Life, parent: int, name: bytes, ino: int) -> None:
         key = parent, name
         self._pop_name(key)
-        if (other := self._name_of.get(attributes.ino)) is not None:
-            self._pop_name(other)  # another mount may have renamed it since
-        self._names[key] = _Known(attributes.ino, self._clock() + self._life)
-        self._name_of[attributes.ino] = key
+        if ino and (other := self._name_of.get(ino)) is not None:
+            if life.era and self._names[other].life.era == life.era:
+                life = _Life(0.0, life.era)  # hard links, as far as this era goes
+                self._names[other] = _Known(ino, life)
+            else:
+                self._drop_name(other)  # another mount may have renamed it since
+        self._names[key] = _Known(ino, life)
+        if ino:
+            self._name_of[ino] = key
         if len(self._names) > self._most:
-            self._pop_name(next(iter(self._names)))
-        self._keep(attributes)
+            self._drop_name(next(iter(self._names)))
 
-    def _pop_name(self, key: tuple[int, bytes]) -> _Known | None:
+    def _pop_name(self, key: Name) -> _Known | None:
         known = self._names.pop(key, None)
-        if known is not None:
+        if known is not None and self._name_of.get(known.ino) == key:
             del self._name_of[known.ino]
         return known
 
-    def _keep(self, attributes: Attributes) -> None:
-        self._attributes[attributes.ino] = _Seen(attributes, self._clock() + self._life)
-        self._attributes.move_to_end(attributes.ino)
-        if len(self._attributes) > self._most:
-            self._attributes.popitem(last=False)
+    def _drop_name(self, key: Name) -> None:
+        """Forget a name although nothing was heard of it: not all of its directory is known then."""
+        self._pop_name(key)
+        self._changes.begin()
+        self._changes.note(key[0])
+        self._whole.pop(key[0], None)
+
+    def _keep(self, life: _Life, attributes: Attributes) -> None:
+        _keep_newest(self._attributes, attributes.ino, _Seen(attributes, life), self._most)
 
 
 class PageDropper(Protocol):

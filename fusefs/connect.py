@@ -63,6 +63,7 @@ def connect(config: ClusterConfig, name: str) -> Iterator[FileSystem]:
             config.dirty_bytes,
             config.commit_age_seconds,
             patience,
+            session.grant,
         )
         session.held_locks, session.lose_locks = filesystem.locks.reclaim, filesystem.locks.lose
         stack.callback(filesystem.end)

@@ -13,8 +13,9 @@ import threading
 from collections.abc import Sequence
 
 from fusefs.births import Births
-from fusefs.cache import CAPABILITY, NameCache, PageDropper, PageLedger
+from fusefs.cache import CAPABILITY, Asked, NameCache, PageDropper, PageLedger
 from fusefs.files import Files
+from fusefs.grant import Grant
 from fusefs.handles import DirectoryHandle, Handle, OpenInodes
 from fusefs.locks import FileLocks
 from fusefs.patience import Patience
@@ -60,6 +61,7 @@ class FileSystem:
         dirty_bytes: the most dirty and read-ahead bytes kept in memory.
         age_seconds: dirty data older than this is written out.
         patience: how its threads wait for servers that are away.
+        grant: whether nobody else changes anything now.
     """
 
     def __init__(
@@ -71,10 +73,12 @@ class FileSystem:
         dirty_bytes: int,
         age_seconds: float,
         patience: Patience | None = None,
+        grant: Grant | None = None,
     ) -> None:
         self.patience = patience = patience or Patience()
         self._namespace, self._permission, self._opens = namespace, permission, opens
-        self._names, self._pages, self._walks = NameCache(), PageLedger(), Walks()
+        self._grant = grant or Grant()
+        self._names, self._pages, self._walks = NameCache(self._grant), PageLedger(), Walks()
         self._writeback = Writeback(
             namespace, blocks, self._names, self._pages, dirty_bytes * 3 // 4, age_seconds, patience
         )
@@ -140,16 +144,19 @@ class FileSystem:
 
         `walker` is the thread that asks; its next `open` relies on what it was told here.
         """
+        era = self._grant.era()
         unborn = self._births.find(parent, name)
         attributes = unborn.base() if unborn is not None else self._names.find(parent, name)
         fresh = attributes is None
         if attributes is None:
             attributes = self._ask_name(parent, name)
-        self._walks.step(walker, parent, name, attributes.ino, fresh)
+        self._walks.step(walker, parent, name, attributes.ino, fresh, era)
         return self._seen(attributes)
 
     def _ask_name(self, parent: int, name: bytes) -> Attributes:
         _check_name(name)
+        if self._names.is_absent(parent, name):
+            raise NotFound(os.fsdecode(name))
         token = self._names.asking()
         found = self._namespace.resolve(parent, [name])
         if found and self._births.settle_in(found[0].ino):  # its times are others now
@@ -216,7 +223,7 @@ class FileSystem:
 
     def _open(self, ino: int, flags: int, walker: int) -> tuple[Handle, bool]:
         walk = self._walks.take(walker, ino)
-        if walk is None or walk.fresh:
+        if walk is None or walk.is_right(self._grant.era()):
             return self.files.open(ino, flags)
         try:
             return self.files.open(ino, flags, walk)
@@ -231,8 +238,10 @@ class FileSystem:
         """Make a file, directory, symbolic link, FIFO, socket or device, by the type bits of `mode`."""
         _check_name(name)
         self._births.settle()
+        token = self._names.asking()
         attributes = self._namespace.create(parent, name, mode, uid, gid, rdev, target, False)
-        self._names.made(parent, name, attributes, 0 if stat.S_ISDIR(mode) else attributes.ctime_ns)
+        changed_ns = 0 if stat.S_ISDIR(mode) else attributes.ctime_ns
+        self._names.made(token, parent, name, attributes, changed_ns, new=True)
         return attributes
 
     def create(
@@ -245,11 +254,12 @@ class FileSystem:
         """
         _check_name(name)
         self._permission.require_writable()
+        token = self._names.asking()
         if self._names.is_absent(parent, name) and (directory := self._names.attributes(parent)) is not None:
             self._permission.require_room()
             conceived = self._births.conceive(directory, name, mode, uid, gid)
             if conceived is not None:
-                handle = self._adopt(conceived, flags, parent, name)
+                handle = self._adopt(token, conceived, flags, parent, name)
                 self._births.expect(handle.inode, Birth(parent, name, conceived.mode, uid, gid))
                 return conceived, handle
         try:
@@ -259,26 +269,27 @@ class FileSystem:
         except AlreadyExists:
             if flags & os.O_EXCL:
                 raise
+            self._names.changed(names=((parent, name),))
             attributes = self._ask_name(parent, name)
             handle, _ = self.open(attributes.ino, flags, uid=uid)
             return self._seen(attributes), handle
-        handle = self._adopt(attributes, flags, parent, name)
+        handle = self._adopt(token, attributes, flags, parent, name)
         self._names.entered(parent, attributes.ctime_ns)
         return attributes, handle
 
-    def _adopt(self, attributes: Attributes, flags: int, parent: int, name: bytes) -> Handle:
+    def _adopt(self, token: Asked, attributes: Attributes, flags: int, parent: int, name: bytes) -> Handle:
         handle = self.files.adopt(attributes, flags)
         handle.inode.made_as = (parent, name)
-        self._names.made(parent, name, attributes, 1)
-        self._names.learn_plain(self._names.asking(), attributes.ino, all_of_them=True)
+        self._names.made(token, parent, name, attributes, 1, new=True)
         return handle
 
     def link(self, ino: int, parent: int, name: bytes) -> Attributes:
         """Give an inode one more name."""
         _check_name(name)
         self._births.settle()
+        token = self._names.asking()
         attributes = self._namespace.link(ino, parent, name)
-        self._names.made(parent, name, attributes, attributes.ctime_ns)
+        self._names.made(token, parent, name, attributes, attributes.ctime_ns)
         return self._seen(attributes)
 
     def unlink(self, parent: int, name: bytes) -> None:
@@ -342,8 +353,9 @@ class FileSystem:
     def setattr(self, ino: int, changes: AttributeChanges) -> Attributes:
         """Change attributes (not the size: that is Files.truncate)."""
         self._births.settle(ino)
+        token = self._names.asking()
         attributes = self._namespace.setattr(ino, changes)
-        self._names.set(attributes)
+        self._names.set(token, attributes)
         inode = self._opens.get(ino)
         if inode is not None and changes.mtime_ns is not None:
             with inode.lock:
@@ -382,6 +394,7 @@ class FileSystem:
     def _list(self, ino: int) -> list[Entry]:
         self._births.settle()
         entries: list[Entry] = []
+        began = self._names.asking()
         while True:
             token = self._names.asking()
             page = self._namespace.read_directory(ino, entries[-1].name if entries else b"", DIRECTORY_RUN)
@@ -390,6 +403,8 @@ class FileSystem:
                 if entry.attributes.ino not in page.secured:
                     self._names.learn_plain(token, entry.attributes.ino, all_of_them=True)
             entries.extend(page.entries)
+            if page.complete:
+                self._names.learn_whole(began, ino)
             if page.complete or not page.entries:
                 return entries
 

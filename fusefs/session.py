@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+from fusefs.grant import Grant, is_certain
 from fusefs.patience import Patience
 from wire.blocking import BlockingClient
 from wire.config import Deadlines
@@ -45,10 +46,12 @@ class Session:
         open_inodes: returns the inodes that the server must hold open for this mount.
         held_locks: returns the locks that this mount holds, to be told a server of a new epoch.
         lose_locks: called when a session has died, before a new one begins.
+        grant: whether the session counts as the only one.
     """
 
     def __init__(self, client: BlockingClient, deadlines: Deadlines, name: str, patience: Patience) -> None:
         self._client, self._deadlines, self._name = client, deadlines, name
+        self.grant = Grant()
         self._patience = patience
         self.open_inodes: Callable[[], Sequence[int]] = tuple
         self.held_locks: Callable[[int], Sequence[FileLock]] = lambda epoch: ()
@@ -69,6 +72,7 @@ class Session:
 
     def begin(self, seconds: float) -> None:
         """Open the session within so many seconds. Raises what open_session raises."""
+        self.grant.end()
         asked = time.monotonic()
         info = self._client.call(seconds, NamespaceMethods.open_session, self._name)
         self._lease_seconds = info.lease_ms / 1000
@@ -129,6 +133,10 @@ class Session:
         slot, sequences = self._idle.pop()
         try:
             return call(Ticket(self.number, slot, next(sequences)))
+        except BaseException as error:
+            if not is_certain(error):
+                self.grant.doubt()
+            raise
         finally:
             self._idle.append((slot, sequences))
             self._slots.release()
@@ -190,7 +198,10 @@ class Session:
         self._last = answer
         self._alive_until = asked + self._lease_seconds
         if answer.epoch != self._epoch:
+            self.grant.end()
             self._try_to_reclaim(answer.epoch)
+        elif session == self.number:
+            self.grant.extend(asked, answer.alone_ms / 1000)
 
     def _try_to_renew(self, dead: int) -> None:
         try:

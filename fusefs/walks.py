@@ -1,10 +1,10 @@
 """How each thread of a program got where it is: the names it looked up last, and how they were answered.
 
 The kernel asks for every name of a path, one after the other, and then opens the inode that it
-arrived at. If all answers came from the server within the same system call, the open is right by itself;
-if one came from the cache, the whole walk is asked again at the server with the open (promise P8:
-who opens a file after another mount's close sees it, also when it was renamed over). Pure but for its
-lock; bounded; safe in any thread.
+arrived at. If all answers came from the server within the same system call, or from what is known in an era
+that goes on (fusefs.grant), the open is right by itself; if one came from the cache otherwise, the whole walk
+is asked again at the server with the open (promise P8: who opens a file after another mount's close sees it,
+also when it was renamed over). Pure but for its lock; bounded; safe in any thread.
 """
 
 from __future__ import annotations
@@ -17,15 +17,25 @@ MOST_STEPS = 256
 
 
 class Walk:
-    """Names followed from a directory, the inode numbers found, and whether the server said all of them."""
+    """Names followed from a directory, the inode numbers found, and whose word they are.
 
-    __slots__ = ("fresh", "inodes", "names", "start")
+    Attributes:
+        fresh: whether each was said by the server, or is known in the era `era`.
+        era: 0 if all were said by the server.
+    """
+
+    __slots__ = ("era", "fresh", "inodes", "names", "start")
 
     def __init__(self, start: int) -> None:
         self.start = start
         self.names: list[bytes] = []
         self.inodes: list[int] = []
         self.fresh = True
+        self.era = 0
+
+    def is_right(self, era: int) -> bool:
+        """Tell whether it leads there still, as far as it is known while `era` goes on (0: none does)."""
+        return self.fresh and self.era in (0, era)
 
 
 class Walks:
@@ -35,15 +45,20 @@ class Walks:
         self._lock = threading.Lock()
         self._walks: OrderedDict[int, Walk] = OrderedDict()
 
-    def step(self, walker: int, parent: int, name: bytes, ino: int, fresh: bool) -> None:
-        """Note that `walker` was told that `name` in `parent` is `ino`, by the server if `fresh`."""
+    def step(self, walker: int, parent: int, name: bytes, ino: int, fresh: bool, era: int = 0) -> None:
+        """Note that `walker` was told that `name` in `parent` is `ino`, by the server if `fresh`.
+
+        `era` is the one that went on before it was looked up in what is known.
+        """
         with self._lock:
             walk = self._walks.get(walker)
             if walk is None or not walk.inodes or walk.inodes[-1] != parent or len(walk.names) >= MOST_STEPS:
                 walk = self._walks[walker] = Walk(parent)
             walk.names.append(name)
             walk.inodes.append(ino)
-            walk.fresh = walk.fresh and fresh
+            if not fresh:
+                walk.fresh = walk.fresh and era != 0 and walk.era in (0, era)
+                walk.era = era
             self._walks.move_to_end(walker)
             if len(self._walks) > MOST_WALKERS:
                 self._walks.popitem(last=False)

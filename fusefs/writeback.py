@@ -284,6 +284,7 @@ class Writeback:
                 if not inode.is_changed() and inode.birth is None:
                     return False
                 change = inode.begin_commit()
+            asked = self._names.asking()
             try:
                 attributes = self._carry_out(inode, change, durable)
             except QuorumfsError as error:
@@ -302,7 +303,7 @@ class Writeback:
             self._abandon_unused(inode)
         if not learnt:
             self._pages.committed(inode.ino, attributes.version)
-        self._names.set(attributes)
+        self._names.set(asked, attributes)
         if birth is not None:
             self._names.entered(birth.parent, attributes.atime_ns)
         return True

@@ -63,10 +63,10 @@ class Service:
         return await self._mediator.status()
 
     async def heartbeat(self, session: int) -> Heartbeat:
-        epoch = await self._mediator.metadata.ask(BookkeepingMethods.renew, session)
+        epoch, alone_ms = await self._mediator.metadata.ask(BookkeepingMethods.renew_alone, session)
         writable, reason = self._mediator.health.writable()
         full = await self._mediator.room.checked_refusal() if writable else ""
-        return Heartbeat(epoch, writable, reason or full, bool(full))
+        return Heartbeat(epoch, writable, reason or full, bool(full), alone_ms)
 
     async def put_block(self, block: bytes, digest: bytes, data: bytes, durable: bool) -> None:
         _refuse_reserved(block)

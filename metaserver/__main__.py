@@ -13,6 +13,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 from metaserver.directory import Directory
+from metaserver.grants import Grants
 from metaserver.log import Checkpointer, LogSync
 from metaserver.service import MetaService
 from metaserver.sessions import Sessions
@@ -45,7 +46,9 @@ async def serve_metadata(config: ClusterConfig) -> None:
         else:
             directory.describe()
         sessions = Sessions(store, config.lease_seconds)
-        service = MetaService(store, sessions, log, config.cluster, config.reserve_bytes)
+        before = config.grant_seconds if sessions.count() or store.was_put_back() else 0.0
+        grants = Grants(sessions, config.grant_seconds, before)
+        service = MetaService(store, sessions, log, config.cluster, config.reserve_bytes, grants)
         stack.callback(service.checking.close)
         stack.callback(service.page_check.close)
         stack.callback(service.copying.close)

@@ -15,6 +15,7 @@ from metaserver.checking import Checking
 from metaserver.compaction import Compaction
 from metaserver.contents import FIRST_RUN_EXTENTS, Contents
 from metaserver.copying import Copying
+from metaserver.grants import Grants
 from metaserver.inodes import Inodes
 from metaserver.lag import LagList
 from metaserver.ledger import Ledger
@@ -45,6 +46,7 @@ from wire.messages import (
     Opened,
     RecentBlocks,
     Reference,
+    Renewal,
     SessionInfo,
     SparsePage,
     Ticket,
@@ -61,7 +63,13 @@ class MetaService:
     """Everything that one metadata server offers."""
 
     def __init__(
-        self, store: Store, sessions: Sessions, log: LogSync, cluster: str, reserve_bytes: int = 0
+        self,
+        store: Store,
+        sessions: Sessions,
+        log: LogSync,
+        cluster: str,
+        reserve_bytes: int = 0,
+        grants: Grants | None = None,
     ) -> None:
         self._compaction = Compaction(store)
         self._ledger = Ledger(store.path.parent)
@@ -75,6 +83,7 @@ class MetaService:
         self.copying = Copying(store, reserve_bytes)
         self._store = store
         self._sessions = sessions
+        self._grants = grants or Grants(sessions, 0.0, 0.0)
         self._log = log
         self._inodes = inodes
         self._contents = contents
@@ -101,13 +110,15 @@ class MetaService:
             "pages": self.page_check.describe(),
             "counts": self.counts(),
             "sessions": self._store.read(self._sessions.describe, SESSIONS_SHOWN),
+            "alone_seconds_left": self._grants.describe(),
             "locks": self._locks.describe(LOCKS_SHOWN),
         }
 
     # NamespaceMethods: sessions
 
     async def open_session(self, name: str) -> SessionInfo:
-        info = self._sessions.open(name)
+        async with self._grants.joining():
+            info = self._sessions.open(name)
         await self._log.sync()  # a number that was given must not be given again, even after a power loss
         return info
 
@@ -267,6 +278,10 @@ class MetaService:
 
     def renew(self, session: int) -> int:
         return self._sessions.renew(session)
+
+    def renew_alone(self, session: int) -> Renewal:
+        epoch = self._sessions.renew(session)
+        return Renewal(epoch, int(self._grants.extend(session) * 1000))
 
     def commit(
         self,

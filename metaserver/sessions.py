@@ -118,6 +118,10 @@ class Sessions:
         """Tell whether a session has not said yet what it holds since the restart."""
         return bool(self._unreclaimed)
 
+    def count(self) -> int:
+        """Return how many sessions live."""
+        return len(self._leases)
+
     def lives(self, session: int) -> bool:
         """Tell whether a session lives."""
         return session in self._leases

@@ -31,6 +31,8 @@ from wire.errors import (
 from wire.messages import ROOT_INODE, Attributes, Ticket
 
 SLOTS_PER_SESSION = 1024
+RECENTLY_NS = 60 * 1_000_000_000
+"""So long ago at most a database was put back whose earlier mounts may still rely on what they know."""
 INODES_RESERVED = 65536
 """So many inode numbers are reserved by one change of the counter, long before they are needed.
 
@@ -301,6 +303,11 @@ class Store:
         (session,) = self._fetch("SELECT next FROM counters WHERE name = 'session'")
         self.execute("UPDATE counters SET next = ? WHERE name = 'session'", (session + 1,))
         return int(session)
+
+    def was_put_back(self) -> bool:
+        """Tell whether this database took the place of one a moment ago, whose sessions it does not know."""
+        (since_ns,) = self._fetch("SELECT max(since_ns) FROM fences WHERE first > 1")
+        return since_ns is not None and abs(self.now_ns() - int(since_ns)) < RECENTLY_NS
 
     def changed_rows(self) -> int:
         """Return how many rows were changed since the start."""

@@ -73,6 +73,9 @@ class ClusterConfig:
     """Whether the mount's calls fail at their deadlines while servers are away, or wait, until a signal."""
     lease_seconds: float = 30.0
     """A session without heartbeats for so long is dead."""
+    alone_seconds: float = 2.5
+    """A mount that is the only session counts as alone for so long after each heartbeat, and another one
+    waits so long to begin; 0: never."""
     garbage_grace_seconds: float = 2.0
     """Superseded blocks are deleted so long after the commit that superseded them."""
     refill_bytes_per_second: int = 0
@@ -95,6 +98,11 @@ class ClusterConfig:
     metadata_copy_seconds: float = 3600.0
     """A copy of the metadata is stored on the data servers so often, if anything was changed; 0: never."""
 
+    @property
+    def grant_seconds(self) -> float:
+        """Return how long a session counts as alone: no longer than it lives, or than others can wait."""
+        return min(self.alone_seconds, self.lease_seconds / 2, self.deadlines.metadata_seconds / 2)
+
     def __post_init__(self) -> None:
         numbers = [server.number for server in self.data_servers]
         if sorted(numbers) != list(range(1, self.quorum.servers + 1)):
@@ -111,7 +119,13 @@ class ClusterConfig:
         for name in ("scrub_days", "scrub_bytes_per_second", "quarantine_days"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name} = {getattr(self, name)}: choose a number above 0")
-        at_least_0 = ("reserve_bytes", "quarantine_bytes", "refill_bytes_per_second", "metadata_copy_seconds")
+        at_least_0 = (
+            "reserve_bytes",
+            "quarantine_bytes",
+            "refill_bytes_per_second",
+            "metadata_copy_seconds",
+            "alone_seconds",
+        )
         for name in at_least_0:
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} = {getattr(self, name)}: choose 0 or more")

@@ -37,18 +37,31 @@ class SessionInfo(NamedTuple):
     epoch: int
 
 
+class Renewal(NamedTuple):
+    """A session lives on: the server's epoch, and how long from its answer on the session counts as alone.
+
+    While it does, no other session begins, and nobody else changes names, attributes or contents. Who asked
+    counts `alone_ms` from before it asked; 0: others may be there.
+    """
+
+    epoch: int
+    alone_ms: int
+
+
 class Heartbeat(NamedTuple):
     """The answer to a heartbeat.
 
     `epoch` changes when the metadata server was restarted: the client then reclaims its open
     files. `writable` is false, with a `reason` for people, while fewer than Qw data servers are up.
     With `full`, also with a reason, too many of them have no room: what needs no new block still goes.
+    `alone_ms` is as in Renewal.
     """
 
     epoch: int
     writable: bool
     reason: str
     full: bool = False
+    alone_ms: int = 0
 
 
 class Attributes(NamedTuple):

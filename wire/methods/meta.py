@@ -20,6 +20,7 @@ from wire.messages import (
     Opened,
     RecentBlocks,
     Reference,
+    Renewal,
     SessionInfo,
     SparsePage,
     Ticket,
@@ -265,6 +266,10 @@ class BookkeepingMethods:
 
     def renew(self, session: int) -> int:
         """Keep a session alive; return this server's start epoch. Raises SessionUnknown."""
+        raise NotImplementedError
+
+    def renew_alone(self, session: int) -> Renewal:
+        """Keep a session alive as `renew` does; learn whether it is alone. Raises SessionUnknown."""
         raise NotImplementedError
 
     def commit(

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 
 from fusefs.extents import RangeMap, Span
 from fusefs.filesystem import FileSystem
+from fusefs.grant import Grant
 from fusefs.handles import OpenInodes
 from metaserver.extent_rules import place_appends
 from wire.digest import PIECE_BYTES, block_digest, piece_digests
@@ -350,4 +351,7 @@ def file_system(
     server: FakeServer, dirty_bytes: int = 64 * 1024 * 1024, age_seconds: float = 30
 ) -> FileSystem:
     """Return a file system over the fake; its chores run only if the test begins them."""
-    return FileSystem(server, server, server, OpenInodes(server), dirty_bytes, age_seconds)
+    grant = Grant()
+    if server.alone:
+        grant.extend(time.monotonic(), 3600.0)
+    return FileSystem(server, server, server, OpenInodes(server), dirty_bytes, age_seconds, grant=grant)

@@ -1,0 +1,72 @@
+"""Whether this mount counts as alone: nobody else changes names, attributes or contents meanwhile.
+
+The metadata server says so in its answer to a heartbeat, for a few seconds, counted from before that was
+sent. What is learnt in one *era*, a time without a gap, holds until its end. See metaserver.grants, and
+docs/decisions/0019-a-mount-that-is-alone.md. No I/O; safe in any thread.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+from wire.errors import BlockError, NamespaceError, QuorumError, RequestError
+
+DOUBT_SECONDS = 60.0
+"""No call is carried out so long after it failed here."""
+
+
+class _Term(NamedTuple):
+    era: int
+    until: float
+
+
+class Grant:
+    """This mount's grant, which may be over."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._eras = 0
+        self._term = _Term(0, 0.0)
+        self._doubted_until = 0.0
+
+    def era(self) -> int:
+        """Return the number of the era that goes on now, 0 if this mount does not count as alone."""
+        era, until = self._term
+        return era if era and self._clock() < until else 0
+
+    def seconds_left(self) -> float:
+        """Return how long this mount counts as alone at least, 0 if it does not."""
+        return max(0.0, self._term.until - self._clock())
+
+    def extend(self, asked: float, seconds: float) -> None:
+        """Note the answer to a heartbeat that was sent at `asked` of the clock; 0: others may be there."""
+        with self._lock:
+            now, until = self._clock(), asked + seconds
+            if seconds <= 0.0 or now < self._doubted_until:
+                self._term = _Term(0, 0.0)
+            elif until > now:
+                if now >= self._term.until:
+                    self._eras += 1
+                self._term = _Term(self._eras, max(until, self._term.until))
+
+    def end(self) -> None:
+        """Count as not alone from now on: the session or the server is another one."""
+        with self._lock:
+            self._term = _Term(0, 0.0)
+
+    def doubt(self) -> None:
+        """Count as not alone for a while: what this mount asked for may still be carried out, unseen."""
+        with self._lock:
+            self._term = _Term(0, 0.0)
+            self._doubted_until = self._clock() + DOUBT_SECONDS
+
+
+def is_certain(error: BaseException) -> bool:
+    """Tell whether a change that failed so was not carried out, and will not be."""
+    if not isinstance(error, NamespaceError | QuorumError | BlockError | RequestError):
+        return False
+    return not error.resent
