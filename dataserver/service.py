@@ -126,7 +126,7 @@ class DataService:
         data: dict[bytes, bytes | None] = {}
         digests: dict[bytes, bytes | None] = {}
         to_send, to_vote = set(sent), set(voted)
-        for block in self._store.in_disk_order([*(to_send | to_vote)]):
+        for block in self._store.in_disk_order(list(dict.fromkeys([*sent, *voted]))):
             is_small = (self._store.length(block) or 0) <= PIECE_BYTES
             if block in to_send:
                 data[block] = self._bytes_of(block) if is_small else b""

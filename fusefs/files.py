@@ -9,6 +9,7 @@ import logging
 import os
 import time
 
+from fusefs.ahead import FilesAhead, only_block
 from fusefs.births import Births
 from fusefs.cache import NameCache, PageLedger
 from fusefs.extents import Span
@@ -59,12 +60,14 @@ class Files:
         opens: OpenInodes,
         writeback: Writeback,
         reader: BlockReader,
+        ahead: FilesAhead,
         locks: FileLocks,
         births: Births,
     ) -> None:
         self._namespace, self._blocks, self._permission = namespace, blocks, permission
         self._names, self._pages, self._opens = names, pages, opens
         self._writeback, self._reader, self._locks = writeback, reader, locks
+        self._ahead = ahead
         self._births = births
         self._reads_follow = False
         """Whether opens are followed by reads now, or by none, because the kernel has the pages."""
@@ -84,16 +87,18 @@ class Files:
         self._births.settle(ino)
         writing = bool(flags & (os.O_ACCMODE | os.O_TRUNC))
         token = self._names.asking()
-        brings = self._reads_follow and not writing
+        is_coming = not writing and self._ahead.opened(ino, fetch=self._reads_follow)
+        brings = self._reads_follow and not writing and not is_coming
         before = self._names.attributes(ino)
         inode, opened = self._opens.open(ino, writing, walk, self._pages.changed, brings)
         if before is not None and before.version < opened.attributes.version:
             self._pages.changed(ino, compare_sizes(before.size, opened.attributes.size))
         handle = self._attach(inode, flags)
         handle.unsettled = self._pages.is_unsettled(ino)
-        if opened.part is not None:
-            extent = opened.map.extents[0]
-            self._reader.offer(BlockRecord(extent.block, extent.block_length, extent.digest), opened.part)
+        part = self._ahead.take(ino, opened.map) if is_coming else opened.part
+        record = only_block(opened.map)
+        if part is not None and record is not None:
+            self._reader.offer(record, part)
             handle.brought = True
         if flags & os.O_TRUNC:
             self._writeback.truncate(inode, 0)

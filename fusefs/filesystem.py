@@ -12,6 +12,7 @@ import stat
 import threading
 from collections.abc import Sequence
 
+from fusefs.ahead import FilesAhead
 from fusefs.births import Births
 from fusefs.cache import CAPABILITY, Asked, NameCache, PageDropper, PageLedger
 from fusefs.files import Files
@@ -83,6 +84,7 @@ class FileSystem:
             namespace, blocks, self._names, self._pages, dirty_bytes * 3 // 4, age_seconds, patience
         )
         self._reader = BlockReader(blocks, dirty_bytes // 4, patience)
+        self._ahead = FilesAhead(namespace, dirty_bytes // 32)
         self._births = Births(namespace, blocks, self._names, permission.is_alone)
         self.locks = FileLocks(namespace, self._writeback, self._pages)
         self.files = Files(
@@ -94,6 +96,7 @@ class FileSystem:
             opens,
             self._writeback,
             self._reader,
+            self._ahead,
             self.locks,
             self._births,
         )
@@ -119,6 +122,7 @@ class FileSystem:
         self.files.commit_all()
         self._opens.tell_closed()
         self._writeback.close()
+        self._ahead.close()
         self._reader.close()
 
     def _run_chores(self) -> None:
@@ -127,6 +131,7 @@ class FileSystem:
                 self._births.settle_old()
                 self._opens.tell_closed()
                 self._write_out_old()
+                self._ahead.drop_old()
             except Exception:
                 log.exception("a background chore failed")
 
@@ -406,6 +411,7 @@ class FileSystem:
             if page.complete:
                 self._names.learn_whole(began, ino)
             if page.complete or not page.entries:
+                self._ahead.listed(ino, entries)
                 return entries
 
     def sync_directory(self) -> None:
@@ -447,6 +453,7 @@ class FileSystem:
             raise NotPermitted("this attribute is told by the mount and cannot be set")
         if name == DROP_CACHES:
             self._reader.forget()
+            self._ahead.forget()
             self._pages.doubt_all()
             self._names.forget()
             return

@@ -128,6 +128,9 @@ class RemoteNamespace:
             lambda session: self._ask(MediatorMethods.open_and_read, session, ino, start, walk)
         )
 
+    def read_small_files(self, inodes: Sequence[int]) -> Sequence[Opened | None]:
+        return self._client.call_once(self._seconds, MediatorMethods.read_small_files, list(inodes))
+
     def _in_any_session(self, ask: Callable[[int], R]) -> R:
         """Call for the session; if it is gone, for a new one."""
         session = self._session.number

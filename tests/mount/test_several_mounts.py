@@ -7,8 +7,9 @@ import os
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -125,10 +126,11 @@ class CountingProxy(Proxy):
         return passes
 
 
-def test_a_second_read_of_an_unchanged_file_is_one_call(
-    mounted: Mounted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    cluster, first, _ = mounted
+@contextmanager
+def counted_mount(
+    cluster: LocalCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[Path, CountingProxy]]:
+    """One more mount, whose calls are counted."""
     counted, settings = tmp_path / "counted", cluster.directory / "counted.toml"
     counted.mkdir()
     with CountingProxy(cluster.address("mediator")) as proxy:
@@ -137,6 +139,15 @@ def test_a_second_read_of_an_unchanged_file_is_one_call(
         with monkeypatch.context() as patched:
             patched.setattr(cluster, "config_file", settings)
             name = cluster.mount(counted)
+        yield counted, proxy
+        cluster.unmount(name)
+
+
+def test_a_second_read_of_an_unchanged_file_is_one_call(
+    mounted: Mounted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster, first, _ = mounted
+    with counted_mount(cluster, tmp_path, monkeypatch) as (counted, proxy):
         (first / "d").mkdir()
         (first / "d" / "a").write_bytes(b"x" * 300_000)
         assert (counted / "d" / "a").read_bytes() == b"x" * 300_000
@@ -148,7 +159,26 @@ def test_a_second_read_of_an_unchanged_file_is_one_call(
         wait_until(lambda: proxy.calls["close"] >= 1, 5, "closes are told, in the background")
         del proxy.calls["close"]
         assert proxy.calls["open"] + proxy.calls["open_and_read"] == proxy.calls.total() == 2
-        cluster.unmount(name)
+
+
+def test_neighbours_are_fetched_ahead_and_one_that_changes_meanwhile_is_read_anew(
+    mounted: Mounted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster, first, _ = mounted
+    (first / "d").mkdir()
+    for number in range(60):
+        (first / "d" / f"{number:02d}").write_text(f"old {number}")
+    with counted_mount(cluster, tmp_path, monkeypatch) as (counted, proxy):
+        names = sorted(os.listdir(counted / "d"))  # noqa: PTH208
+        for number, name in enumerate(names):
+            if number == 20:  # it, and some that follow, are here already
+                assert proxy.calls["read_small_files"] >= 2
+                for changed in range(20, 30):
+                    (first / "d" / f"{changed:02d}").write_text(f"newer {changed}")
+            expected = "newer" if 20 <= number < 30 else "old"
+            assert (counted / "d" / name).read_text() == f"{expected} {number}"
+        assert proxy.calls["open"] + proxy.calls["open_and_read"] == 60
+        assert proxy.calls["read_small_files"] <= 12
 
 
 def test_one_of_many_makes_a_file_exclusively(mounted: Mounted) -> None:

@@ -217,6 +217,17 @@ class FakeServer:
         data = self.blocks[extents[0].block]
         return opened._replace(part=BlockPart(len(data), b"", data))
 
+    def read_small_files(self, inodes: Sequence[int]) -> list[Opened | None]:
+        self._enter("read_small_files")
+        return [self._small_file(ino) for ino in inodes]
+
+    def _small_file(self, ino: int) -> Opened | None:
+        run = self._run(ino, 0, 2)
+        if len(run.extents) != 1:
+            return None
+        data = self.blocks[run.extents[0].block]
+        return Opened(self._load(ino), run, BlockPart(len(data), b"", data))
+
     def close(self, inodes: Sequence[int]) -> None:
         self._enter("close")
         self.open_inodes -= set(inodes)

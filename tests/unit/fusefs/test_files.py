@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import random
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from fusefs import inodes, writeback
+from fusefs import ahead, inodes, writeback
 from fusefs.filesystem import FileSystem
 from fusefs.handles import Handle
 from tests.support import take_seed, wait_until
@@ -658,6 +659,70 @@ def test_bytes_that_came_with_open_and_do_not_match_the_witness_are_not_used(
     assert read(fs, ino) == b"right"
     assert server.calls["open_and_read"] == 1
     assert server.calls["read_block"] == 2
+
+
+def make_neighbours(fs: FileSystem, count: int) -> list[int]:
+    inos = [make(fs, b"%04d" % number, b"%04d" % number * 9) for number in range(count)]
+    fs.set_xattr(1, b"user.quorumfs.drop_caches", b"", 0)
+    fs.read_directory(fs.open_directory(1), restart=False)
+    return inos
+
+
+def test_neighbours_are_fetched_ahead_by_few_calls(fs: FileSystem, server: FakeServer) -> None:
+    inos = make_neighbours(fs, 200)
+    server.calls.clear()
+    assert [read(fs, ino) for ino in inos] == [b"%04d" % number * 9 for number in range(200)]
+    assert server.calls["read_block"] + server.calls["open_and_read"] <= 4
+    assert server.calls["read_small_files"] <= 6
+    assert server.calls["open"] == 200, "each open is told to the server and tells what the file is now"
+
+
+def test_a_file_that_changed_since_it_was_fetched_ahead_is_read_anew(
+    fs: FileSystem, server: FakeServer
+) -> None:
+    inos = make_neighbours(fs, 20)
+    for ino in inos[:4]:
+        read(fs, ino)
+    wait_until(lambda: inos[8] in fs._ahead._ready, 5, "the neighbours came")
+    server.replace(inos[8], b"changed elsewhere")
+    assert [read(fs, ino) for ino in inos[4:9]] == [
+        *(b"%04d" % number * 9 for number in range(4, 8)),
+        b"changed elsewhere",
+    ]
+
+
+def test_what_is_on_its_way_when_everything_is_forgotten_is_not_used(
+    fs: FileSystem, server: FakeServer
+) -> None:
+    inos = make_neighbours(fs, 20)
+    asked, go = threading.Event(), threading.Event()
+    server.hooks["read_small_files"] = lambda: (asked.set(), go.wait(5))  # type: ignore[func-returns-value]
+    for ino in inos[:3]:
+        read(fs, ino)
+    assert asked.wait(5)
+    fs.set_xattr(1, b"user.quorumfs.drop_caches", b"", 0)
+    go.set()
+    fs._ahead.close()
+    assert not fs._ahead._ready
+
+
+def test_a_failure_to_fetch_ahead_fails_no_open(fs: FileSystem, server: FakeServer) -> None:
+    inos = make_neighbours(fs, 20)
+    server.fail("read_small_files", DeadlineExceeded("no answer"))
+    assert [read(fs, ino) for ino in inos] == [b"%04d" % number * 9 for number in range(20)]
+
+
+def test_what_nobody_opens_is_dropped(
+    fs: FileSystem, server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ahead, "KEPT_SECONDS", 0.05)
+    inos = make_neighbours(fs, 20)
+    for ino in inos[:3]:
+        read(fs, ino)
+    wait_until(lambda: server.calls["read_small_files"] == 1, 5, "neighbours were asked for")
+    wait_until(lambda: not fs._ahead._coming, 5, "they came")
+    wait_until(lambda: fs._ahead.drop_old() is None and not fs._ahead._ready, 5, "they are dropped")
+    assert fs._ahead._ready_bytes == 0
 
 
 def test_a_listing_spares_a_call_for_each_files_security_attributes(
