@@ -173,6 +173,10 @@ class NameCache:
     def _learn(self, asked: Asked, attributes: Attributes) -> None:
         if not self._changes.since(asked, attributes.ino):
             self._keep(self._life(asked), attributes)
+            return
+        seen = self._attributes.get(attributes.ino)  # what comes too late may be newer than this all the same
+        if seen is not None and seen.attributes.version < attributes.version:
+            self._forget_inode(attributes.ino)
 
     def learn_name(self, asked: Asked, parent: int, name: bytes, attributes: Attributes) -> None:
         """Keep an answer about a name, unless this mount changed it since it was asked."""
@@ -182,6 +186,8 @@ class NameCache:
     def _learn_name(self, asked: Asked, parent: int, name: bytes, attributes: Attributes) -> None:
         if not self._changes.since(asked, (parent, name)):
             self._keep_name(self._life(asked), parent, name, attributes.ino)
+        elif (other := self._name_of.get(attributes.ino)) not in (None, (parent, name)):
+            self._drop_name(other)  # another mount may have renamed it since
         self._learn(asked, attributes)
 
     def learn_absent(self, asked: Asked, parent: int, name: bytes) -> None:

@@ -42,8 +42,24 @@ def test_one_name_of_an_inode_is_known() -> None:
     cache.learn_name(cache.asking(), 1, b"a", attributes_of(2))
     cache.learn_name(cache.asking(), 1, b"b", attributes_of(2))
     assert cache.find(1, b"a") is None and cache.find(1, b"b") == attributes_of(2)
+    late = cache.asking()
+    cache.changed(names=((1, b"c"),))
+    cache.learn_name(cache.asking(), 1, b"b", attributes_of(2))
+    cache.learn_name(late, 1, b"c", attributes_of(2))
+    assert cache.find(1, b"b") is None and cache.find(1, b"c") is None
     for ino in range(3, 9):
         cache.learn_name(cache.asking(), 1, b"b", attributes_of(ino))
         cache.learn_name(cache.asking(), 1, b"%d" % ino, attributes_of(ino + 10))
         cache.changed(names=((1, b"b"),))
     assert len(cache._names) <= 2 and set(cache._name_of.values()) == set(cache._names)
+
+
+def test_a_late_answer_about_newer_contents_outdates_what_is_known() -> None:
+    cache = NameCache()
+    late = cache.asking()
+    cache.changed(inodes=(2,))
+    cache.learn(cache.asking(), attributes_of(2))
+    cache.learn(late, attributes_of(2))
+    assert cache.attributes(2) == attributes_of(2)
+    cache.learn(late, attributes_of(2)._replace(version=2))
+    assert cache.attributes(2) is None

@@ -170,6 +170,13 @@ def test_lists_across_mounts() -> None:
     assert finding.promise == "P8" and [one.line for one in finding.calls] == [5, 6]
 
 
+def test_an_unsettled_record_may_be_seen_twice_on_its_own_mount() -> None:
+    twice = call(4, "list", "a\nb\nb\n", 12, 13)
+    assert check_appends([*TWO_APPENDERS, *on("m", twice)]) == []
+    assert check_appends([*TWO_APPENDERS, *on("n", twice)])
+    assert check_appends([*TWO_APPENDERS[:2], *on("m", twice), *on("n", call(5, "list", "", 0, 0))])
+
+
 @pytest.mark.parametrize("value", ["a\nc\n", "a\nb\nb\nc\n", "a\nb\ncb\n", "a\nb\nc", "a\nb\nc\nd\n"])
 def test_bad_lists_across_mounts(value: str) -> None:
     assert check_appends([*TWO_APPENDERS, *on("n", call(5, "list", value, 21, 22))])
