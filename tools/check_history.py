@@ -13,6 +13,7 @@ from typing import Any
 from tools.history.check import check, words
 from tools.history.linear import Finding
 from tools.history.record import HistoryError, parse
+from tools.history.timeline import render
 from wire.config import ConfigError
 
 
@@ -21,6 +22,7 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser("check-history", help="check what clients saw, recorded in a file")
     parser.add_argument("file", type=Path, metavar="FILE")
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
+    parser.add_argument("--html", type=Path, metavar="OUT", help="draw what broke, or all if it is little")
     parser.set_defaults(run=run)
 
 
@@ -28,14 +30,16 @@ def run(parsed: argparse.Namespace) -> int:
     """Return 0 if the history keeps the promises, 1 if not, 2 if that cannot be told."""
     try:
         with parsed.file.open(encoding="utf-8") as lines:
-            calls = parse(lines).calls
+            history = parse(lines)
+        findings = check(history.calls)
+        if parsed.html is not None:
+            parsed.html.write_text(render(parsed.file.name, history, findings), encoding="utf-8")
     except (OSError, UnicodeDecodeError, HistoryError) as error:
         raise ConfigError(str(error)) from error
-    findings = check(calls)
     if parsed.json:
         print(json.dumps([_plain(finding) for finding in findings]))
     else:
-        print("\n".join(map(words, findings)) or f"{len(calls)} calls keep the promises")
+        print("\n".join(map(words, findings)) or f"{len(history.calls)} calls keep the promises")
     return max((1 if finding.promise else 2 for finding in findings), key=lambda s: (s == 1, s), default=0)
 
 
