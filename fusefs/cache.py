@@ -4,7 +4,8 @@ A mount's own changes are seen at once: they forget or replace what they change,
 questions that were asked before. Other mounts' changes are seen within `LIFE_SECONDS`, and there are none
 while the mount is alone: what is learnt then holds as long as that goes on (fusefs.grant). open(2) relies on
 names only while the mount is alone (see fusefs.walks), and else rename(2) on one name of an inode at most:
-the kernel takes two names of one inode for hard links, and does nothing (promise P8). Safe in any thread; no I/O.
+the kernel takes two names of one inode for hard links, and does nothing (promise P8). Safe in any thread; no
+I/O.
 """
 
 from __future__ import annotations

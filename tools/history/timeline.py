@@ -47,8 +47,8 @@ def render(name: str, history: History, findings: Sequence[Finding]) -> str:
 
 def _legend() -> str:
     return (
-        '<p class="faint">A bar is a call, from its start to its end: blue succeeded, grey was refused, yellow '
-        "is unknown; pale is of another key; framed in red, no order explains it. A line is a message, a "
+        '<p class="faint">A bar is a call, from its start to its end: blue succeeded, grey was refused, '
+        "yellow is unknown; pale is of another key; framed in red, no order explains it. A line is a message, a "
         "circle a vote (red: not good), a broken line a fault. Hold the pointer on one to read it.</p>"
     )
 
@@ -155,7 +155,7 @@ def _axis(scale: _Scale, height: int) -> Iterable[str]:
 def _names(lanes: dict[str, tuple[int, str]]) -> Iterable[str]:
     for name, (_, label) in lanes.items():
         y = _middle(lanes, name)
-        short = label if len(label) <= 22 else f"{label[:12]}…{label[-9:]}"
+        short = label if len(label) <= 20 else f"{label[:10]}…{label[-9:]}"
         yield f'<line class="lane" x1="{GUTTER}" y1="{y}" x2="{GUTTER + WIDTH}" y2="{y}"/>'
         yield f'<text x="4" y="{y + 4}">{_text(short)}<title>{_text(label)}</title></text>'
 
@@ -194,8 +194,10 @@ def _mark(mark: Mark, scale: _Scale, lanes: dict[str, tuple[int, str]], height: 
 
 
 def _clean(text: str) -> str:
-    """What cannot be printed is not a page's business."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+    """Show what cannot be printed as what it is, or by one sign."""
+    return "".join(
+        "\\n" if c == "\n" else c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text
+    )
 
 
 def _text(text: str) -> str:
