@@ -72,6 +72,10 @@ class Births:
             inode.birth = birth
             self._waiting[inode.ino] = inode, time.monotonic()
 
+    def are_expected(self) -> bool:
+        """Tell whether there may be files that no server knows yet."""
+        return bool(self._waiting)
+
     def find(self, parent: int, name: bytes) -> Inode | None:
         """Return the inode of a name that no server knows yet."""
         if not self._waiting:

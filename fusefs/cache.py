@@ -154,6 +154,16 @@ class NameCache:
         seen = self._attributes.get(ino)
         return seen.attributes if seen is not None and self._holds(seen.life) else None
 
+    def is_certain(self, attributes: Attributes) -> bool:
+        """Tell whether these are an inode's attributes until this mount changes them or the era ends."""
+        seen = self._attributes.get(attributes.ino)
+        return seen is not None and self._goes_on(seen.life) and seen.attributes == attributes
+
+    def is_certain_name(self, parent: int, name: bytes, ino: int) -> bool:
+        """Tell whether this is a name's inode until this mount changes it or the era ends."""
+        known = self._names.get((parent, name))
+        return known is not None and known.ino == ino and self._goes_on(known.life)
+
     def lacks(self, ino: int, name: bytes) -> bool:
         """Tell whether an inode is known to lack an extended attribute of the space `security`."""
         plain = self._plain.get(ino)
@@ -162,7 +172,10 @@ class NameCache:
         return self._holds(plain.life)
 
     def _holds(self, life: _Life) -> bool:
-        return life.until >= self._clock() or (life.era != 0 and life.era == self._grant.era())
+        return life.until >= self._clock() or self._goes_on(life)
+
+    def _goes_on(self, life: _Life) -> bool:
+        return life.era != 0 and life.era == self._grant.era()
 
     # answers
 

@@ -18,6 +18,7 @@ from fusefs.cache import CAPABILITY, Asked, NameCache, PageDropper, PageLedger
 from fusefs.files import Files
 from fusefs.grant import Grant
 from fusefs.handles import DirectoryHandle, Handle, OpenInodes
+from fusefs.keeping import Keeping
 from fusefs.locks import FileLocks
 from fusefs.patience import Patience
 from fusefs.ports import BlockPort, NamespacePort, WritePermission
@@ -48,6 +49,7 @@ LAST_ERROR = b"user.quorumfs.last_error"
 DROP_CACHES = b"user.quorumfs.drop_caches"
 """Setting this one, on any file, has the mount forget all that it caches: the next reads are votes, and the
 next look-ups ask the metadata server."""
+LABEL = b"security.selinux"
 ATTRIBUTE_SPACES = (b"user", b"trusted", b"security")
 
 
@@ -86,6 +88,7 @@ class FileSystem:
         self._reader = BlockReader(blocks, dirty_bytes // 4, patience)
         self._ahead = FilesAhead(namespace, dirty_bytes // 32)
         self._births = Births(namespace, blocks, self._names, permission.is_alone)
+        self.keeping = Keeping(self._grant, self._names, opens, self._births)
         self.locks = FileLocks(namespace, self._writeback, self._pages)
         self.files = Files(
             namespace,
@@ -431,9 +434,10 @@ class FileSystem:
         return inode.last_error.message.encode(errors="surrogateescape")
 
     def _get_xattr(self, ino: int, name: bytes) -> bytes:
-        # The kernel asks for the capability before each write, and `ls -l` for others of each file.
+        # The kernel asks for the capability before each write, and `ls -l` for the label of each file; unless
+        # it is told once that there are none here, as network file systems do.
         if self._names.lacks(ino, name):
-            raise NoAttribute("no security attributes")
+            raise NotSupported("no labels") if name == LABEL else NoAttribute("no security attributes")
         self._births.settle(ino)
         token = self._names.asking()
         try:
@@ -441,6 +445,8 @@ class FileSystem:
         except NoAttribute:
             if name == CAPABILITY:
                 self._names.learn_plain(token, ino, all_of_them=False)
+            if name == LABEL:
+                raise NotSupported("no labels") from None
             raise
 
     def list_xattrs(self, ino: int) -> list[bytes]:

@@ -18,6 +18,12 @@ DOUBT_SECONDS = 60.0
 """No call is carried out so long after it failed here."""
 
 
+KERNEL_SECONDS = 1.0
+"""The kernel is told to keep names and attributes for so long at most."""
+MARGIN_SECONDS = 0.25
+"""So long before the grant's end the kernel keeps nothing: it counts from when it takes in an answer."""
+
+
 class _Term(NamedTuple):
     era: int
     until: float
@@ -41,6 +47,14 @@ class Grant:
     def seconds_left(self) -> float:
         """Return how long this mount counts as alone at least, 0 if it does not."""
         return max(0.0, self._term.until - self._clock())
+
+    def kernel_seconds(self) -> float:
+        """Return how long the kernel may keep what it is told now, by itself: 0 for not at all."""
+        return max(0.0, min(KERNEL_SECONDS, self._term.until - self._clock() - MARGIN_SECONDS))
+
+    def covers(self, seconds: float) -> bool:
+        """Tell whether this mount certainly counts as alone for so long from now on."""
+        return self._clock() + seconds <= self._term.until
 
     def extend(self, asked: float, seconds: float) -> None:
         """Note the answer to a heartbeat that was sent at `asked` of the clock; 0: others may be there."""

@@ -1,8 +1,9 @@
 """The mount on libfuse 3's low-level interface: by inode number, each request answered exactly once.
 
 The kernel's node numbers are our inode numbers, so that hard links share their pages and an unlinked open
-file keeps its attributes. The kernel keeps no names and attributes (time-outs 0), and keeps pages as
-`Files.open` says. Callbacks come in threads of libfuse, foreign to Python; they live as long as the mount.
+file keeps its attributes. The kernel keeps names and attributes as fusefs.keeping says (not at all unless
+this mount is alone), and pages as `Files.open` says. Callbacks come in threads of libfuse, foreign to
+Python; they live as long as the mount.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from typing import Any
 from fusefs.files import PAGE_BYTES
 from fusefs.filesystem import FileSystem
 from fusefs.handles import DirectoryHandle, Handle
-from fusefs.operations import BLOCK_SIZE_TOLD, ROOM_UNIT_BYTES, MountOptions, errno_of
+from fusefs.operations import BLOCK_SIZE_TOLD, ROOM_UNIT_BYTES, MountOptions, errno_of, listing
 from fusefs.operations.dropping import PageDrops
 from fusefs.operations.locking import Waiters, lock_range, record_lock, signed
 from fusefs.operations.structures import (
@@ -40,7 +41,7 @@ from fusefs.operations.structures import (
 )
 from fusefs.patience import MOST_WAITING
 from wire.config import ConfigError
-from wire.errors import WouldBlock
+from wire.errors import NotFound, WouldBlock
 from wire.locks import LAST
 from wire.messages import AttributeChanges, Attributes, FileLock
 
@@ -51,13 +52,15 @@ THREADS = 16
 WAITING_THREADS = THREADS + MOST_WAITING
 """So many where requests may wait for servers: some stay free, to hear of signals to those that wait."""
 REQUEST_BYTES = 1024 * 1024
+MOST_KEPT_ENTRIES = 10_000
+"""Of a longer directory the kernel learns names only: it would fill its memory with what nobody asks for."""
 BACKGROUND_REQUESTS = 64
 
 ASYNC_READ, ATOMIC_O_TRUNC, PARALLEL_DIROPS = 1 << 0, 1 << 3, 1 << 18
 POSIX_LOCKS, FLOCK_LOCKS = 1 << 1, 1 << 10
-WANTED = ASYNC_READ | ATOMIC_O_TRUNC | PARALLEL_DIROPS | POSIX_LOCKS | FLOCK_LOCKS
 AUTO_INVAL_DATA, READDIRPLUS, READDIRPLUS_AUTO, HANDLE_KILLPRIV = 1 << 12, 1 << 13, 1 << 14, 1 << 20
-UNWANTED = AUTO_INVAL_DATA | READDIRPLUS | READDIRPLUS_AUTO | HANDLE_KILLPRIV
+WANTED = ASYNC_READ | ATOMIC_O_TRUNC | PARALLEL_DIROPS | POSIX_LOCKS | FLOCK_LOCKS | READDIRPLUS
+UNWANTED = AUTO_INVAL_DATA | READDIRPLUS_AUTO | HANDLE_KILLPRIV
 """Pages are dropped at open instead; the kernel clears the set-id bits, but for FileSystem.drop_set_id."""
 
 SET_MODE, SET_UID, SET_GID, SET_SIZE = 1 << 0, 1 << 1, 1 << 2, 1 << 3
@@ -74,6 +77,7 @@ class Mount:
 
     def __init__(self, filesystem: FileSystem, options: MountOptions) -> None:
         self._fs, self._files, self._options = filesystem, filesystem.files, options
+        self._keeping = filesystem.keeping
         self._library = Library()
         self._handles: dict[int, Handle] = {}
         self._directories: dict[int, DirectoryHandle] = {}
@@ -164,7 +168,16 @@ class Mount:
 
     def lookup(self, request: int, parent: int, name: bytes) -> None:
         walker = self._library.context(request).contents.pid
-        self._entry(request, self._fs.lookup(parent, name, walker))
+        try:
+            attributes = self._fs.lookup(parent, name, walker)
+        except NotFound:
+            if not (seconds := self._keeping.absence_seconds(parent, name)):
+                raise
+            entry = EntryParameters(entry_timeout=seconds)
+            self._library.reply_entry(request, byref(entry))
+            self._check_kept(seconds, parent, name, 0)
+        else:
+            self._entry(request, attributes, parent, name)
 
     def mknod(self, request: int, parent: int, name: bytes, mode: int, device: int) -> None:
         self._make(request, parent, name, mode, device)
@@ -179,7 +192,8 @@ class Mount:
         self, request: int, parent: int, name: bytes, mode: int, device: int = 0, target: bytes = b""
     ) -> None:
         who = self._library.context(request).contents
-        self._entry(request, self._fs.make(parent, name, mode, who.uid, who.gid, device, target))
+        made = self._fs.make(parent, name, mode, who.uid, who.gid, device, target)
+        self._entry(request, made, parent, name)
 
     def unlink(self, request: int, parent: int, name: bytes) -> None:
         self._fs.unlink(parent, name)
@@ -194,14 +208,40 @@ class Mount:
         self._library.reply_error(request, 0)
 
     def link(self, request: int, ino: int, parent: int, name: bytes) -> None:
-        self._entry(request, self._fs.link(ino, parent, name))
+        self._entry(request, self._fs.link(ino, parent, name), parent, name)
 
     def readlink(self, request: int, ino: int) -> None:
         self._library.reply_link(request, self._fs.read_link(ino))
 
-    def _entry(self, request: int, attributes: Attributes) -> None:
-        entry = _entry_of(attributes)
-        self._drops.after(attributes.ino, lambda: self._library.reply_entry(request, byref(entry)))
+    def _entry(self, request: int, attributes: Attributes, parent: int, name: bytes) -> None:
+        self._drops.after(
+            attributes.ino,
+            lambda: self._answer_entry(request, _entry_of(attributes), attributes, parent, name),
+        )
+
+    def _answer_entry(
+        self, request: int, entry: Any, attributes: Attributes, parent: int, name: bytes
+    ) -> None:
+        entry.entry_timeout = self._keeping.name_seconds(parent, name, attributes)
+        entry.attr_timeout = self._keeping.seconds(attributes)
+        seconds = max(entry.entry_timeout, entry.attr_timeout)
+        self._library.reply_entry(request, byref(entry))
+        self._check_kept(seconds, parent, name, attributes.ino)
+
+    def _check_kept(self, seconds: float, parent: int, name: bytes, ino: int) -> None:
+        """Have the kernel forget what it was just told to keep, if this process was stopped meanwhile."""
+        if not seconds or self._keeping.covers(seconds):
+            return
+        library, session = self._library, self._session
+
+        def drop() -> None:
+            if parent:
+                library.drop_entry(session, parent, name, len(name))
+            if ino:
+                library.drop_pages(session, ino, -1, 0)
+
+        # The kernel waits within these for requests that it has sent us: not in a thread that answers them.
+        threading.Thread(target=drop, name="late", daemon=True).start()
 
     # attributes
 
@@ -235,7 +275,12 @@ class Mount:
     def _attributes(self, request: int, attributes: Attributes) -> None:
         status = Stat()
         _fill(status, attributes)
-        self._drops.after(attributes.ino, lambda: self._library.reply_attributes(request, byref(status), 0.0))
+        self._drops.after(attributes.ino, lambda: self._answer_attributes(request, status, attributes))
+
+    def _answer_attributes(self, request: int, status: Any, attributes: Attributes) -> None:
+        seconds = self._keeping.seconds(attributes)
+        self._library.reply_attributes(request, byref(status), seconds)
+        self._check_kept(seconds, 0, b"", attributes.ino)
 
     def statfs(self, request: int, _ino: int) -> None:
         usage = self._fs.usage()
@@ -361,20 +406,18 @@ class Mount:
 
     def readdir(self, request: int, ino: int, size: int, offset: int, file: Any) -> None:
         entries = self._fs.read_directory(self._directories[file.contents.fh], restart=offset == 0)
-        buffer = ctypes.create_string_buffer(size)
-        status, used = Stat(), 0
-        for index in range(offset, len(entries) + 2):
-            if index < 2:
-                name, status.st_ino, status.st_mode = (b".", b"..")[index], ino, stat.S_IFDIR
-            else:
-                name, attributes = entries[index - 2]
-                status.st_ino, status.st_mode = attributes.ino, attributes.mode
-            place = ctypes.addressof(buffer) + used
-            needed = self._library.add_entry(request, place, size - used, name, byref(status), index + 1)
-            if needed > size - used:
-                break
-            used += needed
-        self._library.reply_bytes(request, buffer.raw[:used], used)
+        packed = listing.pack(ino, entries, offset, size)
+        self._library.reply_bytes(request, packed, len(packed))
+
+    def readdirplus(self, request: int, ino: int, size: int, offset: int, file: Any) -> None:
+        entries = self._fs.read_directory(self._directories[file.contents.fh], restart=offset == 0)
+        seconds = self._keeping.most_seconds() if len(entries) <= MOST_KEPT_ENTRIES else 0.0
+        find = partial(self._keeping.find, ino) if seconds else None
+        packed = listing.pack_plus(ino, entries, offset, size, seconds, find)
+        self._library.reply_bytes(request, packed, len(packed))
+        if seconds and not self._keeping.covers(seconds):
+            for name, attributes in entries[max(0, offset - 2) :]:
+                self._check_kept(seconds, ino, name, attributes.ino)
 
     def releasedir(self, request: int, _ino: int, file: Any) -> None:
         del self._directories[file.contents.fh]

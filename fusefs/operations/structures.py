@@ -144,7 +144,7 @@ class Callbacks(ctypes.Structure):
         ("forget_multi", c_void_p),
         ("flock", _request(_INODE, _FILE, c_int)),
         ("fallocate", _request(_INODE, c_int, _OFFSET, _OFFSET, _FILE)),
-        ("readdirplus", c_void_p),
+        ("readdirplus", _request(_INODE, c_size_t, _OFFSET, _FILE)),
         ("copy_file_range", c_void_p),
         ("lseek", _request(_INODE, _OFFSET, c_int, _FILE)),
     )
@@ -170,9 +170,6 @@ class Library:
         self.reply_offset = _function("fuse_reply_lseek", error, request, _OFFSET)
         self.reply_lock = _function("fuse_reply_lock", error, request, POINTER(LockRange))
         self.on_interrupt = _function("fuse_req_interrupt_func", None, request, Interrupted, c_void_p)
-        self.add_entry = _function(
-            "fuse_add_direntry", c_size_t, request, c_void_p, c_size_t, c_char_p, POINTER(Stat), _OFFSET
-        )
         self.context = _function("fuse_req_ctx", POINTER(Context), request)
         self.new_session = _function(
             "fuse_session_new", c_void_p, POINTER(Arguments), POINTER(Callbacks), c_size_t, c_void_p
@@ -184,6 +181,9 @@ class Library:
         self.destroy_session = _function("fuse_session_destroy", None, c_void_p)
         self.drop_pages = _function(
             "fuse_lowlevel_notify_inval_inode", error, c_void_p, _INODE, _OFFSET, _OFFSET
+        )
+        self.drop_entry = _function(
+            "fuse_lowlevel_notify_inval_entry", error, c_void_p, _INODE, c_char_p, c_size_t
         )
         self.is_interrupted = _function("fuse_req_interrupted", error, request)
         self.is_ending = _function("fuse_session_exited", error, c_void_p)
