@@ -3,6 +3,7 @@
     server.json     {"kind": "metaserver", "cluster": NAME, "format": VERSION}; written last, so that a
                     directory with it once had a whole database
     meta.sqlite     the database (metaserver.schema), with -wal and -shm beside it while in use
+    meta.sqlite-sums        the checksums that its pages must have (metaserver.sums)
     meta.sqlite.copy        a copy of it that is being read (metaserver.copying)
     meta.sqlite.restored    a database that is to take the place of meta.sqlite: from when it has this name
                     on it will, if need be when the directory is claimed next (metaserver.restore)
@@ -20,6 +21,7 @@ import json
 import os
 from pathlib import Path
 
+from metaserver.sums import SUFFIX
 from wire.config import FORMAT_VERSION, ConfigError
 
 KIND = "metaserver"
@@ -114,7 +116,7 @@ class Directory:
         """Move the old database aside, its log first: SQLite must never see it beside the new database."""
         aside = self.path / f"{ASIDE_NAME}{max(self._aside_numbers(), default=0)}"
         aside.mkdir(exist_ok=True)
-        for suffix in ("-wal", "-shm", "-journal", ""):
+        for suffix in ("-wal", "-shm", "-journal", SUFFIX, ""):
             old = self.path / (DATABASE_NAME + suffix)
             if old.exists():
                 old.rename(aside / old.name)

@@ -6,6 +6,8 @@ writing the database file: a page is stamped when it is written (by a checkpoint
 as it was stamped is never given to SQLite, which fails the statement with SQLITE_IOERR_DATA. The log has
 checksums of SQLite's own. Sources: https://www.sqlite.org/vfs.html, https://www.sqlite.org/fileformat2.html
 
+A database with a file of sums beside it (metaserver.sums) has each page that is read compared with that too.
+
 Every connection that writes must be opened by `connect`: other writers leave pages without a stamp.
 It must not decide what becomes of a damaged database. Threading: the hooks run in the thread of the
 connection, under the interpreter's lock.
@@ -20,12 +22,14 @@ import os
 import sqlite3
 import struct
 import zlib
+from collections import Counter
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from metaserver.sums import Sums, sums_file
 from wire.config import ConfigError
 
 PAGE_BYTES = 4096
@@ -61,7 +65,9 @@ class _Methods(ctypes.Structure):
         ("close", _Function),
         ("read", _Function),
         ("write", _Function),
-        ("others", _Function * 13),
+        ("truncate", _Function),
+        ("sync", _Function),
+        ("others", _Function * 11),
     ]
 
 
@@ -80,7 +86,14 @@ class _FileLayer(ctypes.Structure):
     ]
 
 
+_Close = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)
+_Sync = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_int)
+
 _damaged: dict[bytes, set[int]] = {}
+_open_files: Counter[bytes] = Counter()
+"""How often this process has each database open."""
+_sums: dict[bytes, Sums] = {}
+"""The sums of the databases that are open and have some."""
 _kept: list[object] = []
 """What SQLite has pointers to."""
 
@@ -111,6 +124,7 @@ def connect(path: Path, *, read_only: bool = False, **options: Any) -> sqlite3.C
 
 def create(path: Path) -> None:
     """Make an empty database with room for stamps, whole or not at all."""
+    sums_file(path).unlink(missing_ok=True)  # of a database that is gone
     page = bytearray(STAMPED_BYTES)
     page[:24] = b"SQLite format 3\0" + struct.pack(">HBBBBBB", PAGE_BYTES, 1, 1, STAMP.size, 64, 32, 32)
     page[31] = 1  # the database has one page,
@@ -186,6 +200,7 @@ def _opener(usual: Callable[..., int]) -> Callable[..., int]:
             if key not in methods:
                 methods[key] = _hooked(key[0], _Methods.from_address(key[1]))
             own[0] = ctypes.addressof(methods[key])
+            _opened(key[0])
         except Exception:
             logger.exception("the database file could not be opened with checks")
             return _IOERR
@@ -194,16 +209,56 @@ def _opener(usual: Callable[..., int]) -> Callable[..., int]:
     return open_file
 
 
+def _opened(path: bytes) -> None:
+    """Note that a database was opened; the first time, read its sums. Raises OSError."""
+    _open_files[path] += 1
+    if _open_files[path] == 1:
+        _sums.pop(path, None)
+        database = Path(os.fsdecode(path))
+        if sums_file(database).exists():
+            _sums[path] = Sums(database)
+
+
 def _hooked(path: bytes, usual: _Methods) -> _Methods:
-    """Return a file's operations with reading and writing replaced."""
+    """Return a file's operations with those replaced that have to do with pages."""
     ours = _Methods.from_buffer_copy(usual)
     ours.version = min(usual.version, 2)
-    read = _Transfer(_reader(path, _Transfer(usual.read)))
-    write = _Transfer(_writer(_Transfer(usual.write)))
-    ours.read = ctypes.cast(read, ctypes.c_void_p).value
-    ours.write = ctypes.cast(write, ctypes.c_void_p).value
-    _kept.extend((read, write))
+    hooks = {
+        "close": _Close(_closer(path, _Close(usual.close))),
+        "read": _Transfer(_reader(path, _Transfer(usual.read))),
+        "write": _Transfer(_writer(path, _Transfer(usual.write))),
+        "sync": _Sync(_syncer(path, _Sync(usual.sync))),
+    }
+    for name, hook in hooks.items():
+        setattr(ours, name, ctypes.cast(hook, ctypes.c_void_p).value)
+    _kept.extend(hooks.values())
     return ours
+
+
+def _closer(path: bytes, usual: Callable[..., int]) -> Callable[..., int]:
+    """Return the operation that closes."""
+
+    def close(file: int) -> int:
+        _open_files[path] -= 1
+        return usual(file)
+
+    return close
+
+
+def _syncer(path: bytes, usual: Callable[..., int]) -> Callable[..., int]:
+    """Return the operation that makes the file durable: its sums too, before SQLite relies on it."""
+
+    def sync(file: int, flags: int) -> int:
+        try:
+            result = usual(file, flags)
+            if result == _OK and (sums := _sums.get(path)) is not None:
+                sums.save()
+            return result
+        except Exception:
+            logger.exception("the checksums of the pages could not be made durable")
+            return _IOERR
+
+    return sync
 
 
 def _reader(path: bytes, usual: Callable[..., int]) -> Callable[..., int]:
@@ -219,8 +274,11 @@ def _reader(path: bytes, usual: Callable[..., int]) -> Callable[..., int]:
             number += 1
             if result == _OK and length == PAGE_BYTES and not within:
                 page = string_at(buffer, PAGE_BYTES)
-                if unpack(page[STAMPED_BYTES:]) == (number, crc32(page[:STAMPED_BYTES], number)):
-                    return _OK
+                checksum = crc32(page[:STAMPED_BYTES], number)
+                if unpack(page[STAMPED_BYTES:]) == (number, checksum):
+                    sums = _sums.get(path)
+                    if sums is None or sums.agrees(number, checksum):
+                        return _OK
             elif result not in (_OK, _SHORT_READ) or (result == _SHORT_READ and not offset):
                 return result
             _note(path, number)
@@ -231,7 +289,7 @@ def _reader(path: bytes, usual: Callable[..., int]) -> Callable[..., int]:
     return read
 
 
-def _writer(usual: Callable[..., int]) -> Callable[..., int]:
+def _writer(path: bytes, usual: Callable[..., int]) -> Callable[..., int]:
     """Return the operation that writes: a page gets its stamp, anything else is refused."""
     string_at, crc32, pack_into = ctypes.string_at, zlib.crc32, STAMP.pack_into
     stamp_type = ctypes.c_char * STAMP.size
@@ -244,7 +302,10 @@ def _writer(usual: Callable[..., int]) -> Callable[..., int]:
             number += 1
             checksum = crc32(string_at(buffer, STAMPED_BYTES), number)
             pack_into(stamp_type.from_address(buffer + STAMPED_BYTES), 0, number, checksum)
-            return usual(file, buffer, length, offset)
+            result = usual(file, buffer, length, offset)
+            if result == _OK and (sums := _sums.get(path)) is not None:
+                sums.note(number, checksum)
+            return result
         except Exception:
             return _IOERR
 

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from metaserver import answers, fence, pages
+from metaserver import answers, fence, pages, sums
 from metaserver.schema import ADDED_SCHEMA, APPLICATION_ID, FORMAT_VERSION, SCHEMA
 from wire.config import ConfigError
 from wire.errors import (
@@ -114,6 +114,7 @@ class Store:
             if not complete and not (path.exists() and path.stat().st_size):
                 pages.create(path)
             pages.refuse_unstamped(path)
+            sums.begin(path)
         except OSError as error:
             raise ConfigError(f"{path}: cannot be used: {error.strerror}") from None
         return pages.connect(path, isolation_level=None, cached_statements=256, timeout=1.0)

@@ -1,6 +1,7 @@
 """`python -m tests.fault_sweep [--part NAME] [--update docs/reliability.md]`: one fault at a time.
 
-Parts: *files* (of a data server's directory), *messages*, *disks* (calls that fail). A cell has the worst
+Parts: *files* (of a data server's directory), *messages*, *disks* (calls that
+fail), *metadata* (the database's pages and log). A cell has the worst
 outcome of what was tried (tests.fault_sweep.outcomes). Exit status 1 if anything was wrong, lost or hung.
 """
 
@@ -12,13 +13,14 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.fault_sweep import disks, files, messages
+from tests.fault_sweep import disks, files, messages, metadata
 from tests.fault_sweep.outcomes import BAD, Cell, put_into, render
 
 PARTS = {
     "files": ("file", files.sweep),
     "messages": ("link", messages.sweep),
     "disks": ("what", disks.sweep),
+    "metadata": ("file", metadata.sweep),
 }
 
 

@@ -15,6 +15,7 @@ from metaserver.log import LogSync
 from metaserver.service import MetaService
 from metaserver.sessions import Sessions
 from metaserver.store import Store
+from metaserver.sums import sums_file
 from wire.messages import AttributeChanges, Attributes, BlockRecord, Commit, Extent, Ticket
 
 T = TypeVar("T")
@@ -60,8 +61,13 @@ class Harness:
         """Stop and start; with `database`, on an older state of it."""
         self.stop()
         if database is not None:
-            self.path.write_bytes(database)
+            self.put_back(database)
         self.start()
+
+    def put_back(self, database: bytes) -> None:
+        """While it is stopped, let an older state be the database, as `restore` does: without its sums."""
+        self.path.write_bytes(database)
+        sums_file(self.path).unlink()
 
     def stop(self) -> None:
         self.service.page_check.close()

@@ -44,7 +44,11 @@ def test_a_directory_is_made_and_found_again(tmp_path: Path) -> None:
     begin(place)
     begin(place)
     assert json.loads((place / "server.json").read_text())["kind"] == "metaserver"
-    assert sorted(path.name for path in place.iterdir()) == ["meta.sqlite", "server.json"]
+    assert sorted(path.name for path in place.iterdir()) == [
+        "meta.sqlite",
+        "meta.sqlite-sums",
+        "server.json",
+    ]
 
 
 def test_one_process_a_directory(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ def copied(meta: Harness) -> bytes:
 def put_back(meta: Harness, copy: bytes, known_session: int = 0) -> fence.Fence:
     """Restart on a copy behind a fence."""
     meta.stop()
-    meta.path.write_bytes(copy)
+    meta.put_back(copy)
     with closing(pages.connect(meta.path)) as connection, connection:
         connection.execute("BEGIN IMMEDIATE")
         made = fence.put_up(connection, meta.store.now_ns(), known_session)

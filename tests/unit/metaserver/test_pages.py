@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import random
+import shutil
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +19,7 @@ from metaserver import offline, pages
 from metaserver.check import check
 from metaserver.page_check import PageCheck
 from metaserver.pages import PAGE_BYTES
+from metaserver.sums import sums_file
 from tests.unit.metaserver.harness import DIRECTORY, LINK, Harness
 from wire.config import ConfigError
 from wire.errors import InternalError
@@ -102,12 +105,14 @@ def test_a_damaged_page_is_an_error_and_never_another_answer(
     print(f"seed {seed}")
     chance = random.Random(seed)
     served = refused = errors = 0
+    sums = sums_file(path).read_bytes()
     for number in range(len(whole) // PAGE_BYTES):
         damaged = bytearray(whole)
         page = damaged[number * PAGE_BYTES :][:PAGE_BYTES]
         spoil(page, chance)
         damaged[number * PAGE_BYTES : (number + 1) * PAGE_BYTES] = page
         path.write_bytes(damaged)
+        sums_file(path).write_bytes(sums)
         try:
             meta = Harness(path.parent)
         except (ConfigError, InternalError):
@@ -121,6 +126,121 @@ def test_a_damaged_page_is_an_error_and_never_another_answer(
         errors += None in found.values()
     assert refused, "no damage was noticed at the start"
     print(f"{served} served, {errors} of them with errors, {refused} refused")
+
+
+def test_an_older_version_of_a_page_is_an_error_and_never_another_answer(tmp_path: Path) -> None:
+    """The disk acknowledged that the page was written, and dropped it."""
+    meta = Harness(tmp_path)
+    names = fill(meta)
+    meta.stop()
+    before = meta.path.read_bytes()
+    meta.start()
+    for parent, name in names[1:200:5]:
+        found = meta.service.resolve(parent, [name])
+        meta.service.set_xattr(meta.ticket(), found[0].ino, b"user.a", b"changed", 0)
+        meta.create(parent, b"new " + name)
+    right = walk(meta, names)
+    meta.stop()
+    whole, sums = meta.path.read_bytes(), sums_file(meta.path).read_bytes()
+    noticed = 0
+    for start in range(0, len(before), PAGE_BYTES):
+        if before[start : start + PAGE_BYTES] == whole[start : start + PAGE_BYTES]:
+            continue
+        meta.path.write_bytes(
+            whole[:start] + before[start : start + PAGE_BYTES] + whole[start + PAGE_BYTES :]
+        )
+        sums_file(meta.path).write_bytes(sums)
+        try:
+            meta.start()
+        except (ConfigError, InternalError):
+            noticed += 1
+            continue
+        answers = walk(meta, names)
+        noticed += bool(meta.service.page_check.describe()["damaged"] or meta.wait(run_page_check(meta)))
+        meta.stop()
+        for key, answer in answers.items():
+            assert answer is None or answer == right[key], f"page {start // PAGE_BYTES + 1}: {key}"
+    changed = sum(
+        before[start : start + PAGE_BYTES] != whole[start : start + PAGE_BYTES]
+        for start in range(0, len(before), PAGE_BYTES)
+    )
+    assert noticed == changed > 3
+    meta.path.write_bytes(whole)
+    sums_file(meta.path).write_bytes(sums)
+    meta.start()
+    meta.stop()
+
+
+async def run_page_check(meta: Harness) -> str:
+    return await meta.service.page_check.run_once()
+
+
+@pytest.mark.parametrize("sums_are", ["there", "gone", "damaged", "emptied"])
+def test_a_crash_at_any_moment_is_not_taken_for_damage(tmp_path: Path, sums_are: str) -> None:
+    """The log, and what of it is in the database already, are as a killed server leaves them."""
+    seed = time.time_ns()
+    print(f"seed {seed}")
+    chance = random.Random(seed)
+    (tmp_path / "live").mkdir()
+    meta = Harness(tmp_path / "live")
+    names = fill(meta)
+    for number in range(6):
+        reader = pages.connect(meta.path, isolation_level=None)
+        for step in range(chance.randrange(1, 40)):
+            if step == 5:  # from here on the log cannot be moved into the database whole
+                reader.execute("BEGIN")
+                reader.execute("SELECT count(*) FROM inodes").fetchone()
+            name = b"more %d %d" % (number, step)
+            meta.create(1, name)
+            names.append((1, name))
+        kind = chance.choice(("PASSIVE", "PASSIVE", "TRUNCATE", ""))
+        if kind:
+            meta.store.execute(f"PRAGMA wal_checkpoint({kind})").fetchall()
+        right = walk(meta, names)
+        crashed = tmp_path / f"crashed-{number}"
+        crashed.mkdir()
+        for file in meta.path.parent.glob("meta.sqlite*"):
+            if not file.name.endswith("-shm"):
+                shutil.copy(file, crashed)
+        spoil_sums(sums_file(crashed / "meta.sqlite"), sums_are, chance)
+        again = Harness(crashed)
+        assert walk(again, names) == right
+        assert not again.wait(run_page_check(again))
+        again.close()
+        reader.close()
+    meta.close()
+
+
+def spoil_sums(path: Path, sums_are: str, chance: random.Random) -> None:
+    if sums_are == "gone":
+        path.unlink()
+    elif sums_are == "emptied":
+        path.write_bytes(b"")
+    elif sums_are == "damaged":
+        content = bytearray(path.read_bytes())
+        content[chance.randrange(len(content))] ^= 1
+        path.write_bytes(content)
+
+
+def test_sums_for_which_there_is_no_room_are_begun_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    meta = Harness(tmp_path)
+    fill(meta)
+
+    def pwrite(handle: int, data: bytes, offset: int) -> int:
+        raise OSError(errno.ENOSPC, "full")
+
+    with monkeypatch.context() as full:
+        full.setattr("metaserver.sums.os.pwrite", pwrite)
+        meta.store.empty_log()
+    assert sums_file(meta.path).read_bytes() == b"", "nothing that is out of date is left"
+    meta.create(1, b"after")
+    meta.store.empty_log()
+    assert len(sums_file(meta.path).read_bytes()) > PAGE_BYTES, "all is known again"
+    meta.restart()
+    assert not meta.wait(run_page_check(meta))
+    meta.close()
 
 
 def test_pages_damaged_under_a_running_server_are_errors(tmp_path: Path) -> None:
