@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 
 HEARTBEAT_SECONDS = 1.0
 HEARTBEAT_DEADLINE_SECONDS = 5.0
+BIRTH_SECONDS = 1.3
+"""What is left of a grant is enough for keeping a file to this mount: longer than until chores make it."""
 SLOTS = 32
 """So many mutating calls of a session may be in flight at once."""
 
@@ -167,7 +169,7 @@ class Session:
 
     def is_alone(self) -> bool:
         """Tell whether this mount is certainly the only one, and will be for a while."""
-        return False
+        return self.grant.seconds_left() > BIRTH_SECONDS
 
     def _run(self) -> None:
         while not self._stop.wait(HEARTBEAT_SECONDS):
