@@ -1,4 +1,4 @@
-"""Files that a lone mount keeps to itself until their first commit: who comes finds them, or none ever did."""
+"""Files that a lone mount keeps to itself until their first commit: who comes finds them, or never could."""
 
 from __future__ import annotations
 

@@ -22,8 +22,8 @@ BACK_SECONDS = 20.0
 
 @pytest.fixture
 def cluster(make_cluster: ClusterFactory, mountpoint: Path) -> LocalCluster:
-    """A small cluster whose mount waits, with one file."""
-    made = make_cluster(**SMALL, deadlines=DEADLINES, unavailable="wait")
+    """A small cluster whose mount waits, with one file. Every call needs the servers: nobody counts as alone."""
+    made = make_cluster(**SMALL, deadlines=DEADLINES, unavailable="wait", alone_seconds=0.0)
     made.start()
     made.mount(mountpoint)
     (mountpoint / "a").write_bytes(b"old")
