@@ -22,7 +22,7 @@ BACK_SECONDS = 20.0
 
 @pytest.fixture
 def cluster(make_cluster: ClusterFactory, mountpoint: Path) -> LocalCluster:
-    """A small cluster whose mount waits, with one file. Every call needs the servers: nobody counts as alone."""
+    """A small cluster whose mount waits, with one file. It never counts as alone: it needs the servers."""
     made = make_cluster(**SMALL, deadlines=DEADLINES, unavailable="wait", alone_seconds=0.0)
     made.start()
     made.mount(mountpoint)
@@ -53,10 +53,11 @@ def test_a_write_waits_for_a_quorum(cluster: LocalCluster, mountpoint: Path) -> 
 
 
 def test_every_kind_of_call_waits_for_the_mediator(cluster: LocalCluster, mountpoint: Path) -> None:
-    (mountpoint / "d").mkdir()
-    (mountpoint / "x").touch()
+    for name in "defg":  # the kernel lets one directory have one change at a time
+        (mountpoint / name).mkdir()
+    (mountpoint / "g" / "x").touch()
     cluster.kill("mediator")
-    commands = ["ls d", "mkdir new", "cat a", "tee b <<< 1", "mv x y", "stat -f ."]
+    commands = ["ls d", "mkdir e/new", "cat a", "tee f/b <<< 1", "mv g/x g/y", "stat -f ."]
     children = [shell(f"{command} > /dev/null", mountpoint) for command in commands]
     try:
         await_waiting(cluster, len(commands))
