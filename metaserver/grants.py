@@ -19,6 +19,9 @@ from metaserver.sessions import Sessions
 QUIET_SECONDS = 3.0
 """So long nobody begins or ends a session before one is granted: mounts that come together never wait."""
 
+SHORTEST_WAIT_SECONDS = 0.001
+"""The loop's clock may not tell apart two moments that are closer."""
+
 
 class Grants:
     """The grants of one metadata server.
@@ -70,7 +73,7 @@ class Grants:
         while (left := self._ends - self._clock()) > 0:
             self._all_ended.clear()
             try:
-                await asyncio.wait_for(self._all_ended.wait(), left)
+                await asyncio.wait_for(self._all_ended.wait(), max(left, SHORTEST_WAIT_SECONDS))
             except TimeoutError:
                 continue
 

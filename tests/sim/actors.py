@@ -14,6 +14,7 @@ from typing import Any
 
 from tests.sim import model
 from tests.sim.cluster import Failure, World
+from tests.sim.visits import Visits
 from tests.twins import LibraryPlace
 from wire.errors import AlreadyExists, GracePeriod, NotFound, QuorumfsError, WouldBlock
 from wire.messages import FileLock
@@ -42,6 +43,7 @@ class Actor:
         self.model = model.Model()
         self.pending: list[model.Change] | None = None
         self._power_losses = 0
+        self.visits: Visits | None = None
         self.stop = False
         self.idle = False
         self.holding = False
@@ -89,7 +91,16 @@ class Actor:
     def _deeds(self) -> list[Callable[[LibraryPlace], None]]:
         own = [self._replace, self._replace, self._patch, self._append, self._cut, self._read, self._rename]
         shared = [self._add_record, self._count_up] if self.world.with_shared else []
-        return [*own, self._unlink, self._read, self._rename_and_sync, self._use_without_name, *shared]
+        visits = [self._be_visited] if self.visits is not None else []
+        return [
+            *visits,
+            *own,
+            self._unlink,
+            self._read,
+            self._rename_and_sync,
+            self._use_without_name,
+            *shared,
+        ]
 
     def _prepare(self, place: LibraryPlace) -> None:
         try:
@@ -358,6 +369,10 @@ class Actor:
         return True
 
     # files that all change
+
+    def _be_visited(self, place: LibraryPlace) -> None:
+        assert self.visits is not None
+        self.visits.receive(place.filesystem, self.name, self.rng)
 
     def _add_record(self, place: LibraryPlace) -> None:
         self.shared.add_record(self, place)

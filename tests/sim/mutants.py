@@ -21,6 +21,7 @@ import mediator.refill
 import mediator.repair
 import mediator.write_path
 import metaserver.bookkeeping
+import metaserver.grants
 import metaserver.log
 import metaserver.service
 import metaserver.sessions
@@ -275,6 +276,13 @@ def expired_session_keeps_its_open_files() -> None:
     _change(metaserver.sessions.Sessions, "end", make)
 
 
+def second_session_does_not_wait_for_the_grant() -> None:
+    async def at_once(self: Any) -> None:
+        pass
+
+    _change(metaserver.grants.Grants, "_await_end", lambda _: at_once)
+
+
 MUTANTS = [
     Mutant(function.__name__.replace("_", " "), function)
     for function in (
@@ -300,5 +308,6 @@ MUTANTS = [
         close_hides_a_failed_commit,
         quarantined_copy_served,
         expired_session_keeps_its_open_files,
+        second_session_does_not_wait_for_the_grant,
     )
 ]

@@ -21,6 +21,7 @@ from tests.sim.actors import Actor, Shared
 from tests.sim.cluster import Failure, World
 from tests.sim.loop import Stuck
 from tests.sim.nemesis import Nemesis
+from tests.sim.visits import Visits
 from tests.twins import LibraryPlace
 from tools.whole import check_running
 from wire.blocking import BlockingClient
@@ -112,6 +113,8 @@ def _run(seed: int, directory: Path, wanted: frozenset[int] | None) -> Verdict:
     _worlds.append(world)
     shared = Shared(world)
     actors = [Actor(world, number, shared) for number in range(1, draw.randint(1, 3) + 1)]
+    if len(actors) == 1:
+        actors[0].visits = Visits(world)
     nemesis = Nemesis(world, actors, wanted)
     seconds = draw.choice([10.0, 30.0, 60.0])
     settings = (
