@@ -1,8 +1,9 @@
 """Small files fetched ahead: the neighbours of those that a program opens in the order of a listing.
 
 Their bytes were voted on by all replicas, several files by one call, for the block that a file had then.
-Whoever opens a file asks the server for its map all the same; only if that names the very block are the
-bytes used (promise P8). What nobody opens is dropped soon. Bounded; safe in any thread; two of its own.
+Whoever opens a file asks the server for its map all the same, unless this mount is alone and has not changed
+it; only if that names the very block are the bytes used (promise P8). What nobody opens is dropped soon.
+Bounded; safe in any thread; two of its own.
 """
 
 from __future__ import annotations
@@ -11,14 +12,15 @@ import logging
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
+from fusefs.cache import Asked
 from fusefs.neighbours import Listing
 from fusefs.ports import NamespacePort
 from wire.errors import QuorumfsError
-from wire.messages import BlockPart, BlockRecord, Entry, FileMap
+from wire.messages import BlockPart, BlockRecord, Entry, FileMap, Opened
 
 log = logging.getLogger(__name__)
 
@@ -33,9 +35,13 @@ MOST_LISTED = 65536
 FETCHES = 2
 
 
-class _Ready(NamedTuple):
+class Ready(NamedTuple):
+    """A file as it was when it was `asked` for, its only block, and that block's bytes."""
+
+    file: Opened
     record: BlockRecord
     part: BlockPart
+    asked: Asked
     until: float
 
 
@@ -52,15 +58,16 @@ class FilesAhead:
 
     Args:
         namespace: reads several files by one call.
+        asking: returns a token to be taken before the server is asked.
         most_bytes: the most bytes kept of files that were not opened yet.
     """
 
-    def __init__(self, namespace: NamespacePort, most_bytes: int) -> None:
-        self._namespace = namespace
+    def __init__(self, namespace: NamespacePort, asking: Callable[[], Asked], most_bytes: int) -> None:
+        self._namespace, self._asking = namespace, asking
         self._most_bytes = min(most_bytes, MOST_BYTES)
         self._lock = threading.Lock()
         self._listings: OrderedDict[int, Listing] = OrderedDict()
-        self._ready: OrderedDict[int, _Ready] = OrderedDict()
+        self._ready: OrderedDict[int, Ready] = OrderedDict()
         self._ready_bytes = 0
         self._coming: dict[int, Future[None]] = {}
         self._forgotten = 0
@@ -102,6 +109,7 @@ class FilesAhead:
         return is_here
 
     def _fetch(self, inodes: list[int], forgotten: int) -> None:
+        asked = self._asking()
         try:
             files = self._namespace.read_small_files(inodes)
         except QuorumfsError as error:
@@ -118,15 +126,15 @@ class FilesAhead:
                 record = None if file is None else only_block(file.map)
                 if file is not None and file.part is not None and record is not None:
                     self._drop(ino)
-                    self._ready[ino] = _Ready(record, file.part, until)
+                    self._ready[ino] = Ready(file, record, file.part, asked, until)
                     self._ready_bytes += len(file.part.data)
             for ino in inodes:
                 self._coming.pop(ino, None)
             while self._ready_bytes > self._most_bytes:
                 self._drop(next(iter(self._ready)))
 
-    def take(self, ino: int, file: FileMap) -> BlockPart | None:
-        """Return the bytes of a file that was just opened, if they came and are of the block it has now."""
+    def take(self, ino: int) -> Ready | None:
+        """Return a file that is being opened, if it has come; it is not kept any more."""
         future = self._coming.get(ino)
         if future is not None:
             try:
@@ -134,10 +142,9 @@ class FilesAhead:
             except TimeoutError:
                 return None
         with self._lock:
-            ready = self._drop(ino)
-        return ready.part if ready is not None and ready.record == only_block(file) else None
+            return self._drop(ino)
 
-    def _drop(self, ino: int) -> _Ready | None:
+    def _drop(self, ino: int) -> Ready | None:
         ready = self._ready.pop(ino, None)
         if ready is not None:
             self._ready_bytes -= len(ready.part.data)

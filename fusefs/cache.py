@@ -177,6 +177,10 @@ class NameCache:
     def _goes_on(self, life: _Life) -> bool:
         return life.era != 0 and life.era == self._grant.era()
 
+    def is_unchanged(self, asked: Asked, ino: int) -> bool:
+        """Tell whether an inode is certainly as it was when it was asked for: only while alone."""
+        return asked.era != 0 and asked.era == self._grant.era() and not self._changes.since(asked, ino)
+
     # answers
 
     def learn(self, asked: Asked, attributes: Attributes) -> None:

@@ -45,7 +45,7 @@ def connect(config: ClusterConfig, name: str) -> Iterator[FileSystem]:
         session = Session(client, deadlines, name, patience)
         namespace = RemoteNamespace(client, session, deadlines, patience)
         opens = OpenInodes(namespace)
-        session.open_inodes = opens.numbers
+        session.open_inodes, session.tell_open = opens.numbers, opens.tell_open
         try:
             session.begin(BEGIN_SECONDS)
         except QuorumfsError as error:

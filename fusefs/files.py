@@ -9,7 +9,7 @@ import logging
 import os
 import time
 
-from fusefs.ahead import FilesAhead, only_block
+from fusefs.ahead import FilesAhead, Ready, only_block
 from fusefs.births import Births
 from fusefs.cache import NameCache, PageLedger
 from fusefs.extents import Span
@@ -31,7 +31,7 @@ from wire.errors import (
     ReadRefused,
     WriteRefused,
 )
-from wire.messages import Attributes, BlockRecord
+from wire.messages import Attributes, BlockRecord, Opened
 
 log = logging.getLogger(__name__)
 
@@ -90,21 +90,35 @@ class Files:
         is_coming = not writing and self._ahead.opened(ino, fetch=self._reads_follow)
         brings = self._reads_follow and not writing and not is_coming
         before = self._names.attributes(ino)
-        inode, opened = self._opens.open(ino, writing, walk, self._pages.changed, brings)
+        ready = self._ahead.take(ino) if is_coming else None
+        known = self._open_known(ready) if ready is not None and walk is None else None
+        inode, opened = known or self._opens.open(ino, writing, walk, self._pages.changed, brings)
         if before is not None and before.version < opened.attributes.version:
             self._pages.changed(ino, compare_sizes(before.size, opened.attributes.size))
         handle = self._attach(inode, flags)
         handle.unsettled = self._pages.is_unsettled(ino)
-        part = self._ahead.take(ino, opened.map) if is_coming else opened.part
-        record = only_block(opened.map)
-        if part is not None and record is not None:
-            self._reader.offer(record, part)
-            handle.brought = True
+        handle.brought = self._offer(opened, ready)
         if flags & os.O_TRUNC:
             self._writeback.truncate(inode, 0)
         attributes = inode.base()
-        self._names.learn(token, attributes)
+        self._names.learn(ready.asked if known and ready else token, attributes)
         return handle, self._pages.opened(ino, attributes.version)
+
+    def _open_known(self, ready: Ready) -> tuple[Inode, Opened] | None:
+        """Open a file that was fetched ahead without a call, if it is certainly as it was then."""
+        ino = ready.file.attributes.ino
+        inode = self._opens.open_known(ready.file, lambda: self._names.is_unchanged(ready.asked, ino))
+        return None if inode is None else (inode, ready.file)
+
+    def _offer(self, opened: Opened, ready: Ready | None) -> bool:
+        """Hand on the bytes that came with an open, or ahead of it, if they are of the block it has now."""
+        record = only_block(opened.map)
+        if record is None:
+            return False
+        part = ready.part if ready is not None and ready.record == record else opened.part
+        if part is not None:
+            self._reader.offer(record, part)
+        return part is not None
 
     def adopt(self, attributes: Attributes, flags: int) -> Handle:
         """Return a handle of a file that was just created open."""
@@ -202,7 +216,8 @@ class Files:
         if made_as is None or attributes is None or not failed or attributes.size or attributes.version > 1:
             return
         try:
-            self._namespace.take_back(*made_as, inode.ino)
+            with self._opens.removing():
+                self._namespace.take_back(*made_as, inode.ino)
         except QuorumfsError as error:
             log.warning("inode %d stays as an empty file: %s", inode.ino, error)
         finally:

@@ -86,7 +86,7 @@ class FileSystem:
             namespace, blocks, self._names, self._pages, dirty_bytes * 3 // 4, age_seconds, patience
         )
         self._reader = BlockReader(blocks, dirty_bytes // 4, patience)
-        self._ahead = FilesAhead(namespace, dirty_bytes // 32)
+        self._ahead = FilesAhead(namespace, self._names.asking, dirty_bytes // 32)
         self._births = Births(namespace, blocks, self._names, permission.is_alone)
         self.keeping = Keeping(self._grant, self._names, opens, self._births)
         self.locks = FileLocks(namespace, self._writeback, self._pages)
@@ -311,27 +311,29 @@ class FileSystem:
     def _remove(self, parent: int, name: bytes, directory: bool) -> None:
         _check_name(name)
         self._births.settle()
-        token = self._names.asking()
-        try:
-            after = (self._namespace.rmdir if directory else self._namespace.unlink)(parent, name)
-        except BaseException:
+        with self._opens.removing():
+            token = self._names.asking()
+            try:
+                after = (self._namespace.rmdir if directory else self._namespace.unlink)(parent, name)
+            except BaseException:
+                self._removals += 1
+                self._names.changed(names=((parent, name),), inodes=(parent,))
+                raise
             self._removals += 1
-            self._names.changed(names=((parent, name),), inodes=(parent,))
-            raise
-        self._removals += 1
-        self._names.removed(token, parent, name, after)
+            self._names.removed(token, parent, name, after)
 
     def rename(self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int = 0) -> None:
         """Move a name atomically, as renameat2(2) with its flags."""
         _check_name(name)
         _check_name(new_name)
         self._births.settle()
-        try:
-            self._namespace.rename(parent, name, new_parent, new_name, flags)
-        finally:
-            self._removals += 1
-            names = ((parent, name), (new_parent, new_name))
-            self._names.changed(names=names, inodes=(parent, new_parent))
+        with self._opens.removing():
+            try:
+                self._namespace.rename(parent, name, new_parent, new_name, flags)
+            finally:
+                self._removals += 1
+                names = ((parent, name), (new_parent, new_name))
+                self._names.changed(names=names, inodes=(parent, new_parent))
 
     def read_link(self, ino: int) -> bytes:
         """Return a symbolic link's target."""

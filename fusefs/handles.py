@@ -2,6 +2,8 @@
 
 `OpenInodes` tells the server which inodes this mount has open. That an inode is not open any more is
 told later and for several at once, so that closing costs no call; opening it again takes that back.
+While the mount is alone, what it has open is told before it removes a name, or when the server asks: nobody
+else can remove a file before that.
 Safe in any thread; no lock of an inode is held while the server is called.
 """
 
@@ -10,17 +12,20 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from fusefs.inodes import Inode, Learnt
 from fusefs.ports import NamespacePort
 from fusefs.walks import Walk
-from wire.errors import QuorumfsError
+from wire.errors import Busy, QuorumfsError
 from wire.messages import Attributes, Entry, FileMap, Opened
 
 log = logging.getLogger(__name__)
 
 MOST_WAITING_CLOSES = 64
+TELLING_SECONDS = 1.0
+"""A heartbeat waits so long for another thread that tells what is open; the server will ask again."""
 
 
 class Handle:
@@ -82,6 +87,11 @@ class OpenInodes:
         self._inodes: dict[int, Inode] = {}
         self._waiting: set[int] = set()
         self._closing: set[int] = set()
+        self._untold: dict[int, bool] = {}
+        """What was opened without a call, and whether the server may have been told nevertheless."""
+        self._being_told: frozenset[int] = frozenset()
+        self._telling = threading.Lock()
+        self._removing = 0
 
     def get(self, ino: int) -> Inode | None:
         """Return an inode if it is open here."""
@@ -99,6 +109,7 @@ class OpenInodes:
     def numbers(self) -> list[int]:
         """Return the inodes that the server must hold open for this mount."""
         with self._changed:
+            self._untold.update(dict.fromkeys(self._untold, True))
             return [*self._inodes, *self._waiting]
 
     def open(
@@ -126,12 +137,80 @@ class OpenInodes:
             else:
                 opened = self._namespace.open(ino, writing, start, names)
         except BaseException:
+            with self._changed:
+                if ino in self._untold:
+                    self._untold[ino] = True
             self.release(inode)
             raise
+        with self._changed:
+            self._untold.pop(ino, None)
         with inode.lock:
             changed(ino, inode.learn_attributes(opened.attributes))
             inode.learn_map(0, opened.map)
         return inode, opened
+
+    def open_known(self, opened: Opened, is_right: Callable[[], bool]) -> Inode | None:
+        """Open an inode without a call, by what the server would answer; return it.
+
+        None: it must be opened at the server. `is_right` tells whether `opened` is certain to be right now;
+        it is asked while no name is being removed through this mount.
+
+        Whoever gets an inode must call `release` later.
+        """
+        ino = opened.attributes.ino
+        with self._changed:
+            if self._removing or ino in self._inodes or ino in self._closing or not is_right():
+                return None
+            inode = self._inodes[ino] = Inode(ino)
+            inode.references = 1
+            if ino in self._waiting:
+                self._waiting.discard(ino)
+            else:
+                self._untold[ino] = False
+        with inode.lock:
+            inode.learn_attributes(opened.attributes)
+            inode.learn_map(0, opened.map)
+        return inode
+
+    @contextmanager
+    def removing(self) -> Iterator[None]:
+        """Within, this mount may remove names: the server knows of all that is open here.
+
+        Raises:
+            QuorumfsError: it could not be told.
+        """
+        with self._changed:
+            self._removing += 1
+        try:
+            if self._untold or self._being_told:
+                self.tell_open()
+            yield
+        finally:
+            with self._changed:
+                self._removing -= 1
+
+    def tell_open(self, asked: int = 0) -> None:
+        """Tell the server what was opened without a call; if it `asked`, with that number.
+
+        Raises:
+            QuorumfsError: it could not be told; when it asked, it will ask again.
+        """
+        if not self._telling.acquire(timeout=TELLING_SECONDS if asked else -1):
+            raise Busy("it is being told already")
+        try:
+            with self._changed:
+                batch = self._being_told = frozenset(self._untold)
+                self._untold.clear()
+            if batch or asked:
+                self._namespace.tell_open(sorted(batch), asked)
+        except BaseException:
+            with self._changed:
+                self._untold.update({ino: True for ino in batch if ino in self._inodes})
+            raise
+        finally:
+            with self._changed:
+                self._being_told = frozenset()
+            self._telling.release()
 
     def adopt(self, attributes: Attributes) -> Inode:
         """Take over an inode that `create` has opened."""
@@ -151,6 +230,8 @@ class OpenInodes:
             if inode.references:
                 return
             del self._inodes[inode.ino]
+            if self._untold.pop(inode.ino, True) is False:
+                return  # the server never heard of it
             self._waiting.add(inode.ino)
             soon = inode.attributes is None or inode.attributes.nlink == 0
             if not soon and len(self._waiting) < MOST_WAITING_CLOSES:
@@ -160,7 +241,7 @@ class OpenInodes:
     def tell_closed(self) -> None:
         """Tell the server which inodes are not open any more."""
         with self._changed:
-            batch = self._waiting - self._closing
+            batch = self._waiting - self._closing - self._being_told
             self._waiting -= batch
             self._closing |= batch
         if not batch:

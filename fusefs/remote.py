@@ -128,6 +128,15 @@ class RemoteNamespace:
             lambda session: self._ask(MediatorMethods.open_and_read, session, ino, start, walk)
         )
 
+    def tell_open(self, inodes: Sequence[int], asked: int) -> None:
+        opened = list(inodes)
+        if asked:  # by a heartbeat, which must not wait for servers
+            self._client.call_once(
+                self._seconds, NamespaceMethods.tell_open, self._session.number, opened, asked
+            )
+        else:
+            self._in_any_session(lambda session: self._ask(NamespaceMethods.tell_open, session, opened))
+
     def read_small_files(self, inodes: Sequence[int]) -> Sequence[Opened | None]:
         return self._client.call_once(self._seconds, MediatorMethods.read_small_files, list(inodes))
 

@@ -46,6 +46,7 @@ class Session:
     Attributes:
         number: the session's number as it is now.
         open_inodes: returns the inodes that the server must hold open for this mount.
+        tell_open: tells the server, which asked with this number, what was opened without a call.
         held_locks: returns the locks that this mount holds, to be told a server of a new epoch.
         lose_locks: called when a session has died, before a new one begins.
         grant: whether the session counts as the only one.
@@ -56,6 +57,7 @@ class Session:
         self.grant = Grant()
         self._patience = patience
         self.open_inodes: Callable[[], Sequence[int]] = tuple
+        self.tell_open: Callable[[int], None] = lambda asked: None
         self.held_locks: Callable[[int], Sequence[FileLock]] = lambda epoch: ()
         self.lose_locks: Callable[[], None] = lambda: None
         self._renewing = threading.Lock()
@@ -204,6 +206,14 @@ class Session:
             self._try_to_reclaim(answer.epoch)
         elif session == self.number:
             self.grant.extend(asked, answer.alone_ms / 1000)
+            if answer.asks_opens:
+                self._try_to_tell_open(answer.asks_opens)
+
+    def _try_to_tell_open(self, asked: int) -> None:
+        try:
+            self.tell_open(asked)
+        except QuorumfsError as error:
+            log.warning("what is open here was not told yet: %s", error)
 
     def _try_to_renew(self, dead: int) -> None:
         try:

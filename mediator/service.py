@@ -63,10 +63,12 @@ class Service:
         return await self._mediator.status()
 
     async def heartbeat(self, session: int) -> Heartbeat:
-        epoch, alone_ms = await self._mediator.metadata.ask(BookkeepingMethods.renew_alone, session)
+        renewal = await self._mediator.metadata.ask(BookkeepingMethods.renew_alone, session)
         writable, reason = self._mediator.health.writable()
         full = await self._mediator.room.checked_refusal() if writable else ""
-        return Heartbeat(epoch, writable, reason or full, bool(full), alone_ms)
+        return Heartbeat(
+            renewal.epoch, writable, reason or full, bool(full), renewal.alone_ms, renewal.asks_opens
+        )
 
     async def put_block(self, block: bytes, digest: bytes, data: bytes, durable: bool) -> None:
         _refuse_reserved(block)

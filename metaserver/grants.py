@@ -3,8 +3,9 @@
 A session that is alone may rely on what it knows of names and attributes: nobody else changes them. It is
 told so in answer to its renewal, for a few seconds; it counts them from before it asked, this server from its
 answer, so that the session's end is the earlier one. Nothing is called back: who wants to begin a second
-session waits until what was granted has ended. In memory only; after a restart, what may have been granted
-before is waited for. In the event loop's thread only.
+session waits until what was granted has ended. From then on any file may be open in the first one, until it
+has said which are: it may have opened some without a call. In memory only; after a restart, what may have
+been granted before is waited for. In the event loop's thread only.
 """
 
 from __future__ import annotations
@@ -45,17 +46,21 @@ class Grants:
         self._ends = now + before_seconds
         self._quiet_since = now
         self._joining = 0
+        self._granted = 0
+        """The session that was granted something last, and may have opened files without a call; 0: none."""
         self._all_ended = asyncio.Event()
         sessions.on_end(self._session_ended)
 
     def extend(self, session: int) -> float:
         """Return how many seconds from now a session that has just been renewed counts as alone."""
         now = self._clock()
-        if self._joining or self._sessions.count() != 1 or self._sessions.may_reclaim():
+        if self._joining or self._sessions.count() != 1:
+            return 0.0
+        if self._sessions.may_reclaim() or self._sessions.asks_opens(session):
             return 0.0
         if now < self._quiet_since + QUIET_SECONDS:
             return 0.0
-        self._ends = now + self._seconds
+        self._ends, self._granted = now + self._seconds, session
         return self._seconds
 
     @asynccontextmanager
@@ -64,6 +69,9 @@ class Grants:
         self._joining += 1
         try:
             await self._await_end()
+            if self._granted:
+                self._sessions.ask_opens(self._granted)
+                self._granted = 0
             yield
         finally:
             self._joining -= 1

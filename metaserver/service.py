@@ -259,6 +259,9 @@ class MetaService:
         self._sessions.hold(session, ino)
         return Opened(found, self._store.read(self._contents.map_of, found, 0, FIRST_RUN_EXTENTS))
 
+    def tell_open(self, session: int, inodes: list[int], asked: int = 0) -> None:
+        self._sessions.tell_open(session, inodes, asked)
+
     def close(self, session: int, inodes: list[int]) -> None:
         self._sessions.let_go(session, inodes)
         self._remove_orphans_of(inodes)
@@ -281,7 +284,8 @@ class MetaService:
 
     def renew_alone(self, session: int) -> Renewal:
         epoch = self._sessions.renew(session)
-        return Renewal(epoch, int(self._grants.extend(session) * 1000))
+        alone_ms = int(self._grants.extend(session) * 1000)
+        return Renewal(epoch, alone_ms, self._sessions.asks_opens(session))
 
     def commit(
         self,

@@ -48,6 +48,9 @@ class Sessions:
         self._leases = {session: Lease(now, reclaimed=False) for session in store.sessions}
         self._unreclaimed = set(self._leases)
         self._holders: dict[int, int] = {}
+        self._asked: dict[int, int] = {}
+        """Sessions that may have opened files without a call, each with the number that it is asked with."""
+        self._last_asked = self.epoch
         self._on_end: list[Callable[[int], None]] = []
 
     def on_end(self, forget: Callable[[int], None]) -> None:
@@ -76,6 +79,7 @@ class Sessions:
         self._store.change(self._delete, session)
         self._store.sessions.discard(session)
         self._unreclaimed.discard(session)
+        self._asked.pop(session, None)
         held = set(lease.inodes)
         self.let_go(session, held)
         del self._leases[session]
@@ -142,6 +146,24 @@ class Sessions:
             lease.inodes.add(ino)
             self._holders[ino] = self._holders.get(ino, 0) + 1
 
+    def ask_opens(self, session: int) -> None:
+        """Take any inode to be open in a session (if it lives) until it has told which it has."""
+        if session in self._leases:
+            self._last_asked += 1  # of no earlier time, nor of an earlier start: a late answer is none
+            self._asked[session] = self._last_asked
+
+    def asks_opens(self, session: int) -> int:
+        """Return the number with which a session is asked what it has open; 0 if it is not."""
+        return self._asked.get(session, 0)
+
+    def tell_open(self, session: int, inodes: Iterable[int], asked: int) -> None:
+        """Note what a session has open; with the number it was asked with, all. Raises SessionUnknown."""
+        for ino in inodes:
+            self.hold(session, ino)
+        self.require(session)
+        if asked and self._asked.get(session) == asked:
+            del self._asked[session]
+
     def let_go(self, session: int, inodes: Iterable[int]) -> None:
         """Count inodes as not opened by a session any more. Raises SessionUnknown."""
         lease = self._lease(session)
@@ -154,16 +176,17 @@ class Sessions:
 
     def may_be_open(self, ino: int) -> bool:
         """Tell whether a session has an inode open, or may have it open and could not say so yet."""
-        return ino in self._holders or bool(self._unreclaimed)
+        return ino in self._holders or bool(self._unreclaimed or self._asked)
 
     def may_be_open_elsewhere(self, session: int, ino: int) -> bool:
         """Tell whether another session has an inode open, or may have it open and could not say so yet."""
         own = ino in self._leases[session].inodes if session in self._leases else False
-        return self._holders.get(ino, 0) > own or bool(self._unreclaimed)
+        others_asked = any(asked != session for asked in self._asked)
+        return self._holders.get(ino, 0) > own or bool(self._unreclaimed) or others_asked
 
     def held(self) -> frozenset[int] | None:
         """Return the inodes that sessions have open now; None while any may be (see `may_be_open`)."""
-        return None if self._unreclaimed else frozenset(self._holders)
+        return None if self._unreclaimed or self._asked else frozenset(self._holders)
 
     def forgive(self, seconds: float) -> None:
         """Lengthen all leases by a time in which this server could not have heard of anybody."""

@@ -42,10 +42,13 @@ class Renewal(NamedTuple):
 
     While it does, no other session begins, and nobody else changes names, attributes or contents. Who asked
     counts `alone_ms` from before it asked; 0: others may be there.
+
+    `asks_opens` is a number if the session is to say, with that number, what it has open (tell_open); else 0.
     """
 
     epoch: int
     alone_ms: int
+    asks_opens: int = 0
 
 
 class Heartbeat(NamedTuple):
@@ -54,7 +57,7 @@ class Heartbeat(NamedTuple):
     `epoch` changes when the metadata server was restarted: the client then reclaims its open
     files. `writable` is false, with a `reason` for people, while fewer than Qw data servers are up.
     With `full`, also with a reason, too many of them have no room: what needs no new block still goes.
-    `alone_ms` is as in Renewal.
+    `alone_ms` and `asks_opens` are as in Renewal.
     """
 
     epoch: int
@@ -62,6 +65,7 @@ class Heartbeat(NamedTuple):
     reason: str
     full: bool = False
     alone_ms: int = 0
+    asks_opens: int = 0
 
 
 class Attributes(NamedTuple):

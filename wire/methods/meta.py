@@ -241,6 +241,17 @@ class NamespaceMethods:
         """
         raise NotImplementedError
 
+    def tell_open(self, session: int, inodes: list[int], asked: int = 0) -> None:
+        """Count inodes as opened by the session, which opened them without a call while it was alone.
+
+        It does so before it removes a name; and when it was asked, by a Renewal, with that number as `asked`:
+        then these are all that it has open and that the server does not know of.
+
+        Raises:
+            SessionUnknown.
+        """
+        raise NotImplementedError
+
     def close(self, session: int, inodes: list[int]) -> None:
         """Say that the session has no open handle of these inodes any more. Raises SessionUnknown."""
         raise NotImplementedError

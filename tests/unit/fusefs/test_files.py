@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -705,6 +706,51 @@ def test_what_is_on_its_way_when_everything_is_forgotten_is_not_used(
     go.set()
     fs._ahead.close()
     assert not fs._ahead._ready
+
+
+def test_a_mount_that_is_alone_opens_what_was_fetched_ahead_without_a_call(
+    fs: FileSystem, server: FakeServer
+) -> None:
+    fs._grant.extend(time.monotonic(), 60.0)
+    inos = make_neighbours(fs, 100)
+    fs.read_directory(fs.open_directory(1), restart=False)
+    server.calls.clear()
+    assert [read(fs, ino) for ino in inos] == [b"%04d" % number * 9 for number in range(100)]
+    assert server.calls["open"] <= 8
+    assert server.calls["tell_open"] == 0
+    for ino in inos[:3]:
+        read(fs, ino)
+    wait_until(lambda: inos[6] in fs._ahead._ready, 5, "the neighbours came")
+    handle, _ = fs.files.open(inos[4], os.O_RDONLY)
+    server.open_inodes.clear()
+    fs.unlink(1, b"0004")
+    assert server.open_inodes == {inos[4]}, "the server was told before the name was removed"
+    assert fs.files.read(handle, 0, 100) == b"0004" * 9
+    close(fs, handle)
+
+
+@pytest.mark.parametrize("change", ["written", "removed", "alone no more"])
+def test_what_may_have_changed_since_it_was_fetched_ahead_is_opened_by_a_call(
+    fs: FileSystem, server: FakeServer, change: str
+) -> None:
+    fs._grant.extend(time.monotonic(), 60.0)
+    inos = make_neighbours(fs, 20)
+    for ino in inos[:4]:
+        read(fs, ino)
+    wait_until(lambda: inos[5] in fs._ahead._ready, 5, "the neighbours came")
+    if change == "written":
+        handle, _ = fs.files.open(inos[5], os.O_WRONLY | os.O_TRUNC)
+        write(fs, handle, 0, b"newer")
+        close(fs, handle)
+    elif change == "removed":
+        fs.unlink(1, b"0005")
+    else:
+        server.replace(inos[5], b"theirs")
+        fs._grant.end()
+    opens = server.calls["open"]
+    expected = {"written": b"newer", "removed": b"0005" * 9, "alone no more": b"theirs"}
+    assert read(fs, inos[5]) == expected[change]
+    assert server.calls["open"] == opens + 1
 
 
 def test_a_failure_to_fetch_ahead_fails_no_open(fs: FileSystem, server: FakeServer) -> None:

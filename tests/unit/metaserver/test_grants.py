@@ -132,3 +132,60 @@ def test_a_plain_renewal_grants_nothing(meta: Harness) -> None:
     meta.seconds += min(QUIET_SECONDS, LEASE_SECONDS / 2)
     meta.service.renew(meta.session)
     assert grants.describe() == 0.0
+
+
+def exists(meta: Harness, ino: int) -> bool:
+    """Tell whether an inode is still in the database, once what may be removed was removed."""
+    meta.wait(meta.service.reaper.remove_orphans())
+    return bool(meta.store.execute("SELECT 1 FROM inodes WHERE ino = ?", (ino,)).fetchone())
+
+
+def test_what_was_opened_without_a_call_lives_until_the_session_has_told_it(meta: Harness) -> None:
+    grants_of(meta)
+    kept, gone = (meta.create(1, name).ino for name in (b"kept", b"gone"))
+    meta.seconds += QUIET_SECONDS
+    assert alone_ms(meta)
+    assert joins_within(meta, SECONDS + 0.2)
+    other = max(meta.sessions._leases)
+    asked = meta.service.renew_alone(meta.session).asks_opens
+    assert asked
+    assert meta.service.renew_alone(other).asks_opens == 0
+    for name in (b"kept", b"gone"):
+        meta.service.unlink(meta.ticket(other), 1, name)
+    assert exists(meta, kept)
+    assert exists(meta, gone)
+    meta.service.tell_open(meta.session, [kept], asked - 1)  # a late answer to an earlier question
+    meta.service.tell_open(meta.session, [kept])
+    assert exists(meta, gone)
+    meta.service.tell_open(meta.session, [kept], asked)
+    assert meta.service.renew_alone(meta.session).asks_opens == 0
+    assert exists(meta, kept)
+    assert not exists(meta, gone)
+    assert meta.service.getattr(kept).nlink == 0
+    meta.service.close(meta.session, [kept])
+    assert not exists(meta, kept)
+
+
+def test_who_was_asked_and_does_not_tell_is_granted_nothing_until_it_has(meta: Harness) -> None:
+    grants_of(meta)
+    meta.seconds += QUIET_SECONDS
+    assert alone_ms(meta)
+    assert joins_within(meta, SECONDS + 0.2)
+    meta.service.close_session(max(meta.sessions._leases))
+    meta.seconds += QUIET_SECONDS
+    assert alone_ms(meta) == 0
+    meta.service.tell_open(meta.session, [], meta.sessions.asks_opens(meta.session))
+    assert alone_ms(meta) > 0
+
+
+def test_who_was_asked_and_ends_has_nothing_open(meta: Harness) -> None:
+    grants_of(meta)
+    ino = meta.create(1, b"a").ino
+    meta.seconds += QUIET_SECONDS
+    assert alone_ms(meta)
+    assert joins_within(meta, SECONDS + 0.2)
+    other = max(meta.sessions._leases)
+    meta.service.unlink(meta.ticket(other), 1, b"a")
+    assert exists(meta, ino)
+    meta.service.close_session(meta.session)
+    assert not exists(meta, ino)
