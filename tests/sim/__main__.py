@@ -1,7 +1,7 @@
 """`python -m tests.sim`: simulate many seeds, each in a process of its own, on all cores.
 
 python -m tests.sim --seeds 1000 [--first K]   play so many; exit status 1 if one failed
-python -m tests.sim --replay SEED              play one again and print its timeline
+python -m tests.sim --replay SEED [--history FILE]   play one again and print its timeline
 python -m tests.sim --shrink SEED              find the fewest faults with which it still fails
 python -m tests.sim --mutants [NAME ...]       put bugs in on purpose, and count the seeds that find each
 """
@@ -13,6 +13,7 @@ import os
 import sys
 import time
 from collections.abc import Iterable
+from pathlib import Path
 
 HASH_SEED = "0"
 """Sets of names are gone through in one order, in every process."""
@@ -25,6 +26,7 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="so many at once")
     parser.add_argument("--replay", type=int, metavar="SEED", help="print one seed's timeline")
     parser.add_argument("--only", help="with --replay: carry out these faults only, as 3,17,40")
+    parser.add_argument("--history", metavar="FILE", help="with --replay: write what clients saw there")
     parser.add_argument("--shrink", type=int, metavar="SEED", help="find the fewest faults that fail")
     parser.add_argument("--mutants", nargs="*", metavar="NAME", help="all of them if none is named")
     arguments = parser.parse_args()
@@ -33,7 +35,7 @@ def main() -> int:
         os.execv(sys.executable, [sys.executable, "-m", "tests.sim", *sys.argv[1:]])
     seeds = range(arguments.first, arguments.first + arguments.seeds)
     if arguments.replay is not None:
-        return replay(arguments.replay, arguments.only)
+        return replay(arguments.replay, arguments.only, arguments.history)
     if arguments.shrink is not None:
         return shrink(arguments.shrink)
     if arguments.mutants is not None:
@@ -68,13 +70,15 @@ def simulate(seeds: Iterable[int], jobs: int) -> int:
     return 1 if failed else 0
 
 
-def replay(seed: int, only: str | None) -> int:
-    """Play one seed and print every event."""
+def replay(seed: int, only: str | None, history: str | None) -> int:
+    """Play one seed and print every event; write a history for `quorumfs check-history` if wanted."""
     from tests.sim.children import play_all
     from tests.sim.run import run
 
     wanted = None if only is None else frozenset(int(number) for number in only.split(",") if number)
-    verdict = next(play_all([seed], lambda each: run(each, wanted), 1))
+    verdict = next(play_all([seed], lambda each: run(each, wanted, tell=history is not None), 1))
+    if history is not None:
+        Path(history).write_text("".join(f"{line}\n" for line in verdict.history))
     print(verdict.timeline())
     print(verdict.summary())
     return 0 if verdict.passed else 1

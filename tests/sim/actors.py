@@ -14,6 +14,7 @@ from typing import Any
 
 from tests.sim import model
 from tests.sim.cluster import Failure, World
+from tests.sim.recorded import Deeds, Recorded
 from tests.sim.visits import Visits
 from tests.twins import LibraryPlace
 from wire.errors import AlreadyExists, GracePeriod, NotFound, QuorumfsError, WouldBlock
@@ -51,7 +52,8 @@ class Actor:
         self.calls = self.failures = 0
         self.sync_probability = self.world.sync_probability
         self._ready = False
-        self._tag = 0
+        self._tag = self._lives = 0
+        self.deeds: Deeds
         self._look_from = 0.0
         """When what a killed process asked for, and what is cached from before a power loss, is over."""
 
@@ -75,6 +77,8 @@ class Actor:
 
     def life(self, filesystem: Any) -> None:
         place = LibraryPlace(filesystem, "")
+        self._lives += 1
+        self.deeds = Deeds(self.shared.recorded, f"{self.name}.{self._lives}", place, self.rng)
         while not self.stop:
             if not self._ready:
                 self._prepare(place)
@@ -84,13 +88,18 @@ class Actor:
                 self.world.scheduler.sleep(self._look_from - self.world.loop.now)
                 self.look(place)
             else:
-                self.rng.choice(self._deeds())(place)
+                self._choose_deed()(place)
             self.world.scheduler.sleep(self.rng.expovariate(1 / 0.1))
         self.idle = True
 
+    def _choose_deed(self) -> Callable[[LibraryPlace], None]:
+        """Draw one; while somebody is cut off, the others are keen on the lock that may have been lost."""
+        others_away = self.world.with_shared and self.name not in self.world.exiles and self.world.exiles
+        return self._count_up if others_away and self.rng.random() < 0.4 else self.rng.choice(self._deeds())
+
     def _deeds(self) -> list[Callable[[LibraryPlace], None]]:
         own = [self._replace, self._replace, self._patch, self._append, self._cut, self._read, self._rename]
-        shared = [self._add_record, self._count_up] if self.world.with_shared else []
+        shared = [self._add_record, self._count_up, *[self._use_shared] * 3] if self.world.with_shared else []
         visits = [self._be_visited] if self.visits is not None else []
         return [
             *visits,
@@ -374,6 +383,9 @@ class Actor:
         assert self.visits is not None
         self.visits.receive(place.filesystem, self.name, self.rng)
 
+    def _use_shared(self, _: LibraryPlace) -> None:
+        self.deeds.do_one()
+
     def _add_record(self, place: LibraryPlace) -> None:
         self.shared.add_record(self, place)
 
@@ -393,6 +405,7 @@ class Shared:
         """So many additions were acknowledged; `tried` so many were begun."""
         self.tried = 0
         self._number = 0
+        self.recorded = Recorded(world)
 
     def add_record(self, actor: Actor, place: LibraryPlace) -> None:
         """Append one record with O_APPEND and fsync it."""
@@ -400,18 +413,18 @@ class Shared:
         record = b"%s %d" % (actor.name.encode(), self._number)
         record = record.ljust(RECORD_BYTES - 1, b".") + b"\n"
         self.attempted.add(record)
-        try:
+
+        def act() -> None:
             place.open(3, "log", os.O_CREAT | os.O_RDWR | os.O_APPEND)
             try:
                 place.pwrite(3, 0, record)
                 place.fsync(3)
             finally:
                 place.close(3)
-        except (QuorumfsError, OSError) as error:
-            self.world.note("failed", f"{actor.name} add record: {type(error).__name__}: {error}")
-        else:
             self.acknowledged.add(record)
             self.world.note("done", f"{actor.name} added {record[:-1].decode()}")
+
+        actor.deeds.append(record[:-1], act)
 
     def count_up(self, actor: Actor, place: LibraryPlace) -> None:
         """Add one to the counter, under an exclusive record lock."""
@@ -427,6 +440,8 @@ class Shared:
             value = int(place.pread(4, 0, 20) or b"0")
             actor.holding = True
             self.world.scheduler.sleep(actor.rng.choice([0.0, 0.0, 0.0, 1.0, 20.0]))
+            while actor.name in self.world.exiles:  # it does not know that its lock goes to others meanwhile
+                self.world.scheduler.sleep(1.0)
             self.tried += 1
             place.pwrite(4, 0, b"%020d" % (value + 1))
             place.fsync(4)

@@ -79,6 +79,8 @@ class World:
         self.ready: dict[str, asyncio.Future[str]] = {}
         self.ends: dict[str, asyncio.Event] = {}
         self.power_losses = 0
+        self.exiles: dict[str, float] = {}
+        """Clients that are cut off for longer than their lease, and until when."""
         self.sync_probability = self.rng.choice([0.05, 0.4, 1.0])
         """How often a client makes what it writes durable; always, where all may lose power at once."""
         self.with_shared = self.rng.random() < 0.6

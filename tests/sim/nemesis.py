@@ -34,8 +34,6 @@ class Nemesis:
         self.mean_seconds = self.rng.choice([0.3, 1.0, 3.0])
         self.faults = 0
         self.swizzled: list[str] = []
-        self.exiles: dict[str, float] = {}
-        """Clients that are cut off for longer than their lease, and until when."""
         kinds: list[Callable[[], object]] = [
             self._kill_server,
             self._kill_server,
@@ -105,7 +103,7 @@ class Nemesis:
         """Cut a client off from the mediator for longer than its lease."""
         name = self._some_client().name
         seconds = self.world.config.lease_seconds * self.rng.uniform(1.05, 1.6)
-        self.exiles[name] = self.world.loop.now + seconds
+        self.world.exiles[name] = self.world.loop.now + seconds
         self._note(f"{name} is cut off for {seconds:.1f} s")
         for pair in self._ways(name):
             self.world.network.block(*pair)
@@ -115,9 +113,9 @@ class Nemesis:
         return [(name, "mediator"), ("mediator", name)]
 
     def _end_exiles(self) -> None:
-        over = [name for name, until in self.exiles.items() if until <= self.world.loop.now]
+        over = [name for name, until in self.world.exiles.items() if until <= self.world.loop.now]
         for name in over:
-            del self.exiles[name]
+            del self.world.exiles[name]
             self._note(f"{name} is no longer cut off")
             self.world.network.heal(frozenset(self.world.network.blocked) - set(self._ways(name)))
 
@@ -151,7 +149,7 @@ class Nemesis:
 
     def _heal(self) -> None:
         self._note("the network is whole")
-        self.world.network.heal(frozenset(way for name in self.exiles for way in self._ways(name)))
+        self.world.network.heal(frozenset(way for name in self.world.exiles for way in self._ways(name)))
 
     def _slow(self) -> None:
         host, factor = self.rng.choice(self._hosts()), self.rng.choice([10, 100, 1000])
@@ -245,7 +243,7 @@ class Nemesis:
         """End all faults and start everything that is down; what is read next is rotten once more."""
         for host in self.frail:
             self._note(f"rot on {host}: {self.world.disks[host].rot(20)}")
-        self.exiles.clear()
+        self.world.exiles.clear()
         self.world.lost_answers = self.world.requests_twice = 0.0
         self._heal()
         self._go_on()

@@ -52,6 +52,7 @@ class Verdict:
     virtual_seconds: float
     real_seconds: float
     settings: str
+    history: list[str]
 
     @property
     def passed(self) -> bool:
@@ -94,24 +95,27 @@ def _directory() -> Iterator[Path]:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def run(seed: int, wanted: frozenset[int] | None = None) -> Verdict:
+def run(seed: int, wanted: frozenset[int] | None = None, *, tell: bool = False) -> Verdict:
     """Simulate one seed, in a process that is used for nothing else.
 
     Args:
         seed: draws everything.
         wanted: only these steps of the nemesis are carried out (to find which are needed).
+        tell: with the whole history, messages and votes in it.
     """
     with _directory() as directory:
-        return _run(seed, directory, wanted)
+        return _run(seed, directory, wanted, tell)
 
 
-def _run(seed: int, directory: Path, wanted: frozenset[int] | None) -> Verdict:
+def _run(seed: int, directory: Path, wanted: frozenset[int] | None, tell: bool) -> Verdict:
     begun = time.perf_counter()
     draw = random.Random(seed)
     quorum = Quorum(*draw.choice(QUORUMS))
     world = World(seed, directory, quorum)
     _worlds.append(world)
     shared = Shared(world)
+    if tell:
+        shared.recorded.record_messages()
     actors = [Actor(world, number, shared) for number in range(1, draw.randint(1, 3) + 1)]
     if len(actors) == 1:
         actors[0].visits = Visits(world)
@@ -127,6 +131,8 @@ def _run(seed: int, directory: Path, wanted: frozenset[int] | None) -> Verdict:
         _play(world, actors, nemesis, shared, seconds)
     except (Failure, Stuck) as failure:
         world.problem(str(failure))
+    for problem in shared.recorded.problems():
+        world.problem(problem)
     return Verdict(
         seed,
         world.problems,
@@ -139,6 +145,7 @@ def _run(seed: int, directory: Path, wanted: frozenset[int] | None) -> Verdict:
         world.loop.now,
         time.perf_counter() - begun,
         settings,
+        shared.recorded.told(world.events) if tell else [],
     )
 
 

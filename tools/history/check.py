@@ -6,15 +6,23 @@ from collections.abc import Sequence
 
 from tools.history.appends import check_appends
 from tools.history.chains import check_chains
-from tools.history.linear import Finding
+from tools.history.linear import STEPS, Finding
 from tools.history.record import Call
 from tools.history.registers import check_registers
 from tools.history.sums import check_sums
 
 
-def check(calls: Sequence[Call]) -> list[Finding]:
-    """Return which promises broke, and at which calls; at most one finding a key and kind of key."""
-    return [*check_registers(calls), *check_chains(calls), *check_appends(calls), *check_sums(calls)]
+def check(calls: Sequence[Call], steps: int = STEPS) -> list[Finding]:
+    """Return which promises broke, and at which calls; at most one finding a key and kind of key.
+
+    `steps` bounds each search.
+    """
+    return [
+        *check_registers(calls, steps),
+        *check_chains(calls, steps),
+        *check_appends(calls),
+        *check_sums(calls),
+    ]
 
 
 def words(finding: Finding) -> str:

@@ -48,8 +48,9 @@ def render(name: str, history: History, findings: Sequence[Finding]) -> str:
 def _legend() -> str:
     return (
         '<p class="faint">A bar is a call, from its start to its end: blue succeeded, grey was refused, '
-        "yellow is unknown; pale is of another key; framed in red, no order explains it. A line is a message, a "
-        "circle a vote (red: not good), a broken line a fault. Hold the pointer on one to read it.</p>"
+        "yellow is unknown; pale: of another key; framed in red, no order explains it. A line is a message, "
+        "from its sending to the answer; a circle is a vote (red: not good); a broken line is a fault. Hold "
+        "the pointer on one to read it.</p>"
     )
 
 
