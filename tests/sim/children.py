@@ -10,7 +10,7 @@ import sys
 import traceback
 from collections.abc import Callable, Generator, Iterable
 
-from tests.sim.run import Verdict
+from tests.sim.run import Verdict, sweep
 
 REAL_SECONDS_MAX = 600
 """A child that takes longer hangs in real time: it prints where, and ends."""
@@ -20,6 +20,7 @@ def play_all(
     seeds: Iterable[int], play: Callable[[int], Verdict], jobs: int
 ) -> Generator[Verdict, None, None]:
     """Yield each seed's verdict as it comes. Raises RuntimeError when a child dies without one."""
+    sweep()
     gc.freeze()  # what is here is shared with the children
     running: dict[int, tuple[int, int, list[bytes]]] = {}
     poll = select.poll()
@@ -49,6 +50,7 @@ def play_all(
             os.close(reader)
             os.kill(child, 9)
             os.waitpid(child, 0)
+        sweep()
 
 
 def _fork(seed: int, play: Callable[[int], Verdict]) -> tuple[int, int]:

@@ -31,6 +31,8 @@ from wire.quorum import Quorum
 
 QUORUMS = [(1, 1, 1), (3, 2, 2), (3, 2, 3), (3, 1, 3), (5, 3, 5), (5, 3, 3), (5, 2, 4), (5, 1, 5)]
 QUIET_SECONDS = 240.0
+PREFIX = "quorumfs-sim-"
+"""What the directory of a run is called, before its process and something random."""
 
 
 _worlds: list[World] = []
@@ -85,10 +87,21 @@ class Verdict:
         return cls(**found)
 
 
+def sweep() -> None:
+    """Remove the directories of runs that were killed."""
+    for path in _place().glob(f"{PREFIX}*-*"):
+        owner = path.name.removeprefix(PREFIX).partition("-")[0]
+        if owner.isdecimal() and not Path(f"/proc/{owner}").exists():
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _place() -> Path:
+    return Path("/dev/shm" if os.access("/dev/shm", os.W_OK) else tempfile.gettempdir())
+
+
 @contextlib.contextmanager
 def _directory() -> Iterator[Path]:
-    place = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    path = Path(tempfile.mkdtemp(prefix="quorumfs-sim-", dir=place))
+    path = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=_place()))
     try:
         yield path
     finally:

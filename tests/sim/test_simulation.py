@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.sim.run import PREFIX, _place, sweep
+from tools.history.check import check
+from tools.history.record import parse
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -39,6 +44,32 @@ def test_a_seed_is_played_the_same_again() -> None:
 def test_seeds() -> None:
     done = simulate("--seeds", "60", "--first", os.environ.get("QUORUMFS_SIM_FIRST", "1"))
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+
+
+def test_what_a_killed_run_leaves_is_swept() -> None:
+    with subprocess.Popen(["sleep", "60"]) as alive, subprocess.Popen(["true"]) as dead:
+        dead.wait()
+        kept, left = (_place() / f"{PREFIX}{process.pid}-test" for process in (alive, dead))
+        try:
+            for path in (kept, left):
+                path.mkdir()
+                (path / "file").write_text("x")
+            sweep()
+            assert kept.exists() and not left.exists()
+        finally:
+            shutil.rmtree(kept)
+            alive.kill()
+
+
+def test_a_history_of_a_run(tmp_path: Path) -> None:
+    """Calls, messages and votes are in it, it keeps the promises, and to ask for it changes nothing."""
+    file = tmp_path / "history"
+    told = simulate("--replay", "29", "--history", str(file))
+    assert told.returncode == 0 and hash_of(told.stdout) == hash_of(simulate("--replay", "29").stdout)
+    calls, marks = parse(file.read_text().splitlines())
+    assert {"append", "read", "rename"} <= {call.operation for call in calls if call.outcome == "ok"}
+    assert {mark.kind for mark in marks} == {"message", "vote", "fault"}
+    assert check(calls) == []
 
 
 def test_a_bug_that_is_put_in_is_found() -> None:
