@@ -36,7 +36,7 @@ def connect(config: ClusterConfig, name: str) -> Iterator[FileSystem]:
     with ExitStack() as stack:
         patience = Patience(config.unavailable)
         client = BlockingClient(
-            [config.mediator_listen],
+            config.mediators,
             config.rpc,
             connect_seconds=deadlines.connect_seconds,
             look=patience.look,
@@ -50,7 +50,7 @@ def connect(config: ClusterConfig, name: str) -> Iterator[FileSystem]:
             session.begin(BEGIN_SECONDS)
         except QuorumfsError as error:
             raise ConfigError(
-                f"the mediator at {config.mediator_listen} does not answer ({error}); "
+                f"the mediator at {' or '.join(config.mediators)} does not answer ({error}); "
                 "start the cluster with: quorumfs up"
             ) from None
         stack.callback(session.end)

@@ -1,4 +1,4 @@
-"""`python -m mediator --config FILE`: read the settings, put the parts together, serve until SIGTERM."""
+"""`python -m mediator --config FILE [--number K]`: read the settings, serve until SIGTERM."""
 
 from __future__ import annotations
 
@@ -11,22 +11,24 @@ from pathlib import Path
 from mediator.assembly import Mediator
 from mediator.service import Service
 from wire.client import Client
-from wire.config import ClusterConfig, load
+from wire.config import ClusterConfig, ConfigError, load
 from wire.messages import Identity
 from wire.process import run, serve
 from wire.server import Server
 
 
-async def main(config_file: Path) -> None:
-    """Run one mediator to its end. Raises ConfigError."""
+async def main(config_file: Path, number: int = 1) -> None:
+    """Run one mediator to its end, the first of the configuration's or another. Raises ConfigError."""
     config = load(config_file)
+    if not 1 <= number <= len(config.mediators):
+        raise ConfigError(f"there is no mediator {number}: {config_file} lists {len(config.mediators)}")
     identity = Identity("mediator", config.cluster, 0, time.time_ns())
     server = Server(identity, request_seconds=config.deadlines.request_seconds)
     mediator = Mediator(config, client_maker(config))
     Service(mediator, identity).offer_on(server)
     await mediator.start()
     try:
-        await serve(server, config.mediator_listen)
+        await serve(server, config.mediators[number - 1])
     finally:
         await mediator.stop()
 
@@ -45,13 +47,15 @@ def client_maker(config: ClusterConfig) -> Callable[[str, Callable[[], None]], C
     return make
 
 
-def parse_arguments() -> Path:
-    """Return the configuration file that the command line names."""
+def parse_arguments() -> tuple[Path, int]:
+    """Return the configuration file and the mediator's number that the command line names."""
     parser = argparse.ArgumentParser(prog="python -m mediator", description="Serve one cluster's quorum.")
     parser.add_argument("--config", type=Path, required=True, help="the cluster's configuration file")
-    return Path(parser.parse_args().config)
+    parser.add_argument("--number", type=int, default=1, metavar="K", help="which of its mediators")
+    parsed = parser.parse_args()
+    return parsed.config, parsed.number
 
 
 if __name__ == "__main__":
-    chosen = parse_arguments()
-    sys.exit(run(lambda: main(chosen)))
+    chosen, which = parse_arguments()
+    sys.exit(run(lambda: main(chosen, which)))

@@ -54,8 +54,12 @@ class ProcessStatus(NamedTuple):
     address: str
 
 
+MOST_MEDIATORS = 9
+
+
 class LocalCluster:
-    """The servers "metaserver", "data-1" to "data-N" and "mediator", and mounts "mount-1" and so on.
+    """The servers "metaserver", "data-1" to "data-N", "mediator" (and
+    "mediator-2" and so on), and mounts "mount-1" and so on.
 
     As a context manager it ends everything at the exit, mounts first, whatever state it is in.
     """
@@ -72,6 +76,7 @@ class LocalCluster:
         directory: Path,
         *,
         servers: int = 5,
+        mediators: int = 1,
         read_quorum: int = 3,
         write_quorum: int = 5,
         rpc: Encoding = "msgpack",
@@ -81,6 +86,7 @@ class LocalCluster:
 
         Args:
             directory: must not exist, or be empty.
+            mediators: so many side by side.
             servers: N; `read_quorum` is Qr and `write_quorum` Qw.
             rpc: the encoding that the parts use among themselves.
             settings: other fields of ClusterConfig, as `lease_seconds` or `deadlines`.
@@ -98,7 +104,7 @@ class LocalCluster:
                 raise ConfigError(
                     f"{directory} holds other files and no {CONFIG_NAME}; choose another with --state"
                 )
-            config = _new_config(directory, quorum, rpc, settings)
+            config = _new_config(directory, quorum, mediators, rpc, settings)
             for name in ("meta", "logs", "run", *(f"data-{s.number}" for s in config.data_servers)):
                 (directory / name).mkdir(parents=True)
             (directory / CONFIG_NAME).write_text(dumps(config, directory))
@@ -154,9 +160,15 @@ class LocalCluster:
     # What there is
 
     @property
+    def mediator_names(self) -> list[str]:
+        """The names of all mediators: "mediator", "mediator-2" and so on."""
+        more = range(2, len(self.config.mediators) + 1)
+        return ["mediator", *(f"mediator-{number}" for number in more)]
+
+    @property
     def server_names(self) -> list[str]:
         """The names of all servers, in the order in which people read them."""
-        return ["mediator", "metaserver", *(f"data-{s.number}" for s in self.config.data_servers)]
+        return [*self.mediator_names, "metaserver", *(f"data-{s.number}" for s in self.config.data_servers)]
 
     def mount_names(self) -> list[str]:
         """Return the names of the mounts that were made and not unmounted."""
@@ -164,8 +176,8 @@ class LocalCluster:
 
     def address(self, name: str) -> str:
         """Return where a server listens."""
-        if name == "mediator":
-            return self.config.mediator_listen
+        if name in self.mediator_names:
+            return self.config.mediators[self.mediator_names.index(name)]
         if name == "metaserver":
             return self.config.metaserver_listen
         return self._data_server(name).listen
@@ -335,6 +347,9 @@ class LocalCluster:
         if name.startswith("data-"):
             number = self._data_server(name).number
             return [*python_command("dataserver"), *config, "--number", str(number), "--lab"]
+        if name in self.mediator_names:
+            number = self.mediator_names.index(name) + 1
+            return [*python_command("mediator"), *config, "--number", str(number)]
         return [*python_command(name), *config]
 
     def _check_address(self, name: str) -> None:
@@ -384,8 +399,12 @@ def python_environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
 
 
-def _new_config(directory: Path, quorum: Quorum, rpc: Encoding, settings: dict[str, Any]) -> ClusterConfig:
-    addresses = _free_addresses(quorum.servers + 2)
+def _new_config(
+    directory: Path, quorum: Quorum, mediators: int, rpc: Encoding, settings: dict[str, Any]
+) -> ClusterConfig:
+    if not 1 <= mediators <= MOST_MEDIATORS:
+        raise ConfigError(f"{mediators} mediators: choose 1 to {MOST_MEDIATORS}")
+    addresses = _free_addresses(quorum.servers + 1 + mediators)
     return ClusterConfig(
         cluster=secrets.token_hex(8),
         quorum=quorum,
@@ -396,6 +415,7 @@ def _new_config(directory: Path, quorum: Quorum, rpc: Encoding, settings: dict[s
             DataServerConfig(number, addresses[number + 1], directory / f"data-{number}")
             for number in range(1, quorum.servers + 1)
         ),
+        more_mediators=tuple(addresses[quorum.servers + 2 :]),
         rpc=rpc,
         **settings,
     )

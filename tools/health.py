@@ -110,8 +110,11 @@ def _copies_advice(mediator: dict[str, Any]) -> list[str]:
 
 
 def ask_mediator(cluster: LocalCluster, deadline_seconds: float = STATUS_SECONDS) -> dict[str, Any] | None:
-    """Return the mediator's own status, or None if it does not answer in time."""
-    return _ask(cluster, "mediator", deadline_seconds)
+    """Return the status of the first mediator that answers in time, or None."""
+    for name in cluster.mediator_names:
+        if (status := _ask(cluster, name, deadline_seconds)) is not None:
+            return status
+    return None
 
 
 def ask_metaserver(cluster: LocalCluster, deadline_seconds: float = STATUS_SECONDS) -> dict[str, Any] | None:

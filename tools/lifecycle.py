@@ -33,6 +33,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     )
     up.add_argument("mountpoint", nargs="?", type=Path, help="where to mount it (default: ./mnt)")
     up.add_argument("--servers", type=int, metavar="N", help="data servers (default: 5)")
+    up.add_argument("--mediators", type=int, metavar="K", help="mediators side by side (default: 1)")
     up.add_argument(
         "--read-quorum", type=int, metavar="QR", help="replicas that vouch for a read (default: 3)"
     )
@@ -55,7 +56,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     serve = subparsers.add_parser("serve", help="run one server in the foreground")
     serve.add_argument("kind", choices=["mediator", "meta", "data"])
     serve.add_argument("--config", type=Path, metavar="FILE", help="the cluster's configuration file")
-    serve.add_argument("--number", type=int, metavar="K", help="which data server, 1 to N")
+    serve.add_argument("--number", type=int, metavar="K", help="which data server, 1 to N, or mediator")
     serve.add_argument("--lab", action="store_true", help="offer the fault methods (data server only)")
     add_state_option(serve)
     serve.set_defaults(run=run_serve)
@@ -101,6 +102,7 @@ def _open_or_create(directory: Path, arguments: argparse.Namespace, undo: ExitSt
     cluster = LocalCluster.create(
         directory,
         servers=servers,
+        mediators=1 if arguments.mediators is None else arguments.mediators,
         read_quorum=servers // 2 + 1 if given["read_quorum"] is None else given["read_quorum"],
         write_quorum=servers if given["write_quorum"] is None else given["write_quorum"],
         rpc=arguments.rpc or "msgpack",
@@ -114,6 +116,7 @@ def _check_options(arguments: argparse.Namespace, cluster: LocalCluster) -> None
     quorum = cluster.config.quorum
     for option, stored in (
         ("servers", quorum.servers),
+        ("mediators", len(cluster.config.mediators)),
         ("read_quorum", quorum.read),
         ("write_quorum", quorum.write),
         ("rpc", cluster.config.rpc),
@@ -199,7 +202,7 @@ def run_mount(arguments: argparse.Namespace) -> int:
     """Mount a running cluster at one more place, beside a parent that mounts it again should it die."""
     cluster = find_cluster(arguments.state)
     with cluster.lock():
-        if cluster.state("mediator") == "down":
+        if all(cluster.state(name) == "down" for name in cluster.mediator_names):
             raise ConfigError("the mediator is down; start the cluster with: quorumfs up")
         if mounts.absolute(arguments.mountpoint) in _live_mounts(cluster):
             raise ConfigError(f"{arguments.mountpoint}: the cluster is mounted there already")
@@ -242,7 +245,9 @@ def run_serve(arguments: argparse.Namespace) -> int:
         if arguments.number is None:
             raise ConfigError(f"which data server? name it with --number 1 to {config.quorum.servers}")
         words += ["--number", str(arguments.number), *(["--lab"] if arguments.lab else [])]
-    elif arguments.number is not None or arguments.lab:
-        raise ConfigError(f"--number and --lab are for data servers; leave them out for {arguments.kind}")
+    elif arguments.lab or (arguments.number is not None and arguments.kind == "meta"):
+        raise ConfigError(f"--number and --lab are for others; leave them out for {arguments.kind}")
+    elif arguments.number is not None:
+        words += ["--number", str(arguments.number)]
     sys.stdout.flush()
     os.execve(words[0], words, python_environment())

@@ -60,13 +60,13 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def refuse_running(config: ClusterConfig) -> None:
-    """Raise ConfigError unless the metadata server and the mediator are stopped.
+    """Raise ConfigError unless the metadata server and all mediators are stopped.
 
     A mediator that lived through it would rely on what it knows of the database from before.
     """
     for name, address in (
         ("metadata server", config.metaserver_listen),
-        ("mediator", config.mediator_listen),
+        *(("mediator", address) for address in config.mediators),
     ):
         with closing(BlockingClient([address], config.rpc)) as client:
             try:

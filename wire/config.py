@@ -67,6 +67,8 @@ class ClusterConfig:
     metaserver_listen: str
     metaserver_directory: Path
     data_servers: tuple[DataServerConfig, ...]
+    more_mediators: tuple[str, ...] = ()
+    """Where further mediators listen; a client uses any of them."""
     rpc: Encoding = "msgpack"
     deadlines: Deadlines = field(default_factory=Deadlines)
     unavailable: Unavailability = "fail"
@@ -99,6 +101,11 @@ class ClusterConfig:
     """A copy of the metadata is stored on the data servers so often, if anything was changed; 0: never."""
 
     @property
+    def mediators(self) -> tuple[str, ...]:
+        """Return where all mediators listen, the first one first."""
+        return (self.mediator_listen, *self.more_mediators)
+
+    @property
     def grant_seconds(self) -> float:
         """Return how long a session counts as alone: no longer than it lives, or than others can wait."""
         return min(self.alone_seconds, self.lease_seconds / 2, self.deadlines.metadata_seconds / 2)
@@ -109,7 +116,7 @@ class ClusterConfig:
             raise ConfigError(
                 f"data servers are numbered {numbers}: they must be 1 to N={self.quorum.servers}, each once"
             )
-        listens = [self.mediator_listen, self.metaserver_listen, *(s.listen for s in self.data_servers)]
+        listens = [*self.mediators, self.metaserver_listen, *(s.listen for s in self.data_servers)]
         fixed = [address for address in listens if not address.endswith(":0")]
         for address in listens:
             check_address(address)
@@ -182,10 +189,15 @@ def parse(raw: dict[str, Any], base: Path) -> ClusterConfig:
         deadlines = raw.pop("deadlines", {})
         metaserver = raw.pop("metaserver")
         mediator = raw.pop("mediator")
+        listen = mediator["listen"]
+        more = mediator.get("more", [])
+        if not isinstance(more, list) or not all(isinstance(address, str) for address in more):
+            raise ConfigError("more of [mediator] is a list of addresses")
         return ClusterConfig(
             cluster=raw.pop("cluster"),
             quorum=Quorum(quorum["N"], quorum["Qr"], quorum["Qw"]),
-            mediator_listen=mediator["listen"],
+            mediator_listen=listen,
+            more_mediators=tuple(more),
             metaserver_listen=metaserver["listen"],
             metaserver_directory=base / metaserver["directory"],
             data_servers=tuple(
@@ -214,6 +226,7 @@ def dumps(config: ClusterConfig, base: Path | None = None) -> str:
     apart = {
         "quorum",
         "mediator_listen",
+        "more_mediators",
         "metaserver_listen",
         "metaserver_directory",
         "data_servers",
@@ -225,7 +238,10 @@ def dumps(config: ClusterConfig, base: Path | None = None) -> str:
             "format": FORMAT_VERSION,
             **{name: getattr(config, name) for name in sorted(plain)},
             "quorum": {"N": config.quorum.servers, "Qr": config.quorum.read, "Qw": config.quorum.write},
-            "mediator": {"listen": config.mediator_listen},
+            "mediator": {
+                "listen": config.mediator_listen,
+                **({"more": list(config.more_mediators)} if config.more_mediators else {}),
+            },
             "metaserver": {
                 "listen": config.metaserver_listen,
                 "directory": place(config.metaserver_directory),

@@ -9,7 +9,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import functools
 import hashlib
+import inspect
 import logging
 import os
 import random
@@ -25,6 +27,7 @@ import dataserver.segment
 import mediator.__main__ as mediator_main
 import mediator.refill
 import metaserver.__main__ as meta_main
+import metaserver.service
 import wire.blocking
 import wire.server
 import wire.shared_sync
@@ -68,6 +71,7 @@ class World:
         self.loop.network = self.network
         self.scheduler = threads.Scheduler(self.loop, self.rng)
         self.config = self._configure(directory, quorum)
+        self.mediators = [address.rpartition(":")[0] for address in self.config.mediators]
         self.config_file = directory / "cluster.toml"
         self.config_file.write_text(dumps(self.config))
         self.disks = {
@@ -101,6 +105,7 @@ class World:
             "meta:7000",
             directory / "meta",
             servers,
+            more_mediators=("mediator-2:7000",) if self.rng.random() < 0.3 else (),
             deadlines=Deadlines(8.0, 5.0, 8.0, 1.5, 1.0, 5.0),
             lease_seconds=10.0,
             dirty_bytes=8 * 1024 * 1024,
@@ -133,6 +138,9 @@ class World:
         dataserver.durable.punch_hole = self._punch_hole
         dataserver.segment.punch_hole = self._punch_hole  # type: ignore[attr-defined]
         mediator.refill.INSPECTION_SECONDS = self.rng.choice(INSPECTION_SECONDS)
+        self.late_commits = 0.1 if min(INSPECTION_SECONDS) == mediator.refill.INSPECTION_SECONDS else 0.0
+        service = metaserver.service.MetaService
+        service.commit = self._held_back(service.commit)  # type: ignore[method-assign]
         wire.shared_sync.QUICK_SECONDS = self.rng.choice(QUICK_SYNC_SECONDS)
         data_main.resource = _NoLimits()  # type: ignore[attr-defined]
         seams.install(
@@ -147,6 +155,23 @@ class World:
         root.handlers[:] = [_LogEvents(self)]
         root.setLevel(logging.INFO)
         logging.getLogger("asyncio").setLevel(logging.ERROR)
+
+    def _held_back(self, commit: Callable[..., Any]) -> Callable[..., Any]:
+        """Some commits arrive so late that the data servers' blocks are looked through before."""
+
+        @functools.wraps(commit)
+        def late(service: Any, *args: Any, **more: Any) -> Any:
+            if self.rng.random() >= self.late_commits:
+                return commit(service, *args, **more)
+            return later(service, *args, **more)
+
+        async def later(service: Any, *args: Any, **more: Any) -> Any:
+            self.note("fault", "a commit is held back")
+            await asyncio.sleep(min(INSPECTION_SECONDS) * (1 + self.rng.random() / 2))
+            answer = commit(service, *args, **more)
+            return await answer if inspect.isawaitable(answer) else answer
+
+        return late
 
     def _connect_sqlite(self, *args: Any, **more: Any) -> sqlite3.Connection:
         connection = sqlite3.connect(*args, **more)
@@ -215,8 +240,9 @@ class World:
         """Start the server process of this name."""
         if name == "meta":
             return self.spawn(name, lambda: meta_main.serve_metadata(self.config))
-        if name == "mediator":
-            return self.spawn(name, lambda: mediator_main.main(self.config_file))
+        if name in self.mediators:
+            number = self.mediators.index(name) + 1
+            return self.spawn(name, lambda: mediator_main.main(self.config_file, number))
         number = int(name.removeprefix("data-"))
         arguments = argparse.Namespace(config=self.config_file, number=number, lab=False, listen=None)
         return self.spawn(name, lambda: data_main._serve(arguments))

@@ -28,7 +28,7 @@ class Nemesis:
         self.rng = self.times = random.Random(world.rng.random())
         quorum = world.config.quorum
         self.data = [f"data-{k}" for k in range(1, quorum.servers + 1)]
-        self.servers = [*self.data, "meta", "mediator"]
+        self.servers = [*self.data, "meta", *world.mediators]
         most = max(0, min(quorum.servers - quorum.read, quorum.write - 1))
         self.frail = sorted(self.rng.sample(self.data, self.rng.randint(0, most)))
         self.mean_seconds = self.rng.choice([0.3, 1.0, 3.0])
@@ -100,7 +100,7 @@ class Nemesis:
         return self.rng.choice(holding if holding and self.rng.random() < 0.6 else self.actors)
 
     def _exile(self) -> None:
-        """Cut a client off from the mediator for longer than its lease."""
+        """Cut a client off from all mediators for longer than its lease."""
         name = self._some_client().name
         seconds = self.world.config.lease_seconds * self.rng.uniform(1.05, 1.6)
         self.world.exiles[name] = self.world.loop.now + seconds
@@ -108,9 +108,8 @@ class Nemesis:
         for pair in self._ways(name):
             self.world.network.block(*pair)
 
-    @staticmethod
-    def _ways(name: str) -> list[tuple[str, str]]:
-        return [(name, "mediator"), ("mediator", name)]
+    def _ways(self, name: str) -> list[tuple[str, str]]:
+        return [pair for other in self.world.mediators for pair in ((name, other), (other, name))]
 
     def _end_exiles(self) -> None:
         over = [name for name, until in self.world.exiles.items() if until <= self.world.loop.now]
@@ -244,7 +243,7 @@ class Nemesis:
         for host in self.frail:
             self._note(f"rot on {host}: {self.world.disks[host].rot(20)}")
         self.world.exiles.clear()
-        self.world.lost_answers = self.world.requests_twice = 0.0
+        self.world.lost_answers = self.world.requests_twice = self.world.late_commits = 0.0
         self._heal()
         self._go_on()
         for disk in self.world.disks.values():

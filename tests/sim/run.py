@@ -135,7 +135,8 @@ def _run(seed: int, directory: Path, wanted: frozenset[int] | None, tell: bool) 
     nemesis = Nemesis(world, actors, wanted)
     seconds = draw.choice([10.0, 30.0, 60.0])
     settings = (
-        f"N={quorum.servers} Qr={quorum.read} Qw={quorum.write}, {len(actors)} clients, "
+        f"N={quorum.servers} Qr={quorum.read} Qw={quorum.write}, {len(world.mediators)} mediators, "
+        f"{len(actors)} clients, "
         f"{seconds:g} s of faults every {nemesis.mean_seconds:g} s on average, "
         f"frail: {', '.join(nemesis.frail) or 'none'}"
     )
@@ -173,8 +174,9 @@ def _play(
     for name in storage:
         world.start(name)
     world.wait_ready(storage)
-    world.start("mediator")
-    world.wait_ready(["mediator"])
+    for name in world.mediators:
+        world.start(name)
+    world.wait_ready(world.mediators)
     for actor in actors:
         actor.start()
     end = world.loop.now + seconds
@@ -240,9 +242,14 @@ def _wait_without_orphans(world: World) -> None:
 
 
 def _wait_writable(world: World) -> None:
-    """The mediator has seen by itself that all servers are back."""
+    """Each mediator has seen by itself that all servers are back."""
+    for address in world.config.mediators:
+        _wait_writable_by(world, address)
+
+
+def _wait_writable_by(world: World, mediator: str) -> None:
     until = world.loop.now + QUIET_SECONDS
-    with contextlib.closing(BlockingClient([world.config.mediator_listen])) as client:
+    with contextlib.closing(BlockingClient([mediator])) as client:
         while True:
             status = client.call(10.0, CommonMethods.status)
             if all(server["state"] == "up" for server in status["servers"]):

@@ -30,6 +30,21 @@ def example(base: Path, **changes: Any) -> ClusterConfig:
     return ClusterConfig(**{**settings, **changes})
 
 
+def test_several_mediators(tmp_path: Path) -> None:
+    config = example(tmp_path, more_mediators=("127.0.0.1:7003", "127.0.0.1:7004"))
+    assert config.mediators == ("127.0.0.1:0", "127.0.0.1:7003", "127.0.0.1:7004")
+    file = tmp_path / "cluster.toml"
+    file.write_text(dumps(config))
+    assert load(file) == config
+    with pytest.raises(ConfigError, match="two servers listen on"):
+        example(tmp_path, more_mediators=("127.0.0.1:7001",))
+    begin, end = (text.index(part) for text in [dumps(config)] for part in ("more = ", "[metaserver]"))
+    for wrong in ('"127.0.0.1:7003"', "[7003]"):
+        file.write_text(f"{dumps(config)[:begin]}more = {wrong}\n{dumps(config)[end:]}")
+        with pytest.raises(ConfigError, match="is a list of addresses"):
+            load(file)
+
+
 def test_what_is_written_is_read_again(tmp_path: Path) -> None:
     config = example(tmp_path)
     file = tmp_path / "cluster.toml"
