@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from fusefs.cache import NameCache
+from fusefs.cache import NameCache, PageLedger
 from fusefs.inodes import Inode
 from fusefs.ports import BlockPort, NamespacePort
 from wire.errors import QuorumfsError
@@ -35,14 +35,20 @@ class Births:
         namespace: gives inode numbers.
         blocks: makes files.
         names: is told when a directory has changed.
+        pages: is told so for the kernel.
         may_defer: tells whether this mount is the only one, and will be for a while.
     """
 
     def __init__(
-        self, namespace: NamespacePort, blocks: BlockPort, names: NameCache, may_defer: Callable[[], bool]
+        self,
+        namespace: NamespacePort,
+        blocks: BlockPort,
+        names: NameCache,
+        pages: PageLedger,
+        may_defer: Callable[[], bool],
     ) -> None:
         self._namespace, self._blocks, self._may_defer = namespace, blocks, may_defer
-        self._names = names
+        self._names, self._pages = names, pages
         self._lock = threading.Lock()
         self._free = range(0)
         self._waiting: dict[int, tuple[Inode, float]] = {}
@@ -71,10 +77,6 @@ class Births:
         with self._lock:
             inode.birth = birth
             self._waiting[inode.ino] = inode, time.monotonic()
-
-    def are_expected(self) -> bool:
-        """Tell whether there may be files that no server knows yet."""
-        return bool(self._waiting)
 
     def find(self, parent: int, name: bytes) -> Inode | None:
         """Return the inode of a name that no server knows yet."""
@@ -135,6 +137,7 @@ class Births:
                 inode.learn_attributes(attributes)
             self._names.set(asked, attributes)
             self._names.entered(birth.parent, attributes.atime_ns)
+            self._pages.attributes_changed(inode.ino, birth.parent)
 
     def give_up(self, inode: Inode) -> bool:
         """Forget a file that was never made, at its last close; tell whether it was one."""

@@ -382,6 +382,9 @@ class PageDropper(Protocol):
     def drop_soon(self, ino: int) -> None:
         """Drop them in a while. For any thread, also while the kernel waits for some of their bytes."""
 
+    def drop_attributes(self, ino: int) -> None:
+        """Drop its attributes only, and return then. For any thread."""
+
     def drop_now(self, ino: int) -> None:
         """Drop them, and return then. For requests that the kernel does not lock pages for, as for a lock."""
 
@@ -445,6 +448,12 @@ class PageLedger:
     def is_unsettled(self, ino: int) -> bool:
         """Tell whether what is opened now should be read past the kernel's pages."""
         return self._unsettled.get(ino, 0.0) > time.monotonic()
+
+    def attributes_changed(self, *inodes: int) -> None:
+        """Have the kernel ask again: they have changed although it has not asked for that."""
+        if self._dropper is not None:
+            for ino in inodes:
+                self._dropper.drop_attributes(ino)
 
     def stale(self, ino: int) -> None:
         """The kernel has wrong bytes in its pages: drop them soon, and at the next open."""

@@ -87,8 +87,8 @@ class FileSystem:
         )
         self._reader = BlockReader(blocks, dirty_bytes // 4, patience)
         self._ahead = FilesAhead(namespace, self._names.asking, dirty_bytes // 32)
-        self._births = Births(namespace, blocks, self._names, permission.is_alone)
-        self.keeping = Keeping(self._grant, self._names, opens, self._births)
+        self._births = Births(namespace, blocks, self._names, self._pages, permission.is_alone)
+        self.keeping = Keeping(self._grant, self._names, opens)
         self.locks = FileLocks(namespace, self._writeback, self._pages)
         self.files = Files(
             namespace,

@@ -18,8 +18,6 @@ DOUBT_SECONDS = 60.0
 """No call is carried out so long after it failed here."""
 
 
-KERNEL_SECONDS = 1.0
-"""The kernel is told to keep names and attributes for so long at most."""
 MARGIN_SECONDS = 0.25
 """So long before the grant's end the kernel keeps nothing: it counts from when it takes in an answer."""
 
@@ -50,7 +48,7 @@ class Grant:
 
     def kernel_seconds(self) -> float:
         """Return how long the kernel may keep what it is told now, by itself: 0 for not at all."""
-        return max(0.0, min(KERNEL_SECONDS, self._term.until - self._clock() - MARGIN_SECONDS))
+        return max(0.0, self._term.until - self._clock() - MARGIN_SECONDS)
 
     def covers(self, seconds: float) -> bool:
         """Tell whether this mount certainly counts as alone for so long from now on."""

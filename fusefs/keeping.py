@@ -1,14 +1,14 @@
 """What the kernel may keep of names and attributes, and for how long: nothing unless this mount is alone.
 
 What it keeps it does not ask for, so that nothing may change by itself meanwhile: not by other mounts, nor by
-this one but for a request of the kernel, which then knows itself what to forget. No I/O; safe in any thread.
+this one but for a request of the kernel, which then knows itself what to forget, or for a commit, after which
+it is told (PageLedger.attributes_changed). No I/O; safe in any thread.
 """
 
 from __future__ import annotations
 
 import stat
 
-from fusefs.births import Births
 from fusefs.cache import NameCache
 from fusefs.grant import Grant
 from fusefs.handles import OpenInodes
@@ -19,8 +19,8 @@ from wire.messages import Attributes
 class Keeping:
     """Tells for how many seconds the kernel may rely on what it is told now."""
 
-    def __init__(self, grant: Grant, names: NameCache, opens: OpenInodes, births: Births) -> None:
-        self._grant, self._names, self._opens, self._births = grant, names, opens, births
+    def __init__(self, grant: Grant, names: NameCache, opens: OpenInodes) -> None:
+        self._grant, self._names, self._opens = grant, names, opens
 
     def most_seconds(self) -> float:
         """Return how long it may rely on anything."""
@@ -38,6 +38,12 @@ class Keeping:
         """
         seconds = self._grant.kernel_seconds()
         return seconds if seconds and self._is_steady(attributes) else 0.0
+
+    def new_seconds(self, attributes: Attributes) -> float:
+        """Return how long it may rely on the attributes of a file that was just created, and is open."""
+        if attributes.mode & SET_ID or not self._names.is_certain(attributes):
+            return 0.0
+        return self._grant.kernel_seconds()
 
     def name_seconds(self, parent: int, name: bytes, attributes: Attributes) -> float:
         """Return how long it may rely on a name being an inode's."""
@@ -59,8 +65,6 @@ class Keeping:
 
     def _is_steady(self, attributes: Attributes) -> bool:
         if attributes.mode & SET_ID and stat.S_ISREG(attributes.mode):
-            return False
-        if stat.S_ISDIR(attributes.mode) and self._births.are_expected():
             return False
         return self._names.is_certain(attributes) and not self._is_being_written(attributes.ino)
 

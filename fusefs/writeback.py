@@ -205,6 +205,7 @@ class Writeback:
                 if handle.writing:
                     handle.error = error
         self._pages.doubt(inode.ino)
+        self._pages.attributes_changed(inode.ino)
         for dropped in blocks:
             if dropped.upload is None or dropped.upload.cancel():
                 self._let_go(dropped)
@@ -306,6 +307,7 @@ class Writeback:
         self._names.set(asked, attributes)
         if birth is not None:
             self._names.entered(birth.parent, attributes.atime_ns)
+        self._pages.attributes_changed(inode.ino, *(() if birth is None else (birth.parent,)))
         return True
 
     def _carry_out(self, inode: Inode, change: ChangeSet, durable: bool) -> Attributes:

@@ -27,14 +27,15 @@ class PageDrops:
 
     def __init__(self) -> None:
         self._drop: Callable[[int], object] = lambda _: None
+        self._drop_attributes: Callable[[int], object] = lambda _: None
         self._queue: queue.SimpleQueue[int | Callable[[], object] | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._waiting: Counter[int] = Counter()
         self._thread = threading.Thread(target=self._run, name="dropper", daemon=True)
 
-    def drop_with(self, drop: Callable[[int], object]) -> None:
-        """Call `drop` with an inode's number to have the kernel forget its pages and attributes."""
-        self._drop = drop
+    def drop_with(self, drop: Callable[[int], object], drop_attributes: Callable[[int], object]) -> None:
+        """Call these with an inode's number to have the kernel forget its pages, or its attributes only."""
+        self._drop, self._drop_attributes = drop, drop_attributes
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -49,6 +50,10 @@ class PageDrops:
         with self._lock:
             self._waiting[ino] += 1
             self._queue.put(ino)
+
+    def drop_attributes(self, ino: int) -> None:
+        """Drop an inode's attributes only. For any thread: the kernel waits for nothing then."""
+        self._drop_attributes(ino)
 
     def drop_now(self, ino: int) -> None:
         """Drop an inode's pages before this returns. Not while the kernel may have one of them locked."""

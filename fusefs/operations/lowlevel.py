@@ -116,7 +116,10 @@ class Mount:
                 raise ConfigError(
                     f"{self._options.mountpoint} cannot be mounted; libfuse's own message is above"
                 )
-            self._drops.drop_with(lambda ino: library.drop_pages(session, ino, 0, 0))
+            self._drops.drop_with(
+                lambda ino: library.drop_pages(session, ino, 0, 0),
+                lambda ino: self._keeping.most_seconds() and library.drop_pages(session, ino, -1, 0),
+            )
             with self._drops, self._waiters:
                 self._fs.drop_pages_with(self._drops)
                 self._session = session
@@ -301,8 +304,11 @@ class Mount:
         attributes, handle = self._fs.create(parent, name, mode, who.uid, who.gid, info.flags)
         info.fh = self._keep(handle)
         info.direct_io = handle.uncached = _past_pages(handle)
-        if self._library.reply_create(request, byref(_entry_of(attributes)), file) != 0:
+        entry = _entry_of(attributes)
+        entry.attr_timeout = self._keeping.new_seconds(attributes)
+        if self._library.reply_create(request, byref(entry), file) != 0:
             self._files.release(self._handles.pop(info.fh))
+        self._check_kept(entry.attr_timeout, 0, b"", attributes.ino)
 
     def open(self, request: int, ino: int, file: Any) -> None:
         info = file.contents
