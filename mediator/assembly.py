@@ -13,6 +13,7 @@ from mediator.explain import Explainer, quorum_as_data
 from mediator.fanout import Background
 from mediator.health import Health
 from mediator.lag import LagKeeper
+from mediator.later_votes import LaterVotes
 from mediator.ledger import Ledger
 from mediator.pace import Pace
 from mediator.read_path import ReadPath
@@ -56,7 +57,10 @@ class Mediator:
         self.lag = LagKeeper(numbers, self.metadata, self.background, self.refills.heal)
         self.risk = RiskWatch(quorum, self.metadata)
         self.collector = Collector(self.health, self.metadata, config.garbage_grace_seconds, vote_seconds)
-        self.read_path = ReadPath(quorum, self.health, self.metadata, self.repairs, vote_seconds)
+        self.later_votes = LaterVotes([server.number for server in servers], self._count_user_calls)
+        self.read_path = ReadPath(
+            quorum, self.health, self.metadata, self.repairs, self.later_votes, vote_seconds
+        )
         self.small_reads = SmallReads(quorum, self.metadata, self.repairs, vote_seconds)
         self.room = Room(
             quorum,
@@ -92,7 +96,7 @@ class Mediator:
             self.repairs,
             self.copies,
             self.background,
-            lambda: self.votes + self.write_path.puts,
+            self._count_user_calls,
             config.scrub_days * DAY_SECONDS,
             config.scrub_bytes_per_second,
         )
@@ -103,6 +107,9 @@ class Mediator:
     def votes(self) -> int:
         """How many votes on blocks were held to answer reads."""
         return self.read_path.votes + self.small_reads.votes
+
+    def _count_user_calls(self) -> int:
+        return self.votes + self.write_path.puts
 
     def _came_up(self, server: Server) -> None:
         if server.number:
@@ -172,6 +179,7 @@ class Mediator:
             ],
             "metaserver": self._describe_link(self.health.metaserver),
             "votes": self.votes,
+            "later_votes": self.later_votes.status(),
             "repairs": self.repairs.status(),
             "risk": self.risk.status(),
             "refusals": self.refusals.newest(),

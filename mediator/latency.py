@@ -93,6 +93,20 @@ def choose_byte_server(medians: Mapping[int, float | None], turn: int) -> int:
     return near[turn % len(near)]
 
 
+def choose_voters(medians: Mapping[int, float | None], turn: int, wanted: int) -> list[int]:
+    """Return `wanted` servers that vote at once, or all if there are fewer: the fastest, those alike in turn.
+
+    Args:
+        medians: the recent time of a vote by server number, in seconds (see `split_by_speed`).
+        turn: a number that grows by one with every choice.
+        wanted: so many votes are needed.
+    """
+    near, far = split_by_speed(medians)
+    start = turn % len(near) if near else 0
+    far.sort(key=lambda number: medians[number] or 0.0)
+    return [*near[start:], *near[:start], *far][:wanted]
+
+
 def hedge_seconds(p95s: Sequence[float | None]) -> float:
     """Return after how long a second server is asked, of the servers' p95 in the class of the read.
 

@@ -54,6 +54,8 @@ class Server:
         self.epoch = 0
         self.reads = no_reads()
         """How long it took of late to send bytes."""
+        self.votes = no_reads()
+        """How long it took of late to vote."""
         self.answered = 0.0
         """When it last answered anything, on the monotonic clock."""
         self.look = asyncio.Event()
@@ -108,7 +110,7 @@ class Server:
         """Use it from now on."""
         if not self.up:
             self.up, self.error, self.since_ns = True, "", time.time_ns()
-            self.reads = no_reads()  # how slow it was before says nothing of now
+            self.reads, self.votes = no_reads(), no_reads()  # how slow it was before says nothing of now
 
     def mark_down(self, error: str) -> None:
         """Do not use it until health finds it up; `error` says why, for people."""

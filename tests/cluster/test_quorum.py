@@ -70,6 +70,22 @@ def test_repair_leaves_all_good_and_the_losers_in_quarantine(make_cluster: Clust
         assert client.status()["repairs"]["quarantined"] == 8
 
 
+def test_one_read_finds_a_corrupt_replica_wherever_it_is_by_votes_after_the_answer(
+    make_cluster: ClusterFactory,
+) -> None:
+    with connected(make_cluster()) as client:
+        data = random.Random(6).randbytes(300_000)
+        files = [client.make(f"corrupt-on-{number}", data) for number in range(1, 6)]
+        for number, (_, (record,)) in enumerate(files, 1):
+            client.corrupt(record, number)
+        for ino, _ in files:
+            assert client.read(ino) == data
+        wait_until(lambda: client.quarantined() == [1] * 5, 10.0, "each corrupt replica to be replaced")
+        assert client.status()["later_votes"] == {"waiting": 0, "bytes": 0}
+        for ino, _ in files:
+            client.await_all_good(ino)
+
+
 def test_corrupt_replicas_beyond_the_quorum_are_refused_and_left_alone(make_cluster: ClusterFactory) -> None:
     with connected(make_cluster()) as client:
         ino, (record,) = client.make("a.txt", b"1234")

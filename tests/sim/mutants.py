@@ -16,6 +16,7 @@ import dataserver.segments
 import dataserver.service
 import fusefs.files
 import fusefs.locks
+import mediator.ballot
 import mediator.read_path
 import mediator.refill
 import mediator.repair
@@ -50,7 +51,7 @@ def vote_counts_corrupt() -> None:
 
         return judged
 
-    _change(mediator.read_path, "judge", make)
+    _change(mediator.ballot, "judge", make)
 
 
 def votes_are_recorded_digests() -> None:

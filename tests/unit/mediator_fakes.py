@@ -389,7 +389,9 @@ class World:
     async def settle(self) -> None:
         """Wait until nothing runs in the background."""
         async with asyncio.timeout(20):
-            while len(self.mediator.background) or self.open_calls:  # noqa: ASYNC110
+            while (  # noqa: ASYNC110
+                len(self.mediator.background) or self.open_calls or self.mediator.later_votes.waiting
+            ):
                 await asyncio.sleep(0.002)
 
     async def read(self, record: BlockRecord, first: int = 0, count: int = 0) -> bytes:
