@@ -159,7 +159,7 @@ class Actor:
             world.note("done", f"{self.name} {what}")
             self.note_power_losses()
             if losses == world.power_losses:
-                self.model.done(outcomes[-1], durable=durable)
+                self.model.done(outcomes[-1], durable=durable, parts=outcomes[:-1])
         if losses != world.power_losses:
             self.model.anything()
         self.pending = None

@@ -33,9 +33,13 @@ class Model:
         """Whether no call that failed may still take effect."""
         return self.certain and not self._late
 
-    def done(self, change: Change, *, durable: bool) -> None:
-        """A call was acknowledged; `durable` means that it cannot be undone by a power loss."""
+    def done(self, change: Change, *, durable: bool, parts: Iterable[Change] = ()) -> None:
+        """A call was acknowledged; `durable` means that it cannot be undone by a power loss.
+
+        Otherwise a power loss may leave only some `parts` of it, as a file that is made and still empty.
+        """
         self._late = []
+        self._since_durable += [part(self.current) for part in parts]
         self.current = change(self.current)
         self._since_durable = [self.current] if durable else [*self._since_durable, self.current]
         self._possible = [self.current]
