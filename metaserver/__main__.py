@@ -38,7 +38,7 @@ async def serve_metadata(config: ClusterConfig) -> None:
         stack.callback(directory.close)
         store = Store(directory.database, config.cluster, complete=directory.complete)
         stack.callback(store.close)
-        log = LogSync(directory.database, store.changed_rows)
+        log = LogSync(directory.database, store.changed_rows, store.log_mark)
         stack.callback(log.close)
         await log.sync()
         if directory.complete:

@@ -4,6 +4,7 @@
                     directory with it once had a whole database
     meta.sqlite     the database (metaserver.schema), with -wal and -shm beside it while in use
     meta.sqlite-sums        the checksums that its pages must have (metaserver.sums)
+    meta.sqlite-mark        how far its log is durable (metaserver.log_mark)
     meta.sqlite.copy        a copy of it that is being read (metaserver.copying)
     meta.sqlite.restored    a database that is to take the place of meta.sqlite: from when it has this name
                     on it will, if need be when the directory is claimed next (metaserver.restore)
@@ -21,7 +22,7 @@ import json
 import os
 from pathlib import Path
 
-from metaserver.sums import SUFFIX
+from metaserver import log_mark, sums
 from wire.config import FORMAT_VERSION, ConfigError
 
 KIND = "metaserver"
@@ -116,7 +117,7 @@ class Directory:
         """Move the old database aside, its log first: SQLite must never see it beside the new database."""
         aside = self.path / f"{ASIDE_NAME}{max(self._aside_numbers(), default=0)}"
         aside.mkdir(exist_ok=True)
-        for suffix in ("-wal", "-shm", "-journal", SUFFIX, ""):
+        for suffix in ("-wal", "-shm", "-journal", sums.SUFFIX, log_mark.SUFFIX, ""):
             old = self.path / (DATABASE_NAME + suffix)
             if old.exists():
                 old.rename(aside / old.name)

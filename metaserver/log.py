@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from metaserver import pages
+from metaserver.log_mark import LogMark
 from metaserver.store import Store
 from wire.errors import InternalError
 from wire.shared_sync import SharedSync
@@ -36,13 +37,15 @@ class LogSync:
     and the database before it reuses the log: what is not in the synced log is in the synced database.
     """
 
-    def __init__(self, database: Path, changed_rows: Callable[[], int]) -> None:
+    def __init__(self, database: Path, changed_rows: Callable[[], int], mark: LogMark) -> None:
         """Open the log of an open database, in which something was read or written already.
 
         Args:
             database: its file.
             changed_rows: how many rows were changed since the start; called on the event loop.
+            mark: where to note how far the log is durable.
         """
+        self._mark = mark
         self._descriptor = os.open(f"{database}-wal", os.O_RDONLY)
         self._thread = ThreadPoolExecutor(1, "log-sync")
         self._changed_rows = changed_rows
@@ -62,7 +65,9 @@ class LogSync:
     def _sync(self) -> None:
         if self._failure is None:
             try:
+                committed = self._mark.look()
                 os.fdatasync(self._descriptor)
+                self._mark.keep(committed)
             except OSError as error:
                 logger.error("the log could not be made durable: %s", error)
                 self._failure = error

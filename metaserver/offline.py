@@ -13,6 +13,7 @@ from pathlib import Path
 
 from metaserver import pages
 from metaserver.directory import Directory
+from metaserver.log_mark import refuse_damaged_log
 from metaserver.schema import APPLICATION_ID, FORMAT_VERSION
 from wire.config import ConfigError
 from wire.messages import ROOT_INODE, BlockRecord
@@ -35,16 +36,25 @@ def opened(directory: Path, cluster: str) -> Iterator[sqlite3.Connection]:
     with ExitStack() as stack:
         stack.callback(Directory(directory, cluster).close)
         pages.refuse_unstamped(database)
+        with told_in_one_line(database):
+            refuse_damaged_log(database)
         connection = stack.enter_context(closing(pages.connect(database, isolation_level=None)))
         refuse_foreign(connection, database)
         connection.execute("PRAGMA synchronous = FULL")
-        try:
+        with told_in_one_line(database):
             yield connection
-        except sqlite3.DatabaseError as error:
-            if not pages.is_damage(error):
-                raise
-            where = ", ".join(map(str, pages.damaged_pages(database))) or str(error)
-            raise ConfigError(f"{database} is damaged (pages: {where}); {pages.ADVICE}") from None
+
+
+@contextmanager
+def told_in_one_line(database: Path) -> Iterator[None]:
+    """Raise ConfigError for damage that is met."""
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        if not pages.is_damage(error):
+            raise
+        where = ", ".join(map(str, pages.damaged_pages(database))) or str(error)
+        raise ConfigError(f"{database} is damaged (pages: {where}); {pages.ADVICE}") from None
 
 
 def refuse_foreign(connection: sqlite3.Connection, database: Path) -> None:

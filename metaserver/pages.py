@@ -236,10 +236,11 @@ def _hooked(path: bytes, usual: _Methods) -> _Methods:
 
 
 def _closer(path: bytes, usual: Callable[..., int]) -> Callable[..., int]:
-    """Return the operation that closes."""
+    """Return the operation that closes, which may be called while the interpreter ends."""
+    open_files = _open_files
 
     def close(file: int) -> int:
-        _open_files[path] -= 1
+        open_files[path] -= 1
         return usual(file)
 
     return close

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from metaserver import answers, fence, pages, sums
+from metaserver.log_mark import LogMark, refuse_damaged_log
 from metaserver.schema import ADDED_SCHEMA, APPLICATION_ID, FORMAT_VERSION, SCHEMA
 from wire.config import ConfigError
 from wire.errors import (
@@ -83,8 +84,11 @@ class Store:
         self.when_full: Callable[[], None] = lambda: None
         """Called when the disk is full, before a transaction is tried once more."""
         self.now_ns = now_ns
+        self.log_mark = LogMark(path)
         try:
-            self._connection = self._open(path, complete)
+            self._prepare(path, complete)
+            refuse_damaged_log(path)
+            self._connection = pages.connect(path, isolation_level=None, cached_statements=256, timeout=1.0)
             self.execute = self._connection.execute
             self.executemany = self._connection.executemany
             try:
@@ -101,7 +105,7 @@ class Store:
                 (self._next_inode,) = self._fetch("SELECT next FROM counters WHERE name = 'inode'")
                 self._reserve_inodes(self._next_inode)
             except BaseException:
-                self._connection.close()
+                self.close()
                 raise
         except sqlite3.Error as error:
             raise ConfigError(
@@ -109,7 +113,7 @@ class Store:
             ) from None
 
     @staticmethod
-    def _open(path: Path, complete: bool) -> sqlite3.Connection:
+    def _prepare(path: Path, complete: bool) -> None:
         try:
             if not complete and not (path.exists() and path.stat().st_size):
                 pages.create(path)
@@ -117,7 +121,6 @@ class Store:
             sums.begin(path)
         except OSError as error:
             raise ConfigError(f"{path}: cannot be used: {error.strerror}") from None
-        return pages.connect(path, isolation_level=None, cached_statements=256, timeout=1.0)
 
     def _configure(self) -> None:
         for pragma in (
@@ -317,6 +320,7 @@ class Store:
     def close(self) -> None:
         """Close the connection; the last one moves the log into the database."""
         self._connection.close()
+        self.log_mark.close()
 
 
 def _told(error: sqlite3.Error | OverflowError, path: Path) -> QuorumfsError:

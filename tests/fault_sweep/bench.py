@@ -19,8 +19,8 @@ from wire.config import ConfigError
 from wire.errors import QuorumfsError
 from wire.methods import BookkeepingMethods, DataMethods
 
-HUNG_SECONDS = 2 * (DEADLINES.metadata_seconds + DEADLINES.write_seconds) + 4.0
-"""Longer than the deadlines of the calls that an operation is made of."""
+HUNG_SECONDS = (2 + 2 * len(CONTENT)) * DEADLINES.metadata_seconds + 4.0
+"""Longer than the deadlines of an operation's calls: two for each file, and those of two sessions."""
 HEALED_SECONDS = 40.0
 REFILL_SECONDS = 15.0
 LOOK_SECONDS = 0.05

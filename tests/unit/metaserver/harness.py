@@ -42,7 +42,7 @@ class Harness:
     def start(self) -> None:
         """Begin on the database as it is."""
         self.store = Store(self.path, "test", now_ns=self._tick)
-        self.log = LogSync(self.path, self.store.changed_rows)
+        self.log = LogSync(self.path, self.store.changed_rows, self.store.log_mark)
         self.sessions = Sessions(self.store, LEASE_SECONDS, clock=lambda: self.seconds)
         self.service = MetaService(self.store, self.sessions, self.log, "test")
 

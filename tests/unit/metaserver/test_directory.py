@@ -165,7 +165,7 @@ def test_the_log_starts_over_after_a_checkpoint(meta: Harness, monkeypatch: pyte
 def test_the_log_is_opened_beside_a_database_that_was_only_read(tmp_path: Path) -> None:
     for _ in range(2):
         store = Store(tmp_path / "meta.sqlite", "test")
-        log = LogSync(tmp_path / "meta.sqlite", store.changed_rows)
+        log = LogSync(tmp_path / "meta.sqlite", store.changed_rows, store.log_mark)
         asyncio.run(log.sync())
         log.close()
         store.close()

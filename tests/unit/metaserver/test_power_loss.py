@@ -14,10 +14,15 @@ from pathlib import Path
 
 import pytest
 
+from metaserver.log_mark import mark_file
+from metaserver.store import Store
+from metaserver.sums import sums_file
 from tests.unit.metaserver.harness import Harness
+from wire.config import ConfigError
 from wire.messages import Extent
 
 SECTOR_BYTES = 512
+LOG_HEADER_BYTES, FRAME_BYTES = 32, 24 + 4096
 ROUNDS = 25
 
 Disk = Callable[[random.Random, bytes, bytes, int], bytes]
@@ -82,12 +87,15 @@ def test_all_that_was_synced_is_there_and_the_rest_is_whole_or_absent(tmp_path: 
         meta.wait(meta.log.sync())
         durable = len(done)
         synced = log.read_bytes()
+        mark = mark_file(meta.path).read_bytes()
         for _ in range(chance.randrange(1, 5)):
             done.append(b"file %d" % len(done))
             change(meta, done[-1])
         crashed = tmp_path / f"crashed-{number}"
         crashed.mkdir()
         shutil.copy(meta.path, crashed)
+        if chance.random() < 0.8:
+            mark_file(crashed / meta.path.name).write_bytes(mark)
         (crashed / log.name).write_bytes(after_power_loss(chance, synced, log.read_bytes(), disk))
         again = Harness(crashed)
         whole = [is_whole(again, name) for name in done]
@@ -100,4 +108,43 @@ def test_all_that_was_synced_is_there_and_the_rest_is_whole_or_absent(tmp_path: 
         if chance.random() < 0.3:  # the log starts over: older frames lie behind the new ones
             meta.store.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
     assert lost, "no write was ever dropped: the test tests nothing"
+    meta.close()
+
+
+def test_a_log_that_lost_what_was_durable_is_refused(tmp_path: Path) -> None:
+    """SQLite would take the damaged frame for the end that a crash left, and forget all commits behind it."""
+    (tmp_path / "live").mkdir()
+    meta = Harness(tmp_path / "live")
+    log = meta.path.with_name("meta.sqlite-wal")
+    for number in range(10):
+        change(meta, b"file %d" % number)
+    meta.wait(meta.log.sync())
+    durable = log.stat().st_size
+    for number in range(10, 20):
+        change(meta, b"file %d" % number)
+    whole = log.read_bytes()
+    frames = range(LOG_HEADER_BYTES, len(whole) - FRAME_BYTES + 1, 9 * FRAME_BYTES)
+    started = refused = 0
+    for start in frames:
+        crashed = tmp_path / f"crashed-{start}"
+        crashed.mkdir()
+        for file in (meta.path, mark_file(meta.path), sums_file(meta.path)):
+            shutil.copy(file, crashed)
+        (crashed / log.name).write_bytes(whole[: start + 100] + b"\xff" + whole[start + 101 :])
+        try:
+            again = Harness(crashed)
+        except ConfigError as error:
+            assert "of its last pages" in str(error)
+            assert "quorumfs restore" in str(error)
+            refused += 1
+            assert start < durable
+            with pytest.raises(ConfigError, match="of its last pages"):
+                Store(crashed / meta.path.name, "test", complete=True)
+            continue
+        assert start >= durable
+        assert all(is_whole(again, b"file %d" % number) for number in range(10))
+        started += 1
+        again.close()
+        shutil.rmtree(crashed)
+    assert started > 2 < refused
     meta.close()
