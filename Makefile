@@ -76,7 +76,7 @@ sim-mutants: .venv/test.stamp
 programs: .venv/programs.stamp
 	@$(BIN)/python -m pytest tests/programs -m 'long or not long'
 
-# One fault at a time, on disk and on the way; makes the tables of docs/reliability.md. PART=files, messages or disks: only that.
+# One fault at a time, on disk and on the way; makes the tables of docs/reliability.md. PART=files, messages, disks or metadata: only that.
 fault-sweep: .venv/test.stamp
 	@$(BIN)/python -m tests.fault_sweep $(if $(PART),--part $(PART)) --update docs/reliability.md
 
