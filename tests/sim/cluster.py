@@ -87,7 +87,9 @@ class World:
         """Clients that are cut off for longer than their lease, and until when."""
         self.sync_probability = self.rng.choice([0.05, 0.4, 1.0])
         """How often a client makes what it writes durable; always, where all may lose power at once."""
-        self.with_shared = self.rng.random() < 0.6
+        self.about_locks = self.rng.random() < 0.08
+        """Some lives are about locks that are lost: clients want little else, and are cut off with one."""
+        self.with_shared = self.about_locks or self.rng.random() < 0.6
         """Whether clients also change files together; their syncs hide what was not made durable."""
         self.lost_answers, self.requests_twice = self.rng.choice([(0.0, 0.0), (0.05, 0.3), (0.25, 0.6)])
         """How often a change is carried out and its answer lost, or arrives once more, later."""

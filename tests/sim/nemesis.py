@@ -56,6 +56,8 @@ class Nemesis:
         ]
         self.kinds = [kind for kind in kinds if self.rng.random() < 0.7] or kinds
         """A run has some of the kinds only: rare mixtures are met as well."""
+        if world.about_locks:
+            self.kinds, self.mean_seconds = [self._exile], 3.0
 
     def pause_seconds(self) -> float:
         """Draw how long it is to the next step."""

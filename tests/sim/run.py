@@ -127,13 +127,14 @@ def _run(seed: int, directory: Path, wanted: frozenset[int] | None, tell: bool) 
     world = World(seed, directory, quorum)
     _worlds.append(world)
     shared = Shared(world)
+    clients = draw.randint(2 if world.about_locks else 1, 3)
     if tell:
         shared.recorded.record_messages()
-    actors = [Actor(world, number, shared) for number in range(1, draw.randint(1, 3) + 1)]
+    actors = [Actor(world, number, shared) for number in range(1, clients + 1)]
     if len(actors) == 1:
         actors[0].visits = Visits(world)
     nemesis = Nemesis(world, actors, wanted)
-    seconds = draw.choice([10.0, 30.0, 60.0])
+    seconds = draw.choice([60.0] if world.about_locks else [10.0, 30.0, 60.0])
     settings = (
         f"N={quorum.servers} Qr={quorum.read} Qw={quorum.write}, {len(world.mediators)} mediators, "
         f"{len(actors)} clients, "
