@@ -178,7 +178,7 @@ class Mount:
                 raise
             entry = EntryParameters(entry_timeout=seconds)
             self._library.reply_entry(request, byref(entry))
-            self._check_kept(seconds, parent, name, 0)
+            self._check_kept(seconds, (parent, name, 0))
         else:
             self._entry(request, attributes, parent, name)
 
@@ -229,19 +229,23 @@ class Mount:
         entry.attr_timeout = self._keeping.seconds(attributes)
         seconds = max(entry.entry_timeout, entry.attr_timeout)
         self._library.reply_entry(request, byref(entry))
-        self._check_kept(seconds, parent, name, attributes.ino)
+        self._check_kept(seconds, (parent, name, attributes.ino))
 
-    def _check_kept(self, seconds: float, parent: int, name: bytes, ino: int) -> None:
-        """Have the kernel forget what it was just told to keep, if this process was stopped meanwhile."""
+    def _check_kept(self, seconds: float, *told: tuple[int, bytes, int]) -> None:
+        """Have the kernel forget what it was just told to keep, if this process was stopped meanwhile.
+
+        Told are directories (0: none), names in them, and inodes (0: none).
+        """
         if not seconds or self._keeping.covers(seconds):
             return
         library, session = self._library, self._session
 
         def drop() -> None:
-            if parent:
-                library.drop_entry(session, parent, name, len(name))
-            if ino:
-                library.drop_pages(session, ino, -1, 0)
+            for parent, name, ino in told:
+                if parent:
+                    library.drop_entry(session, parent, name, len(name))
+                if ino:
+                    library.drop_pages(session, ino, -1, 0)
 
         # The kernel waits within these for requests that it has sent us: not in a thread that answers them.
         threading.Thread(target=drop, name="late", daemon=True).start()
@@ -283,7 +287,7 @@ class Mount:
     def _answer_attributes(self, request: int, status: Any, attributes: Attributes) -> None:
         seconds = self._keeping.seconds(attributes)
         self._library.reply_attributes(request, byref(status), seconds)
-        self._check_kept(seconds, 0, b"", attributes.ino)
+        self._check_kept(seconds, (0, b"", attributes.ino))
 
     def statfs(self, request: int, _ino: int) -> None:
         usage = self._fs.usage()
@@ -308,7 +312,7 @@ class Mount:
         entry.attr_timeout = self._keeping.new_seconds(attributes)
         if self._library.reply_create(request, byref(entry), file) != 0:
             self._files.release(self._handles.pop(info.fh))
-        self._check_kept(entry.attr_timeout, 0, b"", attributes.ino)
+        self._check_kept(entry.attr_timeout, (0, b"", attributes.ino))
 
     def open(self, request: int, ino: int, file: Any) -> None:
         info = file.contents
@@ -422,8 +426,8 @@ class Mount:
         packed = listing.pack_plus(ino, entries, offset, size, seconds, find)
         self._library.reply_bytes(request, packed, len(packed))
         if seconds and not self._keeping.covers(seconds):
-            for name, attributes in entries[max(0, offset - 2) :]:
-                self._check_kept(seconds, ino, name, attributes.ino)
+            later = entries[max(0, offset - 2) :]
+            self._check_kept(seconds, *((ino, name, attributes.ino) for name, attributes in later))
 
     def releasedir(self, request: int, _ino: int, file: Any) -> None:
         del self._directories[file.contents.fh]
