@@ -134,6 +134,8 @@ class FileLocks:
 
     def closing(self, handle: Handle, owner: int) -> None:
         """An owner closes one of its descriptors of a file: its record locks go, whichever it set them by."""
+        if not (self._users or self._held or self._doubtful):
+            return  # nobody has locks here
         inode = handle.inode
         everything = FileLock(inode.ino, False, owner, 0, LAST, False, 0)
         self._forget_users(inode, (False, owner))

@@ -354,7 +354,8 @@ class Mount:
         info = file.contents
         handle = self._handles[info.fh]
         try:
-            self._files.flush(handle, self._library.context(request).contents.pid)
+            if handle.writing:
+                self._files.flush(handle, self._library.context(request).contents.pid)
         finally:
             self._fs.locks.closing(handle, signed(info.lock_owner))
         self._library.reply_error(request, 0)

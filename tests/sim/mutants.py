@@ -7,6 +7,7 @@ mutant whose target has gone fails loudly, so that the list stays true.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,7 +15,9 @@ import dataserver.durable
 import dataserver.segment
 import dataserver.segments
 import dataserver.service
+import fusefs.ahead
 import fusefs.files
+import fusefs.handles
 import fusefs.locks
 import mediator.ballot
 import mediator.read_path
@@ -284,6 +287,28 @@ def second_session_does_not_wait_for_the_grant() -> None:
     _change(metaserver.grants.Grants, "_await_end", lambda _: at_once)
 
 
+def name_removed_before_the_server_knows_who_has_it_open() -> None:
+    def removing(self: Any) -> Any:
+        return contextlib.nullcontext()
+
+    _change(fusefs.handles.OpenInodes, "removing", lambda _: removing)
+
+
+def bytes_fetched_ahead_are_used_for_any_version() -> None:
+    def make(offer: Any) -> Any:
+        def offered(self: Any, opened: Any, ready: Any) -> bool:
+            if ready is not None:
+                record = fusefs.ahead.only_block(opened.map)
+                if record is not None:
+                    self._reader._keep(record.block, 0, memoryview(ready.part.data))
+                    return True
+            return bool(offer(self, opened, ready))
+
+        return offered
+
+    _change(fusefs.files.Files, "_offer", make)
+
+
 MUTANTS = [
     Mutant(function.__name__.replace("_", " "), function)
     for function in (
@@ -310,5 +335,7 @@ MUTANTS = [
         quarantined_copy_served,
         expired_session_keeps_its_open_files,
         second_session_does_not_wait_for_the_grant,
+        name_removed_before_the_server_knows_who_has_it_open,
+        bytes_fetched_ahead_are_used_for_any_version,
     )
 ]
