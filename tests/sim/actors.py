@@ -14,13 +14,14 @@ from typing import Any
 
 from tests.sim import model
 from tests.sim.cluster import Failure, World
+from tests.sim.neighbours import Neighbours
 from tests.sim.recorded import Deeds, Recorded
 from tests.sim.visits import Visits
 from tests.twins import LibraryPlace
 from wire.errors import AlreadyExists, GracePeriod, NotFound, QuorumfsError, WouldBlock
 from wire.messages import FileLock
 
-PATHS = ["a", "b", "c", "d/a", "d/b", "e", "f"]
+PATHS = ["a", "b", "c", "d/a", "d/b"]
 RECORD_BYTES = 32
 CALL_SECONDS_MAX = 60.0
 """No deed takes longer: each of its calls has a deadline of 8 s at most."""
@@ -45,6 +46,7 @@ class Actor:
         self.pending: list[model.Change] | None = None
         self._power_losses = 0
         self.visits: Visits | None = None
+        self.neighbours = Neighbours(world, self.home, self.rng)
         self.stop = False
         self.idle = False
         self.holding = False
@@ -108,9 +110,9 @@ class Actor:
             *own,
             self._unlink,
             self._read,
-            self._read_neighbours,
             self._rename_and_sync,
             self._use_without_name,
+            self.neighbours.go_through,
             *shared,
         ]
 
@@ -300,8 +302,6 @@ class Actor:
         path = self._existing()
         if path is None:
             return
-        if self.rng.random() < 0.5:
-            self._read_neighbours(place)  # it may be opened without a call then
         expected, certain = self.model.current[path], self.model.nothing_late
         losses = self.world.power_losses
         try:
@@ -336,8 +336,8 @@ class Actor:
         if path is not None and self.rng.random() < 0.5:
             self._do(f"unlink {path}", lambda: place.unlink(f"{self.home}/{path}"), [model.without(path)])
 
-    def _read(self, place: LibraryPlace, path: str = "") -> None:
-        path = path or self._path()
+    def _read(self, place: LibraryPlace) -> None:
+        path = self._path()
         expected = self.model.current.get(path)
         losses = self.world.power_losses
         try:
@@ -350,19 +350,6 @@ class Actor:
                 {} if seen is None else {path: seen}, {} if expected is None else {path: expected}
             )
             self.world.problem(f"{self.name} read {difference}")
-
-    def _read_neighbours(self, place: LibraryPlace) -> None:
-        """Read some of its files one after the other in the order in which they are listed."""
-        self._list(place)
-        for path in sorted(path for path in PATHS if "/" not in path)[: self.rng.randrange(3, 6)]:
-            self._read(place, path)
-
-    def _list(self, place: LibraryPlace) -> None:
-        try:
-            directory = place.filesystem.resolve(self.home.encode())
-            place.filesystem.read_directory(place.filesystem.open_directory(directory.ino), restart=False)
-        except QuorumfsError as error:
-            self.world.note("failed", f"{self.name} list: {type(error).__name__}: {error}")
 
     def _content_of(self, place: LibraryPlace, path: str) -> bytes | None:
         try:

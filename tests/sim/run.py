@@ -133,6 +133,7 @@ def _run(seed: int, directory: Path, wanted: frozenset[int] | None, tell: bool) 
     actors = [Actor(world, number, shared) for number in range(1, clients + 1)]
     if len(actors) == 1:
         actors[0].visits = Visits(world)
+        actors[0].neighbours.is_alone = True
     nemesis = Nemesis(world, actors, wanted)
     seconds = draw.choice([60.0] if world.about_locks else [10.0, 30.0, 60.0])
     settings = (

@@ -1,0 +1,105 @@
+"""A client that goes through small files in the order of their listing, and removes one that it has open.
+
+Most of them are fetched ahead, and a client that is alone opens them without a call: it reads what it last
+wrote all the same, and what it has open lives until its last close, also over restarts of the metadata
+server. One greenlet at a time.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from typing import Any
+
+from fusefs.filesystem import DROP_CACHES
+from tests.twins import LibraryPlace
+from wire.errors import QuorumfsError, StaleFile
+from wire.messages import ROOT_INODE
+
+FILES = 10
+MOST_LOOKS = 7
+"""A second apart: a client that is alone is told so after three."""
+
+
+class Neighbours:
+    """One client's directories of neighbours; it begins a new one whenever it cannot know what is in one."""
+
+    def __init__(self, world: Any, home: str, rng: random.Random) -> None:
+        self.world, self.home, self.rng = world, home, rng
+        self._turn = 0
+        self.is_alone = False
+        """Whether there is no other client."""
+        self._contents: dict[str, bytes] = {}
+        self._known_for: tuple[Any, int] | None = None
+
+    def go_through(self, place: LibraryPlace) -> None:
+        """Change a file, list the directory, read some in order, and use the next one without a name."""
+        known_for = place.filesystem, self.world.power_losses
+        session = place.filesystem._namespace._session
+        number = session.number
+        try:
+            if self._known_for != known_for or len(self._contents) < FILES // 2:
+                self._begin(place)
+            self._write(place, self.rng.choice(sorted(self._contents)))
+            self._await_grant(place)
+            self._go(place)
+            self._known_for = known_for
+        except (QuorumfsError, OSError) as error:
+            self.world.note("failed", f"{self.home} neighbours: {type(error).__name__}: {error}")
+            self._known_for = None
+            same = session.number == number and self.world.power_losses == known_for[1]
+            if isinstance(error, StaleFile) and same:
+                self.world.problem(f"{self.home}: a file that is open is gone: {error}")
+
+    def _await_grant(self, place: LibraryPlace) -> None:
+        """Wait for a while, if it is the only client, until it is told so."""
+        looks = self.rng.randrange(MOST_LOOKS) if self.is_alone else 0
+        while looks and not place.filesystem._grant.era():
+            looks -= 1
+            self.world.scheduler.sleep(1.0)
+
+    def _begin(self, place: LibraryPlace) -> None:
+        self._turn += 1
+        self._contents.clear()
+        place.mkdir(self._directory)
+        for number in range(FILES):
+            self._write(place, f"{self._directory}/{number}")
+
+    @property
+    def _directory(self) -> str:
+        return f"{self.home}/n{self._turn}"
+
+    def _write(self, place: LibraryPlace, path: str) -> None:
+        content = b"<%d>" % self.rng.randrange(1 << 30) * self.rng.randrange(1, 1000)
+        place.open(7, path, os.O_CREAT | os.O_TRUNC | os.O_RDWR)
+        try:
+            place.pwrite(7, 0, content)
+        finally:
+            place.close(7)
+        self._contents[path] = content
+
+    def _go(self, place: LibraryPlace) -> None:
+        filesystem = place.filesystem
+        ino = filesystem.resolve(self._directory.encode()).ino
+        filesystem.read_directory(filesystem.open_directory(ino), restart=False)
+        paths = sorted(self._contents)
+        last = paths[self.rng.randrange(3, len(paths))]
+        for path in paths[: paths.index(last)]:
+            self._read(place, path)
+        self._read(place, last, removes=True)
+
+    def _read(self, place: LibraryPlace, path: str, removes: bool = False) -> None:
+        losses = self.world.power_losses
+        place.open(7, path, os.O_RDONLY)
+        try:
+            expected = self._contents[path]
+            if removes:
+                del self._contents[path]
+                place.unlink(path)
+                place.filesystem.set_xattr(ROOT_INODE, DROP_CACHES, b"", 0)
+                self.world.scheduler.sleep(self.rng.random() * self.rng.choice([0.0, 1.0, 10.0]))
+            seen = place.pread(7, 0, 1 << 20)
+        finally:
+            place.close(7)
+        if seen != expected and losses == self.world.power_losses:
+            self.world.problem(f"{path}: read {seen[:20]!r}, not {expected[:20]!r}")
