@@ -104,7 +104,7 @@ class Actor:
     def _deeds(self) -> list[Callable[[LibraryPlace], None]]:
         own = [self._replace, self._replace, self._patch, self._append, self._cut, self._read, self._rename]
         shared = [self._add_record, self._count_up, *[self._use_shared] * 3] if self.world.with_shared else []
-        visits = [self._be_visited] if self.visits is not None else []
+        visits = [self._be_visited] * 3 if self.visits is not None else []
         return [
             *visits,
             *own,
