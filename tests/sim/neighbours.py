@@ -84,8 +84,10 @@ class Neighbours:
         filesystem.read_directory(filesystem.open_directory(ino), restart=False)
         paths = sorted(self._contents)
         last = paths[self.rng.randrange(3, len(paths))]
-        for path in paths[: paths.index(last)]:
+        for index, path in enumerate(paths[: paths.index(last)], 1):
             self._read(place, path)
+            if self.rng.random() < 0.3:  # it may have been fetched ahead
+                self._write(place, self.rng.choice(paths[index:]))
         self._read(place, last, removes=True)
 
     def _read(self, place: LibraryPlace, path: str, removes: bool = False) -> None:
