@@ -6,6 +6,7 @@ It judges nothing. Each client is a process of its own with a file of its own; t
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import multiprocessing
 import os
@@ -13,7 +14,7 @@ import random
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -74,14 +75,17 @@ def _record(parsed: argparse.Namespace, name: str, local: Path) -> int:
     return int(any(client.exitcode for client in clients))
 
 
-def work(place: Path, client: str, file: Path, seconds: float, mount: str) -> None:
-    """Call for so many seconds what random says, one line to `file` per event."""
+def work(
+    place: Path, client: str, file: Path, seconds: float, mount: str, left_out: Collection[str] = ()
+) -> None:
+    """Call for so many seconds what random says, but nothing `left_out`; one line to `file` per event."""
+    operations = [operation for operation in _DEEDS if operation not in left_out]
     end_ns = time.monotonic_ns() + int(seconds * 1e9)
     with file.open("w") as output:
         number = 0
         while (now_ns := time.monotonic_ns()) < end_ns:
             number += 1
-            operation = random.choice(list(_DEEDS))
+            operation = random.choice(operations)
             kinds, act = _DEEDS[operation]
             kind = random.choice(kinds.split())
             key = f"{kind}-{now_ns // PERIOD_NS}-{random.randrange(3)}"
@@ -126,6 +130,7 @@ def _read(path: Path, _: str) -> str | None:
     try:
         return path.read_text(errors="replace") or None
     except FileNotFoundError:
+        _require_mount(path.parent)
         return None
 
 
@@ -134,6 +139,7 @@ def _list(path: Path, _: str) -> str:
     try:
         file = os.open(path, os.O_RDONLY)
     except FileNotFoundError:
+        _require_mount(path.parent)
         return ""
     try:
         return os.read(file, LIST_BYTES_MAX).decode(errors="replace")
@@ -167,7 +173,11 @@ def _place(path: Path, value: str) -> None:
 
 def _rename(path: Path, value: str) -> None:
     old, new = value.split(" ")
-    (path / old).rename(path / new)
+    try:
+        (path / old).rename(path / new)
+    except FileNotFoundError:
+        _require_mount(path.parent)
+        raise
 
 
 def _look(path: Path, _: str) -> str:
@@ -175,6 +185,7 @@ def _look(path: Path, _: str) -> str:
     try:
         return f"{name} {(path / name).read_text(errors='replace')}"
     except FileNotFoundError:
+        _require_mount(path.parent)
         return name
 
 
@@ -182,7 +193,14 @@ def _names(path: Path, _: str) -> str:
     try:
         return " ".join(sorted(found.name for found in path.iterdir()))
     except FileNotFoundError:
+        _require_mount(path.parent)
         return ""
+
+
+def _require_mount(place: Path) -> None:
+    """Raise OSError if not even the directory of the clients is there: it is a mount that is gone."""
+    if not place.is_dir():
+        raise OSError(errno.ENOTCONN, f"not mounted: {place}")
 
 
 _DEEDS: dict[str, tuple[str, Callable[[Path, str], str | None]]] = {

@@ -28,6 +28,9 @@ def main() -> int:
     )
     parser.add_argument("--kinds", default="", metavar="A,B", help="these faults only, as: kill,cut off")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the summary there as well")
+    parser.add_argument(
+        "--history", type=Path, metavar="FILE", help="have clients record what they see, and check it"
+    )
     parser.add_argument("--keep", action="store_true", help="keep the directory with logs and timeline")
     arguments = parser.parse_args()
     if os.geteuid() != 0 or not Path("/dev/fuse").exists():
@@ -35,7 +38,8 @@ def main() -> int:
         return 2
     base = Path(tempfile.mkdtemp(prefix="quorumfs-chaos-"))
     kinds = [kind for kind in arguments.kinds.split(",") if kind]
-    summary = Run(base, arguments.seed or take_seed(), arguments.minutes * 60, kinds).run()
+    seed, seconds = arguments.seed or take_seed(), arguments.minutes * 60
+    summary = Run(base, seed, seconds, kinds, arguments.history).run()
     if arguments.json:
         arguments.json.write_text(json.dumps(summary, indent=1) + "\n")
     print(render(summary))

@@ -16,6 +16,7 @@ from tests.chaos import verify
 from tests.chaos.calls import add_up
 from tests.chaos.cluster import NAMES, ChaosCluster
 from tests.chaos.counter import twice
+from tests.chaos.history import HistoryClients
 from tests.chaos.load import PLACE
 from tests.chaos.nemesis import Nemesis
 from tests.chaos.network import Network
@@ -60,7 +61,10 @@ class LoadProcess:
 class Run:
     """One run in the directory `base`; `run` returns its summary."""
 
-    def __init__(self, base: Path, seed: int, seconds: float, kinds: list[str]) -> None:
+    def __init__(
+        self, base: Path, seed: int, seconds: float, kinds: list[str], history: Path | None = None
+    ) -> None:
+        self._history = history
         self._base, self._seed, self._seconds, self._kinds = base, seed, seconds, kinds
         self._timeline = Timeline(base / "timeline.jsonl")
         self._found: list[str] = []
@@ -88,6 +92,7 @@ class Run:
                 stack.callback(load.kill)
             for load in loads:
                 load.answer()
+            clients = self._history and HistoryClients(self._base, mountpoints, self._seconds, stack)
             nemesis = Nemesis(cluster, mountpoints, self._seed, self._timeline, self._kinds)
             bar.describe(f"breaking things, seed {self._seed}")
             self._phase("faults")
@@ -95,6 +100,8 @@ class Run:
             self._phase("waiting until whole")
             bar.describe("waiting until whole")
             figures = self._end(nemesis, cluster, loads)
+            if clients and self._history:
+                figures["wrong"] += clients.end(self._history)
             bar.advance(END_SECONDS, 1)
             self._phase("stopping")
             cluster.close()
