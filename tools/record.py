@@ -24,6 +24,7 @@ from wire.config import ConfigError
 
 NAMES = ("a", "b", "c")
 """What a file that is renamed again and again is called."""
+AFTER_FAILURE_SECONDS = 0.1
 LIST_BYTES_MAX = 1 << 20
 PERIOD_NS = 1_000_000_000
 """How long a key is in use: this bounds how long files grow, and how far the check searches."""
@@ -103,6 +104,8 @@ def work(
                 refused = isinstance(error, _REFUSALS.get(operation, ()))
                 outcome = "fail" if refused else "unknown"
                 _say(output, client, {"event": "return", "outcome": outcome})
+                if not refused:
+                    time.sleep(AFTER_FAILURE_SECONDS)
 
 
 def _say(output: Any, client: str, event: dict[str, Any]) -> None:
