@@ -101,7 +101,7 @@ class ReadPath:
 
     def _let_the_others_vote(self, ballot: Ballot) -> None:
         size = part_bytes(ballot.witness.length, *ballot.pieces)
-        for number in ballot.unasked:
+        for number in sorted(ballot.unasked):  # a copy: where too many votes wait, it is asked for right now
             self._later.add(number, size, partial(ballot.ask, number))
 
     async def read_small(self, file: FileMap) -> BlockPart | None:

@@ -26,10 +26,13 @@ def _find_library() -> str:
 
 
 # mfusepy would take libfuse 2 where both are installed.
-os.environ.setdefault("FUSE_LIBRARY_PATH", _find_library())
+_GIVEN = os.environ.get("FUSE_LIBRARY_PATH")
+os.environ["FUSE_LIBRARY_PATH"] = _GIVEN or _find_library()
 
 import mfusepy  # noqa: E402
 
+if _GIVEN is None:  # what this process starts chooses for itself
+    del os.environ["FUSE_LIBRARY_PATH"]
 if mfusepy.fuse_version_major != 3:
     raise ImportError(f"mfusepy was told by FUSE_LIBRARY_PATH to use libfuse {mfusepy.fuse_version_major}")
 

@@ -34,6 +34,7 @@ from wire.messages import (
     MappedExtent,
     Opened,
     RecentBlocks,
+    Renewal,
     SmallReplicas,
 )
 from wire.quorum import Quorum
@@ -292,8 +293,8 @@ class FakeMetaserver(Fake):
         blocks = {"blocks": len(sizes), "block_bytes": sum(sizes), "garbage_blocks": self.garbage_blocks}
         return {"inodes": 3, "free_inodes": 7, **blocks}
 
-    def renew(self, session: int) -> int:
-        return self.epoch
+    def renew_alone(self, session: int) -> Renewal:
+        return Renewal(self.epoch, 0)
 
 
 class FakeClient:

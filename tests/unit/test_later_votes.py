@@ -142,6 +142,21 @@ def test_a_read_asks_as_many_as_it_needs_and_the_others_later() -> None:
     run(scenario())
 
 
+def test_a_read_asks_all_at_once_where_too_many_votes_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(later_votes, "MOST_VOTES", 0)
+
+    async def scenario() -> None:
+        async with world(read=2) as w:
+            record = w.commit(bytes(100_000))
+            for server in w.data.values():
+                server.calls.clear()
+            assert await w.read(record) == bytes(100_000)
+            await w.settle()
+            assert all(len(server.calls) == 1 for server in w.data.values())
+
+    run(scenario())
+
+
 def test_a_bad_replica_is_found_by_one_read_wherever_it_is() -> None:
     seed = take_seed()
     chance = random.Random(seed)
