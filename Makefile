@@ -9,7 +9,7 @@ PEERS ?=
 PARTS := setup.cfg pyproject.toml tools/setup.sh
 
 .DEFAULT_GOAL := help
-.PHONY: help up down status test soak fault-sweep chaos sim sim-mutants programs posix demo transcript story-xml evaluate bench bench-micro bench-curves lint format types imports clean distclean
+.PHONY: help up down status test test-long soak fault-sweep chaos sim sim-mutants programs posix demo transcript story-xml evaluate bench bench-micro bench-curves lint format types imports clean distclean
 
 help:
 	@echo 'make up     start a local cluster and mount it on ./$(MOUNTPOINT)'
@@ -17,7 +17,7 @@ help:
 	@echo 'make test   run all tests'
 	@echo 'make demo   play the story of the README on a throwaway cluster'
 	@echo 'make sim    simulate SEEDS=1000 lives of a whole cluster with faults'
-	@echo 'others:     status soak fault-sweep chaos sim-mutants evaluate bench bench-micro bench-curves programs posix transcript story-xml lint format types clean distclean'
+	@echo 'others:     status test-long soak fault-sweep chaos sim-mutants evaluate bench bench-micro bench-curves programs posix transcript story-xml lint format types clean distclean'
 
 up: .venv/run.stamp
 	@$(BIN)/quorumfs up $(if $(filter command line environment,$(origin MOUNTPOINT)),$(MOUNTPOINT))
@@ -57,6 +57,10 @@ bench-curves: .venv/run.stamp
 
 test: .venv/test.stamp
 	@$(BIN)/python -m pytest $(TESTS)
+
+# The tests that `make test` leaves out for their time; `make programs` has those of programs.
+test-long: .venv/test.stamp
+	@$(BIN)/python -m pytest -m long tests --ignore tests/programs
 
 # Long random sequences of calls against a local directory; QUORUMFS_SEED plays one again, QUORUMFS_SOAK sets how many.
 soak: .venv/test.stamp

@@ -115,6 +115,7 @@ def test_the_data_servers_alone_bring_the_files_back(copied: LocalCluster) -> No
         assert held(client, newer[0]) == 2
 
 
+@pytest.mark.long
 @pytest.mark.damages("a file is overwritten after the copy")
 def test_running_data_servers_serve_as_well_and_what_is_lost_is_named(copied: LocalCluster) -> None:
     with connected(copied) as client:

@@ -86,6 +86,7 @@ def draw_curves(tmp_path: Path, *words: str) -> list[dict[str, Any]]:
     return points
 
 
+@pytest.mark.long
 def test_curves_are_drawn(tmp_path: Path, fuse_device: None) -> None:
     points = draw_curves(tmp_path, "--only", "sizes,damage,files")
     assert {point["x"] for point in points if point["curve"] == "sizes"} == {1024, 4096, 16384, 65536}

@@ -36,7 +36,7 @@ def run(*words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("rpc", ["msgpack", "xml"])
+@pytest.mark.parametrize("rpc", ["msgpack", pytest.param("xml", marks=pytest.mark.long)])
 def test_a_small_evaluation_is_as_the_model_says(tmp_path: Path, rpc: str) -> None:
     records_file, page, kept = tmp_path / "records.json", tmp_path / "page.html", tmp_path / "kept"
     files = ("--json", str(records_file), "--html", str(page), "--keep", str(kept))

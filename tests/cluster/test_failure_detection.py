@@ -32,6 +32,8 @@ BATCH = 40
 """So many reads show who sends bytes: more than it takes to try a slow server once."""
 
 SUSPECTED = ("hung", "very slow", "deaf", "mute", "half-open", "refused", "reset", "garbage")
+LATER = ("very slow", "deaf")
+"""Told in `make test-long` only."""
 
 
 def timed(call: Callable[..., Any], *arguments: Any) -> tuple[Any, float]:
@@ -49,7 +51,13 @@ def succeeds(call: Callable[..., Any], *arguments: Any) -> bool:
     return not isinstance(timed(call, *arguments)[0], QuorumfsError)
 
 
-@pytest.mark.parametrize("fault", [*SUSPECTED, "slow"])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        pytest.param(fault, marks=[pytest.mark.long] if fault in LATER else [])
+        for fault in [*SUSPECTED, "slow"]
+    ],
+)
 def test_one_server_fails_and_returns(make_cluster: ClusterFactory, fault: Any) -> None:
     made = make_cluster()
     with Relay(made.address("data-1")) as relay:

@@ -15,6 +15,7 @@ from tools.mounts import mounts
 ROOT = Path(__file__).parent.parent.parent
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("fuse_device")
 def test_the_demo_keeps_every_promise_and_leaves_nothing_behind(tmp_path: Path) -> None:
     readme = tmp_path / "README.md"

@@ -75,7 +75,13 @@ def names(place: Path) -> list[str]:
     return [entry.name for entry in place.iterdir()]
 
 
-@pytest.mark.parametrize("order", ORDERS.values(), ids=list(ORDERS))
+@pytest.mark.parametrize(
+    "order",
+    [
+        pytest.param(order, id=name, marks=[pytest.mark.long] if number else [])
+        for number, (name, order) in enumerate(ORDERS.items())
+    ],
+)
 def test_open_files_go_on_when_everything_was_killed_and_restarted(
     make_cluster: ClusterFactory, mountpoint: Path, order: Sequence[str]
 ) -> None:

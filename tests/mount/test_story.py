@@ -32,7 +32,7 @@ ONE_IN = 40
 XML_LATER = pytest.mark.parametrize(
     "story", ["msgpack", pytest.param("xml", marks=pytest.mark.long)], indirect=True
 )
-"""What the encoding matters little for is told by XML in `make story-xml` only."""
+"""What the encoding matters little for is told by XML in `make story-xml` and `make test-long` only."""
 
 
 @pytest.fixture(params=["msgpack", "xml"])
