@@ -143,7 +143,7 @@ class Files:
             WriteRefused: fewer than Qw data servers are up.
             QuorumfsError: what was written since the last commit was dropped; the old content stands.
         """
-        if not handle.writing and handle.inode.birth is None:
+        if not handle.may_commit:
             return
         if handle.inode.is_changed() and not _is_from_nothing(handle.inode):
             self._permission.require_writable()
@@ -193,7 +193,8 @@ class Files:
             if last_writer:
                 inode.note_part(None)
         try:
-            if last_writer and inode.is_changed():
+            is_untried = inode.birth is not None and inode.last_error is None
+            if is_untried or (last_writer and inode.is_changed()):
                 self._writeback.commit(inode, durable=False)
         except QuorumfsError as error:
             log.warning("inode %d: what was written after the last close was dropped: %s", inode.ino, error)

@@ -67,6 +67,11 @@ class Handle:
         self.window = 0
         """How many blocks are read ahead."""
 
+    @property
+    def may_commit(self) -> bool:
+        """Whether a close may have something to commit: bytes, or the file itself, though it is only read."""
+        return self.writing or self.inode.birth is not None
+
 
 class DirectoryHandle:
     """An open directory: its entries as they were when reading began."""

@@ -354,7 +354,7 @@ class Mount:
         info = file.contents
         handle = self._handles[info.fh]
         try:
-            if handle.writing:
+            if handle.may_commit:
                 self._files.flush(handle, self._library.context(request).contents.pid)
         finally:
             self._fs.locks.closing(handle, signed(info.lock_owner))
