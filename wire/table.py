@@ -8,6 +8,7 @@ tuples are rebuilt from lists. Pure; safe in any thread once compiled.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import types
 import typing
@@ -100,21 +101,28 @@ def method_of(function: Callable[..., Any]) -> Method:
     return method
 
 
+@functools.cache
 def methods_of(table: type) -> dict[str, Method]:
-    """Return all methods of a table class, by name."""
+    """Return all methods of a table class, by name; always the same dict, which nobody changes."""
     functions = inspect.getmembers(table, inspect.isfunction)
     return {name: method_of(function) for name, function in functions if not name.startswith("_")}
 
 
 def check_implementation(method: Method, function: Callable[..., Any]) -> None:
     """Raise TypeError unless an implementation takes the parameters that the table declares."""
-    parameters = list(inspect.signature(function).parameters.values())
+    of_class = getattr(function, "__func__", None)
+    parameters = _parameters(function) if of_class is None else _parameters(of_class)[1:]
     names = tuple(parameter.name for parameter in parameters)
     if names != method.names:
         raise TypeError(f"{function!r} takes {names}, the table says {method.names}")
     defaults = tuple(p.default for p in parameters if p.default is not inspect.Parameter.empty)
     if defaults != method.defaults:
         raise TypeError(f"{function!r} has the defaults {defaults}, the table says {method.defaults}")
+
+
+@functools.cache
+def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
+    return list(inspect.signature(function).parameters.values())
 
 
 def _compile(function: Callable[..., Any]) -> Method:

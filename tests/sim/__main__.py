@@ -15,8 +15,12 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-HASH_SEED = "0"
-"""Sets of names are gone through in one order, in every process."""
+MEMORY_KEPT_BYTES = str(256 * 1024 * 1024)
+ENVIRONMENT = {
+    "PYTHONHASHSEED": "0",  # sets of names are gone through in one order, in every process
+    "MALLOC_MMAP_THRESHOLD_": MEMORY_KEPT_BYTES,  # to have memory anew from the kernel for each
+    "MALLOC_TRIM_THRESHOLD_": MEMORY_KEPT_BYTES,  # segment that is read takes a fifth of the time
+}
 
 
 def main() -> int:
@@ -30,8 +34,8 @@ def main() -> int:
     parser.add_argument("--shrink", type=int, metavar="SEED", help="find the fewest faults that fail")
     parser.add_argument("--mutants", nargs="*", metavar="NAME", help="all of them if none is named")
     arguments = parser.parse_args()
-    if os.environ.get("PYTHONHASHSEED") != HASH_SEED:
-        os.environ["PYTHONHASHSEED"] = HASH_SEED
+    if not os.environ.items() >= ENVIRONMENT.items():
+        os.environ.update(ENVIRONMENT)
         os.execv(sys.executable, [sys.executable, "-m", "tests.sim", *sys.argv[1:]])
     seeds = range(arguments.first, arguments.first + arguments.seeds)
     if arguments.replay is not None:

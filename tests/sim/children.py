@@ -62,6 +62,7 @@ def _fork(seed: int, play: Callable[[int], Verdict]) -> tuple[int, int]:
         return reader, child
     try:
         os.close(reader)
+        gc.disable()  # a life is short, and keeps nearly all it makes
         faulthandler.dump_traceback_later(REAL_SECONDS_MAX, exit=True)
         told = play(seed).to_json()
         with os.fdopen(writer, "wb") as pipe:

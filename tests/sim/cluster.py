@@ -37,7 +37,7 @@ from tests.sim.disk import Disk
 from tests.sim.loop import PROCESS, Process, SimLoop
 from tests.sim.network import Listening, Network
 from wire.client import Client
-from wire.config import ClusterConfig, ConfigError, DataServerConfig, Deadlines, dumps
+from wire.config import ClusterConfig, ConfigError, DataServerConfig, Deadlines, dumps, load
 from wire.errors import QuorumfsError, Unavailable
 from wire.messages import Ticket
 from wire.quorum import Quorum
@@ -137,6 +137,8 @@ class World:
         wire.blocking.MsgpackSocket = _socket_type(self)  # type: ignore[misc, assignment]
         for main in (data_main, mediator_main, meta_main):
             main.serve = self._serve  # type: ignore[attr-defined]
+        settings = load(self.config_file)  # read once, for all starts
+        data_main.load = mediator_main.load = lambda _: settings  # type: ignore[attr-defined]
         dataserver.durable.punch_hole = self._punch_hole
         dataserver.segment.punch_hole = self._punch_hole  # type: ignore[attr-defined]
         mediator.refill.INSPECTION_SECONDS = self.rng.choice(INSPECTION_SECONDS)
