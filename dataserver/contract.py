@@ -20,7 +20,7 @@ INVENTORY_LIMIT = 4096
 class BlockStore(Protocol):
     """Immutable blocks under ids that are never used again. Errors are those of wire.errors."""
 
-    def put(self, block: bytes, digest: bytes, data: bytes) -> None:
+    def put(self, block: bytes, digest: bytes, data: Buffer) -> None:
         """Keep a block; durable after the next `sync`.
 
         The same id with the same digest again changes nothing (but heals a copy that is damaged by now).
@@ -41,7 +41,7 @@ class BlockStore(Protocol):
     def in_disk_order(self, blocks: Sequence[bytes]) -> list[bytes]:
         """Return the same blocks in the order in which reading them is fastest."""
 
-    def repair(self, block: bytes, digest: bytes, data: bytes, note: str) -> str:
+    def repair(self, block: bytes, digest: bytes, data: Buffer, note: str) -> str:
         """Return "good", "filled" or "replaced"; a losing copy is kept in quarantine with the note.
 
         Raises:

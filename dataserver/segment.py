@@ -6,6 +6,7 @@ The file is closed when the last reference goes, so that a reader never meets a 
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import mmap
 import os
@@ -67,9 +68,18 @@ class DirectFile:
         end = PAGE_BYTES + len(data)
         size = aligned(end)
         self._view[:PAGE_BYTES] = header
+        if _is_aligned(data) and os.pwritev(self._handle, [self._view[:PAGE_BYTES], data], offset) == end:
+            return
         self._view[PAGE_BYTES:end] = data
         self._view[end:size] = bytes(size - end)
         write_all(self._handle, self._view[:size], offset)
+
+
+def _is_aligned(data: Buffer) -> bool:
+    """Tell whether the disk can take bytes from where they are: they are whole pages, as lent memory is."""
+    if type(data) is not memoryview or data.readonly or len(data) % PAGE_BYTES:
+        return False
+    return ctypes.addressof(ctypes.c_char.from_buffer(data)) % PAGE_BYTES == 0
 
 
 class DirectReader:

@@ -18,7 +18,7 @@ from typing import Any, ParamSpec, TypeVar
 from dataserver.contract import BlockStore
 from dataserver.marks import ScrubMark
 from dataserver.quarantine import Quarantine
-from wire.digest import PIECE_BYTES
+from wire.digest import PIECE_BYTES, Buffer
 from wire.errors import BadRequest, BlockDamaged, BlockMissing
 from wire.messages import SMALL_FILES_AT_ONCE, BlockPart, BlockRecord, Identity, SmallReplicas
 from wire.shared_sync import SharedSync
@@ -77,13 +77,13 @@ class DataService:
             "scrub": self._scrub.value,
         }
 
-    def put(self, block: bytes, digest: bytes, data: bytes, durable: bool) -> Awaitable[None] | None:
+    def put(self, block: bytes, digest: bytes, data: Buffer, durable: bool) -> Awaitable[None] | None:
         if len(data) > INLINE_BYTES or self._writing:
             return self._put_in_thread(block, digest, data, durable)
         self._store.put(block, digest, data)
         return self._sync() if durable else None
 
-    async def _put_in_thread(self, block: bytes, digest: bytes, data: bytes, durable: bool) -> None:
+    async def _put_in_thread(self, block: bytes, digest: bytes, data: Buffer, durable: bool) -> None:
         await self._write_in_thread(self._store.put, block, digest, data)
         if durable:
             await asyncio.shield(self._sync())
@@ -161,7 +161,7 @@ class DataService:
                 loop = asyncio.get_running_loop()
                 self._preparing = loop.run_in_executor(self._threads, self._store.write_ahead)
 
-    async def repair(self, block: bytes, digest: bytes, data: bytes, note: str) -> str:
+    async def repair(self, block: bytes, digest: bytes, data: Buffer, note: str) -> str:
         return await self._write_in_thread(self._store.repair, block, digest, data, note)
 
     async def quarantine_list(self, after: str, limit: int) -> list[dict[str, Any]]:

@@ -215,13 +215,12 @@ class RemoteBlocks:
         return self._session.owns(block)
 
     def put_block(self, block: bytes, digest: bytes, data: bytes | bytearray, durable: bool) -> None:
-        # The codecs take any buffer; the table's annotation is what the other end receives.
         self._ask(
             self._deadlines.write_seconds,
             MediatorMethods.put_block,
             block,
             digest,
-            data,  # type: ignore[arg-type]
+            data,
             durable,
         )
 
@@ -252,7 +251,7 @@ class RemoteBlocks:
                 ticket,
                 ino,
                 commit,
-                list(payload),  # type: ignore[arg-type]
+                list(payload),
                 *([birth] if birth else []),
             )
 

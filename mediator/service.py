@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from mediator.assembly import Mediator
 from mediator.manifest import is_reserved
+from wire.digest import Buffer
 from wire.errors import InvalidArgument, NoSpace, QuorumError
 from wire.messages import (
     Attributes,
@@ -70,7 +71,7 @@ class Service:
             renewal.epoch, writable, reason or full, bool(full), renewal.alone_ms, renewal.asks_opens
         )
 
-    async def put_block(self, block: bytes, digest: bytes, data: bytes, durable: bool) -> None:
+    async def put_block(self, block: bytes, digest: bytes, data: Buffer, durable: bool) -> None:
         _refuse_reserved(block)
         await self._noting(0, "put_block", self._mediator.write_path.put_block(block, digest, data, durable))
 
@@ -93,7 +94,7 @@ class Service:
         await self._noting(0, "sync_blocks", self._mediator.write_path.sync_blocks(blocks))
 
     async def write_file(
-        self, ticket: Ticket, ino: int, commit: Commit, payload: list[bytes], birth: Birth | None = None
+        self, ticket: Ticket, ino: int, commit: Commit, payload: list[Buffer], birth: Birth | None = None
     ) -> Attributes:
         for record in commit.blocks:
             _refuse_reserved(record.block)

@@ -19,7 +19,7 @@ from mediator.repair import Repairs
 from mediator.room import Room, lacks_room
 from mediator.servers import Metadata, Server
 from mediator.vote import Progress, servers_in_words, write_progress
-from wire.digest import BLOCK_BYTES, block_digest
+from wire.digest import BLOCK_BYTES, Buffer, block_digest
 from wire.errors import (
     DigestMismatch,
     InvalidArgument,
@@ -92,7 +92,7 @@ class WritePath:
         """
         return await self._metadata.ask(BookkeepingMethods.answered, ticket)
 
-    async def put_block(self, block: bytes, digest: bytes, data: bytes, durable: bool) -> None:
+    async def put_block(self, block: bytes, digest: bytes, data: Buffer, durable: bool) -> None:
         """Put a block to all servers that are up; return when Qw hold it.
 
         Raises:
@@ -201,7 +201,7 @@ class WritePath:
         return await until_decided(self._health.up, sync, progress)
 
     async def write_file(
-        self, ticket: Ticket, ino: int, commit: Commit, payload: list[bytes], birth: Birth | None = None
+        self, ticket: Ticket, ino: int, commit: Commit, payload: list[Buffer], birth: Birth | None = None
     ) -> Attributes:
         """Put the payload's blocks, then commit. Raises what put_block and commit raise."""
         if len(payload) > len(commit.blocks):
@@ -223,7 +223,7 @@ class WritePath:
         """A block that was put became a file's without a commit: who lacks it is told now."""
         self._lag.committed([record], [])
 
-    async def _put_payload(self, records: list[BlockRecord], payload: list[bytes], durable: bool) -> None:
+    async def _put_payload(self, records: list[BlockRecord], payload: list[Buffer], durable: bool) -> None:
         for record, data in zip(records, payload, strict=True):
             if record.length != len(data):
                 raise InvalidArgument(

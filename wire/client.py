@@ -15,6 +15,7 @@ from wire.address import parse_address
 from wire.client_msgpack import MsgpackLink
 from wire.config import Encoding
 from wire.errors import QuorumfsError
+from wire.lending import Lender
 from wire.request import Request, Then, raw_request, request_of, settle
 
 P = ParamSpec("P")
@@ -40,6 +41,7 @@ class Client:
         rpc: the encoding to speak.
         connect_seconds: a connection must be established within.
         on_disconnect: called (on the event loop) as soon as an established connection is seen broken.
+        lender: whose memory is offered to the server, if it is one of this machine.
     """
 
     def __init__(
@@ -49,9 +51,17 @@ class Client:
         *,
         connect_seconds: float = 2.0,
         on_disconnect: Callable[[], None] | None = None,
+        lender: Lender | None = None,
     ) -> None:
         self.address = address
-        self._link: Link = _link_type(rpc)(parse_address(address), connect_seconds, on_disconnect)
+        parsed = parse_address(address)
+        self._link: Link
+        if rpc == "msgpack":
+            self._link = MsgpackLink(parsed, connect_seconds, on_disconnect, lender)
+        else:
+            from wire.client_xml import XmlLink  # brings aiohttp, which takes longer than all the rest
+
+            self._link = XmlLink(parsed, connect_seconds, on_disconnect)
 
     @property
     def connected(self) -> bool:
@@ -109,11 +119,3 @@ class Client:
     async def close(self) -> None:
         """Close the connection; calls in flight fail with Unavailable."""
         await self._link.close()
-
-
-def _link_type(rpc: Encoding) -> Callable[..., Link]:
-    if rpc == "msgpack":
-        return MsgpackLink
-    from wire.client_xml import XmlLink  # brings aiohttp, which takes longer than all the rest
-
-    return XmlLink

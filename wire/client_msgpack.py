@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 
 from wire.address import Address, UnixAddress
 from wire.errors import BadRequest, DeadlineExceeded, QuorumfsError, Unavailable
-from wire.msgpack_codec import ANSWER, LARGEST_ID, Decoder, Encoder, error_of
+from wire.lending import LEND, Lender
+from wire.msgpack_codec import ANSWER, LARGEST_ID, Buffer, Decoder, Encoder, error_of
 from wire.msgpack_long import Malformed
-from wire.request import Request, Then
+from wire.request import Request, Then, raw_request
 from wire.shortcut import connect_beside
 
 log = logging.getLogger("wire.client")
@@ -27,15 +28,22 @@ REFUSED_SECONDS = 0.05
 SILENT_SECONDS = 3.0
 """A connection on which a call is late, and nothing has come for so long, is given up: it may be half-open
 (the other end is gone and could not say so), and the next call makes a new one."""
+LENT_SECONDS = 30.0
+"""The bytes that a call lent stay so long after its connection broke: the server may be at work on it."""
 
 
 class MsgpackLink:
     """One pipelined connection to one server; see Client for the arguments."""
 
     def __init__(
-        self, address: Address, connect_seconds: float, on_disconnect: Callable[[], None] | None = None
+        self,
+        address: Address,
+        connect_seconds: float,
+        on_disconnect: Callable[[], None] | None = None,
+        lender: Lender | None = None,
     ) -> None:
         self._address = address
+        self._lender = lender
         self._connect_seconds = connect_seconds
         self._on_disconnect = on_disconnect
         self._connection: _Connection | None = None
@@ -122,6 +130,8 @@ class MsgpackLink:
             raise self._refuse(error.strerror or str(error)) from None
         self._connection = made if made.stands else None
         self._refused = None
+        if self._lender is not None:
+            made.offer(self._lender, self._connect_seconds)
         return made
 
     def _refuse(self, reason: str) -> Unavailable:
@@ -145,11 +155,12 @@ class MsgpackLink:
 
 
 class _Call(NamedTuple):
-    """A call in flight; `until` is its deadline, on the loop's clock."""
+    """A call in flight; `until` is its deadline, on the loop's clock; `lends`: it is told where bytes are."""
 
     name: str
     until: float
     then: Then
+    lends: Request[Any] | None
 
 
 class _Connection(asyncio.BufferedProtocol):
@@ -163,6 +174,10 @@ class _Connection(asyncio.BufferedProtocol):
         self._encoder = Encoder()
         self._decoder = Decoder(MAX_ANSWER_BYTES)
         self._pending: dict[int, _Call] = {}
+        self._late: dict[int, Request[Any]] = {}
+        """Calls that lend bytes, after their deadline: until an answer comes, the server may read them."""
+        self._lends = False
+        """Whether the server has mapped the lender's memory."""
         self._last_id = 0
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
@@ -187,6 +202,9 @@ class _Connection(asyncio.BufferedProtocol):
         if self._timer is not None:
             self._timer.cancel()
         pending, self._pending = self._pending, {}
+        lent = [*self._late.values(), *(call.lends for call in pending.values() if call.lends)]
+        if lent:
+            self._loop.call_later(LENT_SECONDS, lent.clear)
         for call in pending.values():
             call.then(self._broken())
 
@@ -215,19 +233,18 @@ class _Connection(asyncio.BufferedProtocol):
         if not self.stands:
             then(self._broken())
             return
-        body = request.body
-        if body is None:
-            try:
-                body = request.body = self._encoder.body(request.name, request.params)
-            except BadRequest as error:
-                then(error)
-                return
+        lends = self._lends and memoryview in map(type, request.params)
+        try:
+            body = self._lent_body(request) if lends else self._body(request)
+        except BadRequest as error:
+            then(error)
+            return
         request_id = self._last_id = (self._last_id + 1) & LARGEST_ID
         now = self._loop.time()
         until = now + deadline_seconds
         if self._silent_since is None:
             self._silent_since = now
-        self._pending[request_id] = _Call(request.name, until, then)
+        self._pending[request_id] = _Call(request.name, until, then, request if lends else None)
         if self._timer is None or until < self._timer_at:
             self._watch(until)
         buffers = self._encoder.addressed(request_id, body)
@@ -235,6 +252,28 @@ class _Connection(asyncio.BufferedProtocol):
             self._transport.write(buffers[0])
         else:
             self._transport.writelines(buffers)
+
+    def _body(self, request: Request[Any]) -> list[Buffer]:
+        if request.body is None:
+            request.body = self._encoder.body(request.name, request.params)
+        return request.body
+
+    def _lent_body(self, request: Request[Any]) -> list[Buffer]:
+        if request.lent_body is None:
+            request.lent_body = self._encoder.body(request.name, request.params, lent=True)
+        return request.lent_body
+
+    def offer(self, lender: Lender, deadline_seconds: float) -> None:
+        """Offer memory to a server of this machine. Until it has taken it, bytes go through the socket."""
+
+        def answered(answer: Any) -> None:
+            self._lends = answer is True
+            if not self._lends:
+                log.info("%s takes no memory: %s", self._address, answer)
+
+        endpoint = self._transport.get_extra_info("socket") if self.stands else None
+        if endpoint is not None and endpoint.family == socket.AF_UNIX:
+            self.begin(raw_request(LEND, lender.offer), deadline_seconds, answered)
 
     def _watch(self, until: float) -> None:
         """Have the deadlines looked at then."""
@@ -248,6 +287,8 @@ class _Connection(asyncio.BufferedProtocol):
         now = self._loop.time()
         for request_id, call in [item for item in self._pending.items() if item[1].until <= now]:
             del self._pending[request_id]
+            if call.lends is not None:
+                self._late[request_id] = call.lends
             call.then(DeadlineExceeded(f"{call.name}: no answer of {self._address} in time"))
         if self._silent_since is not None and now - self._silent_since >= SILENT_SECONDS:
             log.warning("gave up the connection to %s: nothing came for %g s", self._address, SILENT_SECONDS)
@@ -273,8 +314,10 @@ class _Connection(asyncio.BufferedProtocol):
         if kind != ANSWER or type(request_id) is not int:
             raise Malformed("not an answer")
         call = self._pending.pop(request_id, None)
-        if call is not None:  # else it comes after its deadline
+        if call is not None:
             call.then(result if fault is None else error_of(fault))
+        else:  # it comes after its deadline
+            self._late.pop(request_id, None)
 
     def _broken(self) -> Unavailable:
         return Unavailable(f"{self._address}: {self._reason}")

@@ -14,7 +14,15 @@ from typing import Any
 import msgpack
 
 from wire.errors import BadRequest, QuorumfsError, from_fault, to_fault
-from wire.msgpack_long import LONG_BYTES, LONGEST_ARRAY, LONGEST_MAP, LongMessage, Malformed
+from wire.lending import CODE, PLACE_BYTES, Borrowed, Lender
+from wire.msgpack_long import (
+    LONG_BYTES,
+    LONGEST_ARRAY,
+    LONGEST_MAP,
+    PLACEHOLDER_BYTES,
+    LongMessage,
+    Malformed,
+)
 
 FIRST_BYTE = 0x94
 """Every message is an array of four: this byte begins it, and tells it from HTTP."""
@@ -43,10 +51,16 @@ class Encoder:
         """
         return self.addressed(request_id, self.body(method, params))
 
-    def body(self, method: str, params: Sequence[Any]) -> list[Buffer]:
-        """Return what a request is but for its id. Raises BadRequest as `request`."""
+    def body(self, method: str, params: Sequence[Any], *, lent: bool = False) -> list[Buffer]:
+        """Return what a request is but for its id. Raises BadRequest as `request`.
+
+        Args:
+            method: its name.
+            params: its parameters.
+            lent: whether the server has mapped the lender's memory, so that it is only told where bytes are.
+        """
         try:
-            return self._pack(self._packer.pack(method), params)
+            return self._pack(self._packer.pack(method), params, lent)
         except _UNPACKABLE as error:
             raise BadRequest(f"{method}: a parameter cannot be sent: {error}") from None
 
@@ -66,20 +80,24 @@ class Encoder:
         except _UNPACKABLE:
             return [self._packer.pack((ANSWER, request_id, (fault[0], str(fault[1]), {}), None))]
 
-    def _pack(self, head: bytes, value: Any) -> list[Buffer]:
+    def _pack(self, head: bytes, value: Any, lent: bool = False) -> list[Buffer]:
         """Return the buffers of what was packed already and a value after it."""
         if not _is_bulky(value, 2):
             return [head + self._packer.pack(value)]
         buffers: list[Buffer] = []
-        rest = self._pack_bulky(value, 2, bytearray(head), buffers)
+        rest = self._pack_bulky(value, 2, bytearray(head), buffers, lent)
         if rest:
             buffers.append(rest)
         return buffers
 
-    def _pack_bulky(self, value: Any, depth: int, head: bytearray, buffers: list[Buffer]) -> bytearray:
+    def _pack_bulky(
+        self, value: Any, depth: int, head: bytearray, buffers: list[Buffer], lent: bool
+    ) -> bytearray:
         """Append the buffers of a value; return the one that is still open to be added to."""
         kind = type(value)
         if kind in _BYTES and len(value) >= LONG_BYTES:
+            if lent and (place := Lender.place_of(value)) is not None:
+                return head + place
             head += b"\xc6" + len(value).to_bytes(4, "big")
             buffers += (head, value)
             return bytearray()
@@ -88,7 +106,7 @@ class Encoder:
             return head
         head += self._packer.pack_array_header(len(value))
         for item in value:
-            head = self._pack_bulky(item, depth - 1, head, buffers)
+            head = self._pack_bulky(item, depth - 1, head, buffers, lent)
         return head
 
 
@@ -112,10 +130,13 @@ class Decoder:
     Args:
         max_message_bytes: a longer message is refused as soon as it is seen to be longer.
         strict: structs have names of strings only, as XML-RPC has it (a server insists).
+        lender: whose memory the long byte strings are received into, where it has room.
     """
 
-    def __init__(self, max_message_bytes: int, *, strict: bool = False) -> None:
+    def __init__(self, max_message_bytes: int, *, strict: bool = False, lender: Lender | None = None) -> None:
         self._max_message_bytes = max_message_bytes
+        self._lender = lender
+        self._borrowed: Borrowed | None = None
         self._bounds: dict[str, Any] = {
             "use_list": True,
             "strict_map_key": strict,
@@ -137,10 +158,27 @@ class Decoder:
 
     def _renew_unpacker(self) -> None:
         self._unpacker = msgpack.Unpacker(
-            read_size=ROOM_BYTES, max_buffer_size=0, max_ext_len=0, **self._bounds
+            read_size=ROOM_BYTES,
+            max_buffer_size=0,
+            max_ext_len=PLACE_BYTES if self._borrowed else 0,
+            ext_hook=self._lent,
+            **self._bounds,
         )
         self._fed_bytes = self._complete_bytes = 0
         self._fed_here = 0
+
+    def borrow(self, borrowed: Borrowed) -> None:
+        """Say where the bytes are that messages refer to from now on, after the message returned last."""
+        self._borrowed = borrowed
+        if pending_bytes := self._fed_bytes - self._complete_bytes:
+            self._start, self._end = self._fed_end - pending_bytes, self._fed_end
+        self._renew_unpacker()
+
+    def _lent(self, code: int, place: bytes) -> memoryview:
+        """Return the bytes that a message refers to."""
+        if self._borrowed is None or code != CODE or len(place) != PLACE_BYTES:
+            raise ValueError("an extension type that is none of ours")
+        return self._borrowed.at(place)
 
     def room(self) -> memoryview:
         """Return where the next bytes are to be received; never empty after `next` has returned None."""
@@ -171,7 +209,7 @@ class Decoder:
             if self._start == self._end:
                 return None
             if self._end - self._start == ROOM_BYTES:  # there is more of it, as it seems
-                self._long = LongMessage(self._max_message_bytes)
+                self._long = self._begin_long()
         try:
             message = self._unpack_next() if self._long is None else _NOT_YET
             if self._long is not None:
@@ -200,11 +238,14 @@ class Decoder:
             if 0 < pending_bytes <= self._fed_here and not self._given_up:
                 self._start, self._end = self._fed_end - pending_bytes, self._fed_end
                 self._renew_unpacker()
-                self._long = LongMessage(self._max_message_bytes)
+                self._long = self._begin_long()
             return _NOT_YET
         self._complete_bytes = self._unpacker.tell()
         self._given_up = False
         return message
+
+    def _begin_long(self) -> LongMessage:
+        return LongMessage(self._max_message_bytes, self._lender, takes_places=self._borrowed is not None)
 
     def _take_long(self, long: LongMessage) -> Any:
         self._start += long.take(self._room[self._start : self._end])
@@ -216,7 +257,11 @@ class Decoder:
         if not long.done:
             return _NOT_YET
         self._long = None
-        return msgpack.unpackb(long.frame, ext_hook=long.string, max_ext_len=4, **self._bounds)
+
+        def look_up(code: int, data: bytes) -> Buffer:
+            return long.string(data) if len(data) == PLACEHOLDER_BYTES else self._lent(code, data)
+
+        return msgpack.unpackb(long.frame, ext_hook=look_up, max_ext_len=PLACE_BYTES, **self._bounds)
 
     def _unpack_given_up(self, long: LongMessage) -> Any:
         """Leave a message of many items to the unpacker, from its first byte on."""

@@ -8,7 +8,9 @@ Source: https://github.com/msgpack/msgpack/blob/master/spec.md
 from __future__ import annotations
 
 from io import BytesIO
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
+
+from wire.lending import Lender
 
 LONG_BYTES = 16 * 1024
 """From here on a byte string is long: it is neither packed with what is around it, nor unpacked."""
@@ -68,15 +70,25 @@ def _formats() -> list[_Format | None]:
 
 _FORMATS = _formats()
 _BIN_HEADS = frozenset((0xC4, 0xC5, 0xC6))
-_PLACE = b"\xd6\x00"
+_PLACEHOLDER = b"\xd6\x00"
 """Begins what stands for a long byte string in a frame: an extension type, which no message has itself."""
+PLACEHOLDER_BYTES = 4
+"""So long is that extension, which no other one is."""
+_LENT_HEAD = 0xD8
+"""Begins what stands for lent bytes in a message: see wire.lending."""
+_LENT_FORMAT = _Format(0, 17, 0)
 
 
-def read_item(data: memoryview, at: int) -> Item | None:
-    """Return what the item at `at` announces, None if its head is not all there. Raises Malformed."""
+def read_item(data: memoryview, at: int, *, takes_places: bool = False) -> Item | None:
+    """Return what the item at `at` announces, None if its head is not all there. Raises Malformed.
+
+    `takes_places`: it may stand for lent bytes.
+    """
     if at >= len(data):
         return None
     form = _FORMATS[data[at]]
+    if form is None and takes_places and data[at] == _LENT_HEAD:
+        form = _LENT_FORMAT
     if form is None:
         raise Malformed(f"an item that begins with 0x{data[at]:02x}")
     width, body_bytes, items = form
@@ -91,7 +103,50 @@ def read_item(data: memoryview, at: int) -> Item | None:
     return Item(1 + width, body_bytes * count, items * count)
 
 
-class _Place:
+class _Place(Protocol):
+    """Where a long byte string is received, from its head on."""
+
+    filled: int
+
+    def room(self) -> memoryview | None: ...
+
+    def is_full(self) -> bool: ...
+
+    def take(self, data: memoryview) -> int: ...
+
+    def value(self) -> bytes | memoryview: ...
+
+
+class _Received:
+    """What is received where it stays."""
+
+    def __init__(self, view: memoryview) -> None:
+        self._view = view
+        self._direct_bytes = len(view) - TAIL_BYTES
+        self.filled = 0
+
+    def room(self) -> memoryview | None:
+        return self._view[self.filled : self._direct_bytes] if self.filled < self._direct_bytes else None
+
+    def is_full(self) -> bool:
+        return self.filled == len(self._view)
+
+    def take(self, data: memoryview) -> int:
+        """Copy what arrived elsewhere; return how much of it belongs here."""
+        count = min(len(data), len(self._view) - self.filled)
+        self._view[self.filled : self.filled + count] = data[:count]
+        self.filled += count
+        return count
+
+
+class _LentPlace(_Received):
+    """Bytes in memory that servers have mapped."""
+
+    def value(self) -> memoryview:
+        return self._view
+
+
+class _OwnPlace(_Received):
     """Bytes that are received where they stay: a bytes object, filled before anybody sees it.
 
     A BytesIO hands the object that it was made with out again, filled through its buffer; without a copy
@@ -101,23 +156,7 @@ class _Place:
 
     def __init__(self, length: int) -> None:
         self._file = BytesIO(bytes(length))
-        self._view = self._file.getbuffer()
-        self._length = length
-        self.filled = 0
-
-    def room(self) -> memoryview | None:
-        end = self._length - TAIL_BYTES
-        return self._view[self.filled : end] if self.filled < end else None
-
-    def is_full(self) -> bool:
-        return self.filled == self._length
-
-    def take(self, data: memoryview) -> int:
-        """Copy what arrived elsewhere; return how much of it belongs here."""
-        count = min(len(data), self._length - self.filled)
-        self._view[self.filled : self.filled + count] = data[:count]
-        self.filled += count
-        return count
+        super().__init__(self._file.getbuffer())
 
     def value(self) -> bytes:
         self._view.release()
@@ -129,21 +168,27 @@ class LongMessage:
 
     Args:
         max_message_bytes: a longer one is refused as soon as one of its heads announces it.
+        lender: whose memory its long byte strings are received into, where it has room.
+        takes_places: it may refer to lent bytes.
 
     Attributes:
         done: all of it is here: `frame`, where a place stands for each of `strings`.
         given_up: it has too many items to look at; `parts` are its bytes so far.
     """
 
-    def __init__(self, max_message_bytes: int) -> None:
+    def __init__(
+        self, max_message_bytes: int, lender: Lender | None = None, *, takes_places: bool = False
+    ) -> None:
         self._max_message_bytes = max_message_bytes
+        self._lender = lender
+        self._takes_places = takes_places
         self._open_items = 1
         self._items = 0
         self._place: _Place | None = None
         self._bytes = 0
         self.frame = bytearray()
-        self.strings: list[bytes] = []
-        self.parts: list[bytes] = []
+        self.strings: list[bytes | memoryview] = []
+        self.parts: list[bytes | memoryview] = []
         self.given_up = False
 
     @property
@@ -185,7 +230,7 @@ class LongMessage:
 
     def _take_item(self, data: memoryview, at: int) -> int:
         """Take in one item, or the head of a long one; return its bytes, 0 if it is not all here."""
-        item = read_item(data, at)
+        item = read_item(data, at, takes_places=self._takes_places)
         if item is None:
             return 0
         head_bytes, body_bytes, items = item
@@ -205,14 +250,20 @@ class LongMessage:
         self._note(bytes(data[at:end]), is_long)
         self._open_items += items - 1
         if is_long:
-            self._place = _Place(body_bytes)
+            self._place = self._place_for(body_bytes)
         return end - at
+
+    def _place_for(self, length: int) -> _Place:
+        lent = self._lender.take(length) if self._lender else None
+        return _OwnPlace(length) if lent is None else _LentPlace(lent)
 
     def _note(self, raw: bytes, is_head_of_place: bool) -> None:
         self._bytes += len(raw)
         self.parts.append(raw)
-        self.frame += _PLACE + len(self.strings).to_bytes(4, "big") if is_head_of_place else raw
+        if is_head_of_place:
+            raw = _PLACEHOLDER + len(self.strings).to_bytes(PLACEHOLDER_BYTES, "big")
+        self.frame += raw
 
-    def string(self, code: int, number: bytes) -> bytes:
-        """Return the long byte string that a place in the frame stands for."""
+    def string(self, number: bytes) -> bytes | memoryview:
+        """Return the long byte string that a placeholder in the frame stands for."""
         return self.strings[int.from_bytes(number, "big")]

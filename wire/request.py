@@ -25,15 +25,17 @@ class Request(Generic[R]):
 
     Attributes:
         body: the name and the parameters as a MessagePack-RPC message has them, once they were packed.
+        lent_body: the same for a server that has mapped the lender's memory.
     """
 
-    __slots__ = ("body", "name", "params", "result")
+    __slots__ = ("body", "lent_body", "name", "params", "result")
 
     def __init__(self, name: str, params: Sequence[Any], result: Converter) -> None:
         self.name = name
         self.params = params
         self.result = result
         self.body: list[Buffer] | None = None
+        self.lent_body: list[Buffer] | None = None
 
 
 def request_of(method: Callable[Concatenate[Any, P], R], *args: P.args, **keywords: P.kwargs) -> Request[R]:

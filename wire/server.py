@@ -20,6 +20,7 @@ from wire.address import Address, TcpAddress, UnixAddress, from_socket_name, par
 from wire.config import ConfigError
 from wire.connections import Connections
 from wire.dispatch import Dispatch, Send
+from wire.lending import Lender
 from wire.messages import Identity
 from wire.msgpack_codec import FIRST_BYTE, ROOM_BYTES
 from wire.server_msgpack import MsgpackConnection
@@ -42,6 +43,7 @@ class Server:
         identity: who this server is; told to who asks for `GET /`.
         max_message_bytes: the longest request.
         request_seconds: a request must have arrived whole within; also the first of a connection.
+        lender: whose memory long byte strings are received into, for those that they are passed on to.
 
     `address` is where it listens, once it does.
     """
@@ -52,8 +54,10 @@ class Server:
         *,
         max_message_bytes: int = MAX_MESSAGE_BYTES,
         request_seconds: float = 10.0,
+        lender: Lender | None = None,
     ) -> None:
         self.identity = identity
+        self.lender = lender
         self.address = ""
         self.max_message_bytes = max_message_bytes
         self.request_seconds = request_seconds
@@ -169,7 +173,9 @@ class _FirstByte(asyncio.BufferedProtocol):
     def buffer_updated(self, count: int) -> None:
         server, data = self._server, self._buffer[:count]
         if data[0] == FIRST_BYTE:
-            caller = MsgpackConnection(server.dispatch, server.connections, server.max_message_bytes)
+            caller = MsgpackConnection(
+                server.dispatch, server.connections, server.max_message_bytes, server.lender
+            )
             self._hand_over(caller)
             caller.take_first(data)
         elif ord("A") <= data[0] <= ord("Z"):

@@ -15,6 +15,7 @@ from typing import Any
 from wire.connections import Connections
 from wire.dispatch import Dispatch, as_quorumfs_error
 from wire.errors import Draining, QuorumfsError
+from wire.lending import LEND, Borrowed, Lender
 from wire.msgpack_codec import LARGEST_ID, REQUEST, Decoder, Encoder
 from wire.msgpack_long import Malformed
 
@@ -26,10 +27,16 @@ MOST_CALLS_IN_FLIGHT = 256
 class MsgpackConnection(asyncio.BufferedProtocol):
     """One connection. Reading stops while too many calls are in flight or the peer does not read."""
 
-    def __init__(self, dispatch: Dispatch, connections: Connections, max_message_bytes: int) -> None:
+    def __init__(
+        self,
+        dispatch: Dispatch,
+        connections: Connections,
+        max_message_bytes: int,
+        lender: Lender | None = None,
+    ) -> None:
         self._dispatch = dispatch
         self._connections = connections
-        self._decoder = Decoder(max_message_bytes, strict=True)
+        self._decoder = Decoder(max_message_bytes, strict=True, lender=lender)
         self._encoder = Encoder()
         self._loop = asyncio.get_running_loop()
         self._in_flight: set[asyncio.Future[Any]] = set()
@@ -126,6 +133,10 @@ class MsgpackConnection(asyncio.BufferedProtocol):
         try:
             if self._draining:
                 raise Draining("the server is stopping")
+            if name == LEND:
+                self._decoder.borrow(Borrowed(self._transport.get_extra_info("socket"), params))
+                self._send(request_id, True)
+                return
             entry = self._dispatch.find(name)
             result = entry.function(*entry.arguments(params))
             if isinstance(result, CoroutineType):

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from wire.digest import Buffer
 from wire.errors import BadRequest
 
 Converter = Callable[[Any], Any]
@@ -197,7 +198,14 @@ def _bytes(value: Any) -> bytes:
         return value
     if type(value) is str:  # what a stock XML-RPC client sends for a name
         return value.encode()
+    if type(value) is memoryview:
+        return bytes(value)
     raise Mismatch(f"wants bytes, not {_kind(value)}")
+
+
+def _buffer(value: Any) -> Buffer:
+    """Bytes that the method only looks at while it runs: they may lie in memory that the caller lends."""
+    return value if type(value) is memoryview else _bytes(value)
 
 
 def _nothing(value: Any) -> None:
@@ -253,6 +261,7 @@ _SIMPLE: dict[Any, Converter] = {
     float: _float,
     str: _string,
     bytes: _bytes,
+    Buffer: _buffer,
     None: _nothing,
     type(None): _nothing,
     Any: _anything,

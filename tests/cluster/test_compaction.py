@@ -11,6 +11,7 @@ from tests.cluster.quorum_client import SECONDS, connected
 from tests.conftest import ClusterFactory
 from tests.support import take_seed
 from tools.cluster import LocalCluster
+from wire.lending import Lender
 from wire.messages import AttributeChanges, Commit, Extent
 from wire.methods import BookkeepingMethods, MediatorMethods
 
@@ -19,7 +20,7 @@ MIB = 1024 * 1024
 
 async def compact(cluster: LocalCluster) -> dict[str, int]:
     """Run one round of compaction by a mediator of our own beside the cluster's."""
-    mediator = Mediator(cluster.config, client_maker(cluster.config))
+    mediator = Mediator(cluster.config, client_maker(cluster.config, Lender()))
     try:
         await mediator.health.first_look()
         await mediator.compactor.run_once(min_age_ms=0)

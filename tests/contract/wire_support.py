@@ -19,6 +19,7 @@ import uvloop
 from wire.blocking import BlockingClient
 from wire.client import Client
 from wire.config import Encoding
+from wire.digest import Buffer
 from wire.errors import QuorumfsError
 from wire.messages import Identity
 from wire.methods import BookkeepingMethods
@@ -163,6 +164,8 @@ def _recording(instance: Any, name: str, declared: Callable[..., Any], is_async:
 
 def sample(annotation: Any, seed: random.Random) -> Any:
     """Return some value of an annotation, extremes preferred."""
+    if annotation == Buffer:
+        return sample(bytes, seed)
     origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
     if origin in (types.UnionType, typing.Union):
         return None if seed.random() < 0.3 else sample(inner[0], seed)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from wire.digest import Buffer
 from wire.messages import BlockPart, BlockRecord, SmallReplicas
 
 
 class DataMethods:
     """A data server knows no files, no quorum and no other server."""
 
-    def put(self, block: bytes, digest: bytes, data: bytes, durable: bool) -> None:
+    def put(self, block: bytes, digest: bytes, data: Buffer, durable: bool) -> None:
         """Keep a block. A repeated put of the same bytes succeeds and changes nothing.
 
         Args:
@@ -73,7 +74,7 @@ class DataMethods:
         """Keep how far a scrub is, for `status` to tell as "scrub". Raises BadRequest, NoSpace."""
         raise NotImplementedError
 
-    def repair(self, block: bytes, digest: bytes, data: bytes, note: str) -> str:
+    def repair(self, block: bytes, digest: bytes, data: Buffer, note: str) -> str:
         """Put a verified copy where this server's own copy lost the vote or is missing.
 
         The losing copy is moved to quarantine with the note. If this server's copy matches

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from wire.digest import Buffer
 from wire.messages import Attributes, Birth, BlockPart, BlockRecord, Commit, Heartbeat, Opened, Ticket, Usage
 
 
@@ -14,7 +15,7 @@ class MediatorMethods:
         """Keep a session alive; learn whether writes are possible now. Raises SessionUnknown."""
         raise NotImplementedError
 
-    def put_block(self, block: bytes, digest: bytes, data: bytes, durable: bool) -> None:
+    def put_block(self, block: bytes, digest: bytes, data: Buffer, durable: bool) -> None:
         """Put a block to all data servers; succeed when at least Qw hold it.
 
         Raises:
@@ -68,7 +69,7 @@ class MediatorMethods:
         raise NotImplementedError
 
     def write_file(
-        self, ticket: Ticket, ino: int, commit: Commit, payload: list[bytes], birth: Birth | None = None
+        self, ticket: Ticket, ino: int, commit: Commit, payload: list[Buffer], birth: Birth | None = None
     ) -> Attributes:
         """Put the last len(payload) blocks of `commit.blocks`, then commit: a small file in one call.
 

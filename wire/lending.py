@@ -1,0 +1,138 @@
+"""Memory that a caller lends to servers of the same machine: bytes lie there, and messages say where.
+
+A caller that is connected by a Unix socket offers its memory (`LEND`, the first call of a connection); a
+server that has mapped it finds long byte strings of later calls there, not in the socket. It must not know
+what the bytes are, nor wait. Whatever does not work, the bytes go through the socket. Safe in any thread.
+Source: memfd_create(2), SO_PEERCRED in unix(7)
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import mmap
+import os
+import socket
+import struct
+import weakref
+from collections import deque
+from typing import Any
+
+from wire.digest import BLOCK_BYTES, Buffer
+from wire.errors import BadRequest
+
+LEND = "system.lend"
+"""What the call is named that offers memory: a descriptor, the device, inode and size of what it is of."""
+SLOT_BYTES = BLOCK_BYTES
+LEAST_BYTES = 128 * 1024
+"""Shorter byte strings go through the socket: a slot is worth its page faults from about here on."""
+SLOTS = 32
+MOST_LENT_BYTES = 256 * 1024 * 1024
+CODE = 1
+"""The extension type that stands for lent bytes in a message: two integers, where they begin and how many."""
+_PLACE = struct.Struct(">QQ")
+PLACE_BYTES = _PLACE.size
+_HEAD = bytes((0xD8, CODE))  # of an extension of 16 bytes
+_CREDENTIALS = struct.Struct("3i")  # struct ucred of unix(7): process, user, group
+_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
+
+
+class _Slot(ctypes.c_ubyte * SLOT_BYTES):  # type: ignore[misc]  # an array type is made when it is asked for
+    """Some lent memory in use. It is free again when the last view of it is gone."""
+
+    offset: int
+    taken: weakref.ref[memoryview]
+
+
+class Lender:
+    """This process's memory for others to read: slots of a block each.
+
+    Attributes:
+        offer: the parameters of `LEND`.
+    """
+
+    def __init__(self, slots: int = SLOTS) -> None:
+        """Take the memory; pages are only used as they are first written. Raises OSError."""
+        size = slots * SLOT_BYTES
+        self._handle = os.memfd_create("quorumfs-lent", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        os.ftruncate(self._handle, size)
+        fcntl.fcntl(self._handle, fcntl.F_ADD_SEALS, _SEALS)
+        self._memory = mmap.mmap(self._handle, size)
+        self._free = deque(range(0, size, SLOT_BYTES))
+        found = os.fstat(self._handle)
+        self.offer = [self._handle, found.st_dev, found.st_ino, size]
+
+    def take(self, length: int) -> memoryview | None:
+        """Return writable memory for a byte string; None if it is too short or too long, or all is in use.
+
+        It stays in use as long as this view, or one made of it, is referred to.
+        """
+        if not LEAST_BYTES <= length <= SLOT_BYTES:
+            return None
+        try:
+            offset = self._free.pop()
+        except IndexError:
+            return None
+        slot = _Slot.from_buffer(self._memory, offset)
+        weakref.finalize(slot, self._free.append, offset).atexit = False
+        slot.offset = offset
+        view = memoryview(slot).cast("B")[:length]
+        slot.taken = weakref.ref(view)
+        return view
+
+    @staticmethod
+    def place_of(data: Buffer) -> bytes | None:
+        """Return how a message refers to bytes; None if they are not the whole of what `take` returned."""
+        if type(data) is memoryview and type(data.obj) is _Slot and data.obj.taken() is data:
+            return _HEAD + _PLACE.pack(data.obj.offset, len(data))
+        return None
+
+
+class Borrowed:
+    """Another process's memory, mapped here."""
+
+    def __init__(self, connected: socket.socket, params: Any) -> None:
+        """Map what the process at the other end of a connection offers.
+
+        Raises:
+            BadRequest: it is on another machine, of another user, could shrink, or is not what it says.
+        """
+        if connected.family != socket.AF_UNIX:
+            raise BadRequest("memory can only be lent to a process of the same machine")
+        numbers = params if type(params) is list and all(type(value) is int for value in params) else []
+        if len(numbers) != len(("descriptor", "device", "inode", "size")):
+            raise BadRequest(f"{LEND} wants four integers")
+        raw = connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+        process, user, _ = _CREDENTIALS.unpack(raw)
+        if user != os.geteuid():
+            raise BadRequest("memory is only taken of a process of the same user")
+        descriptor, device, inode, size = numbers
+        try:
+            handle = os.open(f"/proc/{process}/fd/{descriptor}", os.O_RDWR | os.O_CLOEXEC)
+        except OSError as error:
+            raise BadRequest(f"the memory that is offered cannot be had: {error.strerror}") from None
+        try:
+            self._memory = _map(handle, (device, inode, size))
+        except OSError as error:
+            raise BadRequest(f"the memory that is offered cannot be mapped: {error.strerror}") from None
+        finally:
+            os.close(handle)
+        self._view = memoryview(self._memory)
+
+    def at(self, place: bytes) -> memoryview:
+        """Return the bytes that a message refers to. Raises ValueError: there are none."""
+        offset, length = _PLACE.unpack(place)
+        if offset + length > len(self._view):
+            raise ValueError("a place outside the memory that was lent")
+        return self._view[offset : offset + length]
+
+
+def _map(handle: int, claimed: tuple[int, int, int]) -> mmap.mmap:
+    """Map memory that is what was claimed, and cannot shrink: who reads past its end is killed."""
+    found = os.fstat(handle)
+    size = found.st_size
+    if (found.st_dev, found.st_ino, size) != claimed or not 0 < size <= MOST_LENT_BYTES:
+        raise BadRequest("the memory that is offered is not what it is said to be")
+    if fcntl.fcntl(handle, fcntl.F_GET_SEALS) & _SEALS != _SEALS:
+        raise BadRequest("the memory that is offered could shrink")
+    return mmap.mmap(handle, size)
