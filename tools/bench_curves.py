@@ -1,4 +1,4 @@
-"""How the cost of work grows: with servers, quorums, the size of files, clients, entries, files, and damage.
+"""How cost grows: of work, starts and memory; with servers, quorums, sizes, clients, entries, files, damage.
 
 It measures on throwaway clusters what bench_trials.py does, and hands the points to bench_svg.py to draw. One
 thread.
@@ -15,6 +15,7 @@ from pathlib import Path
 
 from tools.bench_caches import Caches
 from tools.bench_cluster import fresh_cluster, mounted
+from tools.bench_memory import with_writers_and_readers
 from tools.bench_results import FORMAT, median
 from tools.bench_svg import Picture, Series, render_svg
 from tools.bench_trials import (
@@ -77,12 +78,12 @@ class Extent:
 
 @dataclass(frozen=True)
 class Point:
-    """One median: on which curve, of which series, at which place."""
+    """One median, in seconds or bytes: on which curve, of which series, at which place."""
 
     curve: str
     series: str
     x: float
-    seconds: float
+    value: float
 
 
 def _steps(first: int, last: int, factor: int) -> list[int]:
@@ -119,6 +120,20 @@ def _servers(parent: Path, extent: Extent) -> Iterator[list[Point]]:
             yield _medians("servers", servers, mountpoint, extent.rounds, with_everything(extent.scale))
 
 
+def _start(parent: Path, extent: Extent) -> Iterator[list[Point]]:
+    for servers in SERVERS:
+        quorum = Quorum(servers, servers // 2 + 1, servers)
+        taken = [_start_seconds(parent, quorum) for _ in range(extent.rounds)]
+        yield [Point("start", "start to ready, mount included", servers, median(taken) or 0.0)]
+
+
+def _start_seconds(parent: Path, quorum: Quorum) -> float:
+    began = time.perf_counter()
+    with _cluster(parent, quorum) as (_, mountpoint):
+        (mountpoint / "file").write_text("written\n")
+        return time.perf_counter() - began
+
+
 def _quorums(parent: Path, extent: Extent) -> Iterator[list[Point]]:
     for size in QUORUMS:
         with _cluster(parent, Quorum(5, size, 5)) as (_, mountpoint):
@@ -138,6 +153,13 @@ def _clients(parent: Path, extent: Extent) -> Iterator[list[Point]]:
     with _cluster(parent, USUAL) as (_, mountpoint):
         for clients in CLIENTS:
             yield _medians("clients", clients, mountpoint, extent.rounds, with_clients(clients, files))
+
+
+def _memory(parent: Path, extent: Extent) -> Iterator[list[Point]]:
+    for clients in CLIENTS:
+        with _cluster(parent, USUAL) as (cluster, mountpoint):
+            trial = with_writers_and_readers(cluster, clients, round(extent.most_bytes * extent.scale))
+            yield _medians("memory", clients, mountpoint, 1, trial)
 
 
 def _entries(parent: Path, extent: Extent) -> Iterator[list[Point]]:
@@ -160,10 +182,12 @@ def _files(parent: Path, extent: Extent) -> Iterator[list[Point]]:
 
 
 CURVES: dict[str, tuple[Callable[[Extent], int], Callable[[Path, Extent], Iterator[list[Point]]]]] = {
+    "start": (lambda _: len(SERVERS), _start),
     "servers": (lambda _: len(SERVERS), _servers),
     "quorums": (lambda _: 2 * len(QUORUMS), _quorums),
     "sizes": (lambda extent: len(extent.sizes), _sizes),
     "clients": (lambda _: len(CLIENTS), _clients),
+    "memory": (lambda _: len(CLIENTS), _memory),
     "entries": (lambda extent: len(extent.entries), _entries),
     "damage": (lambda extent: len(extent.mebibytes), _damage),
     "files": (lambda extent: len(extent.files), _files),
@@ -184,8 +208,8 @@ def _medians(curve: str, x: int, mountpoint: Path, rounds: int, trial: Trial) ->
     for number in range(rounds):
         directory = mountpoint / f"{curve}-{x}-{number}"
         directory.mkdir()
-        for series, seconds in trial(directory, caches).items():
-            found.setdefault(series, []).append(seconds)
+        for series, value in trial(directory, caches).items():
+            found.setdefault(series, []).append(value)
     return [Point(curve, series, x, median(taken) or 0.0) for series, taken in found.items()]
 
 
@@ -195,10 +219,12 @@ def _medians(curve: str, x: int, mountpoint: Path, rounds: int, trial: Trial) ->
 def pictures(points: list[Point]) -> dict[str, Picture]:
     """Return one picture for each curve that has points, by the curve's name."""
     described = {
+        "start": ("From nothing to a mount that is written to", "data servers", count_text),
         "servers": ("Cost by the number of data servers (Qr a majority, Qw=N)", "data servers", count_text),
         "sizes": ("Cost by the size of a file (N=5)", "size of the file", size_text),
         "quorums": ("Cost by the size of a quorum (N=5; the other quorum is 5)", "Qr or Qw", count_text),
         "clients": ("Cost of a file by parallel clients (N=5)", "processes that create files", count_text),
+        "memory": ("Peak of memory by parallel writers and readers (N=5)", "files at once", count_text),
         "entries": ("Cost of an entry by the size of its directory (N=5)", "entries", count_text),
         "files": ("Cost by the number of files in the file system (N=5)", "files", count_text),
         "damage": ("Cost of healing one data server, a MiB (N=5)", "what it lost", mebibytes_text),
@@ -208,10 +234,11 @@ def pictures(points: list[Point]) -> dict[str, Picture]:
         lines: dict[str, list[tuple[float, float]]] = {}
         for point in points:
             if point.curve == curve:
-                lines.setdefault(point.series, []).append((point.x, point.seconds))
+                lines.setdefault(point.series, []).append((point.x, point.value))
         series = tuple(Series(name, tuple(line)) for name, line in lines.items())
         if series:
-            drawn[curve] = Picture(title, x_label, "time, less is better", x_text, time_text, series)
+            y_label, y_text = MEASURES.get(curve, ("time, less is better", time_text))
+            drawn[curve] = Picture(title, x_label, y_label, x_text, y_text, series)
     return drawn
 
 
@@ -257,3 +284,7 @@ def count_text(count: float) -> str:
 def mebibytes_text(count: float) -> str:
     """Return so many MiB as "64 MiB"."""
     return size_text(count * (1 << 20))
+
+
+MEASURES: dict[str, tuple[str, Callable[[float], str]]] = {"memory": ("peak, less is better", size_text)}
+"""What a curve measures, where that is not time."""

@@ -81,7 +81,7 @@ def draw_curves(tmp_path: Path, *words: str) -> list[dict[str, Any]]:
     assert (done.returncode, done.stderr) == (0, ""), done
     points: list[dict[str, Any]] = json.loads((tmp_path / "figures.json").read_text())["points"]
     assert {file.stem for file in pictures.iterdir()} == {point["curve"] for point in points}
-    assert all(point["seconds"] > 0 for point in points)
+    assert all(point["value"] > 0 for point in points)
     assert not list(work.iterdir())
     return points
 
