@@ -12,7 +12,7 @@ from mediator.assembly import Mediator
 from mediator.service import Service
 from wire.client import Client
 from wire.config import ClusterConfig, ConfigError, load
-from wire.lending import Lender
+from wire.lending import Lender, make_lender
 from wire.messages import Identity
 from wire.process import run, serve
 from wire.server import Server
@@ -24,7 +24,7 @@ async def main(config_file: Path, number: int = 1) -> None:
     if not 1 <= number <= len(config.mediators):
         raise ConfigError(f"there is no mediator {number}: {config_file} lists {len(config.mediators)}")
     identity = Identity("mediator", config.cluster, 0, time.time_ns())
-    lender = Lender()
+    lender = make_lender()
     server = Server(identity, request_seconds=config.deadlines.request_seconds, lender=lender)
     mediator = Mediator(config, client_maker(config, lender))
     Service(mediator, identity).offer_on(server)
@@ -35,7 +35,9 @@ async def main(config_file: Path, number: int = 1) -> None:
         await mediator.stop()
 
 
-def client_maker(config: ClusterConfig, lender: Lender) -> Callable[[str, Callable[[], None]], Client]:
+def client_maker(
+    config: ClusterConfig, lender: Lender | None = None
+) -> Callable[[str, Callable[[], None]], Client]:
     """Return what makes a client in the cluster's encoding, which lends memory to servers beside it."""
 
     def make(address: str, on_disconnect: Callable[[], None]) -> Client:

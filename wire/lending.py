@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
+import logging
 import mmap
 import os
 import socket
@@ -20,6 +21,8 @@ from typing import Any
 
 from wire.digest import BLOCK_BYTES, Buffer
 from wire.errors import BadRequest
+
+log = logging.getLogger("wire.lending")
 
 LEND = "system.lend"
 """What the call is named that offers memory: a descriptor, the device, inode and size of what it is of."""
@@ -85,6 +88,15 @@ class Lender:
         """Return how a message refers to bytes; None if they are not the whole of what `take` returned."""
         if type(data) is memoryview and type(data.obj) is _Slot and data.obj.taken() is data:
             return _HEAD + _PLACE.pack(data.obj.offset, len(data))
+        return None
+
+
+def make_lender() -> Lender | None:
+    """Return memory to lend; None, and a warning, where the system forbids it, as some containers do."""
+    try:
+        return Lender()
+    except OSError as error:
+        log.warning("no memory can be lent to servers of this machine: %s; it is slower so", error.strerror)
         return None
 
 

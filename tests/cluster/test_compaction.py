@@ -11,7 +11,6 @@ from tests.cluster.quorum_client import SECONDS, connected
 from tests.conftest import ClusterFactory
 from tests.support import take_seed
 from tools.cluster import LocalCluster
-from wire.lending import Lender
 from wire.messages import AttributeChanges, Commit, Extent
 from wire.methods import BookkeepingMethods, MediatorMethods
 
@@ -20,7 +19,7 @@ MIB = 1024 * 1024
 
 async def compact(cluster: LocalCluster) -> dict[str, int]:
     """Run one round of compaction by a mediator of our own beside the cluster's."""
-    mediator = Mediator(cluster.config, client_maker(cluster.config, Lender()))
+    mediator = Mediator(cluster.config, client_maker(cluster.config))
     try:
         await mediator.health.first_look()
         await mediator.compactor.run_once(min_age_ms=0)

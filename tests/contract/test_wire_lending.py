@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import os
 import random
@@ -16,13 +17,13 @@ from typing import Any
 
 import pytest
 
-from tests.contract.wire_support import IDENTITY, AsyncCaller, LoopThread, RunningServer
+from tests.contract.wire_support import IDENTITY, AsyncCaller, LogLines, LoopThread, RunningServer
 from tests.support import wait_until
 from wire import client_msgpack
 from wire.address import TcpAddress, parse_address
 from wire.digest import Buffer
 from wire.errors import BadRequest, DeadlineExceeded
-from wire.lending import LEAST_BYTES, LEND, SLOT_BYTES, Lender
+from wire.lending import LEAST_BYTES, LEND, SLOT_BYTES, Lender, make_lender
 from wire.methods import DataMethods
 from wire.msgpack_codec import Decoder, Encoder
 from wire.server import Server
@@ -295,3 +296,12 @@ def test_no_memory_is_taken_of_another_user(server: RunningServer) -> None:
     command = [sys.executable, "-c", OFFER_AS_NOBODY, server.address]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout == "True\n"
+
+
+def test_without_memory_to_lend_there_is_a_warning(monkeypatch: pytest.MonkeyPatch, log: LogLines) -> None:
+    def forbid(*_: Any) -> int:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "memfd_create", forbid)
+    assert make_lender() is None
+    assert log.count("not permitted") == 1
