@@ -30,11 +30,14 @@ from typing import NamedTuple
 
 from dataserver.record import PAGE_BYTES, record_bytes
 from wire.digest import BLOCK_BYTES
-from wire.messages import BlockRecord
+from wire.messages import BLOCK_ID_BYTES, BlockRecord
 
 INDEX_FORMAT = 1
 _SUM_MODULUS = 2**63
 _SEEN_LIMIT = 8192
+_WRITER_BYTES = 8
+"""Ids that begin with the same bytes are of one writer, which counts upwards in the rest."""
+_WRITERS_LIMIT = 1024
 
 _SCHEMA = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
@@ -95,6 +98,8 @@ class Index:
         self._saving: dict[bytes, Entry | None] = {}
         self._freed: dict[tuple[int, int], Entry] = {}
         self._seen: dict[bytes, Entry] = {}  # rows that were read and not changed since
+        self._highest: dict[bytes, bytes] = {}  # no row of this writer has a greater id
+        self._uncounted: list[tuple[Entry, int]] = []  # changes that the sum of checksums lacks
         self.is_new = not path.exists()
         self._writer = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         self._reader = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
@@ -103,7 +108,7 @@ class Index:
             _prepare(self._reader)
             if self.is_new:
                 self._create()
-            self._totals, self.segment_counts = _check(self._writer)
+            (self._blocks, self._bytes, self._sum), self.segment_counts = _check(self._writer)
         except (sqlite3.DatabaseError, struct.error, TypeError) as error:
             self.close()
             raise IndexUnusable(str(error)) from None
@@ -117,13 +122,36 @@ class Index:
         with self._lock:
             if (seen := self._seen.get(block)) is not None:
                 return seen
-            for changes in (self._changed, self._saving):
-                if block in changes:
-                    return changes[block]
+            if block in self._changed:
+                return self._changed[block]
+            if block in self._saving:
+                return self._saving[block]
+            if block > self._highest_row(block[:_WRITER_BYTES]):
+                return None  # so that a new block needs no look into the file
             row = self._reader.execute(
                 "SELECT segment, offset, length, digest FROM blocks WHERE block = ?", (block,)
             ).fetchone()
             return self._remember(Entry(block, *row)) if row else None
+
+    def _highest_row(self, writer: bytes) -> bytes:
+        """Return an id that no row of this writer is greater than."""
+        highest = self._highest.get(writer)
+        if highest is None:
+            (row,) = self._reader.execute(
+                "SELECT max(block) FROM blocks WHERE block >= ? AND block <= ?",
+                (writer, writer.ljust(BLOCK_ID_BYTES, b"\xff")),
+            ).fetchone()
+            if len(self._highest) >= _WRITERS_LIMIT:
+                self._highest.clear()
+            highest = self._highest[writer] = row or b""
+        return highest
+
+    def _note_rows(self, blocks: Iterable[bytes]) -> None:
+        """Say that there are rows of these ids now."""
+        highest = self._highest
+        for block in blocks:
+            if block > highest.get(block[:_WRITER_BYTES], block):
+                highest[block[:_WRITER_BYTES]] = block
 
     def _remember(self, entry: Entry) -> Entry:
         if len(self._seen) >= _SEEN_LIMIT:
@@ -170,17 +198,23 @@ class Index:
         self._seen.pop(block, None)
 
     def _count(self, entry: Entry, sign: int) -> None:
-        totals = self._totals
-        self._totals = Totals(
-            totals.blocks + sign,
-            totals.length + sign * entry.length,
-            (totals.sum + sign * _checksum(entry)) % _SUM_MODULUS,
-        )
+        self._blocks += sign
+        self._bytes += sign * entry.length
+        self._uncounted.append((entry, sign))
         self.segment_counts[entry.segment] += sign
 
     @property
     def totals(self) -> Totals:
-        return self._totals
+        with self._lock:
+            for entry, sign in self._uncounted:
+                self._sum = (self._sum + sign * _checksum(entry)) % _SUM_MODULUS
+            self._uncounted.clear()
+            return Totals(self._blocks, self._bytes, self._sum)
+
+    @property
+    def blocks(self) -> int:
+        """How many blocks there are."""
+        return self._blocks
 
     @property
     def unsaved(self) -> int:
@@ -236,7 +270,7 @@ class Index:
         with self._writes:
             with self._lock:
                 self._saving, self._changed = self._changed, {}
-                totals, freed = self._totals, dict(self._freed)
+                totals, freed = self.totals, dict(self._freed)
             try:
                 with self._transaction():
                     self._write(self._saving, totals, freed.values(), segments)
@@ -245,6 +279,7 @@ class Index:
                     self._changed, self._saving = {**self._saving, **self._changed}, {}
                 raise
             with self._lock:
+                self._note_rows(self._saving)
                 self._saving = {}
                 for place in freed:
                     self._freed.pop(place, None)

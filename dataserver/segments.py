@@ -13,6 +13,7 @@ import os
 import shutil
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -40,6 +41,8 @@ QUARANTINE_SECONDS = 90 * DAY_SECONDS
 UNSAVED_LIMIT = 32768
 LITTLE_BYTES = 256 * 1024
 """Zeros are written ahead where no more than this is put between two syncs."""
+PLENTY_BYTES, PLENTY_SECONDS = 1024 * 1024 * 1024, 0.05
+"""With so much free beyond the reserve, it is not reached before so long has passed, whoever writes."""
 _RECLAIM_AT_ONCE = 4096
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -91,6 +94,7 @@ class SegmentStore:
         self._unsynced = {s.number for s in self._segments.values() if s.durable_to < s.end}
         self._failure: OSError | None = None
         self._saved_rows = segment_rows(self._segments, self._damaged)
+        self._plenty_until = 0.0
         self._frees = 0
         self._appended_bytes = 0
         self._syncs_little = False
@@ -164,9 +168,10 @@ class SegmentStore:
         repairing: bool,
     ) -> None:
         self._refuse_if_failed()
+        size = record_bytes(len(data))
         try:
             reserve_bytes = self._reserve_bytes // 2 if repairing else self._reserve_bytes
-            segment = self._segment_for(record_bytes(len(data)), reserve_bytes)
+            segment = self._segment_for(size, reserve_bytes)
             offset = segment.append(block, digest, pieces, data)
         except OSError as error:
             if error.errno in _NO_ROOM:
@@ -174,7 +179,7 @@ class SegmentStore:
             _log.error("block %s cannot be written: %s", block.hex(), error)
             raise InternalError(f"the disk failed: {error}") from None
         self._unsynced.add(segment.number)
-        self._appended_bytes += record_bytes(len(data))
+        self._appended_bytes += size
         self._index.put(Entry(block, segment.number, offset, len(data), digest), before)
         if self._index.unsaved > UNSAVED_LIMIT:
             self._save_index()
@@ -189,9 +194,19 @@ class SegmentStore:
             self._next_number += 1
             self._segments = {**self._segments, active.number: active}
             self._active = active
-        if _room(active) < reserve_bytes + size:
-            raise OSError(errno.ENOSPC, "the reserve is reached")
+        self._require_room(active, reserve_bytes + size)
         return active
+
+    def _require_room(self, active: Segment, wanted: int) -> None:
+        """Raise OSError where less is free. With plenty of room the disk is asked only now and then."""
+        now = time.monotonic()
+        if now < self._plenty_until:
+            return
+        room = _room(active)
+        if room < wanted:
+            raise OSError(errno.ENOSPC, "the reserve is reached")
+        if room >= wanted + PLENTY_BYTES:
+            self._plenty_until = now + PLENTY_SECONDS
 
     def _keep_loser(
         self, entry: Entry, header: Header | None, expected: bytes, found: bytes | None, note: str
@@ -333,13 +348,13 @@ class SegmentStore:
         return self._index.page(after, check_limit(limit))
 
     def count(self) -> int:
-        return self._index.totals.blocks
+        return self._index.blocks
 
     def status(self) -> dict[str, Any]:
-        usage = shutil.disk_usage(self._segment_directory)
+        usage, totals = shutil.disk_usage(self._segment_directory), self._index.totals
         return {
-            "blocks": self._index.totals.blocks,
-            "bytes_live": self._index.totals.length,
+            "blocks": totals.blocks,
+            "bytes_live": totals.length,
             "quarantined": self.quarantine.count,
             "bytes_quarantined": self.quarantine.length,
             "free_bytes": max(0, usage.free - self._reserve_bytes),

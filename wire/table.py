@@ -41,6 +41,8 @@ class Method:
     help: str
     signatures: list[list[str]]
     defaults: tuple[Any, ...]
+    plain: list[type] | None
+    """The types of the parameters, if values of just these types need no conversion."""
 
     def arguments(self, params: Any) -> list[Any]:
         """Return the arguments that plain parameters stand for.
@@ -50,6 +52,8 @@ class Method:
         """
         if type(params) is not list:
             raise BadRequest(f"{self.name}: parameters are a list, not {_kind(params)}")
+        if self.plain is not None and [*map(type, params)] == self.plain:
+            return params
         if not self.required <= len(params) <= len(self.converters):
             raise BadRequest(f"{self.name} wants ({', '.join(self.names)}), not {len(params)} parameters")
         try:
@@ -142,7 +146,12 @@ def _compile(function: Callable[..., Any]) -> Method:
         help=inspect.getdoc(function) or "",
         signatures=[[returned, *kinds[:count]] for count in range(required, len(kinds) + 1)],
         defaults=defaults,
+        plain=_plain([hints[parameter.name] for parameter in parameters]),
     )
+
+
+def _plain(annotations: list[Any]) -> list[type] | None:
+    return annotations if _PLAIN.issuperset(annotations) else None
 
 
 def converter(annotation: Any) -> Converter:
@@ -255,6 +264,8 @@ def _named_tuple(kind: Any) -> Converter:
     return named_tuple
 
 
+_PLAIN: frozenset[Any] = frozenset((bool, str, bytes))
+"""Whose converters return what they get, for every value of the type."""
 _SIMPLE: dict[Any, Converter] = {
     int: _integer,
     bool: _boolean,
