@@ -189,9 +189,13 @@ class Sessions:
         return None if self._unreclaimed or self._asked else frozenset(self._holders)
 
     def forgive(self, seconds: float) -> None:
-        """Lengthen all leases by a time in which this server could not have heard of anybody."""
+        """Lengthen all leases by a time in which this server could not have heard of anybody.
+
+        None ends later than if it were renewed now: one may have been already, by what waited meanwhile.
+        """
+        now = self._clock()
         for lease in self._leases.values():
-            lease.renewed += seconds
+            lease.renewed = min(lease.renewed + seconds, now)
 
     def expired(self) -> list[int]:
         """Return the sessions whose lease has passed.

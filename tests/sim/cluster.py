@@ -16,6 +16,7 @@ import logging
 import os
 import random
 import sqlite3
+import traceback
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextvars import copy_context
 from pathlib import Path
@@ -87,6 +88,7 @@ class World:
         """Clients that are cut off for longer than their lease, and until when."""
         self.sync_probability = self.rng.choice([0.05, 0.4, 1.0])
         """How often a client makes what it writes durable; always, where all may lose power at once."""
+        self.may_lose_all_power = self.sync_probability == 1.0
         self.about_locks = self.rng.random() < 0.08
         """Some lives are about locks that are lost: clients want little else, and are cut off with one."""
         self.with_shared = self.about_locks or self.rng.random() < 0.6
@@ -292,6 +294,14 @@ class World:
 
     # running
 
+    def report_lost_errors(self) -> None:
+        """Note each error that nobody asked for, of the tasks of processes that live: a log would have it."""
+        for process in self.all_processes:
+            for task in process.kept if process.alive else ():
+                if isinstance(task, asyncio.Task) and task.done() and task._log_traceback:  # type: ignore[attr-defined]
+                    text = "".join(traceback.format_exception(task.exception()))
+                    self.problem(f"an error in {process.name} that nobody asked for: {task!r}\n{text}")
+
     def run_until(self, done: Callable[[], bool], seconds: float, what: str) -> None:
         """Let virtual time pass until something is so. Raises Failure after `seconds`."""
         until = self.loop.now + seconds
@@ -338,8 +348,6 @@ class World:
             except QuorumfsError as error:
                 self.problem(f"{name} ended: {type(error).__name__}: {error}")
             except Exception as error:
-                import traceback
-
                 self.problem(f"{name} ended: {''.join(traceback.format_exception(error))}")
             finally:
                 process.alive = False
@@ -386,8 +394,6 @@ class _LogEvents(logging.Handler):
         who = process.name if process is not None else "-"
         self._world.note("log", f"{who}: {record.levelname} {record.getMessage()}")
         if record.exc_info:
-            import traceback
-
             text = "".join(traceback.format_exception(record.exc_info[1]))
             self._world.problem(f"a traceback in the log of {who}: {record.getMessage()}\n{text}")
 

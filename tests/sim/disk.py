@@ -12,11 +12,14 @@ import errno
 import os
 import random
 import shutil
+import types
 from pathlib import Path
 from typing import Any
 
 SECTOR_BYTES = 512
 TORN_BYTES = 4096
+DISK_BYTES = 64 << 30
+FREE_BYTES = 32 << 30
 
 
 class Disk:
@@ -42,6 +45,8 @@ class Disk:
     # what stands for os
 
     def open(self, path: Any, flags: int, mode: int = 0o777, **more: Any) -> int:
+        if flags & os.O_ACCMODE == os.O_WRONLY:
+            flags = flags & ~os.O_ACCMODE | os.O_RDWR  # what is overwritten is read first, to be undone
         handle = os.open(path, flags & ~os.O_DIRECT, mode, **more)
         self.paths[handle] = os.fspath(path)
         return handle
@@ -136,6 +141,17 @@ class Disk:
         do(*args, **more)
         if path.startswith(str(self.root)):
             self.names.append((what, path, kept))
+
+    def statvfs(self, _: Any) -> os.statvfs_result:
+        """Tell of a large disk: how much room this machine has in memory is no part of a life."""
+        blocks, free, names, length = DISK_BYTES // TORN_BYTES, FREE_BYTES // TORN_BYTES, 1 << 24, 255
+        return os.statvfs_result((TORN_BYTES, TORN_BYTES, blocks, free, free, names, names, names, 0, length))
+
+    fstatvfs = statvfs
+
+    def disk_usage(self, _: Any) -> types.SimpleNamespace:
+        """Stand for shutil's."""
+        return types.SimpleNamespace(total=DISK_BYTES, used=DISK_BYTES - FREE_BYTES, free=FREE_BYTES)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(os, name)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from contextvars import Context, ContextVar
+from contextvars import Context, ContextVar, copy_context
 from typing import Any
 
 PROCESS: ContextVar[Process | None] = ContextVar("process", default=None)
@@ -25,7 +25,7 @@ class Process:
         self.name, self.host = name, host
         self.alive = True
         self.paused = False
-        self.backlog: list[tuple[_Guarded, tuple[Any, ...]]] = []
+        self.backlog: list[tuple[_Guarded, tuple[Any, ...], Context]] = []
         self.at_end: list[Callable[[], None]] = []
         """Called when it is killed: what the kernel would do."""
         self.kept: list[object] = []
@@ -56,7 +56,7 @@ class _Guarded:
     """A callback that runs only while its process does."""
 
     def __init__(self, callback: Callable[..., Any], context: Context | None) -> None:
-        self.callback, self.context = callback, context
+        self.callback = callback
         self.process = PROCESS.get() if context is None else context.get(PROCESS)
         self.handle: asyncio.Handle | None = None
 
@@ -65,7 +65,7 @@ class _Guarded:
         if process is None or (process.alive and not process.paused):
             self.callback(*args)
         elif process.alive:
-            process.backlog.append((self, args))
+            process.backlog.append((self, args, copy_context()))
 
     def go_on(self, *args: Any) -> None:
         """Run after the process was stopped, unless it was cancelled since."""
@@ -110,8 +110,8 @@ class SimLoop(asyncio.BaseEventLoop):
         """Let a stopped process run again, with everything that waited for it."""
         process.paused = False
         backlog, process.backlog = process.backlog, []
-        for guarded, args in backlog:
-            self.call_soon(guarded.go_on, *args, context=guarded.context)
+        for guarded, args, context in backlog:
+            self.call_soon(guarded.go_on, *args, context=context)
 
     def run_in_executor(self, executor: object, func: Callable[..., Any], *args: Any) -> Any:
         """Carry a job out at one moment of virtual time, some time from now."""

@@ -31,10 +31,12 @@ class Neighbours:
         """Whether there is no other client."""
         self._contents: dict[str, bytes] = {}
         self._known_for: tuple[Any, int] | None = None
+        self._losses = 0
+        """How many power losses there had been when it began: another may take what it writes, unsynced."""
 
     def go_through(self, place: LibraryPlace) -> None:
         """Change a file, list the directory, read some in order, and use the next one without a name."""
-        known_for = place.filesystem, self.world.power_losses
+        known_for = place.filesystem, self._losses = place.filesystem, self.world.power_losses
         session = place.filesystem._namespace._session
         number = session.number
         try:
@@ -74,6 +76,8 @@ class Neighbours:
         place.open(7, path, os.O_CREAT | os.O_TRUNC | os.O_RDWR)
         try:
             place.pwrite(7, 0, content)
+            if self.world.may_lose_all_power:
+                place.fsync(7)
         finally:
             place.close(7)
         self._contents[path] = content
@@ -91,7 +95,6 @@ class Neighbours:
         self._read(place, last, removes=True)
 
     def _read(self, place: LibraryPlace, path: str, removes: bool = False) -> None:
-        losses = self.world.power_losses
         place.open(7, path, os.O_RDONLY)
         try:
             expected = self._contents[path]
@@ -103,5 +106,5 @@ class Neighbours:
             seen = place.pread(7, 0, 1 << 20)
         finally:
             place.close(7)
-        if seen != expected and losses == self.world.power_losses:
+        if seen != expected and self._losses == self.world.power_losses:
             self.world.problem(f"{path}: read {seen[:20]!r}, not {expected[:20]!r}")

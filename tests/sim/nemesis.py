@@ -167,7 +167,7 @@ class Nemesis:
 
     def _lose_all_power(self) -> None:
         """All servers at once, where everything that was written was made durable."""
-        if self.world.sync_probability == 1.0:
+        if self.world.may_lose_all_power:
             for name in self._alive(self.servers):
                 self.world.kill(name, power=True)
             for name in self.servers:

@@ -157,7 +157,7 @@ class Deeds:
             self._place.open(11, path, os.O_CREAT | os.O_RDWR)
             try:
                 self._place.pwrite(11, 0, value.encode())
-                if self._rng.random() < 0.3:
+                if self._rng.random() < 0.3 or self._recorded.world.may_lose_all_power:
                     self._place.fsync(11)
             finally:
                 self._place.close(11)

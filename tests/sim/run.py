@@ -147,6 +147,7 @@ def _run(seed: int, directory: Path, wanted: frozenset[int] | None, tell: bool) 
         _play(world, actors, nemesis, shared, seconds)
     except (Failure, Stuck) as failure:
         world.problem(str(failure))
+    world.report_lost_errors()
     for problem in shared.recorded.problems():
         world.problem(problem)
     return Verdict(

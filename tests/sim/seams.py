@@ -12,6 +12,7 @@ import os
 import pathlib
 import random
 import secrets
+import shutil
 import sqlite3
 import sys
 import threading
@@ -70,6 +71,9 @@ def install(
     def time_ns() -> int:
         return int((WALL_CLOCK_START_SECONDS + now()) * 1e9)
 
+    def disk_usage(path: Any) -> Any:
+        return host_os.disk_usage(path)  # of whichever process runs then
+
     clock = StandIn(
         time,
         monotonic=now,
@@ -83,7 +87,9 @@ def install(
         id(time): clock,
         id(time.monotonic): now,
         id(time.time_ns): time_ns,
-        id(secrets): StandIn(secrets, token_bytes=rng.randbytes),
+        id(secrets): StandIn(
+            secrets, token_bytes=rng.randbytes, token_hex=lambda count: rng.randbytes(count).hex()
+        ),
         id(random): StandIn(random, uniform=rng.uniform, random=rng.random),
         id(sqlite3): StandIn(sqlite3, connect=connect),
     }
@@ -94,7 +100,11 @@ def install(
     }
     of_package = {
         "fusefs": client,
-        "dataserver": {id(os): host_os, id(concurrent.futures.ThreadPoolExecutor): LoopThreads},
+        "dataserver": {
+            id(os): host_os,
+            id(shutil): StandIn(shutil, disk_usage=disk_usage),
+            id(concurrent.futures.ThreadPoolExecutor): LoopThreads,
+        },
         "metaserver": {id(os): host_os, id(threading): threads},
     }
     for package, module in _modules():

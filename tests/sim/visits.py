@@ -66,6 +66,8 @@ class Visits:
             try:
                 place.open(1, NEW_NAME, os.O_CREAT | os.O_TRUNC | os.O_RDWR)
                 place.pwrite(1, 0, content)
+                if self._world.may_lose_all_power:
+                    place.fsync(1)
                 place.close(1)
                 place.rename(NEW_NAME, NAME, 0)
                 told.append(True)

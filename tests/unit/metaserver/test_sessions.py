@@ -178,6 +178,18 @@ def test_a_server_that_did_not_run_ends_no_session(meta: Harness) -> None:
     meta.service.renew(meta.session)
 
 
+def test_a_lease_renewed_after_a_stop_is_not_longer_than_others(meta: Harness) -> None:
+    """What waited while the server did not run is heard before it learns that it did not run."""
+    other = meta.open_session()
+    meta.seconds += LEASE_SECONDS * 10
+    meta.service.renew(other)
+    meta.sessions.forgive(LEASE_SECONDS * 10)
+    meta.seconds += LEASE_SECONDS * 1.1
+    meta.wait(meta.service.reaper.run_once())
+    with pytest.raises(SessionUnknown):
+        meta.service.renew(other)
+
+
 def test_after_a_restart_nothing_is_removed_before_all_have_reclaimed(meta: Harness) -> None:
     other = meta.open_session()
     open_file = create(meta, meta.ticket(), b"open", open_it=True)
