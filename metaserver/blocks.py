@@ -15,6 +15,11 @@ from wire.digest import BLOCK_BYTES, DIGEST_BYTES
 from wire.errors import InvalidArgument
 from wire.messages import BLOCK_ID_BYTES, BlockRecord, Extent
 
+_ADD_ONE = (
+    "INSERT OR IGNORE INTO blocks SELECT ?1, ?2, ?3, 1"
+    " WHERE NOT EXISTS (SELECT 1 FROM garbage WHERE block = ?1)"
+)
+
 
 def session_of(block: bytes) -> int:
     """Return the session that wrote a block, from its id."""
@@ -62,6 +67,8 @@ class Blocks:
             InvalidArgument: an unknown block, a range outside of its block, a record that contradicts
                 a known one, a block that is garbage already.
         """
+        if self._takes_one(session, records, replacement):
+            return
         fresh = self._fresh(session, records)
         lengths = {block: record.length for block, record in fresh.items()}
         for extent in used:
@@ -78,6 +85,24 @@ class Blocks:
         self._store.totals["block_bytes"] += sum(row[1] for row in rows)
         self._count(changes)
         self._supersede([(row[0], row[1]) for row in rows if not row[3]])
+
+    def _takes_one(self, session: int, records: Sequence[BlockRecord], replacement: Replacement) -> bool:
+        """Do all of it where one new block is referred to once, in place of nothing; else do nothing."""
+        removed, added = replacement
+        if removed or len(added) != 1 or len(records) != 1:
+            return False
+        (extent,), (record,) = added, records
+        block, length, digest = record
+        if extent.block != block or extent.block_offset + extent.length > length:
+            return False
+        if session_of(block) != session:
+            return False
+        check_record(record, session)
+        if self._store.execute(_ADD_ONE, (block, length, digest)).rowcount != 1:
+            return False
+        self._store.totals["blocks"] += 1
+        self._store.totals["block_bytes"] += length
+        return True
 
     def _fresh(self, session: int, records: Sequence[BlockRecord]) -> dict[bytes, BlockRecord]:
         """Return the records of blocks that were not committed yet, by id."""

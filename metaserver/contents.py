@@ -51,13 +51,19 @@ class Contents:
         self._inodes = inodes
         self._blocks = Blocks(store)
 
-    def commit(self, session: int, ino: int, commit: Commit) -> Attributes:
+    def commit(self, session: int, ino: int, commit: Commit, born: Attributes | None = None) -> Attributes:
         """Make new extents a file's contents; return its new attributes.
+
+        Args:
+            session: whose blocks they are.
+            ino: the file.
+            commit: what changes.
+            born: the attributes of a new file, whose inode is added by this.
 
         Raises:
             StaleFile, InvalidArgument, FileTooLarge: as in wire.methods.meta; nothing is changed then.
         """
-        old = self._inodes.load(ino)
+        old = born or self._inodes.load(ino)
         if not stat.S_ISREG(old.mode):
             raise InvalidArgument(f"inode {ino} is no regular file")
         commit = extent_rules.place_appends(commit, old.size)
@@ -68,7 +74,10 @@ class Contents:
         contents_changed = commit.cut is not None or bool(commit.extents) or size != old.size
         new = self._after_commit(old, commit, contents_changed)
         new = new._replace(size=size, allocated_bytes=allocated)
-        self._inodes.save(new)
+        if born:
+            self._inodes.add(new)
+        else:
+            self._inodes.save(new)
         return new
 
     def _replace(self, session: int, file: Attributes, commit: Commit) -> int:

@@ -5,15 +5,17 @@ Decides one thing: an inode without a name that no session can have open is not 
 
 from __future__ import annotations
 
+import sqlite3
 import stat
 
 from metaserver.sessions import Sessions
 from metaserver.store import Store
-from wire.errors import NotADirectory, NotFound, StaleFile
+from wire.errors import InvalidArgument, NotADirectory, NotFound, StaleFile
 from wire.messages import Attributes
 
 COLUMNS = ", ".join(Attributes._fields)
 _LOAD = f"SELECT {COLUMNS} FROM inodes WHERE ino = ?"
+_ADD = f"INSERT INTO inodes ({COLUMNS}, parent, target) VALUES ({'?, ' * len(Attributes._fields)}?, ?)"
 _SAVE = f"UPDATE inodes SET {', '.join(f'{name} = ?' for name in Attributes._fields[1:])} WHERE ino = ?"
 
 
@@ -21,6 +23,7 @@ class Inodes:
     """The inodes by number."""
 
     def __init__(self, store: Store, sessions: Sessions) -> None:
+        self._store = store
         self._execute = store.execute
         self._sessions = sessions
 
@@ -33,10 +36,6 @@ class Inodes:
         if found.nlink <= 0 and (found.nlink < 0 or not self._sessions.may_be_open(ino)):
             raise StaleFile(f"inode {ino} was removed")
         return found
-
-    def exists(self, ino: int) -> bool:
-        """Tell whether there is such an inode, shown or not."""
-        return self._execute("SELECT 1 FROM inodes WHERE ino = ?", (ino,)).fetchone() is not None
 
     def directory(self, ino: int) -> Attributes:
         """Return a directory's attributes. Raises StaleFile, NotADirectory."""
@@ -55,6 +54,18 @@ class Inodes:
         if not found.nlink:
             raise NotFound(f"the directory {ino} was removed")
         return found
+
+    def add(self, new: Attributes, parent: int = 0, target: bytes | None = None) -> None:
+        """Store a new inode; `parent` and `target` as in metaserver.schema.
+
+        Raises:
+            InvalidArgument: its number is taken.
+        """
+        try:
+            self._execute(_ADD, (*new, parent, target))
+        except sqlite3.IntegrityError:
+            raise InvalidArgument(f"inode number {new.ino} is taken") from None
+        self._store.totals["inodes"] += 1
 
     def save(self, attributes: Attributes) -> None:
         """Store all attributes of an inode."""

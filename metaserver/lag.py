@@ -29,10 +29,12 @@ class LagList:
         self._recent: deque[bytes] = deque(maxlen=RECENT_BLOCKS)
         self._complete = not store.totals["blocks"]
 
-    def commit(self, session: int, ino: int, commit: Commit, lag: list[Lag]) -> Attributes:
+    def commit(
+        self, session: int, ino: int, commit: Commit, lag: list[Lag], born: Attributes | None = None
+    ) -> Attributes:
         """Commit, and remember who lacks the new blocks. Raises what Contents.commit raises."""
         fresh = [entry for entry in lag if not self._is_known(entry.block)]
-        attributes = self._contents.commit(session, ino, commit)
+        attributes = self._contents.commit(session, ino, commit, born)
         self.note(fresh)
         return attributes
 

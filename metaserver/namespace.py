@@ -137,9 +137,16 @@ class Namespace:
         gid: int,
         rdev: int,
         target: bytes,
-        ino: int | None = None,
     ) -> Attributes:
-        """Make a file of any type; see wire.methods.meta. `ino` is its number if it was reserved before."""
+        """Make a file of any type; see wire.methods.meta."""
+        new = self._enter(self._store.take_inode_numbers(1), parent, name, mode, uid, gid, rdev, target)
+        self._inodes.add(new, parent if stat.S_ISDIR(new.mode) else 0, target or None)
+        return new
+
+    def _enter(
+        self, ino: int, parent: int, name: bytes, mode: int, uid: int, gid: int, rdev: int, target: bytes
+    ) -> Attributes:
+        """Give a new inode, which is still to be added, its name; return its attributes."""
         rules.check_name(name)
         rules.check_new_inode(mode, uid, gid, rdev, target)
         directory = self._inodes.living_directory(parent)
@@ -148,7 +155,7 @@ class Namespace:
         is_device = stat.S_ISCHR(mode) or stat.S_ISBLK(mode)
         now = self._store.now_ns()
         new = Attributes(
-            ino=self._store.take_inode_numbers(1) if ino is None else ino,
+            ino=ino,
             mode=mode,
             nlink=2 if is_directory else 1,
             uid=uid,
@@ -161,26 +168,33 @@ class Namespace:
             ctime_ns=now,
             version=FIRST_VERSION,
         )
-        self._add_entry(parent, name, new.ino)
-        self._execute(
-            "INSERT INTO inodes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (*new, parent if is_directory else 0, target or None),
-        )
+        self._add_entry(parent, name, ino)
         self._inodes.entries_changed(parent, now, links=int(is_directory))
-        self._store.totals["inodes"] += 1
         return new
 
-    def bear(self, session: int, ino: int, birth: Birth) -> None:
-        """Make a regular file under a number that was reserved, unless it is there; see `commit`."""
-        found = self._look_up(birth.parent, birth.name)
-        if found is not None and found.ino == ino:
-            return
-        if not self._store.was_given(ino) or self._inodes.exists(ino):
+    def bear(self, session: int, ino: int, birth: Birth) -> Attributes | None:
+        """Name a regular file under a number that was reserved; see `commit`, which adds the inode.
+
+        Returns:
+            Its attributes; None if that very file is there already.
+        """
+        parent, name, mode, uid, gid = birth
+        if self._store.was_given(ino) and self._sessions.is_alone(session):
+            try:
+                return self._enter(ino, parent, name, stat.S_IFREG | stat.S_IMODE(mode), uid, gid, 0, b"")
+            except AlreadyExists:
+                if self._is_named(parent, name, ino):
+                    return None
+                raise
+        if self._is_named(parent, name, ino):
+            return None
+        if not self._store.was_given(ino):
             raise InvalidArgument(f"inode number {ino} is not reserved")
-        if not self._sessions.is_alone(session):
-            raise NotAlone("another mount came before the file was made")
-        mode = stat.S_IFREG | stat.S_IMODE(birth.mode)
-        self.create(session, birth.parent, birth.name, mode, birth.uid, birth.gid, 0, b"", ino)
+        raise NotAlone("another mount came before the file was made")
+
+    def _is_named(self, parent: int, name: bytes, ino: int) -> bool:
+        found = self._look_up(parent, name)
+        return found is not None and found.ino == ino
 
     def _add_entry(self, parent: int, name: bytes, ino: int) -> None:
         try:

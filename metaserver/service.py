@@ -306,11 +306,10 @@ class MetaService:
     def _commit(
         self, session: int, ino: int, commit: Commit, lag: list[Lag] | None, birth: Birth | None
     ) -> Attributes:
-        if birth is not None:
-            self._namespace.bear(session, ino, birth)
+        born = None if birth is None else self._namespace.bear(session, ino, birth)
         if lag:
-            return self._lag.commit(session, ino, commit, lag)
-        return self._contents.commit(session, ino, commit)
+            return self._lag.commit(session, ino, commit, lag, born)
+        return self._contents.commit(session, ino, commit, born)
 
     async def _when_on_disk(self, attributes: Attributes) -> Attributes:
         await self._log.sync()

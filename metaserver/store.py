@@ -32,6 +32,8 @@ from wire.errors import (
 from wire.messages import ROOT_INODE, Attributes, Ticket
 
 SLOTS_PER_SESSION = 1024
+SLOTS_REMEMBERED = 16 * 1024
+"""Of so many slots it is known without asking that a call is newer than the answer that is kept."""
 RECENTLY_NS = 60 * 1_000_000_000
 """So long ago at most a database was put back whose earlier mounts may still rely on what they know."""
 INODES_RESERVED = 65536
@@ -81,6 +83,8 @@ class Store:
         """
         self.path = path
         self._next_inode = self._inode_limit = 0
+        self._answered: dict[tuple[int, int], int] = {}
+        """The sequence that a slot keeps an answer of, as far as is known; by session and slot."""
         self.when_full: Callable[[], None] = lambda: None
         """Called when the disk is full, before a transaction is tried once more."""
         self.now_ns = now_ns
@@ -261,7 +265,12 @@ class Store:
             raise SessionUnknown(f"session {session} is not known (any more)")
         if not (0 <= slot < SLOTS_PER_SESSION and 0 <= sequence < 2**63):
             raise InvalidArgument(f"a slot is a number from 0 to {SLOTS_PER_SESSION - 1}")
-        return self.change(self._work_or_recall, ticket, work, args, kwargs)
+        newest = self._answered.pop((session, slot), None)
+        answer = self.change(self._work_or_recall, ticket, newest, work, args, kwargs)
+        if len(self._answered) >= SLOTS_REMEMBERED:
+            self._answered.clear()
+        self._answered[session, slot] = max(sequence, newest or 0)
+        return answer
 
     def is_answered(self, ticket: Ticket) -> bool:
         """Tell whether this very call was carried out, so that its answer is kept."""
@@ -271,16 +280,22 @@ class Store:
         return kept is not None and kept[0] == ticket.sequence
 
     def _work_or_recall(
-        self, ticket: Ticket, work: Callable[..., A], args: tuple[Any, ...], kwargs: dict[str, Any]
+        self,
+        ticket: Ticket,
+        newest: int | None,
+        work: Callable[..., A],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
     ) -> A:
         session, slot, sequence = ticket
-        kept = self.execute(
-            "SELECT sequence, answer FROM slots WHERE session = ? AND slot = ?", (session, slot)
-        ).fetchone()
-        if kept is not None and sequence <= kept[0]:
-            if sequence < kept[0]:
-                raise SequenceError(f"call {sequence} of slot {slot} is older than its call {kept[0]}")
-            return answers.decode(kept[1])  # type: ignore[return-value]  # what the same call answered
+        if newest is None or sequence <= newest:
+            kept = self.execute(
+                "SELECT sequence, answer FROM slots WHERE session = ? AND slot = ?", (session, slot)
+            ).fetchone()
+            if kept is not None and sequence <= kept[0]:
+                if sequence < kept[0]:
+                    raise SequenceError(f"call {sequence} of slot {slot} is older than its call {kept[0]}")
+                return answers.decode(kept[1])  # type: ignore[return-value]  # what the same call answered
         answer = work(session, *args, **kwargs)
         self.execute(
             "REPLACE INTO slots VALUES (?, ?, ?, ?)", (session, slot, sequence, answers.encode(answer))
