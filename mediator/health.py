@@ -13,6 +13,7 @@ from typing import Literal
 
 from mediator.fanout import survive
 from mediator.servers import Server
+from wire.client_msgpack import REFUSED_SECONDS
 from wire.errors import DeadlineExceeded, QuorumfsError
 from wire.messages import Identity
 from wire.methods import CommonMethods
@@ -144,5 +145,12 @@ class Health:
         await asyncio.shield(self._recheck)
 
     async def _look_at_down(self) -> None:
-        down = [server for server in self.servers if not server.up]
-        await asyncio.gather(*(self.run_once(server, RECHECK_SECONDS) for server in down))
+        await asyncio.gather(*(self._look_anew(server) for server in self.servers if not server.up))
+
+    async def _look_anew(self, server: Server) -> None:
+        """Look at a server that is down; again if a first look may have shared an attempt from before."""
+        begun = time.monotonic()
+        await self.run_once(server, RECHECK_SECONDS)
+        if not server.up and time.monotonic() - begun < RECHECK_SECONDS:
+            await asyncio.sleep(1.2 * REFUSED_SECONDS)
+            await self.run_once(server, RECHECK_SECONDS)
