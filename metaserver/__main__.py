@@ -40,10 +40,9 @@ async def serve_metadata(config: ClusterConfig) -> None:
         stack.callback(store.close)
         log = LogSync(directory.database, store.changed_rows, store.log_mark)
         stack.callback(log.close)
+        directory.sync()  # the name of the log, before anything is noted to be in it
         await log.sync()
-        if directory.complete:
-            directory.sync()
-        else:
+        if not directory.complete:
             directory.describe()
         sessions = Sessions(store, config.lease_seconds)
         before = config.grant_seconds if sessions.count() or store.was_put_back() else 0.0

@@ -46,6 +46,7 @@ class LogSync:
             mark: where to note how far the log is durable.
         """
         self._mark = mark
+        self._damaged_frames = pages.damaged_frames(database)
         self._descriptor = os.open(f"{database}-wal", os.O_RDONLY)
         self._thread = ThreadPoolExecutor(1, "log-sync")
         self._changed_rows = changed_rows
@@ -58,7 +59,8 @@ class LogSync:
 
         Raises:
             InternalError: the disk failed. From then on every call raises it, because the kernel may
-                have dropped what it could not write; a restart reads what is really there.
+                have dropped what it could not write; a restart reads what is really there. Or the log
+                was met damaged.
         """
         await asyncio.shield(self._shared())
 
@@ -71,6 +73,10 @@ class LogSync:
             except OSError as error:
                 logger.error("the log could not be made durable: %s", error)
                 self._failure = error
+        if self._damaged_frames:
+            raise InternalError(
+                "the log of the metadata database is damaged: what comes behind it would be lost at a restart"
+            )
         if self._failure is not None:
             raise InternalError(f"the metadata server's disk failed: {self._failure}")
 

@@ -83,9 +83,11 @@ class PageCheck:
     def describe(self) -> dict[str, Any]:
         """Return what is known of damage: the pages that were met, and what the last whole pass found."""
         damaged = pages.damaged_pages(self._database)
+        frames = sorted(pages.damaged_frames(self._database))
         return {
-            "damaged": bool(damaged or self._found),
+            "damaged": bool(damaged or frames or self._found),
             "damaged_pages": damaged[:PAGES_SHOWN],
+            "damaged_log_pages": frames[:PAGES_SHOWN],
             "found": self._found,
             "checked_at": self._checked_at,
         }

@@ -4,7 +4,9 @@ SQLite has no checksums of pages of its own; it keeps the last bytes of each pag
 file's header says so. Here the operations of SQLite's own file layer are kept, but for reading and
 writing the database file: a page is stamped when it is written (by a checkpoint), and a page that is not
 as it was stamped is never given to SQLite, which fails the statement with SQLITE_IOERR_DATA. The log has
-checksums of SQLite's own. Sources: https://www.sqlite.org/vfs.html, https://www.sqlite.org/fileformat2.html
+checksums of SQLite's own, which SQLite compares after a restart only; here they are compared whenever a page
+is read from it, by a checkpoint too (metaserver.frames).
+Sources: https://www.sqlite.org/vfs.html, https://www.sqlite.org/fileformat2.html
 
 A database with a file of sums beside it (metaserver.sums) has each page that is read compared with that too.
 
@@ -21,6 +23,7 @@ import logging
 import os
 import sqlite3
 import struct
+import threading
 import zlib
 from collections import Counter
 from collections.abc import Callable
@@ -29,6 +32,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from metaserver import frames
 from metaserver.sums import Sums, sums_file
 from wire.config import ConfigError
 
@@ -45,6 +49,10 @@ ADVICE = "put it back with `quorumfs restore FILE` or `quorumfs rebuild --replac
 _NAME = b"quorumfs-pages"
 _OK, _IOERR, _SHORT_READ = 0, 10, 10 | 2 << 8
 _OPEN_MAIN_DB = 0x100
+_OPEN_LOG = 0x80000
+_LOG_SUFFIX, _SHARED_SUFFIX = b"-wal", b"-shm"
+_SHARED_HEADER = struct.Struct("=13x?18x8s8x")
+"""What the shared memory says of the log: whether its words are big-endian, and its salts."""
 _HEADER_READS = ((0, 100), (24, 16))
 """What SQLite reads of the header beside page 1 itself: (offset, bytes)."""
 
@@ -90,6 +98,15 @@ _Close = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)
 _Sync = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_int)
 
 _damaged: dict[bytes, set[int]] = {}
+_damaged_frames: dict[bytes, set[int]] = {}
+"""The frames of the log of each open database that were met damaged, from 1."""
+_shared: dict[bytes, int] = {}
+"""Descriptors of the shared memory beside open databases.
+
+To close one drops the locks that SQLite has on it: only when the last connection is gone.
+"""
+_guard = threading.Lock()
+"""Held while it changes whether this process has a database open."""
 _open_files: Counter[bytes] = Counter()
 """How often this process has each database open."""
 _sums: dict[bytes, Sums] = {}
@@ -119,6 +136,8 @@ def connect(path: Path, *, read_only: bool = False, **options: Any) -> sqlite3.C
     mode = "ro" if read_only else "rw"
     uri = f"file:{quote(os.fspath(path.absolute()))}?mode={mode}&vfs={_NAME.decode()}"
     connection: sqlite3.Connection = sqlite3.connect(uri, uri=True, **options)
+    # A page that is written twice by one transaction would have a wrong checksum in the log until the commit.
+    connection.execute("PRAGMA cache_spill = OFF")
     return connection
 
 
@@ -154,6 +173,14 @@ def refuse_unstamped(path: Path) -> None:
 def damaged_pages(path: Path) -> list[int]:
     """Return the numbers of pages that this process found damaged, DAMAGED_PAGES_KEPT at most."""
     return sorted(_damaged.get(os.fsencode(path.absolute()), ()))
+
+
+def damaged_frames(path: Path) -> set[int]:
+    """Return the frames of the log that were met damaged since it was opened: the set itself, which grows.
+
+    What is committed behind such a frame would be lost at the next start.
+    """
+    return _damaged_frames.setdefault(os.fsencode(path.absolute()), set())
 
 
 def is_damage(error: BaseException) -> bool:
@@ -192,15 +219,17 @@ def _opener(usual: Callable[..., int]) -> Callable[..., int]:
 
     def open_file(layer: int, name: int, file: int, flags: int, given: int) -> int:
         result = usual(layer, name, file, flags, given)
-        if result != _OK or not flags & _OPEN_MAIN_DB or not name:
+        if result != _OK or not flags & (_OPEN_MAIN_DB | _OPEN_LOG) or not name:
             return result
         try:
             own = ctypes.cast(file, ctypes.POINTER(ctypes.c_void_p))
             key = ctypes.string_at(name), own[0] or 0
             if key not in methods:
-                methods[key] = _hooked(key[0], _Methods.from_address(key[1]))
+                hooked = _hooked if flags & _OPEN_MAIN_DB else _hooked_log
+                methods[key] = hooked(key[0], _Methods.from_address(key[1]))
             own[0] = ctypes.addressof(methods[key])
-            _opened(key[0])
+            if flags & _OPEN_MAIN_DB:
+                _opened(key[0])
         except Exception:
             logger.exception("the database file could not be opened with checks")
             return _IOERR
@@ -211,8 +240,11 @@ def _opener(usual: Callable[..., int]) -> Callable[..., int]:
 
 def _opened(path: bytes) -> None:
     """Note that a database was opened; the first time, read its sums. Raises OSError."""
-    _open_files[path] += 1
-    if _open_files[path] == 1:
+    with _guard:
+        _open_files[path] += 1
+        if _open_files[path] > 1:
+            return
+        _damaged_frames.get(path, set()).clear()
         _sums.pop(path, None)
         database = Path(os.fsdecode(path))
         if sums_file(database).exists():
@@ -220,15 +252,25 @@ def _opened(path: bytes) -> None:
 
 
 def _hooked(path: bytes, usual: _Methods) -> _Methods:
-    """Return a file's operations with those replaced that have to do with pages."""
-    ours = _Methods.from_buffer_copy(usual)
-    ours.version = min(usual.version, 2)
+    """Return the database file's operations with those replaced that have to do with pages."""
     hooks = {
         "close": _Close(_closer(path, _Close(usual.close))),
         "read": _Transfer(_reader(path, _Transfer(usual.read))),
         "write": _Transfer(_writer(path, _Transfer(usual.write))),
         "sync": _Sync(_syncer(path, _Sync(usual.sync))),
     }
+    return _with_hooks(usual, hooks)
+
+
+def _hooked_log(log: bytes, usual: _Methods) -> _Methods:
+    """Return the log's operations; only reading is another one."""
+    path = log.removesuffix(_LOG_SUFFIX)
+    return _with_hooks(usual, {"read": _Transfer(_log_reader(path, _Transfer(usual.read)))})
+
+
+def _with_hooks(usual: _Methods, hooks: dict[str, Any]) -> _Methods:
+    ours = _Methods.from_buffer_copy(usual)
+    ours.version = min(usual.version, 2)
     for name, hook in hooks.items():
         setattr(ours, name, ctypes.cast(hook, ctypes.c_void_p).value)
     _kept.extend(hooks.values())
@@ -237,10 +279,13 @@ def _hooked(path: bytes, usual: _Methods) -> _Methods:
 
 def _closer(path: bytes, usual: Callable[..., int]) -> Callable[..., int]:
     """Return the operation that closes, which may be called while the interpreter ends."""
-    open_files = _open_files
+    open_files, guard, shared, close_descriptor = _open_files, _guard, _shared, os.close
 
     def close(file: int) -> int:
-        open_files[path] -= 1
+        with guard:
+            open_files[path] -= 1
+            if not open_files[path] and path in shared:
+                close_descriptor(shared.pop(path))
         return usual(file)
 
     return close
@@ -288,6 +333,61 @@ def _reader(path: bytes, usual: Callable[..., int]) -> Callable[..., int]:
             return _IOERR
 
     return read
+
+
+def _log_reader(path: bytes, usual: Callable[..., int]) -> Callable[..., int]:
+    """Return the operation that reads the log: a page by itself only as it was written.
+
+    Whole frames, and headers, are read while SQLite looks through the log, and compares them itself.
+    """
+    string_at = ctypes.string_at
+
+    def read_bytes(file: int, length: int, offset: int) -> bytes:
+        buffer = ctypes.create_string_buffer(length)
+        return buffer.raw if usual(file, ctypes.addressof(buffer), length, offset) == _OK else b""
+
+    def is_as_written(file: int, page: bytes, start: int) -> bool:
+        before = start - frames.FRAME_BYTES + 16 if start > frames.LOG_HEADER_BYTES else start - 8
+        header, sums = read_bytes(file, frames.FRAME_HEADER_BYTES, start), read_bytes(file, 8, before)
+        big_endian, salts = _SHARED_HEADER.unpack(_shared_header(path))
+        return bool(header and sums) and frames.is_as_written(page, header, sums, salts, big_endian)
+
+    def read(file: int, buffer: int, length: int, offset: int) -> int:
+        try:
+            result = usual(file, buffer, length, offset)
+            if length != PAGE_BYTES or result not in (_OK, _SHORT_READ):
+                return result
+            start = offset - frames.FRAME_HEADER_BYTES
+            if result == _OK and is_as_written(file, string_at(buffer, PAGE_BYTES), start):
+                return _OK
+            _note_frame(path, start // frames.FRAME_BYTES + 1)
+            return DAMAGED
+        except Exception:
+            logger.exception("a page of the log could not be compared")
+            return _IOERR
+
+    return read
+
+
+def _shared_header(path: bytes) -> bytes:
+    """Return the header of the memory that the connections share. Raises OSError."""
+    with _guard:
+        if path not in _shared:
+            _shared[path] = os.open(path + _SHARED_SUFFIX, os.O_RDONLY)
+        return os.pread(_shared[path], _SHARED_HEADER.size, 0)
+
+
+def _note_frame(path: bytes, number: int) -> None:
+    """Remember a damaged frame of the log."""
+    known = _damaged_frames.setdefault(path, set())
+    if number not in known and len(known) < DAMAGED_PAGES_KEPT:
+        known.add(number)
+        logger.error(
+            "page %d of the log is not what was written: it is not copied into the database, and nothing "
+            "more is committed behind it; %s",
+            number,
+            ADVICE,
+        )
 
 
 def _writer(path: bytes, usual: Callable[..., int]) -> Callable[..., int]:

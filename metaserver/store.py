@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from metaserver import answers, fence, pages, sums
-from metaserver.log_mark import LogMark, refuse_damaged_log
+from metaserver.log_mark import LogMark, mark_file, refuse_damaged_log
 from metaserver.schema import ADDED_SCHEMA, APPLICATION_ID, FORMAT_VERSION, SCHEMA
 from wire.config import ConfigError
 from wire.errors import (
@@ -85,6 +85,7 @@ class Store:
         self._next_inode = self._inode_limit = 0
         self._answered: dict[tuple[int, int], int] = {}
         """The sequence that a slot keeps an answer of, as far as is known; by session and slot."""
+        self._damaged_frames = pages.damaged_frames(path)
         self.when_full: Callable[[], None] = lambda: None
         """Called when the disk is full, before a transaction is tried once more."""
         self.now_ns = now_ns
@@ -109,7 +110,8 @@ class Store:
                 (self._next_inode,) = self._fetch("SELECT next FROM counters WHERE name = 'inode'")
                 self._reserve_inodes(self._next_inode)
             except BaseException:
-                self.close()
+                self._connection.close()
+                self.log_mark.close()
                 raise
         except sqlite3.Error as error:
             raise ConfigError(
@@ -120,6 +122,7 @@ class Store:
     def _prepare(path: Path, complete: bool) -> None:
         try:
             if not complete and not (path.exists() and path.stat().st_size):
+                mark_file(path).unlink(missing_ok=True)  # of a database that is gone
                 pages.create(path)
             pages.refuse_unstamped(path)
             sums.begin(path)
@@ -212,6 +215,7 @@ class Store:
 
         Raises:
             NoSpace: the disk is full; nothing was changed.
+            InternalError: the database failed, or its log was met damaged; nothing was changed.
         """
         try:
             return self._change(work, *args, **kwargs)
@@ -224,6 +228,7 @@ class Store:
         """Move the log into the database, so that its room is free again; as far as the disk lets us."""
         for _ in range(CHECKPOINT_TRIES):
             try:
+                self.log_mark.retire(self.execute)
                 (busy, *_), *_ = self.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
             except sqlite3.Error as error:
                 logger.warning("the disk is full: %s", error)
@@ -233,6 +238,11 @@ class Store:
             time.sleep(CHECKPOINT_RETRY_SECONDS)  # the thread that keeps the log short is at it
 
     def _change(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        if self._damaged_frames:
+            raise InternalError(
+                "the log of the metadata database is damaged, so that a change would be lost at the next "
+                f"start; see `quorumfs status`; {pages.ADVICE}"
+            )
         execute = self.execute
         totals, inode_limit = self.totals.copy(), self._inode_limit
         try:
@@ -333,7 +343,11 @@ class Store:
         return self._connection.total_changes
 
     def close(self) -> None:
-        """Close the connection; the last one moves the log into the database."""
+        """Close the connection; the last one moves the log into the database and removes it."""
+        try:
+            self.log_mark.retire(self.execute)
+        except sqlite3.Error as error:
+            logger.warning("the log stays, as it cannot be moved into the database: %s", error)
         self._connection.close()
         self.log_mark.close()
 

@@ -93,6 +93,13 @@ def _damage_advice(metaserver: dict[str, Any] | None) -> list[str]:
     pages = (metaserver or {}).get("pages", {})
     if not pages.get("damaged"):
         return []
+    frames = ", ".join(map(str, pages.get("damaged_log_pages", [])))
+    if frames:
+        return [
+            f"the log of the metadata database is damaged (its pages: {frames}), and every change is "
+            "refused, as it would be lost at the next start; stop the cluster with `quorumfs down`; then: "
+            "quorumfs restore FILE, or quorumfs rebuild --replace"
+        ]
     where = ", ".join(map(str, pages["damaged_pages"])) or pages["found"]
     return [
         f"the metadata database is damaged (pages: {where}), and calls that need what was stored there fail; "

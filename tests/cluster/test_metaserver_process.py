@@ -177,7 +177,7 @@ class Stream:
 
 
 def findings(cluster: LocalCluster) -> list[Finding]:
-    connection = pages.connect(cluster.directory / "meta" / "meta.sqlite")
+    connection = pages.connect(cluster.directory / "meta" / "meta.sqlite", read_only=True)
     try:
         return check(connection)
     finally:

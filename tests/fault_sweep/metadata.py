@@ -1,9 +1,10 @@
 """The metadata database: each page in turn, and the log, damaged; and brought back afterwards.
 
 *start*: damaged while the server is stopped; *running*: damaged under the running server; then all names and
-files are asked for. A cell is the worst outcome over all pages, or over some twenty frames of the log, which
-is looked at only at the start (docs/decisions/0012-checksums-of-pages.md). *restore* and *rebuild*: the
-database is put back from the backup, or from the copy on the data servers, and everything must be right.
+files are asked for. A cell is the worst outcome over all pages, or over the beginning of the log and some
+twenty of its frames. A server whose log was damaged is stopped then, so that it moves its log into the
+database, and started and asked once more. *restore* and *rebuild*: the database is put back from the backup,
+or from the copy on the data servers, and everything must be right..
 """
 
 from __future__ import annotations
@@ -74,7 +75,12 @@ def truncated(data: bytearray, start: int, _end: int, _older: bytes) -> None:
     del data[start:]
 
 
-FAULTS: tuple[Fault, ...] = (flip, zeros, swapped, older, truncated)
+def emptied(data: bytearray, _start: int, _end: int, _older: bytes) -> None:
+    """Cut the whole file to nothing."""
+    data.clear()
+
+
+FAULTS: tuple[Fault, ...] = (flip, zeros, swapped, older, truncated, emptied)
 
 
 class MetadataBench:
@@ -127,13 +133,15 @@ class MetadataBench:
 
         wait_until(is_stored, COPY_SECONDS, "a copy of the metadata")
 
-    def runs(self, name: str) -> list[tuple[int, int]]:
-        """Return the pages of the database, or the frames of the log: (start, end)."""
+    def runs(self, name: str, fault: Fault = flip) -> list[tuple[int, int]]:
+        """Return what is damaged of the database, or of the log, one at a time: (start, end)."""
+        if fault is emptied:
+            return [(0, 0)]
         if name == DATABASE:
             size = (self.base / "stopped" / DATABASE).stat().st_size
             return [(start, start + PAGE) for start in range(0, size, PAGE)]
         frames = [(start, start + FRAME) for start in range(LOG_HEADER, len(self.log) - FRAME + 1, FRAME)]
-        return frames[:: max(1, len(frames) // FRAMES_TRIED)]
+        return [(0, LOG_HEADER), *frames[:: -max(1, len(frames) // FRAMES_TRIED)]]
 
     def put(self, source: str) -> LocalCluster:
         """Put a saved state of the metadata back; return the cluster, stopped."""
@@ -170,14 +178,20 @@ class MetadataBench:
         return self.start_and_look(cluster)
 
     def running(self, name: str, fault: Fault, run: tuple[int, int]) -> str:
-        """Damage a part under the running server, and look."""
+        """Damage a part under the running server, and look; with the log, once more after a restart."""
         cluster = self.put("stopped" if name == DATABASE else "killed")
-        return self.start_and_look(cluster, lambda: self.spoil(name, fault, run))
+        if name == DATABASE:
+            return self.start_and_look(cluster, lambda: self.spoil(name, fault, run))
+        cluster.start()
+        self.spoil(name, fault, run)
+        found = look(cluster)
+        cluster.stop("mediator", "metaserver")
+        return worst([found, self.start_and_look(cluster)])
 
     def brought_back(self, command: list[str], name: str, fault: Fault) -> str:
         """Damage a part in the middle; bring the database back with a command, and look."""
         cluster = self.put("stopped" if name == DATABASE else "killed")
-        runs = self.runs(name)
+        runs = self.runs(name, fault)
         self.spoil(name, fault, runs[len(runs) // 2])
         cluster.stop()
         done: subprocess.CompletedProcess[str] = run_command(self.base, *command, "--state", str(self.place))
@@ -207,10 +221,8 @@ def sweep(base: Path) -> Iterator[tuple[Cell, str]]:
     with LocalCluster.open(bench.place) as cluster:
         for name in (DATABASE, LOG):
             for fault in FAULTS:
-                attempts = [("start", bench.stopped)]
-                attempts += [("running", bench.running)] if name == DATABASE else []
-                for title, attempt in attempts:
-                    found = [attempt(name, fault, run) for run in bench.runs(name)]
+                for title, attempt in (("start", bench.stopped), ("running", bench.running)):
+                    found = [attempt(name, fault, run) for run in bench.runs(name, fault)]
                     yield Cell(name, fault.__name__, 0, title), worst(found)
                 for command in (["restore", str(base / "backup")], ["rebuild", "--replace"]):
                     outcome = bench.brought_back(command, name, fault)

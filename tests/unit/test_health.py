@@ -80,6 +80,9 @@ def test_a_damaged_metadata_database_is_told_with_what_to_do() -> None:
     health = assess(QUORUM, processes(), mediator("up", "up", "up"), {"pages": pages})
     assert health[:2] == ("degraded", True)
     assert "pages: 7, 12" in health.advice[0] and "restore" in health.advice[0]
+    logged = pages | {"damaged_log_pages": [3]}
+    health = assess(QUORUM, processes(), mediator("up", "up", "up"), {"pages": logged})
+    assert "log of the metadata database" in health.advice[0] and "its pages: 3" in health.advice[0]
     whole = {"pages": pages | {"damaged": False, "damaged_pages": []}}
     assert assess(QUORUM, processes(), mediator("up", "up", "up"), whole).word == "healthy"
 

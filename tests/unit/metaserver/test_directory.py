@@ -46,6 +46,7 @@ def test_a_directory_is_made_and_found_again(tmp_path: Path) -> None:
     assert json.loads((place / "server.json").read_text())["kind"] == "metaserver"
     assert sorted(path.name for path in place.iterdir()) == [
         "meta.sqlite",
+        "meta.sqlite-mark",
         "meta.sqlite-sums",
         "server.json",
     ]
