@@ -7,8 +7,10 @@ event loop's thread only; what changes the table is called inside of a transacti
 
 from __future__ import annotations
 
+import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 from metaserver.contents import Contents
 from metaserver.store import Store
@@ -18,13 +20,28 @@ from wire.messages import Attributes, BlockRecord, Commit, Lag, LagCount, Recent
 RECENT_BLOCKS = 16 * 1024
 """So many of the newest blocks are known; many more than are written while a data server may still answer."""
 PAGE_BLOCKS_MAX = 100_000
+REACHED_SECONDS = 60.0
+"""For so long it is not looked again whether blocks that were passed lack on more servers by now."""
+_SERVERS_MAX = 1 << 30
+
+
+class _Reached(NamedTuple):
+    """Until when, and up to where, a server's lag need not be looked through again."""
+
+    until: float
+    lacking: int
+    """No block lacks on more servers than this,"""
+    block: bytes
+    """and none before this one on as many."""
 
 
 class LagList:
     """The table `lag`, and the blocks committed last."""
 
-    def __init__(self, store: Store, contents: Contents) -> None:
+    def __init__(self, store: Store, contents: Contents, clock: Callable[[], float] = time.monotonic) -> None:
         self._store = store
+        self._clock = clock
+        self._reached: dict[int, _Reached] = {}
         self._contents = contents
         self._recent: deque[bytes] = deque(maxlen=RECENT_BLOCKS)
         self._complete = not store.totals["blocks"]
@@ -56,14 +73,37 @@ class LagList:
         self._store.totals["lagging_replicas"] -= removed.rowcount
 
     def of_server(self, server: int, limit: int) -> list[BlockRecord]:
-        """Return blocks that a server lacks, those with the fewest replicas first."""
+        """Return blocks that a server lacks, those with the fewest replicas first.
+
+        Takes time in proportion to the limit, but for one look through the server's lag for each server
+        that lags, once in REACHED_SECONDS.
+        """
         if limit < 1:
             raise InvalidArgument("a limit is at least 1")
+        limit = min(limit, PAGE_BLOCKS_MAX)
+        lacking, block = self._lagging_servers(_SERVERS_MAX), b""
+        reached = self._reached.get(server)
+        if reached is not None and self._clock() < reached.until and reached.lacking <= lacking:
+            lacking, block = reached.lacking, reached.block
+        else:
+            reached = None
+        until = self._clock() + REACHED_SECONDS if reached is None else reached.until
+        found: list[BlockRecord] = []
+        while lacking and len(found) < limit:
+            page = self._lacking_on(lacking, server, block, limit - len(found))
+            if page and not found:
+                self._reached[server] = _Reached(until, lacking, page[0].block)
+            found += page
+            lacking, block = lacking - 1, b""
+        return found
+
+    def _lacking_on(self, lacking: int, server: int, first: bytes, limit: int) -> list[BlockRecord]:
+        """Return blocks that a server lacks, from `first` on, and exactly so many servers in all."""
         rows = self._store.execute(
-            "SELECT l.block, b.length, b.digest FROM lag AS l JOIN blocks AS b ON b.block = l.block"
-            " WHERE l.server = ? ORDER BY (SELECT count(*) FROM lag WHERE block = l.block) DESC, l.block"
-            " LIMIT ?",
-            (server, min(limit, PAGE_BLOCKS_MAX)),
+            "SELECT l.block, b.length, b.digest FROM lag AS l CROSS JOIN blocks AS b ON b.block = l.block"
+            " WHERE l.server = ? AND l.block >= ?"
+            " AND (SELECT count(*) FROM lag WHERE block = l.block) = ? ORDER BY l.block LIMIT ?",
+            (server, first, lacking, limit),
         ).fetchall()
         return list(map(BlockRecord._make, rows))
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
+from metaserver.lag import REACHED_SECONDS
+from tests.support import take_seed
 from tests.unit.metaserver.harness import Harness
 from wire.errors import InvalidArgument
 from wire.messages import AttributeChanges, BlockRecord, Commit, Extent, Lag, LagCount
@@ -32,6 +36,38 @@ def test_a_commit_tells_who_lags_and_only_then_there_are_rows(meta: Harness) -> 
     assert meta.service.lagging(4, 10) == [one]
     meta.restart()
     assert meta.service.lag_counts() == [LagCount(4, 1, 100), LagCount(5, 1, 200)]
+
+
+@pytest.mark.parametrize("limit", [1, 7, 1000])
+def test_what_lags_comes_page_by_page_in_order_of_danger(meta: Harness, limit: int) -> None:
+    seed = take_seed()
+    chance = random.Random(seed)
+    lacking = {}
+    for number in range(60):
+        record = meta.new_block(100)
+        lacking[record.block] = {1, *chance.sample(range(2, 5), chance.randrange(4))}
+        commit(meta, meta.create(1, b"%d" % number).ino, record, *lacking[record.block])
+    left = set(lacking)
+    while left:
+        page = [record.block for record in meta.service.lagging(1, limit)]
+        assert page == sorted(left, key=lambda block: (-len(lacking[block]), block))[:limit]
+        filled = chance.sample(page, chance.randrange(1, len(page) + 1))  # the others come again
+        meta.service.clear_lag(1, filled)
+        left.difference_update(filled)
+
+
+def test_blocks_that_come_to_lack_on_more_servers_come_first_after_a_minute(
+    meta: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 100.0
+    monkeypatch.setattr(meta.service._lag, "_clock", lambda: now)
+    records = [meta.new_block(100) for _ in range(4)]
+    for number, record in enumerate(records):
+        commit(meta, meta.create(1, b"%d" % number).ino, record, 1, *([2] if number == 2 else []))
+    assert meta.service.lagging(1, 1) == [records[2]]
+    meta.service.note_lag([Lag(records[0].block, [2])])
+    now += REACHED_SECONDS
+    assert meta.service.lagging(1, 9) == [records[0], records[2], records[1], records[3]]
 
 
 def test_a_superseded_block_lags_no_more(meta: Harness) -> None:
