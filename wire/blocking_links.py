@@ -8,6 +8,7 @@ from __future__ import annotations
 import http.client
 import select
 import socket
+import struct
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -25,6 +26,7 @@ from wire.shortcut import connect_beside
 SLOW_SECONDS = 1.0
 """Who waits for an answer looks whether to go on after so long, and then again and again."""
 LOOK_SECONDS = 0.1
+_SLOW = struct.pack("@ll", int(SLOW_SECONDS), 0)
 
 
 def connect(address: Address, until: float, connect_seconds: float) -> socket.socket:
@@ -73,14 +75,15 @@ def is_quiet(connected: socket.socket) -> bool:
 
 
 class MsgpackSocket:
-    """A MessagePack-RPC connection. The socket never blocks; who waits does so in poll(2)."""
+    """A MessagePack-RPC connection. Who waits does so in recv(2) for SLOW_SECONDS, and then in poll(2)."""
 
     def __init__(
         self, address: Address, connect_seconds: float, look: Callable[[], None], until: float
     ) -> None:
         self._address, self._look = address, look
         self._socket = connect(address, until, connect_seconds)
-        self._socket.settimeout(0)
+        self._socket.settimeout(None)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _SLOW)
         self._readable = select.poll()
         self._readable.register(self._socket, select.POLLIN)
         self._writable = select.poll()
@@ -90,7 +93,7 @@ class MsgpackSocket:
         self._request_id = 0
 
     def alive(self) -> bool:
-        return is_quiet(self._socket)
+        return not self._readable.poll(0)  # is_quiet without an exception
 
     def close(self) -> None:
         self._socket.close()
@@ -118,9 +121,9 @@ class MsgpackSocket:
         views = [memoryview(buffer) for buffer in buffers]
         while True:
             try:
-                sent = self._socket.sendmsg(views)
+                sent = self._socket.sendmsg(views, (), socket.MSG_DONTWAIT)
             except BlockingIOError:
-                self._wait(self._writable, until)
+                self._wait(self._writable, until, SLOW_SECONDS)
                 continue
             while views and sent >= len(views[0]):
                 sent -= len(views.pop(0))
@@ -130,16 +133,30 @@ class MsgpackSocket:
 
     def _receive(self, until: float) -> list[Any]:
         while (message := self._decoder.next()) is None:
-            self._wait(self._readable, until)
-            count = self._socket.recv_into(self._decoder.room())
+            count = self._receive_some(until)
             if not count:
                 raise ConnectionResetError("the server closed the connection")
             self._decoder.received(count)
         return message
 
-    def _wait(self, poll: select.poll, until: float) -> None:
-        """Wait until the socket is ready. Raises TimeoutError after the deadline, and what `look` raises."""
+    def _receive_some(self, until: float) -> int:
         seconds = SLOW_SECONDS
+        if until - time.monotonic() > SLOW_SECONDS:
+            try:
+                return self._socket.recv_into(self._decoder.room())
+            except BlockingIOError:
+                self._look()
+                seconds = LOOK_SECONDS
+        self._wait(self._readable, until, seconds)
+        return self._socket.recv_into(self._decoder.room())
+
+    def _wait(self, poll: select.poll, until: float, seconds: float) -> None:
+        """Wait until the socket is ready, and `look` after so long, and then again and again.
+
+        Raises:
+            TimeoutError: it is the deadline.
+            Interrupted: `look` raises it.
+        """
         while (remaining_seconds := until - time.monotonic()) > 0:
             if poll.poll(min(seconds, remaining_seconds) * 1000):
                 return
