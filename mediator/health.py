@@ -85,6 +85,11 @@ class Health:
         """The data servers that are used now."""
         return [server for server in self.servers if server.up]
 
+    @property
+    def is_writable(self) -> bool:
+        """Whether writes are possible now."""
+        return [server.up for server in self.servers].count(True) >= self.quorum.write
+
     def writable(self) -> tuple[bool, str]:
         """Tell whether writes are possible now, and if not, why and what to do."""
         return writable(self.quorum, self.servers)

@@ -44,6 +44,8 @@ def lacks_room(quorum: Quorum, answers: Mapping[int, Any]) -> bool:
 
 def enough_room(quorum: Quorum, servers: Sequence[Server]) -> bool:
     """Tell whether Qw servers that are up have room; too few that are up are another matter."""
+    if True not in [server.full for server in servers]:
+        return True
     up = [server for server in servers if server.up]
     return len(up) < quorum.write or sum(not server.full for server in up) >= quorum.write
 

@@ -137,7 +137,7 @@ class Service:
         send: Callable[[], Awaitable[Any]],
     ) -> Awaitable[Any]:
         """Pass a call on, after a `check` if the write quorum seems lost; the raw result comes back."""
-        if self._mediator.health.writable()[0]:
+        if self._mediator.health.is_writable:
             return send()
 
         async def check_first() -> Any:

@@ -7,7 +7,7 @@ a failed write leaves only blocks that no file refers to. One event loop.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -39,6 +39,46 @@ MOST_BEHIND = 64
 """A server with so many puts unanswered gets no more that the quorum can do without; it is repaired later."""
 
 
+class _Put:
+    """One block on its way to several servers, until Qw of them hold it or too few can."""
+
+    __slots__ = ("_block", "_path", "_request", "_stored", "_targets", "answers", "decided")
+
+    def __init__(
+        self, path: WritePath, block: bytes, request: Request[None], targets: Sequence[Server]
+    ) -> None:
+        self._path, self._block, self._request, self._targets = path, block, request, targets
+        self._stored = 0
+        self.answers: dict[int, QuorumfsError | None] = {}
+        self.decided: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def begin(self) -> None:
+        self._look()
+        for server in self._targets:
+            server.begin(self._path.vote_seconds, self._request, partial(self._answered, server))
+
+    def _answered(self, server: Server, stored: QuorumfsError | None) -> None:
+        if isinstance(stored, DigestMismatch | Unavailable):
+            self._path.ask_again(self._request, server, stored, partial(self._note, server))
+        else:
+            self._note(server, stored)
+
+    def _note(self, server: Server, stored: QuorumfsError | None) -> None:
+        self._path.note_put(server, self._block, stored)
+        self.answers[server.number] = stored
+        if stored is None:
+            self._stored += 1
+        self._look()
+
+    def _look(self) -> None:
+        pending = len(self._targets) - len(self.answers)
+        if (
+            not self.decided.done()
+            and write_progress(self._path.quorum, self._stored, pending) is not Progress.PENDING
+        ):
+            self.decided.set_result(None)
+
+
 class WritePath:
     """Puts blocks by quorum. What a server did not take is told with the commit, and healed after it."""
 
@@ -56,11 +96,11 @@ class WritePath:
         self.puts = 0
         """How many blocks users wanted to be put."""
         self._room = room
-        self._quorum = quorum
+        self.quorum = quorum
         self._health = health
         self._metadata = metadata
         self._background = background
-        self._vote_seconds = vote_seconds
+        self.vote_seconds = vote_seconds
         self._repairs = repairs
         self._lag = lag
         self._numbers = [server.number for server in health.servers]
@@ -68,13 +108,13 @@ class WritePath:
 
     async def check_writable(self) -> None:
         """Raise WriteRefused while fewer than Qw data servers are up; the message says what to do."""
-        if self._health.writable()[0]:
+        if self._health.is_writable:
             return
         await self._health.recheck()
         possible, reason = self._health.writable()
         if not possible:
             down = sorted(server.number for server in self._health.servers if not server.up)
-            raise WriteRefused(reason, {"down": down, "needed": self._quorum.write})
+            raise WriteRefused(reason, {"down": down, "needed": self.quorum.write})
 
     async def check_creatable(self, ticket: Ticket) -> None:
         """As check_writable, for a call that a client may have sent before and that was carried out then."""
@@ -101,67 +141,79 @@ class WritePath:
             NoSpace: there would be one if fewer servers were full.
         """
         self.puts += 1
-        await self.check_writable()
-        await self._room.require()
+        if not self._health.is_writable:
+            await self.check_writable()
+        if not self._room.enough:
+            await self._room.require()
         if len(block) != BLOCK_ID_BYTES or len(data) > BLOCK_BYTES:
             raise InvalidArgument(f"a block id has {BLOCK_ID_BYTES} bytes and a block at most {BLOCK_BYTES}")
         if block_digest(data) != digest:
             raise DigestMismatch(f"block {block.hex()}: its bytes do not match its digest")
         request = request_of(DataMethods.put, block, digest, data, durable)
-
-        def put(server: Server, then: Then) -> None:
-            self._put_on(server, block, request, then)
-
-        answers = await self._until_quorum(self._targets(block), put, lambda stored: stored is None)
+        answers = await self._put(block, request)
+        if self._is_quorum(answers):
+            return
         if self._failed_for_room(answers):
             await self._room.require()
-            answers = await self._until_quorum(self._targets(block), put, lambda stored: stored is None)
+            answers = await self._put(block, request)
             if self._failed_for_room(answers):
                 raise NoSpace(self._room.reason())
         self._require(f"block {block.hex()}", answers, lambda stored: stored is None)
 
-    def _failed_for_room(self, answers: Mapping[int, Any]) -> bool:
+    async def _put(self, block: bytes, request: Request[None]) -> dict[int, Any]:
+        """Put a block to all targets; return the answers so far when Qw hold it, or too few can."""
+        put = _Put(self, block, request, self._targets(block))
+        put.begin()
+        await put.decided
+        return dict(put.answers)
+
+    def _is_quorum(self, answers: Mapping[int, Any]) -> bool:
         stored = list(answers.values()).count(None)
-        if write_progress(self._quorum, stored, pending=0) is Progress.REACHED:
+        return write_progress(self.quorum, stored, pending=0) is Progress.REACHED
+
+    def _failed_for_room(self, answers: Mapping[int, Any]) -> bool:
+        if self._is_quorum(answers):
             return False
         down = {server.number: Unavailable(server.error) for server in self._health.servers if not server.up}
-        return lacks_room(self._quorum, {**down, **answers})
+        return lacks_room(self.quorum, {**down, **answers})
 
     def _targets(self, block: bytes) -> list[Server]:
         """Return the holders that are up, without those far behind if Qw others remain."""
         numbers = holders(block, self._numbers)
         up = [server for server in self._health.up if server.number in numbers]
         prompt = [server for server in up if self._open_puts[server.number] < MOST_BEHIND and not server.full]
-        targets = up if len(prompt) < self._quorum.write else prompt
-        self._lag.begin(block, numbers, [server.number for server in targets])
+        targets = up if len(prompt) < self.quorum.write else prompt
+        chosen = [server.number for server in targets]
+        self._lag.begin(block, numbers, chosen)
+        for number in chosen:
+            self._open_puts[number] += 1
         return targets
 
-    def _put_on(self, server: Server, block: bytes, request: Request[None], then: Then) -> None:
-        self._open_puts[server.number] += 1
-
-        def answered(stored: QuorumfsError | None) -> None:
-            self._open_puts[server.number] -= 1
-            if isinstance(stored, NoSpace):
-                self._room.note_full(server)
-            if stored is None:
-                self._lag.acknowledged(block, server.number)
-            else:
-                self._lag.failed(block, server.number)
-            then(stored)
-
-        self._ask(request, server, answered)
+    def note_put(self, server: Server, block: bytes, stored: QuorumfsError | None) -> None:
+        """Note what came of a put on one server."""
+        self._open_puts[server.number] -= 1
+        if stored is None:
+            self._lag.acknowledged(block, server.number)
+            return
+        if isinstance(stored, NoSpace):
+            self._room.note_full(server)
+        self._lag.failed(block, server.number)
 
     def _ask(self, request: Request[Any], server: Server, then: Then) -> None:
-        """Call one server, once more if the bytes arrived broken or only the connection was stale."""
+        """Call one server, once more if only the connection was stale."""
 
         def answered(answer: Any) -> None:
             if isinstance(answer, DigestMismatch | Unavailable):
-                again = self._ask_again(request, server, answer, then)
-                self._background.start(again, f"second call to server {server.number}")
+                self.ask_again(request, server, answer, then)
             else:
                 then(answer)
 
-        server.begin(self._vote_seconds, request, answered)
+        server.begin(self.vote_seconds, request, answered)
+
+    def ask_again(self, request: Request[Any], server: Server, error: QuorumfsError, then: Then) -> None:
+        """Call a server once more: the bytes arrived broken, or only the connection was stale."""
+        again = self._ask_again(request, server, error, then)
+        self._background.start(again, f"second call to server {server.number}")
 
     async def _ask_again(
         self, request: Request[Any], server: Server, error: QuorumfsError, then: Then
@@ -169,7 +221,7 @@ class WritePath:
         if not server.up:
             await self._health.recheck()
         if server.up:
-            server.begin(self._vote_seconds, request, then)
+            server.begin(self.vote_seconds, request, then)
         else:
             then(error)
 
@@ -180,11 +232,11 @@ class WritePath:
         """
         if not blocks:
             return
-        if len(self._health.up) < self._quorum.write:
+        if len(self._health.up) < self.quorum.write:
             await self._health.recheck()
         answers = await self._sync(blocks)
         lists = [answer for answer in answers.values() if isinstance(answer, list)]
-        if lists.count([]) < self._quorum.write and (lacking := set().union(*lists)):
+        if lists.count([]) < self.quorum.write and (lacking := set().union(*lists)):
             await asyncio.gather(*(outcome_of(self._repairs.repair(block)) for block in lacking))
             answers = await self._sync(blocks)
         self._require(f"{len(blocks)} blocks made durable", answers, lambda lacking: lacking == [])
@@ -193,7 +245,7 @@ class WritePath:
         """Have all servers that are up sync, until Qw hold all blocks or every one has answered."""
 
         def progress(answers: Mapping[int, Any], pending: int) -> Progress:
-            if list(answers.values()).count([]) >= self._quorum.write:
+            if list(answers.values()).count([]) >= self.quorum.write:
                 return Progress.REACHED
             return Progress.PENDING if pending else Progress.IMPOSSIBLE
 
@@ -207,7 +259,8 @@ class WritePath:
         if len(payload) > len(commit.blocks):
             raise InvalidArgument(f"{len(payload)} blocks come with {len(commit.blocks)} records")
         try:
-            await self.check_writable()
+            if not payload:  # else it is checked with each block
+                await self.check_writable()
             records = commit.blocks[len(commit.blocks) - len(payload) :]
             await self._put_payload(records, payload, commit.durable)
         except (QuorumError, NoSpace):
@@ -240,14 +293,6 @@ class WritePath:
             if isinstance(result, BaseException):
                 raise result
 
-    async def _until_quorum(
-        self, servers: list[Server], begin: Callable[[Server, Then], None], accepted: Callable[[Any], bool]
-    ) -> dict[int, Any]:
-        def progress(answers: Mapping[int, Any], pending: int) -> Progress:
-            return write_progress(self._quorum, sum(map(accepted, answers.values())), pending)
-
-        return await until_decided(servers, begin, progress)
-
     def _require(
         self,
         what: str,
@@ -256,17 +301,17 @@ class WritePath:
     ) -> None:
         """Raise WriteFailed, saying who answered what, unless Qw servers did as asked."""
         stored = [number for number, answer in answers.items() if accepted(answer)]
-        if write_progress(self._quorum, len(stored), pending=0) is Progress.REACHED:
+        if write_progress(self.quorum, len(stored), pending=0) is Progress.REACHED:
             return
         said = {
             str(server.number): self._in_words(server, answers, stored) for server in self._health.servers
         }
         failed = [server.number for server in self._health.servers if server.number not in stored]
         raise WriteFailed(
-            f"{what}: {len(stored)} of {self._quorum.servers} data servers took it, "
-            f"Qw={self._quorum.write} are needed; not {servers_in_words(failed)}: "
+            f"{what}: {len(stored)} of {self.quorum.servers} data servers took it, "
+            f"Qw={self.quorum.write} are needed; not {servers_in_words(failed)}: "
             + "; ".join(sorted({said[str(number)] for number in failed})),
-            {"answers": said, "stored": len(stored), "needed": self._quorum.write},
+            {"answers": said, "stored": len(stored), "needed": self.quorum.write},
         )
 
     @staticmethod

@@ -16,7 +16,7 @@ from wire.client_msgpack import MsgpackLink
 from wire.config import Encoding
 from wire.errors import QuorumfsError
 from wire.lending import Lender
-from wire.request import Request, Then, raw_request, request_of, settle
+from wire.request import Request, Then, as_it_is, raw_request, request_of, settle
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -105,6 +105,9 @@ class Client:
 
         What came is the result, or the error that `call` would raise. It may come before this returns.
         """
+        if request.result is as_it_is:
+            self._link.begin(deadline_seconds, request, then)
+            return
 
         def answered(answer: Any) -> None:
             if not isinstance(answer, QuorumfsError):

@@ -46,10 +46,11 @@ def request_of(method: Callable[Concatenate[Any, P], R], *args: P.args, **keywor
 
 def raw_request(name: str, params: Sequence[Any]) -> Request[Any]:
     """Return a request by name, with raw parameters, whose result stays as it comes."""
-    return Request(name, params, _as_it_is)
+    return Request(name, params, as_it_is)
 
 
-def _as_it_is(value: Any) -> Any:
+def as_it_is(value: Any) -> Any:
+    """Return a raw result."""
     return value
 
 
