@@ -14,6 +14,7 @@ import types
 import typing
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from wire.digest import Buffer
@@ -41,8 +42,8 @@ class Method:
     help: str
     signatures: list[list[str]]
     defaults: tuple[Any, ...]
-    plain: list[type] | None
-    """The types of the parameters, if values of just these types need no conversion."""
+    convert_all: Converter
+    """Converts a list of all parameters; it returns None where that is not plain."""
 
     def arguments(self, params: Any) -> list[Any]:
         """Return the arguments that plain parameters stand for.
@@ -52,8 +53,11 @@ class Method:
         """
         if type(params) is not list:
             raise BadRequest(f"{self.name}: parameters are a list, not {_kind(params)}")
-        if self.plain is not None and [*map(type, params)] == self.plain:
-            return params
+        try:
+            if (arguments := self.convert_all(params)) is not None:
+                return arguments  # type: ignore[no-any-return]
+        except Mismatch:
+            raise self._mismatch(params) from None
         if not self.required <= len(params) <= len(self.converters):
             raise BadRequest(f"{self.name} wants ({', '.join(self.names)}), not {len(params)} parameters")
         try:
@@ -146,12 +150,8 @@ def _compile(function: Callable[..., Any]) -> Method:
         help=inspect.getdoc(function) or "",
         signatures=[[returned, *kinds[:count]] for count in range(required, len(kinds) + 1)],
         defaults=defaults,
-        plain=_plain([hints[parameter.name] for parameter in parameters]),
+        convert_all=_of_list([hints[parameter.name] for parameter in parameters], list, lambda _: None),
     )
-
-
-def _plain(annotations: list[Any]) -> list[type] | None:
-    return annotations if _PLAIN.issuperset(annotations) else None
 
 
 def converter(annotation: Any) -> Converter:
@@ -255,17 +255,57 @@ def _named_tuple(kind: Any) -> Converter:
     hints = typing.get_type_hints(kind)
     converters = [converter(hints[name]) for name in kind._fields]
     most, least = len(converters), len(converters) - len(kind._field_defaults)
+    make = partial(tuple.__new__, kind)
 
     def named_tuple(value: Any) -> Any:
         if type(value) is not list or not least <= len(value) <= most:
             raise Mismatch(f"wants {kind.__name__}({', '.join(kind._fields)}), not {_kind(value)}")
         return kind(*[convert(item) for convert, item in zip(converters, value, strict=False)])
 
-    return named_tuple
+    return _of_list([hints[name] for name in kind._fields], make, named_tuple)
 
 
-_PLAIN: frozenset[Any] = frozenset((bool, str, bytes))
-"""Whose converters return what they get, for every value of the type."""
+def _of_list(annotations: Sequence[Any], make: Callable[[Any], Any], otherwise: Converter) -> Converter:
+    """Return a converter of lists of so many values; `make` takes what they stand for.
+
+    It is composed as one function, since the calls of a function for each value are most of what a conversion
+    costs. What it does not know (a list of another length, other types) is left to `otherwise`.
+    """
+    names = [f"item{index}" for index in range(len(annotations))]
+    known: dict[str, Any] = {"make": make, "otherwise": otherwise}
+    conditions, parts = ["True"], []
+    for name, annotation in zip(names, annotations, strict=True):
+        if (condition := _condition(name, annotation)) is not None:
+            conditions.append(condition)
+            parts.append(name)
+        else:
+            known[f"convert_{name}"] = converter(annotation)
+            parts.append(f"convert_{name}({name})")
+    source = (
+        "def convert(value):\n"
+        f"    if type(value) is list and len(value) == {len(names)}:\n"
+        f"        [{', '.join(names)}] = value\n"
+        f"        if {' and '.join(conditions)}:\n"
+        f"            return make([{', '.join(parts)}])\n"
+        "    return otherwise(value)\n"
+    )
+    exec(source, known)  # of nothing but what is in this module
+    return known["convert"]  # type: ignore[no-any-return]
+
+
+def _condition(name: str, annotation: Any) -> str | None:
+    """Return an expression that tells whether a value stands for itself; None for other annotations."""
+    arguments = typing.get_args(annotation)
+    if typing.get_origin(annotation) in (types.UnionType, typing.Union) and type(None) in arguments:
+        inner = [_condition(name, kind) for kind in arguments if kind is not type(None)]
+        return f"({name} is None or {inner[0]})" if len(inner) == 1 and inner[0] else None
+    if annotation is int:
+        return f"type({name}) is int and {SMALLEST_INTEGER} <= {name} <= {LARGEST_INTEGER}"
+    if annotation in (bool, str, bytes, float):
+        return f"type({name}) is {annotation.__name__}"
+    return "True" if annotation is Any else None
+
+
 _SIMPLE: dict[Any, Converter] = {
     int: _integer,
     bool: _boolean,

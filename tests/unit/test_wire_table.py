@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import random
+import typing
 from typing import Any, NamedTuple
 
 import pytest
 
 from wire.errors import BadRequest
-from wire.messages import AttributeChanges, BlockRecord, Commit, Extent
+from wire.messages import AttributeChanges, BlockRecord, Commit, Extent, Opened, Renewal, Ticket
 from wire.methods import BookkeepingMethods, LabMethods
-from wire.table import converter, method_of, methods_of
+from wire.table import Mismatch, converter, method_of, methods_of
 
 
 class Inner(NamedTuple):
@@ -141,3 +143,39 @@ def test_a_commit_is_rebuilt_to_the_last_field() -> None:
     rebuilt = converter(Commit)(plain)
     assert rebuilt == commit
     assert type(rebuilt.extents[0]) is Extent and type(rebuilt.changes) is AttributeChanges
+
+
+@pytest.mark.parametrize("kind", [Ticket, Commit, Extent, AttributeChanges, BlockRecord, Opened, Renewal])
+def test_a_tuple_is_converted_as_its_fields_are_one_by_one(kind: Any) -> None:
+    hints, dice = typing.get_type_hints(kind), random.Random(7)
+    plain = [None, True, 0, -1, 2**63 - 1, 2**63, 1.5, "word", b"bytes", [], [1], [b"", 1, b""], {}]
+    convert, fields = converter(kind), [converter(hints[name]) for name in kind._fields]
+    accepted = refused = 0
+    for _ in range(2000):
+        fitting = [_value_for(hints[name], dice) for name in kind._fields]
+        values = [value if dice.random() < 0.95 else dice.choice(plain) for value in fitting]
+        try:
+            expected = [field(value) for field, value in zip(fields, values, strict=True)]
+        except Mismatch:
+            refused += 1
+            with pytest.raises(Mismatch):
+                convert(values)
+        else:
+            accepted += 1
+            found = convert(values)
+            assert type(found) is kind
+            assert list(found) == expected
+    assert accepted > 100
+    assert refused > 100
+
+
+def _value_for(annotation: Any, dice: random.Random) -> Any:
+    arguments = typing.get_args(annotation)
+    if type(None) in arguments:
+        return None if dice.random() < 0.5 else _value_for(arguments[0], dice)
+    if typing.get_origin(annotation) is list:
+        return [_value_for(arguments[0], dice) for _ in range(dice.randrange(3))]
+    if hasattr(annotation, "_fields"):
+        hints = typing.get_type_hints(annotation)
+        return [_value_for(hints[name], dice) for name in annotation._fields]
+    return {int: 5, bool: True, bytes: dice.choice([b"x", "x"]), str: "s", float: 0.5}.get(annotation)
