@@ -112,8 +112,11 @@ def test_a_running_cluster_tells_its_damage_and_has_its_servers_filled(cluster: 
         assert (status, found) == (1, {"directory-links": 1})
         assert report["online"]
         damage(cluster, "UPDATE inodes SET nlink = 2 WHERE ino = 1")
-        client.data[2].call(SECONDS, DataMethods.delete, [record.block for record in records])
-        status, report, found = fsck(cluster)
+        for _ in range(3):
+            client.data[2].call(SECONDS, DataMethods.delete, [record.block for record in records])
+            status, report, found = fsck(cluster)
+            if found == {"block-replicas": 3}:
+                break  # otherwise the first scrub has mended some meanwhile
         assert (status, found) == (1, {"block-replicas": 3})
         assert report["checks"][-2]["rows"][0]["not_on"] == [2]
         status, report, found = fsck(cluster, "--repair")
