@@ -33,6 +33,8 @@ IN_FLIGHT = 6
 RETRY_SECONDS = 2.0
 MOST_FRUITLESS = 3
 """So many passes in a row that mend nothing end a refill; the next inspection tries again."""
+PASSES_AT_ONCE = 8
+"""After so many there is a pause between two: a server that denies what it has is compared for ever."""
 JUST_SECONDS = 3.0
 """Who asks for a refill again and again sees its end for so long, before that begins another one."""
 INSPECTION_SECONDS = 600.0
@@ -216,7 +218,7 @@ class Refills:
                 return
             fruitless = 0 if mended or server.number in self._again else fruitless + 1
             self._again.discard(server.number)
-            if not mended:
+            if not mended or progress.passes >= PASSES_AT_ONCE:
                 await asyncio.sleep(RETRY_SECONDS)
 
     async def _pause_until_metadata_is_back(self) -> None:

@@ -12,6 +12,8 @@ from tests.conftest import assert_whole, unexpected_lines
 from tests.mount.conftest import SMALL
 from tools.cli import main
 from tools.cluster import LocalCluster
+from tools.history.check import check, words
+from tools.history.record import parse
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +43,18 @@ def test_record_and_check_and_spoil(mounted: tuple[Path, Path], tmp_path: Path) 
     spoiled["value"] = "never written"
     file.write_text("\n".join(map(json.dumps, events)))
     assert main(["check-history", str(file)]) == 1
+
+
+def test_record_and_check_two_mounts(mounted: tuple[Path, Path], tmp_path: Path) -> None:
+    """Lists that both append to, renames, files written in place and by rename: no promise is broken."""
+    file = tmp_path / "history"
+    assert main(["record", "--output", str(file), "--seconds", "5", *map(str, mounted)]) == 0
+    calls = parse(file.read_text().splitlines()).calls
+    for mount in mounted:
+        done = {call.operation for call in calls if call.mount == str(mount) and call.outcome == "ok"}
+        assert {"append", "list", "write", "read", "replace", "rename", "look"} <= done
+    findings = check(calls)
+    assert not findings, "\n".join(map(words, findings))
 
 
 def test_a_rename_back_of_what_another_mount_renamed(mounted: tuple[Path, Path]) -> None:

@@ -18,8 +18,8 @@ from tests.sim.neighbours import Neighbours
 from tests.sim.recorded import Deeds, Recorded
 from tests.sim.visits import Visits
 from tests.twins import LibraryPlace
-from wire.errors import AlreadyExists, GracePeriod, NotFound, QuorumfsError, WouldBlock
-from wire.messages import FileLock
+from wire.errors import AlreadyExists, GracePeriod, NotFound, QuorumfsError, StaleFile, WouldBlock
+from wire.messages import ROOT_INODE, FileLock
 
 PATHS = ["a", "b", "c", "d/a", "d/b"]
 RECORD_BYTES = 32
@@ -398,6 +398,24 @@ class Actor:
         self.shared.count_up(self, place)
 
 
+def _open_now(place: LibraryPlace, slot: int, name: str, flags: int) -> None:
+    """Open or create a file of the root as the kernel does: what has the name now, not what had it lately."""
+    filesystem, walker = place.filesystem, 100 + slot
+    for is_last in (False, True):
+        try:
+            found = filesystem.lookup(ROOT_INODE, name.encode(), walker)
+        except NotFound:
+            place.open(slot, name, flags | os.O_CREAT)
+            return
+        try:
+            place.slots[slot], _ = filesystem.open(found.ino, flags, walker)
+        except StaleFile:
+            if is_last:
+                raise
+        else:
+            return
+
+
 class Shared:
     """A log that all append to with fsync, and a counter that all add to under a lock."""
 
@@ -420,7 +438,7 @@ class Shared:
         self.attempted.add(record)
 
         def act() -> None:
-            place.open(3, "log", os.O_CREAT | os.O_RDWR | os.O_APPEND)
+            _open_now(place, 3, "log", os.O_RDWR | os.O_APPEND)
             try:
                 place.pwrite(3, 0, record)
                 place.fsync(3)
@@ -434,7 +452,7 @@ class Shared:
     def count_up(self, actor: Actor, place: LibraryPlace) -> None:
         """Add one to the counter, under an exclusive record lock."""
         try:
-            place.open(4, "counter", os.O_CREAT | os.O_RDWR)
+            _open_now(place, 4, "counter", os.O_RDWR)
         except (QuorumfsError, OSError) as error:
             self.world.note("failed", f"{actor.name} count: {type(error).__name__}: {error}")
             return
@@ -485,7 +503,7 @@ class Shared:
 
     def check_unlocked(self, place: LibraryPlace) -> None:
         """All who had locks are gone, and their locks with them. Raises QuorumfsError."""
-        place.open(6, "counter", os.O_CREAT | os.O_RDWR)
+        _open_now(place, 6, "counter", os.O_RDWR)
         lock = FileLock(place.slots[6].inode.ino, False, 99, 0, 2**63 - 1, True, 99)
         until = self.world.loop.now + self.world.config.lease_seconds * 2
         while True:

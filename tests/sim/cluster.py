@@ -27,6 +27,7 @@ import dataserver.durable
 import dataserver.segment
 import mediator.__main__ as mediator_main
 import mediator.refill
+import mediator.scrub
 import metaserver.__main__ as meta_main
 import metaserver.service
 import wire.blocking
@@ -47,6 +48,8 @@ DISK_SECONDS = 0.0005
 READY_SECONDS = 20.0
 INSPECTION_SECONDS = [3.0, 60.0, 60.0]
 """Orphans are looked for so often, instead of every ten minutes: virtual time costs some real time too."""
+PAGES = [3, 4096]
+"""So many blocks are compared or scrubbed at once: a life has some tens of them."""
 QUICK_SYNC_SECONDS = [0.0, 1.0]
 """A disk takes no virtual time in the loop: a server waits for it there never, or whenever it may."""
 LATE_SECONDS = 2.0
@@ -143,6 +146,7 @@ class World:
         data_main.load = mediator_main.load = lambda _: settings  # type: ignore[attr-defined]
         dataserver.durable.punch_hole = self._punch_hole
         dataserver.segment.punch_hole = self._punch_hole  # type: ignore[attr-defined]
+        mediator.refill.PAGE = mediator.scrub.PAGE = self.rng.choice(PAGES)
         mediator.refill.INSPECTION_SECONDS = self.rng.choice(INSPECTION_SECONDS)
         self.late_commits = 0.1 if min(INSPECTION_SECONDS) == mediator.refill.INSPECTION_SECONDS else 0.0
         service = metaserver.service.MetaService

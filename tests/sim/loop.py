@@ -14,8 +14,12 @@ from typing import Any
 PROCESS: ContextVar[Process | None] = ContextVar("process", default=None)
 
 
+TURNS_MAX = 1_000_000
+"""A life has some ten thousand turns of the loop."""
+
+
 class Stuck(Exception):
-    """Nothing is ready and no timer is set: the simulation would never go on."""
+    """Nothing is ready and no timer is set, or something works without end: this life would never end."""
 
 
 class Process:
@@ -40,8 +44,12 @@ class _Timers:
 
     def __init__(self, loop: SimLoop) -> None:
         self._loop = loop
+        self._turns = 0
 
     def select(self, timeout: float | None) -> list[Any]:
+        self._turns += 1
+        if self._turns > TURNS_MAX:
+            raise Stuck(f"more than {TURNS_MAX} turns of the loop: something works without end")
         if timeout is None:
             raise Stuck("nothing is left to happen")
         if timeout > 0:

@@ -56,6 +56,11 @@ class Verdict:
     settings: str
     history: list[str]
 
+    @classmethod
+    def of_dead(cls, seed: int) -> Verdict:
+        """Return the verdict on a seed whose process died without one."""
+        return cls(seed, ["its process died, or hung in real time"], "", [], 0, 0, 0, 0, 0.0, 0.0, "", [])
+
     @property
     def passed(self) -> bool:
         return not self.problems

@@ -10,7 +10,7 @@ import pytest
 
 from mediator.collect import FEWEST, MOST, Deletions, next_limit
 from mediator.health import misplaced
-from mediator.refill import compare
+from mediator.refill import PASSES_AT_ONCE, compare
 from mediator.refusals import Refusals
 from mediator.repair import plan_repair
 from mediator.vote import Verdict
@@ -208,6 +208,20 @@ def test_an_inventory_that_does_not_move_on_ends_the_pass(monkeypatch: pytest.Mo
             refills.begin(server, whole=True)
             await asyncio.sleep(0.05)
             assert "does not move on" in refills.look_or_begin(server)["error"]
+
+    run(scenario())
+
+
+def test_a_server_that_denies_what_it_has_is_not_compared_without_a_pause() -> None:
+    async def scenario() -> None:
+        async with world(3, 2, 3) as w:
+            w.commit()
+            asked = []
+            w.data[3].inventory = lambda after, limit: asked.append(after) or []  # type: ignore[assignment,func-returns-value]
+            server = w.mediator.health.servers[2]
+            w.mediator.refills.begin(server, whole=True)
+            await asyncio.sleep(0.5)
+            assert 1 < asked.count(b"") <= 2 * PASSES_AT_ONCE
 
     run(scenario())
 
