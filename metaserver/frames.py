@@ -26,6 +26,10 @@ _FRAME = struct.Struct(">8s8sII")
 _LOG = struct.Struct(">IIII8sII")
 _MAGIC, _BIG_ENDIAN = 0x377F0682, 1
 _VERSION = 3007000
+_INDEX_HEADER_BYTES = 136
+_INDEX_HEADER_WORDS = _INDEX_HEADER_BYTES // 4
+_INDEX_REST_BYTES = 16 * 1024
+"""What follows 4096 page numbers in the shared memory: https://www.sqlite.org/walformat.html#the_wal_index_file_format"""
 _PAIRS = PAGE_BYTES // 8
 _LEFT = 16
 """So many pairs are left to a loop when the rest was folded into them."""
@@ -111,18 +115,31 @@ def decode_log_header(raw: bytes) -> LogHeader | None:
     return LogHeader(salts, sums, big_endian) if sums == tuple(written) else None
 
 
-def is_as_written(page: bytes, header: bytes, before: bytes, salts: bytes, big_endian: bool) -> bool:
+def number_offset(frame: int) -> int:
+    """Return where the shared memory has the page number of a frame (from 1), a 32-bit word.
+
+    Each 32 KiB of it begin with the page numbers of 4096 frames; the first also has a header.
+    """
+    return (
+        4 * (frame - 1)
+        + _INDEX_HEADER_BYTES
+        + _INDEX_REST_BYTES * ((frame + _INDEX_HEADER_WORDS - 1) // 4096)
+    )
+
+
+def is_as_written(page: bytes, number: int, header: bytes, before: bytes, log: LogHeader) -> bool:
     """Tell whether a page of the log is the one for which its frame's header was written.
 
     Args:
         page: what was read.
+        number: of the page that this frame should have.
         header: the 24 bytes before it.
         before: the 8 bytes of sums of the frame before it, or of the log's header.
-        salts: the 8 bytes that all frames of this log carry.
-        big_endian: how the words are added up.
+        log: what all frames of this log carry, and how they are added up; its sums are not looked at.
     """
-    described, found_salts, *written = _FRAME.unpack(header)
-    if found_salts != salts or len(page) != PAGE_BYTES:
+    described, salts, *written = _FRAME.unpack(header)
+    if salts != log.salts or int.from_bytes(described[:4], "big") != number or len(page) != PAGE_BYTES:
         return False
+    big_endian = log.big_endian
     s0, s1 = struct.unpack(">II", before)
     return add_page(add_words((s0, s1), described, big_endian), page, big_endian) == tuple(written)

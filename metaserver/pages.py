@@ -23,6 +23,7 @@ import logging
 import os
 import sqlite3
 import struct
+import sys
 import threading
 import zlib
 from collections import Counter
@@ -349,8 +350,12 @@ def _log_reader(path: bytes, usual: Callable[..., int]) -> Callable[..., int]:
     def is_as_written(file: int, page: bytes, start: int) -> bool:
         before = start - frames.FRAME_BYTES + 16 if start > frames.LOG_HEADER_BYTES else start - 8
         header, sums = read_bytes(file, frames.FRAME_HEADER_BYTES, start), read_bytes(file, 8, before)
-        big_endian, salts = _SHARED_HEADER.unpack(_shared_header(path))
-        return bool(header and sums) and frames.is_as_written(page, header, sums, salts, big_endian)
+        big_endian, salts = _SHARED_HEADER.unpack(_read_shared(path, _SHARED_HEADER.size, 0))
+        number = _read_shared(path, 4, frames.number_offset(start // frames.FRAME_BYTES + 1))
+        log = frames.LogHeader(salts, (0, 0), big_endian)
+        return bool(header and sums) and frames.is_as_written(
+            page, int.from_bytes(number, sys.byteorder), header, sums, log
+        )
 
     def read(file: int, buffer: int, length: int, offset: int) -> int:
         try:
@@ -369,12 +374,12 @@ def _log_reader(path: bytes, usual: Callable[..., int]) -> Callable[..., int]:
     return read
 
 
-def _shared_header(path: bytes) -> bytes:
-    """Return the header of the memory that the connections share. Raises OSError."""
+def _read_shared(path: bytes, length: int, offset: int) -> bytes:
+    """Return a part of the memory that the connections share. Raises OSError."""
     with _guard:
         if path not in _shared:
             _shared[path] = os.open(path + _SHARED_SUFFIX, os.O_RDONLY)
-        return os.pread(_shared[path], _SHARED_HEADER.size, 0)
+        return os.pread(_shared[path], length, offset)
 
 
 def _note_frame(path: bytes, number: int) -> None:

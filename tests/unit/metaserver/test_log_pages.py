@@ -7,6 +7,7 @@ import random
 import shutil
 import sqlite3
 import struct
+import sys
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -58,9 +59,13 @@ def test_a_page_is_added_up_as_by_the_plain_loop(big_endian: bool) -> None:
         assert frames.add_page(sums, page, big_endian) == frames.add_words(sums, page, big_endian)
 
 
-def test_the_sums_are_those_that_sqlite_wrote(tmp_path: Path) -> None:
+@pytest.mark.parametrize("more", [0, 3000])
+def test_the_sums_and_page_numbers_are_those_that_sqlite_wrote(tmp_path: Path, more: int) -> None:
     meta = begin(tmp_path / "live")
+    for number in range(more):
+        meta.create(1, b"more %d" % number)
     raw = log_of(meta).read_bytes()
+    index = meta.path.with_name("meta.sqlite-shm").read_bytes()
     header = frames.decode_log_header(raw)
     assert header is not None
     sums = header.sums
@@ -70,10 +75,15 @@ def test_the_sums_are_those_that_sqlite_wrote(tmp_path: Path) -> None:
         if frame[8:16] != header.salts:
             break  # of the log before
         before = struct.pack(">II", *sums)
-        assert frames.is_as_written(frame[24:], frame[:24], before, header.salts, header.big_endian)
+        number = int.from_bytes(frame[:4], "big")
+        assert frames.is_as_written(frame[24:], number, frame[:24], before, header)
+        assert not frames.is_as_written(frame[24:], number + 1, frame[:24], before, header)
+        assert (
+            int.from_bytes(index[(at := frames.number_offset(count + 1)) : at + 4], sys.byteorder) == number
+        )
         sums = struct.unpack(">II", frame[16:24])
         count += 1
-    assert count > FILES
+    assert count > FILES + 3 * more
     meta.close()
 
 
@@ -103,11 +113,16 @@ def older(log: bytearray, start: int) -> None:
     log[start + 24 : start + FRAME_BYTES] = log[start + 24 - 5 * FRAME_BYTES : start - 4 * FRAME_BYTES]
 
 
+def move_up(log: bytearray, start: int) -> None:
+    """A frame is left out: those behind it are whole, but of other pages than their places say."""
+    del log[start - 5 * FRAME_BYTES : start - 4 * FRAME_BYTES]
+
+
 def cut(log: bytearray, start: int) -> None:
     del log[start + 500 :]
 
 
-@pytest.mark.parametrize("spoil", [flip, flip_the_header, zero, zero_all, swap, older, cut])
+@pytest.mark.parametrize("spoil", [flip, flip_the_header, zero, zero_all, swap, older, move_up, cut])
 def test_a_log_damaged_under_a_running_server_is_noticed_and_never_copied(
     tmp_path: Path, spoil: Callable[[bytearray, int], None], caplog: pytest.LogCaptureFixture
 ) -> None:
