@@ -5,8 +5,10 @@ Pure: times come in from outside, and nothing is moved here. Not thread-safe; on
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -14,6 +16,8 @@ WINDOW_SECONDS = 10.0
 """The rate is that of the newest so much working time."""
 LEAST_BLOCKS = 8
 """The rate is that of so many blocks at least, however long they took."""
+LEAST_SPREAD = 0.2
+"""By so much of their time steps must differ, by blocks and by bytes, to tell what costs how much."""
 STEP_SECONDS = 0.5
 """Points of the window are so far apart, so that few are kept."""
 
@@ -31,19 +35,45 @@ class Rate(NamedTuple):
 
     blocks: float
     bytes: float
+    share: float | None = None
+    """Which share of the time went with blocks, not with bytes; None if that cannot be told."""
 
     def seconds_for(self, blocks: int, size: int) -> float | None:
         """Return how long so many blocks of `size` bytes take; None if nothing is known.
 
         Some of the cost goes with blocks and some with bytes, so that the truth lies between what either
-        rate says. Their geometric mean is wrong by the root of what these differ by, at most.
+        rate says. Where it is not known how much, their geometric mean is wrong by the root of what these
+        differ by, at most.
         """
         if not blocks:
             return 0.0
         if not self.blocks:
             return None
         by_blocks = blocks / self.blocks
-        return math.sqrt(by_blocks * size / self.bytes) if self.bytes and size else by_blocks
+        if not (self.bytes and size):
+            return by_blocks
+        by_bytes = size / self.bytes
+        if self.share is None:
+            return math.sqrt(by_blocks * by_bytes)
+        return self.share * by_blocks + (1 - self.share) * by_bytes
+
+
+def blocks_share(steps: Sequence[Point]) -> float | None:
+    """Return which share of the time of some steps went with blocks, the rest with bytes: by least squares.
+
+    None if the blocks of all steps were too much alike to tell.
+    """
+    seconds, blocks, size = (sum(column) for column in zip(*steps, strict=True)) if steps else (0.0, 0, 0)
+    if not (seconds and blocks and size):
+        return None
+    told = spread = 0.0
+    for step in steps:
+        by_blocks, by_bytes = seconds * step.blocks / blocks, seconds * step.bytes / size
+        told += (by_blocks - by_bytes) * (step.seconds - by_bytes)
+        spread += (by_blocks - by_bytes) ** 2
+    if spread < LEAST_SPREAD**2 * sum(step.seconds**2 for step in steps):
+        return None
+    return min(1.0, max(0.0, told / spread))
 
 
 class WorkClock:
@@ -79,9 +109,11 @@ class WorkClock:
         lasted = seconds - start.seconds
         if lasted <= 0:
             return Rate(0.0, 0.0)
+        points = [*(point for point in self._points if point.seconds >= start.seconds), self._done]
         return Rate(
             (self._done.blocks - start.blocks) / lasted,
             (self._done.bytes - start.bytes) / lasted,
+            blocks_share([_step(*pair) for pair in itertools.pairwise(points)]),
         )
 
     def _seconds(self, now: float) -> float:
@@ -92,12 +124,18 @@ class WorkClock:
         return seconds - point.seconds >= WINDOW_SECONDS and self._done.blocks - point.blocks >= LEAST_BLOCKS
 
 
+def _step(before: Point, after: Point) -> Point:
+    return Point(after.seconds - before.seconds, after.blocks - before.blocks, after.bytes - before.bytes)
+
+
 @dataclass
 class RefillProgress:
     """How far one server's refill is. Totals are what was found to lack, so that the ETA is honest."""
 
     server: int
     begun: float
+    most_bytes_per_second: float = 0.0
+    """It is not let go faster than this; 0: as fast as it can."""
     running: bool = True
     ended: float = 0.0
     passes: int = 0
@@ -135,6 +173,9 @@ class RefillProgress:
         rate = self.work.rate(now)
         blocks_left = max(self.blocks_total - self.blocks_done, 0)
         bytes_left = max(self.bytes_total - self.bytes_done, 0)
+        eta_seconds = rate.seconds_for(blocks_left, bytes_left)
+        if eta_seconds is not None and self.most_bytes_per_second:
+            eta_seconds = max(eta_seconds, bytes_left / self.most_bytes_per_second)
         unknown = self.running and (self.comparing or not self.blocks_total)
         stopped = not self.running and blocks_left
         return {
@@ -154,5 +195,5 @@ class RefillProgress:
             "error": self.error,
             "elapsed_seconds": max((self.ended or now) - self.begun, 1e-3),
             "bytes_per_second": rate.bytes,
-            "eta_seconds": None if unknown or stopped else rate.seconds_for(blocks_left, bytes_left),
+            "eta_seconds": None if unknown or stopped else eta_seconds,
         }

@@ -135,7 +135,9 @@ class Refills:
         if progress is not None and progress.running:
             self._again.add(server.number)
             return
-        self._progress[server.number] = RefillProgress(server.number, time.monotonic())
+        self._progress[server.number] = RefillProgress(
+            server.number, time.monotonic(), self._turns.most_bytes_per_second
+        )
         self._background.start(self._run(server), f"refill of server {server.number}")
 
     def came_up(self, server: Server) -> None:

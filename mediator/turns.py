@@ -27,6 +27,11 @@ class Turns:
         self._order = count()
         self._looking = False
 
+    @property
+    def most_bytes_per_second(self) -> int:
+        """How fast bytes are moved at most; 0: as fast as it goes."""
+        return self._pace.bytes_per_second
+
     @asynccontextmanager
     async def turn(self, danger: int, size: int) -> AsyncIterator[None]:
         """Wait until it is this block's turn; hold the turn until the end of the context.

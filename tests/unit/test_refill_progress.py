@@ -92,6 +92,28 @@ def test_large_blocks_after_small_ones() -> None:
     clock.is_right(lambda size: 0.02 + size / 2e7)
 
 
+@pytest.mark.parametrize("seconds_a_block", [0.0001, 0.002, 0.02])
+def test_soon_after_small_blocks_gave_way_to_large_ones(seconds_a_block: float) -> None:
+    """Small files and then a film: a blank server was told a fifth of the time that it took."""
+    clock = Clock([7000] * 3000 + [1 << 20] * 400)
+
+    def cost(size: int) -> float:
+        return seconds_a_block + size / 1e7
+
+    clock.work(cost, 3000)
+    clock.work(cost, 15)
+    while len(clock.sizes) > 30:
+        clock.is_right(cost)
+        clock.work(cost, 15)
+
+
+def test_no_faster_than_it_may_go() -> None:
+    clock = Clock([7000] * 1500 + [1 << 20] * 160)
+    clock.progress.most_bytes_per_second = 1e7
+    clock.work(lambda size: 0.002, 1500)
+    clock.is_right(by_bytes(1e7))
+
+
 def test_the_rate_falls_while_nothing_gets_done() -> None:
     clock = Clock([100_000] * 100)
     clock.work(by_bytes(1e6), 50)
