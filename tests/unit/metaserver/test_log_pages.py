@@ -291,3 +291,21 @@ def test_without_room_to_note_that_the_log_is_moved_nothing_is_asked_for(
         pytest.fail(error.message)
     assert mark_file(meta.path).exists()
     meta.close()
+
+
+def test_a_damaged_mark_refuses_no_whole_log(tmp_path: Path) -> None:
+    """It is a note: what cannot be relied on asks for nothing."""
+    meta = begin(tmp_path / "live")
+    older = mark_file(meta.path).read_bytes()
+    meta.create(1, b"last")
+    meta.wait(meta.log.sync())
+    mark = mark_file(meta.path).read_bytes()
+    assert mark != older
+    flipped = [mark[:at] + bytes([mark[at] ^ 1]) + mark[at + 1 :] for at in range(len(mark))]
+    for number, damaged in enumerate([*flipped, b"", mark[:7], bytes(len(mark)), mark + mark, older]):
+        place = crashed(meta, tmp_path / f"crashed-{number}")
+        mark_file(place / meta.path.name).write_bytes(damaged)
+        again = Harness(place)
+        assert len(again.names(1)) == 2 * FILES + 1
+        again.close()
+    meta.close()
