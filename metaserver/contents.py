@@ -50,6 +50,8 @@ class Contents:
         self._store = store
         self._inodes = inodes
         self._blocks = Blocks(store)
+        self.condemned: list[int] = []
+        """Inodes whose contents are to be removed soon, by metaserver.reaper."""
 
     def commit(self, session: int, ino: int, commit: Commit, born: Attributes | None = None) -> Attributes:
         """Make new extents a file's contents; return its new attributes.
@@ -163,6 +165,26 @@ class Contents:
         found = self.map_of(file, 0, 1)
         whole = found.complete and found.extents[0].block_length <= PIECE_BYTES
         return Opened(file, found) if whole else None
+
+    def condemn(self, ino: int) -> None:
+        """Take an inode that nobody has any more out of sight, so that its contents can go later."""
+        self._store.execute("UPDATE inodes SET nlink = -1 WHERE ino = ?", (ino,))
+        self.condemned.append(ino)
+
+    def remove_condemned(self, inodes: Sequence[int]) -> Sequence[int]:
+        """Remove inodes, as many as one transaction may take long; return those that were not looked at.
+
+        Some may not be condemned, for what condemned them failed: they stay. Of one with very much contents a
+        part is removed; the rest is left to who looks for such inodes.
+        """
+        most_rows = self._store.changed_rows() + 4 * REMOVED_AT_ONCE
+        for position, ino in enumerate(inodes):
+            if self._store.changed_rows() >= most_rows:
+                return inodes[position:]
+            row = self._store.execute("SELECT nlink FROM inodes WHERE ino = ?", (ino,)).fetchone()
+            if row is not None and row[0] < 0 and not self.remove(ino):
+                return inodes[position + 1 :]
+        return []
 
     def remove(self, ino: int) -> bool:
         """Remove an inode that nobody has any more, or the first part of its contents.

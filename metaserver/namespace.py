@@ -279,6 +279,8 @@ class Namespace:
             self._execute(
                 "UPDATE inodes SET nlink = 0, parent = 0, ctime_ns = ? WHERE ino = ?", (now_ns, old.ino)
             )
+        elif old.allocated_bytes:
+            self._contents.condemn(old.ino)
         else:
             self._contents.remove(old.ino)
 

@@ -1,4 +1,4 @@
-"""Ends sessions whose lease has passed, then removes inodes that nobody has any more.
+"""Ends sessions whose lease has passed, and removes inodes that nobody has any more.
 
 Never removes an inode that a session has open, or may have open and could not say so yet after a
 restart. In the event loop's thread only; gives the loop its turn between transactions.
@@ -19,6 +19,9 @@ from wire.errors import QuorumfsError
 STALL_SECONDS = 1.0
 """A turn that comes so much too late means that this process did not run, and heard of nobody."""
 
+SOON_SECONDS = 0.05
+"""The contents of files whose names go within so long are removed together: they share pages of the log."""
+
 logger = logging.getLogger("metaserver")
 
 
@@ -36,6 +39,7 @@ class Reaper:
         self._sessions = sessions
         self._contents = contents
         self._clock = clock
+        self._timer: asyncio.TimerHandle | None = None
 
     async def run_once(self) -> None:
         """End what expired; remove all orphans that may be removed."""
@@ -54,6 +58,25 @@ class Reaper:
                     finished = self.remove_if_orphan(ino)
                     await asyncio.sleep(0)
             after = orphans[-1]
+
+    def remove_soon(self) -> None:
+        """Have the contents removed of inodes that were condemned; at once where no loop runs."""
+        if not self._contents.condemned or self._timer is not None:
+            return
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            self._remove_condemned()
+        else:
+            self._timer = loop.call_later(SOON_SECONDS, self._remove_condemned)
+
+    def _remove_condemned(self) -> None:
+        inodes, self._contents.condemned, self._timer = self._contents.condemned, [], None
+        try:
+            self._contents.condemned += self._store.change(self._contents.remove_condemned, inodes)
+        except QuorumfsError as error:
+            logger.error("removed files are left for later: %s", error)  # run_once finds them
+        self.remove_soon()
 
     def _orphans(self, after: int) -> list[int]:
         rows = self._store.execute(

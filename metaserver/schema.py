@@ -19,7 +19,7 @@ inodes          one row a file, directory, symbolic link, FIFO, socket or device
     mode        type and permission bits, as st_mode
     nlink       names of a file; 2 + subdirectories of a directory; 0: it has no name any more, and
                 lives while a session has it open (an orphan); -1: condemned, nobody has it open and
-                its contents are being removed piece by piece: it must not be shown to anybody
+                its contents are removed later, or piece by piece: it must not be shown to anybody
     uid, gid    owner and group
     rdev        device number of a device node, else 0
     size        length of a file or of a symbolic link's target, 0 for others

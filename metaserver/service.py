@@ -219,10 +219,13 @@ class MetaService:
         return self._store.once(ticket, self._namespace.link, ino, parent, name)
 
     def unlink(self, ticket: Ticket, parent: int, name: bytes) -> Attributes:
-        return self._store.once(ticket, self._namespace.unlink, parent, name)
+        after = self._store.once(ticket, self._namespace.unlink, parent, name)
+        self.reaper.remove_soon()
+        return after
 
     def take_back(self, ticket: Ticket, parent: int, name: bytes, ino: int) -> None:
         self._store.once(ticket, self._namespace.take_back, parent, name, ino)
+        self.reaper.remove_soon()
 
     def rmdir(self, ticket: Ticket, parent: int, name: bytes) -> Attributes:
         return self._store.once(ticket, self._namespace.rmdir, parent, name)
@@ -231,6 +234,7 @@ class MetaService:
         self, ticket: Ticket, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int
     ) -> None:
         self._store.once(ticket, self._namespace.rename, parent, name, new_parent, new_name, flags)
+        self.reaper.remove_soon()
 
     def _require_room(self, ticket: Ticket) -> None:
         """Refuse what makes the database grow while the disk is full, but not a call that was carried out."""

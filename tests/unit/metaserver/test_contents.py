@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import stat
 import time
@@ -277,6 +278,49 @@ def test_a_large_file_is_removed_piece_by_piece(meta: Harness, monkeypatch: pyte
     meta.service.reclaim(meta.session, [])
     meta.wait(meta.service.reaper.run_once())
     assert sorted(meta.wait(meta.service.garbage(100, 0))) == [record.block for record in records]
+    assert meta.service.counts()["inodes"] == 1
+
+
+def test_files_removed_one_after_the_other_lose_their_contents_together(meta: Harness) -> None:
+    files = [meta.create(1, b"%d" % number) for number in range(20)]
+    records = [meta.write(file.ino, 0, 10) for file in files]
+    before = meta.store.totals.copy()
+
+    async def remove_all() -> None:
+        for number, file in enumerate(files):
+            meta.unlink(1, b"%d" % number)
+            with pytest.raises(StaleFile):
+                meta.service.getattr(file.ino)
+            with pytest.raises(StaleFile):
+                meta.commit(file.ino, extend_to=5)
+        assert meta.names(1) == []
+        assert meta.store.totals["blocks"] == before["blocks"]
+        begun: list[str] = []
+        meta.store._connection.set_trace_callback(begun.append)
+        for _ in range(1000):
+            if meta.store.totals["garbage_blocks"] == len(records):
+                break
+            await asyncio.sleep(0.01)
+        assert [statement for statement in begun if statement.startswith("BEGIN")] == ["BEGIN IMMEDIATE"]
+
+    meta.wait(remove_all())
+    assert sorted(meta.wait(meta.service.garbage(100, 0))) == sorted(record.block for record in records)
+    assert meta.service.counts()["inodes"] == 1
+
+
+def test_contents_of_removed_files_go_also_after_a_kill(meta: Harness) -> None:
+    record = meta.write(meta.create(1, b"a").ino, 0, 10)
+
+    async def remove_without_time_for_more() -> None:
+        meta.unlink(1, b"a")
+
+    meta.wait(remove_without_time_for_more())
+    assert meta.service.counts()["garbage_blocks"] == 0
+    assert meta.findings() == []
+    meta.restart()
+    meta.service.reclaim(meta.session, [])
+    meta.wait(meta.service.reaper.run_once())
+    assert meta.wait(meta.service.garbage(100, 0)) == [record.block]
     assert meta.service.counts()["inodes"] == 1
 
 
