@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import argparse
 import errno
+import gc
 import getpass
 import logging
 import os
 import socket
 import sys
+from functools import partial
 from pathlib import Path
 
 from fusefs.connect import connect
@@ -51,10 +53,13 @@ def run(config: ClusterConfig, mountpoint: Path, binding: Binding | None) -> Non
     """Connect, mount, and serve until it is unmounted. Raises ConfigError."""
     name = f"mount {mountpoint} of {getpass.getuser()} on {socket.gethostname()} (pid {os.getpid()})"
     with connect(config, name) as filesystem:
-        options = MountOptions(
-            str(mountpoint), others_allowed(), lambda: print_ready("mount", 0, str(mountpoint))
-        )
+        options = MountOptions(str(mountpoint), others_allowed(), partial(_tell_ready, mountpoint))
         serve(filesystem, options, binding)
+
+
+def _tell_ready(mountpoint: Path) -> None:
+    gc.freeze()  # what is here now stays: no collection needs to look at it again
+    print_ready("mount", 0, str(mountpoint))
 
 
 def check_mountpoint(mountpoint: Path) -> Path:

@@ -25,7 +25,7 @@ from fusefs.patience import LOOK_SECONDS, Patience
 from fusefs.ports import BlockPort, NamespacePort
 from wire.digest import BLOCK_BYTES, block_digest
 from wire.errors import Interrupted, LocksLost, NoSpace, QuorumError, QuorumfsError, SessionUnknown, StaleFile
-from wire.messages import AttributeChanges, Attributes, BlockRecord, Commit, Extent
+from wire.messages import AttributeChanges, Attributes, Birth, BlockRecord, Commit, Extent
 
 log = logging.getLogger(__name__)
 
@@ -307,7 +307,7 @@ class Writeback:
         self._names.set(asked, attributes)
         if birth is not None:
             self._names.entered(birth.parent, attributes.atime_ns)
-        self._pages.attributes_changed(inode.ino, *(() if birth is None else (birth.parent,)))
+        self._pages.attributes_changed(*_told_to_kernel(inode.ino, change, birth))
         return True
 
     def _carry_out(self, inode: Inode, change: ChangeSet, durable: bool) -> Attributes:
@@ -376,6 +376,16 @@ class Writeback:
             attributes = self._blocks.write_file(inode.ino, commit, payload, birth)
             birth = None
         return attributes
+
+
+def _told_to_kernel(ino: int, change: ChangeSet, birth: Birth | None) -> tuple[int, ...]:
+    """Return the inodes whose attributes a commit changed, and the kernel may know otherwise.
+
+    Of a new file it was told once, at the creation; it forgets that by itself with each request to change it.
+    """
+    if birth is None:
+        return (ino,)
+    return (ino, birth.parent) if change.is_empty() else (birth.parent,)
 
 
 def _is_final(error: QuorumfsError) -> bool:
