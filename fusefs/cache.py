@@ -300,8 +300,8 @@ class NameCache:
             return
         old = seen.attributes
         if changed_ns > old.ctime_ns:  # else something came later, and is known already
-            old = old._replace(mtime_ns=changed_ns, ctime_ns=changed_ns)
-        self._attributes[parent] = seen._replace(attributes=old)
+            seen = _Seen(old._replace(mtime_ns=changed_ns, ctime_ns=changed_ns), seen.life)
+        self._attributes[parent] = seen
 
     def set(self, asked: Asked, attributes: Attributes) -> None:
         """Keep attributes that this mount has just changed, unless it changed them otherwise meanwhile."""

@@ -131,6 +131,8 @@ def add_range(ranges: list[tuple[int, int]], start: int, end: int) -> int:
     """Add [start, end) to sorted, disjoint ranges in place; return how many bytes are new."""
     if start >= end:
         return 0
+    if ranges and ranges[-1][0] <= start and end <= ranges[-1][1]:
+        return 0
     if ranges and ranges[-1][1] == start:
         ranges[-1] = (ranges[-1][0], end)
         return end - start

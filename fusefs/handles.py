@@ -88,7 +88,8 @@ class OpenInodes:
 
     def __init__(self, namespace: NamespacePort) -> None:
         self._namespace = namespace
-        self._changed = threading.Condition()
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         self._inodes: dict[int, Inode] = {}
         self._waiting: set[int] = set()
         self._closing: set[int] = set()
@@ -108,12 +109,12 @@ class OpenInodes:
         return self._inodes.get(ino)
 
     def all(self) -> list[Inode]:
-        with self._changed:
+        with self._lock:
             return [inode for inode in self._inodes.values() if inode.attributes is not None]
 
     def numbers(self) -> list[int]:
         """Return the inodes that the server must hold open for this mount."""
-        with self._changed:
+        with self._lock:
             self._untold.update(dict.fromkeys(self._untold, True))
             return [*self._inodes, *self._waiting]
 
@@ -142,12 +143,12 @@ class OpenInodes:
             else:
                 opened = self._namespace.open(ino, writing, start, names)
         except BaseException:
-            with self._changed:
+            with self._lock:
                 if ino in self._untold:
                     self._untold[ino] = True
             self.release(inode)
             raise
-        with self._changed:
+        with self._lock:
             self._untold.pop(ino, None)
         with inode.lock:
             changed(ino, inode.learn_attributes(opened.attributes))
@@ -163,7 +164,7 @@ class OpenInodes:
         Whoever gets an inode must call `release` later.
         """
         ino = opened.attributes.ino
-        with self._changed:
+        with self._lock:
             if self._removing or ino in self._inodes or ino in self._closing or not is_right():
                 return None
             inode = self._inodes[ino] = Inode(ino)
@@ -184,14 +185,14 @@ class OpenInodes:
         Raises:
             QuorumfsError: it could not be told.
         """
-        with self._changed:
+        with self._lock:
             self._removing += 1
         try:
             if self._untold or self._being_told:
                 self.tell_open()
             yield
         finally:
-            with self._changed:
+            with self._lock:
                 self._removing -= 1
 
     def tell_open(self, asked: int = 0) -> None:
@@ -203,17 +204,17 @@ class OpenInodes:
         if not self._telling.acquire(timeout=TELLING_SECONDS if asked else -1):
             raise Busy("it is being told already")
         try:
-            with self._changed:
+            with self._lock:
                 batch = self._being_told = frozenset(self._untold)
                 self._untold.clear()
             if batch or asked:
                 self._namespace.tell_open(sorted(batch), asked)
         except BaseException:
-            with self._changed:
+            with self._lock:
                 self._untold.update({ino: True for ino in batch if ino in self._inodes})
             raise
         finally:
-            with self._changed:
+            with self._lock:
                 self._being_told = frozenset()
             self._telling.release()
 
@@ -230,7 +231,7 @@ class OpenInodes:
 
     def release(self, inode: Inode) -> None:
         """Give up one use of an inode; the last tells the server, sooner or later."""
-        with self._changed:
+        with self._lock:
             inode.references -= 1
             if inode.references:
                 return
@@ -245,7 +246,7 @@ class OpenInodes:
 
     def tell_closed(self) -> None:
         """Tell the server which inodes are not open any more."""
-        with self._changed:
+        with self._lock:
             batch = self._waiting - self._closing - self._being_told
             self._waiting -= batch
             self._closing |= batch
@@ -257,12 +258,12 @@ class OpenInodes:
             # The server lets go of them when the session ends; nothing is lost but room.
             log.warning("cannot tell that %d files are closed: %s", len(batch), error)
         finally:
-            with self._changed:
+            with self._lock:
                 self._closing -= batch
                 self._changed.notify_all()
 
     def _use(self, ino: int) -> Inode:
-        with self._changed:
+        with self._lock:
             while ino in self._closing:
                 self._changed.wait()
             self._waiting.discard(ino)

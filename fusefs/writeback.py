@@ -46,18 +46,20 @@ class Budget:
 
     def __init__(self, limit_bytes: int) -> None:
         self.limit_bytes = limit_bytes
-        self._used = 0
-        self._changed = threading.Condition()
+        self._used = self._waiting = 0
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
 
     def take(self, count: int) -> None:
-        with self._changed:
+        with self._lock:
             self._used += count
 
     def give_back(self, count: int) -> None:
         if count:
-            with self._changed:
+            with self._lock:
                 self._used -= count
-                self._changed.notify_all()
+                if self._waiting:
+                    self._changed.notify_all()
 
     @property
     def used(self) -> int:
@@ -68,8 +70,12 @@ class Budget:
 
     def wait_for_room(self, seconds: float) -> bool:
         """Wait until the limit is kept again, at most so long; tell whether it is."""
-        with self._changed:
-            return self._changed.wait_for(lambda: self._used <= self.limit_bytes, seconds)
+        with self._lock:
+            self._waiting += 1
+            try:
+                return self._changed.wait_for(lambda: self._used <= self.limit_bytes, seconds)
+            finally:
+                self._waiting -= 1
 
 
 class Writeback:
