@@ -205,7 +205,7 @@ class SegmentStore:
         room = _room(active)
         if room < wanted:
             raise OSError(errno.ENOSPC, "the reserve is reached")
-        if room >= wanted + PLENTY_BYTES:
+        if room >= max(wanted, self._reserve_bytes) + PLENTY_BYTES:
             self._plenty_until = now + PLENTY_SECONDS
 
     def _keep_loser(
