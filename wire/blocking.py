@@ -9,17 +9,34 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+from typing import Any, Concatenate, NamedTuple, ParamSpec, Protocol, TypeVar
 
 from wire.address import parse_address
 from wire.backoff import Backoff
 from wire.blocking_links import MsgpackSocket, XmlSocket
 from wire.config import Encoding
-from wire.errors import DeadlineExceeded, Interrupted, QuorumfsError, Unavailable
+from wire.errors import DeadlineExceeded, Interrupted, QuorumfsError, TransportError, Unavailable
 from wire.table import Method, method_of
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+
+LEAST_SECONDS = 1.0
+"""A call is sent again for so long at least, however long the servers have been away."""
+FORGOTTEN_SECONDS = 5.0
+"""An outage that no call has met for so long may be over."""
+
+
+class _Outage(NamedTuple):
+    """Since when servers are known to be away, and when that was last seen."""
+
+    since: float
+    seen: float
+
+
+def _table_of(method: Callable[..., Any]) -> str:
+    return method.__qualname__.partition(".")[0]
 
 
 class Link(Protocol):
@@ -55,6 +72,7 @@ class BlockingClient:
         kind: type[MsgpackSocket] | type[XmlSocket] = MsgpackSocket if rpc == "msgpack" else XmlSocket
         self._pools = [_Pool(partial(kind, parse_address(text), connect_seconds, look)) for text in addresses]
         self._first, self._look = 0, look
+        self._outages: dict[str, _Outage] = {}
 
     def call(
         self,
@@ -65,6 +83,9 @@ class BlockingClient:
     ) -> R:
         """Call a method of a table; send again after temporary errors until the deadline.
 
+        While the servers behind a table have been away for longer than that, for LEAST_SECONDS only: calls
+        that wait for each other, as those in one directory do in the kernel, would add up their deadlines.
+
         Raises:
             DeadlineExceeded: no answer in time; the call may still be carried out.
             Interrupted: `look` raised it; the same.
@@ -72,16 +93,22 @@ class BlockingClient:
         """
         spec = method_of(method)
         params = spec.positional(args, kwargs)
-        until = time.monotonic() + deadline_seconds
+        begun = time.monotonic()
+        until = begun + deadline_seconds
         backoff: Backoff | None = None
         while True:
             try:
-                return self._try_all(spec, until, params)  # type: ignore[no-any-return]
+                result = self._try_all(spec, until, params)
+                if self._outages:
+                    self._outages.pop(_table_of(method), None)
+                return result  # type: ignore[no-any-return]
             except QuorumfsError as error:
                 error.resent = backoff is not None
                 backoff = backoff or Backoff()
                 wait_seconds = backoff.next_seconds()
-                if not error.temporary or time.monotonic() + wait_seconds >= until:
+                since = self._note_outage(_table_of(method), error)
+                end = min(until, max(since + deadline_seconds, begun + LEAST_SECONDS))
+                if not error.temporary or time.monotonic() + wait_seconds >= end:
                     raise
             time.sleep(wait_seconds)
             self._look()
@@ -108,6 +135,17 @@ class BlockingClient:
         """Close all connections. A call in flight ends first; later ones fail with Unavailable."""
         for pool in self._pools:
             pool.close()
+
+    def _note_outage(self, table: str, error: QuorumfsError) -> float:
+        """Return since when the servers behind a table are known to be away: now, if one has answered."""
+        now = time.monotonic()
+        if not isinstance(error, TransportError):
+            self._outages.pop(table, None)
+            return now
+        known = self._outages.get(table)
+        since = known.since if known is not None and now - known.seen < FORGOTTEN_SECONDS else now
+        self._outages[table] = _Outage(since, now)
+        return since
 
     def _try_all(self, spec: Method, until: float, params: list[Any]) -> Any:
         first, count = self._first, len(self._pools)

@@ -115,7 +115,8 @@ class Nemesis:
             fault = self._kinds[self._dice.choices(kinds, weights)[0]][1]()
             if all(fault.target != other.target for other in faults):
                 faults.append(fault)
-        return faults
+        # A wipe waits until all is whole, and would make the other fault last so long.
+        return sorted(faults, key=lambda fault: fault.kind != "wipe")
 
     def _server(self) -> str:
         return self._dice.choice([*self._data, "mediator", "metaserver"])

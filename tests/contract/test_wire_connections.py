@@ -208,6 +208,32 @@ def test_the_blocking_client_sends_again_until_the_server_is_back(loop: LoopThre
     client.close()
 
 
+def test_calls_that_wait_for_each_other_do_not_add_up_their_deadlines(
+    loop: LoopThread, rpc: Encoding, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen in a chaos run: a rename of 35 s, behind others in its directory that each took their 12 s."""
+    monkeypatch.setattr("wire.blocking.LEAST_SECONDS", 0.1)
+    _, server, real = slow_server(loop)
+    loop.run(server.drain())
+    client = BlockingClient([real], rpc)
+
+    def seconds_of_a_call() -> float:
+        begun = time.monotonic()
+        with pytest.raises(Unavailable):
+            client.call(1.5, BookkeepingMethods.renew, 5)
+        return time.monotonic() - begun
+
+    assert seconds_of_a_call() > 1.0
+    assert sum(seconds_of_a_call() for _ in range(5)) < 1.5
+    _, server, _ = slow_server(loop, real)
+    assert client.call(1.5, BookkeepingMethods.renew, 5) == 5
+    loop.run(server.drain())
+    assert seconds_of_a_call() > 1.0, "another outage"
+    monkeypatch.setattr("wire.blocking.FORGOTTEN_SECONDS", 0.0)
+    assert seconds_of_a_call() > 1.0, "the outage before was long ago"
+    client.close()
+
+
 def test_the_blocking_client_tries_each_address(loop: LoopThread, rpc: Encoding, tmp_path: Path) -> None:
     _, server, real = slow_server(loop)
     client = BlockingClient([f"unix:{tmp_path}/nothing", real], rpc)
