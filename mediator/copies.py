@@ -95,7 +95,7 @@ class MetadataCopies:
             QuorumfsError: the metadata server does not answer or cannot copy, or there is no write quorum.
         """
         held = await self._held()
-        kept = manifest.complete(held.values(), self._quorum.write)
+        kept = await self._complete(held)
         counts = await self._metadata.ask(BookkeepingMethods.counts)
         now_ms = time.time_ns() // 1_000_000
         changed = counts["changes"] != self._changes
@@ -103,10 +103,9 @@ class MetadataCopies:
         if due:
             if counts["fenced"] and (known := manifest.complete(held.values(), 1)):
                 await self._require_same(known[0], counts["database"], held)
-            newest = max((manifest.copy_of(r.block) for records in held.values() for r in records), default=0)
-            await self._make(max(now_ms, newest + 1), counts["database"])
+            await self._make(counts["database"])
             held = await self._held()
-            kept = manifest.complete(held.values(), self._quorum.write)
+            kept = await self._complete(held)
         self._newest = kept[0] if kept else 0
         await self._spread(kept, held)
         await self._delete_old(kept, held)
@@ -121,7 +120,7 @@ class MetadataCopies:
     async def _witnesses(self, held: Mapping[int, Sequence[BlockRecord]]) -> dict[bytes, BlockRecord]:
         """Return what each block of the complete copies must be; of a manifest, what most servers have."""
         found: dict[bytes, BlockRecord] = {}
-        for copy in manifest.complete(held.values(), self._quorum.write)[: manifest.COPIES_KEPT]:
+        for copy in await self._complete(held):
             record = manifest.most_common(manifest.block_of(copy, 0), held.values())
             data = await self._read(record, self._health.up)
             with suppress(ValueError):
@@ -146,6 +145,24 @@ class MetadataCopies:
         if mended != "good":
             self._ledger.note(record.block, server.number, verdict, "", record.digest.hex(), note)
         return True
+
+    async def _complete(self, held: Mapping[int, Sequence[BlockRecord]]) -> list[int]:
+        """Return the newest complete copies, newest first, but none that is known to lack a part.
+
+        Those that Qr servers have, as `quorumfs rebuild` takes them: the parts were on a write quorum before
+        the first manifest, and with Qw=N one blank server must not make all others' copies count for nothing.
+        Of one that another mediator was making for too long the parts may have been deleted before it put the
+        manifest: it must not stand for an older one that is whole.
+        """
+        found: list[int] = []
+        for copy in manifest.complete(held.values(), self._quorum.read):
+            record = manifest.most_common(manifest.block_of(copy, 0), held.values())
+            data = await self._read(record, self._health.up)
+            if not manifest.lacks_parts(copy, data, held.values()):
+                found.append(copy)
+            if len(found) == manifest.COPIES_KEPT:
+                break
+        return found
 
     async def _require_same(
         self, copy: int, database: str, held: Mapping[int, Sequence[BlockRecord]]
@@ -188,14 +205,21 @@ class MetadataCopies:
                 return found
             limit = PAGE
 
-    async def _make(self, copy: int, database: str) -> None:
-        """Have the metadata server make a copy, and put it: all of it, or nothing is left of it."""
+    async def _make(self, database: str) -> None:
+        """Have the metadata server make a copy, and put it: all of it, or nothing is left of it.
+
+        Its number is drawn while no other mediator can make one: two of the same number would be one.
+        """
         await self._write_path.check_writable()
         try:
             number = await self._metadata.ask(BookkeepingMethods.begin_copy)
         except Busy:
             return
+        copy = 0
         try:
+            held = await self._held()
+            newest = max((manifest.copy_of(r.block) for records in held.values() for r in records), default=0)
+            copy = max(time.time_ns() // 1_000_000, newest + 1)
             await self._put_copy(copy, number, database)
         except QuorumfsError:
             held = await self._held()

@@ -109,6 +109,17 @@ def parts_of(copy: int, manifest: Manifest) -> list[BlockRecord]:
     ]
 
 
+def lacks_parts(copy: int, data: bytes | None, held: Iterable[Iterable[BlockRecord]]) -> bool:
+    """Tell whether no server holds some part that a copy's manifest names; not if that cannot be read now."""
+    if data is None:
+        return False
+    there = {record for records in held for record in records}
+    try:
+        return any(part not in there for part in parts_of(copy, decode(data)))
+    except ValueError:
+        return True
+
+
 def superseded(kept: Sequence[int], records: Iterable[BlockRecord]) -> list[bytes]:
     """Return the blocks that a server needs no more, given the complete copies, newest first."""
     if len(kept) < COPIES_KEPT:

@@ -14,6 +14,7 @@ from typing import Any
 
 from tests.sim import model
 from tests.sim.cluster import Failure, World
+from tests.sim.links import Links
 from tests.sim.neighbours import Neighbours
 from tests.sim.recorded import Deeds, Recorded
 from tests.sim.visits import Visits
@@ -47,6 +48,7 @@ class Actor:
         self._power_losses = 0
         self.visits: Visits | None = None
         self.neighbours = Neighbours(world, self.home, self.rng)
+        self.links = Links(world, self.home, self.rng)
         self.stop = False
         self.idle = False
         self.holding = False
@@ -113,6 +115,7 @@ class Actor:
             self._rename_and_sync,
             self._use_without_name,
             self.neighbours.go_through,
+            self.links.use,
             *shared,
         ]
 

@@ -48,6 +48,8 @@ DISK_SECONDS = 0.0005
 READY_SECONDS = 20.0
 INSPECTION_SECONDS = [3.0, 60.0, 60.0]
 """Orphans are looked for so often, instead of every ten minutes: virtual time costs some real time too."""
+COPY_SECONDS = [0.0, 0.0, 6.0]
+"""Copies of the metadata are stored so often: in a third of the lives, as they cost much."""
 PAGES = [3, 4096]
 """So many blocks are compared or scrubbed at once: a life has some tens of them."""
 QUICK_SYNC_SECONDS = [0.0, 1.0]
@@ -66,7 +68,7 @@ class World:
     def __init__(self, seed: int, directory: Path, quorum: Quorum) -> None:
         self.rng = random.Random(seed)
         self._place = f"{directory}/"
-        self.loop = SimLoop(lambda: DISK_SECONDS * (0.2 + self.rng.expovariate(1.0)))
+        self.loop = SimLoop(self._disk_seconds)
         asyncio.set_event_loop(self.loop)
         self.events: list[tuple[float, str, str]] = []
         self._hash = hashlib.blake2b(digest_size=8)
@@ -117,8 +119,13 @@ class World:
             lease_seconds=10.0,
             dirty_bytes=8 * 1024 * 1024,
             commit_age_seconds=5.0,
-            metadata_copy_seconds=0.0,  # copies are made in threads, which the simulation has not
+            metadata_copy_seconds=self.rng.choice(COPY_SECONDS),
         )
+
+    def _disk_seconds(self) -> float:
+        process = PROCESS.get()
+        disk = self.disks.get(process.host) if process is not None else None
+        return DISK_SECONDS * (0.2 + self.rng.expovariate(1.0)) * (disk.slow if disk is not None else 1.0)
 
     def note(self, what: str, detail: str = "") -> None:
         """Write down an event; where the files really are is left out."""

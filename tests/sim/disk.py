@@ -35,6 +35,10 @@ class Disk:
         self.logs: dict[str, bytes] = {}
         """What is durable of each of SQLite's logs."""
         self.full = False
+        self.refusal = errno.ENOSPC
+        """What writes that need room are refused with while it is full."""
+        self.slow = 1.0
+        """So many times longer its jobs take."""
         self.failing = False
         """Reads fail with EIO."""
         self.lying = False
@@ -60,7 +64,7 @@ class Disk:
         if path is None:
             return
         if self.full and grows:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            raise OSError(self.refusal, os.strerror(self.refusal))
         size = os.fstat(handle).st_size
         before = os.pread(handle, length, offset)
         self.undo.setdefault(path, []).append((offset, before + bytes(length - len(before)), size))

@@ -7,6 +7,7 @@ stopped, slow or cut off at any time; the metadata server's disk keeps what was 
 
 from __future__ import annotations
 
+import errno
 import random
 from collections.abc import Callable
 
@@ -41,8 +42,10 @@ class Nemesis:
             self._pause,
             self._cut_off,
             self._slow,
+            self._slow_disk,
             self._reset,
             self._lose_power,
+            self._lose_metadata_power,
             self._lose_all_power,
             self._rot,
             self._blank,
@@ -165,6 +168,11 @@ class Nemesis:
         if names := self._alive([*self.frail, "meta"]):
             self.world.kill(self.rng.choice(names), power=True)
 
+    def _lose_metadata_power(self) -> None:
+        """By itself: the data servers keep what they have done since its last sync."""
+        if self.world.alive("meta"):
+            self.world.kill("meta", power=True)
+
     def _lose_all_power(self) -> None:
         """All servers at once, where everything that was written was made durable."""
         if self.world.may_lose_all_power:
@@ -197,8 +205,15 @@ class Nemesis:
 
     def _fill_disk(self) -> None:
         host = self.rng.choice(self.data)
-        self.world.disks[host].full = not self.world.disks[host].full
-        self._note(f"{host} is {'full' if self.world.disks[host].full else 'no longer full'}")
+        disk = self.world.disks[host]
+        disk.full, disk.refusal = not disk.full, self.rng.choice([errno.ENOSPC, errno.ENOSPC, errno.EIO])
+        how = "no longer full" if not disk.full else "full" if disk.refusal == errno.ENOSPC else "broken"
+        self._note(f"{host} is {how}")
+
+    def _slow_disk(self) -> None:
+        host, factor = self.rng.choice([*self.data, "meta"]), self.rng.choice([10, 100, 1000])
+        self._note(f"the disk of {host} is {factor} times slower")
+        self.world.disks[host].slow = factor
 
     def _fail_reads(self) -> None:
         if self.frail:
@@ -250,6 +265,7 @@ class Nemesis:
         self._go_on()
         for disk in self.world.disks.values():
             disk.full = disk.failing = disk.lying = False
+            disk.slow = 1.0
         for name in self.servers:
             if not self.world.alive(name):
                 self.world.start(name)

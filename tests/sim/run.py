@@ -17,6 +17,7 @@ from typing import Any
 
 from dataserver.offline import locate
 from dataserver.offline import read as read_directory
+from mediator import manifest
 from tests.sim.actors import Actor, Shared
 from tests.sim.cluster import Failure, World
 from tests.sim.loop import Stuck
@@ -26,6 +27,7 @@ from tests.twins import LibraryPlace
 from tools.whole import check_running
 from wire.blocking import BlockingClient
 from wire.errors import InvalidArgument, QuorumfsError, ReadRefused
+from wire.messages import BlockRecord
 from wire.methods import BookkeepingMethods, CommonMethods, DataMethods, MediatorMethods
 from wire.quorum import Quorum
 
@@ -324,9 +326,18 @@ def _scrub(world: World) -> None:
 
 def _verify_disks(world: World) -> None:
     """Read the data servers' disks themselves: no replica that is in use has other bytes."""
+    inventories = {}
     for place in world.config.data_servers:
         with contextlib.closing(BlockingClient([place.listen])) as client:
-            held = {record.block for record in client.call(30.0, DataMethods.inventory, b"", 4096)}
+            inventories[place.number] = client.call(30.0, DataMethods.inventory, b"", 4096)
+    copies = manifest.complete(inventories.values(), len(inventories))
+    for place in world.config.data_servers:
+        # What is left of a copy that could not be completed goes with the next but one.
+        held = {
+            record.block
+            for record in inventories[place.number]
+            if not manifest.is_reserved(record.block) or manifest.copy_of(record.block) in copies
+        }
         replicas = read_directory(place.directory, verify=True).replicas
         corrupt = [r.block.hex() for r in replicas if r.block in held and r.verdict == "corrupt"]
         if corrupt:
@@ -350,10 +361,31 @@ def _wait_whole(world: World) -> None:
 
 
 def _leftovers(world: World, blocks: int) -> list[str]:
+    """Tell which data servers have other blocks than those committed and the copies of the metadata."""
     found = []
+    of_copies: list[list[BlockRecord]] = []
     for place in world.config.data_servers:
         with contextlib.closing(BlockingClient([place.listen])) as client:
-            count = client.call(10.0, DataMethods.count)
-            if count != blocks:
-                found.append(f"data-{place.number} has {count} blocks, {blocks} are committed")
+            held = client.call(10.0, DataMethods.inventory, b"", 4096)
+        of_copies.append([record for record in held if manifest.is_reserved(record.block)])
+        count = len(held) - len(of_copies[-1])
+        if count != blocks:
+            found.append(f"data-{place.number} has {count} blocks, {blocks} are committed")
+    if world.config.metadata_copy_seconds:
+        found += _wrong_copies(world, of_copies)
     return found
+
+
+def _wrong_copies(world: World, held: list[list[BlockRecord]]) -> list[str]:
+    """Tell what is wrong with the copies of the metadata: one or two are whole on all servers."""
+    copies = manifest.complete(held, len(held))
+    with contextlib.closing(BlockingClient([world.config.data_servers[0].listen])) as client:
+        for copy in copies:
+            part = client.call(10.0, DataMethods.get, manifest.block_of(copy, 0), 0, 0)
+            lacking = [manifest.lacks_parts(copy, bytes(part.data), [records]) for records in held]
+            if any(lacking):
+                return [f"the copy {copy} of the metadata is not whole everywhere"]
+    numbers = {manifest.copy_of(record.block) for records in held for record in records}
+    if len(copies) == manifest.COPIES_KEPT:
+        return [f"{len(numbers)} copies of the metadata are kept"] if len(numbers) > len(copies) else []
+    return [] if len(copies) == 1 else [f"{len(copies)} copies of the metadata are complete"]

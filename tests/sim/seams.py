@@ -7,6 +7,7 @@ that is changed of it. Done once, before a simulation, in a process of its own.
 
 from __future__ import annotations
 
+import asyncio
 import concurrent.futures
 import os
 import pathlib
@@ -47,6 +48,13 @@ class LoopThreads:
 
     def shutdown(self) -> None:
         pass
+
+
+class LoopJobs(LoopThreads):
+    """Stands for the metadata server's thread that copies: a job of the loop, done at one moment."""
+
+    def submit(self, function: Callable[..., Any], *args: Any) -> None:  # type: ignore[override]
+        asyncio.get_running_loop().run_in_executor(None, function, *args)
 
 
 def install(
@@ -105,7 +113,11 @@ def install(
             id(shutil): StandIn(shutil, disk_usage=disk_usage),
             id(concurrent.futures.ThreadPoolExecutor): LoopThreads,
         },
-        "metaserver": {id(os): host_os, id(threading): threads},
+        "metaserver": {
+            id(os): host_os,
+            id(threading): threads,
+            id(concurrent.futures.ThreadPoolExecutor): LoopJobs,
+        },
     }
     for package, module in _modules():
         more = of_package.get(package, {})

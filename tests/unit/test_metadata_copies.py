@@ -15,7 +15,7 @@ from mediator.manifest import Manifest
 from mediator.service import Service
 from tests.unit.mediator_fakes import World
 from wire.digest import BLOCK_BYTES, block_digest
-from wire.errors import InvalidArgument, QuorumfsError
+from wire.errors import Busy, InvalidArgument, QuorumfsError
 from wire.messages import BlockRecord, Identity
 from wire.quorum import Quorum
 
@@ -105,6 +105,18 @@ def test_two_copies_are_kept_everywhere_and_older_ones_deleted() -> None:
                 assert list(copies_on(world, number).values()) == [4, 4]
                 assert world.data[number].is_good(other)
             assert copies.blocks >= 8
+
+    run(scenario())
+
+
+def test_a_blank_server_gets_copies_back_even_where_all_must_take_a_write() -> None:
+    async def scenario() -> None:
+        world = World(Quorum(3, 2, 3))
+        async with copying(world) as (copies, meta):
+            await copies.run_once()
+            world.data[3].delete([block for block in world.data[3].held if manifest.is_reserved(block)])
+            assert not await copies.run_once()
+            assert copies_on(world, 3) == copies_on(world, 1) and meta.made == 1
 
     run(scenario())
 
@@ -203,6 +215,86 @@ def test_a_scrub_repairs_copies_from_what_their_manifests_say() -> None:
                 held = world.data[number].held
                 assert [block for block in reserved if held[block][1] != right[block]] == damaged
             assert [block for block, _, _ in world.data[1].quarantine] == [reserved[0], reserved[2]]
+
+    run(scenario())
+
+
+def whole_copies(world: World, number: int) -> list[int]:
+    """Return the copies that a server has whole, newest first, as their manifests say."""
+    held = world.data[number].held
+    manifests = [block for block in held if manifest.is_reserved(block) and manifest.is_manifest(block)]
+    return sorted(
+        (
+            manifest.copy_of(block)
+            for block in manifests
+            if not manifest.lacks_parts(
+                manifest.copy_of(block), held[block][1], [[record for record, _, _ in held.values()]]
+            )
+        ),
+        reverse=True,
+    )
+
+
+def other_mediator(world: World) -> MetadataCopies:
+    part = world.mediator
+    return MetadataCopies("test", part.quorum, part.health, part.metadata, part.write_path, part.ledger, 1e-6)
+
+
+def test_two_mediators_make_copies_at_once() -> None:
+    async def scenario() -> None:
+        world = World(Quorum(3, 2, 2))
+        async with copying(world) as (one, meta):
+            busy: set[int] = set()
+            begin, drop = meta.begin_copy, meta.drop_copy
+
+            def begin_alone() -> int:
+                if busy:
+                    raise Busy("another copy is being made")
+                busy.add(begin())
+                return meta.made
+
+            def drop_mine(copy: int) -> None:
+                busy.discard(copy)
+                drop(copy)
+
+            world.meta.begin_copy, world.meta.drop_copy = begin_alone, drop_mine  # type: ignore[attr-defined]
+            two = other_mediator(world)
+            for turn in range(20):
+                meta.changes = str(turn)
+                await asyncio.gather(one.run_once(), two.run_once())
+            await asyncio.gather(one.run_once(), two.run_once())
+            for number in world.data:
+                whole = whole_copies(world, number)
+                assert len(whole) >= 2
+                assert set(copies_on(world, number)) == set(whole), "a copy with a part too few"
+            assert meta.made == meta.dropped
+
+    run(scenario())
+
+
+def test_a_copy_that_lost_its_parts_to_another_mediator_stands_for_none() -> None:
+    """One stops before it puts its manifest; the other one makes a newer one, and deletes what looks old."""
+
+    async def scenario() -> None:
+        world = World(Quorum(3, 2, 2))
+        async with copying(world) as (one, meta):
+            two, put = other_mediator(world), one._put
+            await one.run_once()
+            await asyncio.sleep(0.002)
+            meta.changes = "2"
+
+            async def put_late(block: bytes, data: bytes, *, durable: bool) -> bytes:
+                if manifest.is_manifest(block):
+                    await asyncio.sleep(0.002)
+                    assert await two.run_once()
+                return await put(block, data, durable=durable)
+
+            one._put = put_late  # type: ignore[method-assign]
+            await one.run_once()
+            one._put = put  # type: ignore[method-assign]
+            for number in world.data:
+                whole = whole_copies(world, number)
+                assert len(whole) == 2 and set(copies_on(world, number)) == set(whole)
 
     run(scenario())
 

@@ -1,0 +1,76 @@
+"""A client with a file of two names: both lead to the same bytes, and it lives until the last one is removed.
+
+It begins a new file each time, so that a call that failed leaves nothing to be known. One greenlet at a time.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from typing import Any
+
+from tests.twins import LibraryPlace
+from wire.errors import AlreadyExists, NotFound, QuorumfsError
+
+
+class Links:
+    """One client's linked files."""
+
+    def __init__(self, world: Any, home: str, rng: random.Random) -> None:
+        self.world, self.home, self.rng = world, home, rng
+        self._turn = 0
+
+    def use(self, place: LibraryPlace) -> None:
+        """Make a file, link it, change it by either name, rename one, remove both."""
+        self._turn += 1
+        session = place.filesystem._namespace._session
+        before = session.number, self.world.power_losses
+        try:
+            self._go(place, [f"{self.home}/link-{self._turn}-{number}" for number in range(3)])
+        except (QuorumfsError, OSError) as error:
+            self.world.note("failed", f"{self.home} links: {type(error).__name__}: {error}")
+            if before == (session.number, self.world.power_losses) and isinstance(
+                error, NotFound | AlreadyExists | FileNotFoundError | FileExistsError
+            ):
+                self.world.problem(f"{self.home}: of its own new links: {type(error).__name__}: {error}")
+
+    def _go(self, place: LibraryPlace, names: list[str]) -> None:
+        losses = self.world.power_losses
+        content = self._write(place, names[0])
+        place.link(names[0], names[1])
+        for _ in range(self.rng.randrange(3)):
+            if self.rng.random() < 0.5:
+                names[:2] = names[1::-1]
+            content = self._write(place, names[0])
+            self._expect(place, names[1], content, 2, losses)
+        if self.rng.random() < 0.5:
+            place.rename(names[1], names[2], 0)
+            names[1] = names[2]
+            self._expect(place, names[1], content, 2, losses)
+        place.unlink(names[0])
+        self._expect(place, names[1], content, 1, losses)
+        place.unlink(names[1])
+
+    def _write(self, place: LibraryPlace, name: str) -> bytes:
+        content = b"<%d>" % self.rng.randrange(1 << 30) * self.rng.randrange(1, 500)
+        place.open(8, name, os.O_CREAT | os.O_TRUNC | os.O_RDWR)
+        try:
+            place.pwrite(8, 0, content)
+            if self.world.may_lose_all_power:
+                place.fsync(8)
+        finally:
+            place.close(8)
+        return content
+
+    def _expect(self, place: LibraryPlace, name: str, content: bytes, links: int, losses: int) -> None:
+        place.open(8, name, os.O_RDONLY)
+        try:
+            seen = place.pread(8, 0, 1 << 20)
+        finally:
+            place.close(8)
+        count = place.lstat(name)["nlink"]
+        if (seen, count) != (content, links) and losses == self.world.power_losses:
+            self.world.problem(
+                f"{name}: {count} names of {seen[:20]!r}, {len(seen)} bytes; "
+                f"it must have {links} of {content[:20]!r}, {len(content)} bytes"
+            )
