@@ -390,34 +390,40 @@ class FileSystem:
     def open_directory(self, ino: int) -> DirectoryHandle:
         return DirectoryHandle(ino)
 
-    def read_directory(self, handle: DirectoryHandle, restart: bool) -> Sequence[Entry]:
-        """Return all entries of a directory, without . and .., as they were when reading began.
+    def read_directory(
+        self, handle: DirectoryHandle, restart: bool, count: int | None = None
+    ) -> Sequence[Entry]:
+        """Return the entries of a directory, without . and .., that were read of it since reading began.
+
+        They are asked for as they are needed, in the order of names, so that what is learnt of each is fresh
+        when it is used, however many there are. One that is there all the while is read once.
 
         Args:
             handle: of the directory.
             restart: read them anew, as after rewinddir(3).
+            count: read so many at least, if there are; None: all.
         """
-        if handle.entries is None or restart:
-            handle.entries = self._list(handle.ino)
+        if handle.began is None or restart:
+            self._births.settle()
+            handle.begin(self._names.asking())
+        while not handle.is_complete and (count is None or len(handle.entries) < count):
+            self._read_on(handle)
         return handle.entries
 
-    def _list(self, ino: int) -> list[Entry]:
-        self._births.settle()
-        entries: list[Entry] = []
-        began = self._names.asking()
-        while True:
-            token = self._names.asking()
-            page = self._namespace.read_directory(ino, entries[-1].name if entries else b"", DIRECTORY_RUN)
-            for entry in page.entries:
-                self._names.learn_name(token, ino, entry.name, entry.attributes)
-                if entry.attributes.ino not in page.secured:
-                    self._names.learn_plain(token, entry.attributes.ino, all_of_them=True)
-            entries.extend(page.entries)
-            if page.complete:
-                self._names.learn_whole(began, ino)
-            if page.complete or not page.entries:
-                self._ahead.listed(ino, entries)
-                return entries
+    def _read_on(self, handle: DirectoryHandle) -> None:
+        asked = self._names.asking()
+        ino, last = handle.ino, handle.entries[-1].name if handle.entries else b""
+        page = self._namespace.read_directory(ino, last, DIRECTORY_RUN)
+        for entry in page.entries:
+            self._names.learn_name(asked, ino, entry.name, entry.attributes)
+            if entry.attributes.ino not in page.secured:
+                self._names.learn_plain(asked, entry.attributes.ino, all_of_them=True)
+        handle.entries += page.entries
+        handle.is_complete = page.complete or not page.entries
+        if page.complete and handle.began is not None:
+            self._names.learn_whole(handle.began, ino)
+        if handle.is_complete:
+            self._ahead.listed(ino, handle.entries)
 
     def sync_directory(self) -> None:
         """Make every change of names so far survive a power loss."""

@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from fusefs.cache import Asked
 from fusefs.inodes import Inode, Learnt
 from fusefs.ports import NamespacePort
 from fusefs.walks import Walk
@@ -74,13 +75,20 @@ class Handle:
 
 
 class DirectoryHandle:
-    """An open directory: its entries as they were when reading began."""
+    """An open directory, and what was read of it so far, in the order of names. One reader at a time."""
 
-    __slots__ = ("entries", "ino")
+    __slots__ = ("began", "entries", "ino", "is_complete")
 
     def __init__(self, ino: int) -> None:
         self.ino = ino
-        self.entries: list[Entry] | None = None
+        self.began: Asked | None = None
+        """When reading began; None before it does."""
+        self.entries: list[Entry] = []
+        self.is_complete = False
+
+    def begin(self, asked: Asked) -> None:
+        """Begin to read, or begin anew."""
+        self.began, self.entries, self.is_complete = asked, [], False
 
 
 class OpenInodes:

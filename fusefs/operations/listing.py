@@ -19,11 +19,18 @@ _KEPT = struct.Struct("=QQQQIIQQQqqqIIIIIIIIII")
 """struct fuse_entry_out: nodeid, generation, time-outs; and struct fuse_attr."""
 _NOT_KEPT = bytes(_KEPT.size)
 
+LEAST_BYTES = _NAME.size + 8
+LEAST_PLUS_BYTES = _KEPT.size + LEAST_BYTES
+"""The shortest entry, without and with attributes: so many fit at most into an answer."""
+
 Find = Callable[[bytes], Attributes | None]
 
 
 def pack(directory: int, entries: Sequence[Entry], offset: int, size: int) -> bytes:
-    """Return as many entries from `offset` on (0 is `.`, 1 is `..`) as fit into `size` bytes."""
+    """Return as many entries from `offset` on (0 is `.`, 1 is `..`) as fit into `size` bytes.
+
+    `entries` are the first ones of the directory, at least as many as fit, or all.
+    """
     return _pack(directory, entries, offset, size, 0.0, None, b"")
 
 
@@ -34,7 +41,7 @@ def pack_plus(
 
     Args:
         directory: its inode number.
-        entries: all of it.
+        entries: the first ones of it, at least as many as fit, or all.
         offset: where to begin.
         size: how many bytes there may be.
         seconds: how long the kernel may rely on names and attributes.

@@ -52,8 +52,6 @@ THREADS = 16
 WAITING_THREADS = THREADS + MOST_WAITING
 """So many where requests may wait for servers: some stay free, to hear of signals to those that wait."""
 REQUEST_BYTES = 1024 * 1024
-MOST_KEPT_ENTRIES = 10_000
-"""Of a longer directory the kernel learns names only: it would fill its memory with what nobody asks for."""
 BACKGROUND_REQUESTS = 64
 
 ASYNC_READ, ATOMIC_O_TRUNC, PARALLEL_DIROPS = 1 << 0, 1 << 3, 1 << 18
@@ -416,18 +414,20 @@ class Mount:
             del self._directories[number]
 
     def readdir(self, request: int, ino: int, size: int, offset: int, file: Any) -> None:
-        entries = self._fs.read_directory(self._directories[file.contents.fh], restart=offset == 0)
+        most = offset + size // listing.LEAST_BYTES
+        entries = self._fs.read_directory(self._directories[file.contents.fh], offset == 0, most)
         packed = listing.pack(ino, entries, offset, size)
         self._library.reply_bytes(request, packed, len(packed))
 
     def readdirplus(self, request: int, ino: int, size: int, offset: int, file: Any) -> None:
-        entries = self._fs.read_directory(self._directories[file.contents.fh], restart=offset == 0)
-        seconds = self._keeping.most_seconds() if len(entries) <= MOST_KEPT_ENTRIES else 0.0
+        most = offset + size // listing.LEAST_PLUS_BYTES
+        entries = self._fs.read_directory(self._directories[file.contents.fh], offset == 0, most)
+        seconds = self._keeping.most_seconds()
         find = partial(self._keeping.find, ino) if seconds else None
         packed = listing.pack_plus(ino, entries, offset, size, seconds, find)
         self._library.reply_bytes(request, packed, len(packed))
         if seconds and not self._keeping.covers(seconds):
-            later = entries[max(0, offset - 2) :]
+            later = entries[max(0, offset - 2) : most]
             self._check_kept(seconds, *((ino, name, attributes.ino) for name, attributes in later))
 
     def releasedir(self, request: int, _ino: int, file: Any) -> None:

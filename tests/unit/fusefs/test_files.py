@@ -8,7 +8,7 @@ from collections import Counter
 
 import pytest
 
-from fusefs import inodes, writeback
+from fusefs import filesystem, inodes, writeback
 from fusefs.filesystem import FileSystem
 from tests.support import wait_until
 from tests.unit.fusefs.fakes import FakeServer, file_system
@@ -339,3 +339,27 @@ def test_a_listing_spares_a_call_for_each_files_security_attributes(
     with pytest.raises(NoAttribute):
         fs.get_xattr(entry.attributes.ino, b"user.x")
     assert server.calls["get_xattr"] == 1
+
+
+def test_a_long_directory_is_read_as_it_is_needed_and_each_name_once(
+    fs: FileSystem, server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(filesystem, "DIRECTORY_RUN", 10)
+    for number in range(35):
+        make(fs, b"%02d" % number, b"")
+    server.calls.clear()
+    handle = fs.open_directory(1)
+    assert len(fs.read_directory(handle, True, 5)) == 10
+    assert len(fs.read_directory(handle, False, 11)) == 20
+    assert server.calls["read_directory"] == 2
+    fs.unlink(1, b"03")
+    fs.unlink(1, b"34")
+    make(fs, b"00 comes too late", b"")
+    make(fs, b"33 comes in time", b"")
+    names = [entry.name for entry in fs.read_directory(handle, False)]
+    assert names == [b"%02d" % number for number in range(34)] + [b"33 comes in time"]
+    assert server.calls["read_directory"] == 4
+    names = [entry.name for entry in fs.read_directory(handle, True)]
+    there = {b"%02d" % number for number in range(34) if number != 3}
+    assert set(names) == there | {b"00 comes too late", b"33 comes in time"}
+    assert len(names) == len(set(names))
