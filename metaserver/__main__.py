@@ -48,6 +48,7 @@ async def serve_metadata(config: ClusterConfig) -> None:
         before = config.grant_seconds if sessions.count() or store.was_put_back() else 0.0
         grants = Grants(sessions, config.grant_seconds, before)
         service = MetaService(store, sessions, log, config.cluster, config.reserve_bytes, grants)
+        stack.callback(service.reaper.close)
         stack.callback(service.checking.close)
         stack.callback(service.page_check.close)
         stack.callback(service.copying.close)

@@ -70,6 +70,11 @@ class Reaper:
         else:
             self._timer = loop.call_later(SOON_SECONDS, self._remove_condemned)
 
+    def close(self) -> None:
+        """Leave what is to be removed soon to the next start: the store is about to be closed."""
+        if self._timer is not None:
+            self._timer.cancel()
+
     def _remove_condemned(self) -> None:
         inodes, self._contents.condemned, self._timer = self._contents.condemned, [], None
         try:

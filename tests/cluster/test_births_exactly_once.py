@@ -128,7 +128,7 @@ def lone(make_cluster: ClusterFactory) -> Iterator[Lone]:
         yield Lone(detour, stack)
 
 
-@pytest.mark.parametrize("moment", ["before", "sent", "after"])
+@pytest.mark.parametrize("moment", ["before", pytest.param("sent", marks=pytest.mark.long), "after"])
 @pytest.mark.parametrize("seam", ["front", "back"])
 def test_killed_between_a_birth_and_its_answer(lone: Lone, seam: str, moment: Moment) -> None:
     proxy = {"front": lone.detour.front, "back": lone.detour.back}[seam]

@@ -304,7 +304,7 @@ def rig(make_cluster: ClusterFactory, monkeypatch: pytest.MonkeyPatch) -> Iterat
         yield Rig(make_cluster(servers=1, read_quorum=1, write_quorum=1), stack)
 
 
-@pytest.mark.parametrize("moment", ["before", "sent", "after"])
+@pytest.mark.parametrize("moment", ["before", pytest.param("sent", marks=pytest.mark.long), "after"])
 @pytest.mark.parametrize("seam", ["front", "back"])
 def test_killed_between_a_lock_and_its_answer(rig: Rig, seam: str, moment: Moment) -> None:
     for victims in VICTIMS.values():

@@ -52,7 +52,8 @@ def reads(first: Path, file: int, name: str) -> bool:
         return False
 
 
-@pytest.mark.parametrize("remover", ["the same mount", pytest.param("another mount", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("remover", ["the same mount", "another mount"])
 def test_it_lives_until_its_last_close(make_cluster: ClusterFactory, tmp_path: Path, remover: str) -> None:
     cluster = make_cluster(**SMALL, garbage_grace_seconds=0.1)
     cluster.start()

@@ -42,7 +42,7 @@ def test_a_seed_is_played_the_same_again() -> None:
 
 @pytest.mark.timeout(600)
 def test_seeds() -> None:
-    done = simulate("--seeds", "40", "--first", os.environ.get("QUORUMFS_SIM_FIRST", "1"))
+    done = simulate("--seeds", "24", "--first", os.environ.get("QUORUMFS_SIM_FIRST", "1"))
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
 
 

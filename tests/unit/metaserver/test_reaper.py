@@ -1,0 +1,46 @@
+"""The removal of contents that comes a moment after the names: not any more when the server stops."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from metaserver import reaper
+from metaserver.reaper import Reaper
+
+
+class Rig:
+    """A reaper of a store that notes what is changed, and of contents that were condemned."""
+
+    def __init__(self) -> None:
+        self.removed: list[int] = []
+        self.contents: Any = SimpleNamespace(condemned=[1, 2], remove_condemned=None)
+        store: Any = SimpleNamespace(change=self._change)
+        sessions: Any = None
+        self.reaper = Reaper(store, sessions, self.contents)
+
+    def _change(self, _work: object, inodes: list[int]) -> list[int]:
+        self.removed += inodes
+        return []
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_what_was_condemned_is_removed_soon_unless_the_server_stops(
+    monkeypatch: pytest.MonkeyPatch, closed: bool
+) -> None:
+    monkeypatch.setattr(reaper, "SOON_SECONDS", 0.01)
+    rig = Rig()
+
+    async def play() -> None:
+        rig.reaper.remove_soon()
+        if closed:
+            rig.reaper.close()
+        later = asyncio.get_running_loop().create_future()
+        asyncio.get_running_loop().call_later(0.02, later.set_result, None)  # after the other timer
+        await later
+
+    asyncio.run(play())
+    assert rig.removed == ([] if closed else [1, 2])
