@@ -19,7 +19,7 @@ from fusefs.locks import FileLocks
 from fusefs.ports import BlockPort, NamespacePort, WritePermission
 from fusefs.readahead import BlockReader, follows
 from fusefs.walks import Walk
-from fusefs.writeback import Writeback
+from fusefs.writeback import MAP_RUN_EXTENTS, Writeback
 from wire.digest import BLOCK_BYTES
 from wire.errors import (
     BlockError,
@@ -35,7 +35,6 @@ from wire.messages import Attributes, BlockRecord, Opened
 
 log = logging.getLogger(__name__)
 
-MAP_RUN_EXTENTS = 4096
 MAP_ATTEMPTS = 5
 """So often a read begins anew with a fresh file map when other mounts replace the file under it."""
 SYNC_RUN_BLOCKS = 4096

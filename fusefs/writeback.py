@@ -10,72 +10,32 @@ from __future__ import annotations
 
 import logging
 import stat
-import threading
 import time
-from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 
+from fusefs.budget import Budget
 from fusefs.cache import NameCache, PageLedger
-from fusefs.extents import Span
+from fusefs.commits import divide, record_of
 from fusefs.inodes import ChangeSet, Inode, PendingBlock, Unfinished
-from fusefs.patience import LOOK_SECONDS, Patience
+from fusefs.patience import LOOK_SECONDS, MOST_WAITING, Patience
 from fusefs.ports import BlockPort, NamespacePort
 from wire.digest import BLOCK_BYTES, block_digest
 from wire.errors import Interrupted, LocksLost, NoSpace, QuorumError, QuorumfsError, SessionUnknown, StaleFile
-from wire.messages import AttributeChanges, Attributes, Birth, BlockRecord, Commit, Extent
+from wire.messages import AttributeChanges, Attributes, Birth, BlockRecord
 
 log = logging.getLogger(__name__)
 
 SET_ID = stat.S_ISUID | stat.S_ISGID
 UPLOADS = 4
-MOST_COMMITS = 112
 """So many blocks are put at the same time."""
 MAP_RUN_EXTENTS = 4096
-MOST_EXTENTS_A_COMMIT = 20_000
 MOST_PENDING_EXTENTS = 50_000
-"""A commit of more is carried out in steps; a file that gathers more is committed early."""
+"""A file that gathers more is committed early."""
 INLINE_BYTES = BLOCK_BYTES
 """So many bytes of a commit's last blocks ride on the commit's own call."""
-
-
-class Budget:
-    """The dirty bytes of the whole mount, in buffers and in uploads that are not acknowledged."""
-
-    def __init__(self, limit_bytes: int) -> None:
-        self.limit_bytes = limit_bytes
-        self._used = self._waiting = 0
-        self._lock = threading.Lock()
-        self._changed = threading.Condition(self._lock)
-
-    def take(self, count: int) -> None:
-        with self._lock:
-            self._used += count
-
-    def give_back(self, count: int) -> None:
-        if count:
-            with self._lock:
-                self._used -= count
-                if self._waiting:
-                    self._changed.notify_all()
-
-    @property
-    def used(self) -> int:
-        return self._used
-
-    def is_exceeded(self) -> bool:
-        return self._used > self.limit_bytes
-
-    def wait_for_room(self, seconds: float) -> bool:
-        """Wait until the limit is kept again, at most so long; tell whether it is."""
-        with self._lock:
-            self._waiting += 1
-            try:
-                return self._changed.wait_for(lambda: self._used <= self.limit_bytes, seconds)
-            finally:
-                self._waiting -= 1
 
 
 class Writeback:
@@ -105,7 +65,7 @@ class Writeback:
         self._age_seconds, self._wait_seconds = age_seconds, wait_seconds
         self._patience = patience
         self._pool = ThreadPoolExecutor(UPLOADS, "upload")
-        self._commits = ThreadPoolExecutor(MOST_COMMITS, "commit")
+        self._commits = ThreadPoolExecutor(MOST_WAITING, "commit")
         """Commits of requests that may be interrupted: a commit goes on then, and is not half done."""
         self.budget = Budget(limit_bytes)
 
@@ -326,10 +286,10 @@ class Writeback:
             inode.uploads += inline
         for block in put:
             _await_upload(block)
-        if not all(self._blocks.owns(_record(block).block) for block in put):
+        if not all(self._blocks.owns(record_of(block).block) for block in put):
             raise SessionUnknown("blocks were put under a session that has expired meanwhile")
         if durable and put:
-            self._blocks.sync_blocks([_record(block).block for block in put])
+            self._blocks.sync_blocks([record_of(block).block for block in put])
         try:
             attributes = self._send(inode, change, put, inline, durable)
         except SessionUnknown:
@@ -346,7 +306,7 @@ class Writeback:
 
     def _has_any(self, ino: int, blocks: list[PendingBlock]) -> bool:
         """Tell whether a file's committed contents refer to any of these blocks."""
-        ids = {_record(block).block for block in blocks}
+        ids = {record_of(block).block for block in blocks}
         offset = 0
         while True:
             run = self._namespace.file_map(ino, offset, MAP_RUN_EXTENTS)
@@ -374,7 +334,7 @@ class Writeback:
         if inode.losses != change.losses:
             raise LocksLost("what was written under locks that are gone is not committed")
         commits = divide(
-            change, [_record(block) for block in (*put, *inline)], _changes(inode, change), durable
+            change, [record_of(block) for block in (*put, *inline)], _changes(inode, change), durable
         )
         change.sent, birth = True, inode.birth
         for commit in commits:
@@ -416,69 +376,11 @@ def _changes(inode: Inode, change: ChangeSet) -> AttributeChanges:
     return AttributeChanges(mode=mode if mode & SET_ID else None, mtime_ns=change.mtime_ns)
 
 
-def divide(
-    change: ChangeSet, records: Sequence[BlockRecord], attributes: AttributeChanges, durable: bool
-) -> list[Commit]:
-    """Return the commits that carry out a change: one, unless it has very many extents.
-
-    Args:
-        change: all of its blocks have their records.
-        records: of the blocks that are new, in the order in which they are to stand in a commit.
-        attributes: what else is to change.
-        durable: whether the commits are to be durable.
-    """
-    extents = [
-        Extent(start, end - start, None if source is None else _record(source).block, source_offset)
-        for start, end, source, source_offset in _parted(change)
-    ]
-    appended = change.append_from
-    extend_to = change.extend_to if appended is None else change.extend_unappended_to
-    if len(extents) <= MOST_EXTENTS_A_COMMIT:
-        return [Commit(change.cut, extents, extend_to, list(records), attributes, durable, appended)]
-    commits: list[Commit] = []
-    sent: set[bytes] = set()
-    for number, step in enumerate(_steps(extents, appended)):
-        used = {extent.block for extent in step if extent.block is not None} - sent
-        sent |= used
-        cut = change.cut if number == 0 else None
-        reach = step[-1].offset + step[-1].length
-        new = [record for record in records if record.block in used]
-        commits.append(Commit(cut, step, reach, new, attributes, durable))
-    commits[-1] = commits[-1]._replace(extend_to=extend_to, append_from=appended)
-    return commits
-
-
-def _parted(change: ChangeSet) -> Iterator[Span[PendingBlock | None]]:
-    """Yield the spans of a change; one that reaches over where the appended ones begin is parted there."""
-    for span in change.map:
-        if change.append_from is not None and span.start < change.append_from < span.end:
-            yield span.clip(span.start, change.append_from)
-            yield span.clip(change.append_from, span.end)
-        else:
-            yield span
-
-
-def _steps(extents: list[Extent], append_from: int | None) -> Iterator[list[Extent]]:
-    """Part extents into steps of a bounded size; all that was appended stays together in the last one."""
-    end = len(extents)
-    if append_from is not None:
-        end = bisect_left(extents, append_from, key=lambda extent: extent.offset)
-    last = max(0, end - 1) // MOST_EXTENTS_A_COMMIT * MOST_EXTENTS_A_COMMIT
-    for start in range(0, last, MOST_EXTENTS_A_COMMIT):
-        yield extents[start : start + MOST_EXTENTS_A_COMMIT]
-    yield extents[last:]
-
-
 def _blocks_of(change: ChangeSet | None) -> list[PendingBlock]:
     """Return the blocks that a change refers to, each once, in order."""
     if change is None:
         return []
     return list(dict.fromkeys(source for _, _, source, _ in change.map if source is not None))
-
-
-def _record(block: PendingBlock) -> BlockRecord:
-    assert block.record is not None, "a block is committed after it was put, or with its bytes"
-    return block.record
 
 
 def _choose_inline(blocks: list[PendingBlock]) -> list[PendingBlock]:

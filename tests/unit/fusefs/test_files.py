@@ -8,7 +8,7 @@ from collections import Counter
 
 import pytest
 
-from fusefs import filesystem, inodes, writeback
+from fusefs import commits, filesystem, inodes
 from fusefs.filesystem import FileSystem
 from tests.support import wait_until
 from tests.unit.fusefs.fakes import FakeServer, file_system
@@ -183,7 +183,7 @@ def test_memory_is_bounded_and_given_back(server: FakeServer) -> None:
 def test_very_many_extents_are_committed_in_steps(
     fs: FileSystem, server: FakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(writeback, "MOST_EXTENTS_A_COMMIT", 10)
+    monkeypatch.setattr(commits, "MOST_EXTENTS_A_COMMIT", 10)
     attributes, handle = fs.create(1, b"a", 0o644, 0, 0, os.O_WRONLY)
     for index in range(35):
         write(fs, handle, index * 1000, bytes([index]))
