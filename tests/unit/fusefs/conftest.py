@@ -20,3 +20,4 @@ def fs(server: FakeServer) -> Iterator[FileSystem]:
     made = file_system(server)
     yield made
     made.end()
+    assert not any(server.failures.values()), "what a test has fail is asked for"

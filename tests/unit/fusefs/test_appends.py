@@ -9,17 +9,20 @@ from collections import Counter
 import pytest
 
 from fusefs.filesystem import FileSystem
+from fusefs.handles import Handle
 from tests.support import take_seed
 from tests.unit.fusefs.fakes import FakeServer
 from tests.unit.fusefs.work import close, make, read, write
-from wire.errors import (
-    SessionUnknown,
-)
+from wire.errors import SessionUnknown
+
+
+def open_log(fs: FileSystem) -> tuple[int, Handle]:
+    ino = make(fs, b"a", b"old.")
+    return ino, fs.files.open(ino, os.O_WRONLY | os.O_APPEND)[0]
 
 
 def test_appends_go_to_the_end_that_another_mount_made(server: FakeServer, fs: FileSystem) -> None:
-    ino = make(fs, b"a", b"old.")
-    handle, _ = fs.files.open(ino, os.O_WRONLY | os.O_APPEND)
+    ino, handle = open_log(fs)
     write(fs, handle, 4, b"one.")
     server.replace(ino, b"old.other.")
     write(fs, handle, 8, b"two.")
@@ -61,8 +64,7 @@ def test_random_appends_and_other_mounts(server: FakeServer, fs: FileSystem) -> 
 def test_an_append_whose_session_died_is_carried_out_once(
     server: FakeServer, fs: FileSystem, when: str
 ) -> None:
-    ino = make(fs, b"a", b"old.")
-    handle, _ = fs.files.open(ino, os.O_WRONLY | os.O_APPEND)
+    ino, handle = open_log(fs)
     write(fs, handle, 4, b"new.")
     server.fail(when, SessionUnknown())
     close(fs, handle)
@@ -70,8 +72,7 @@ def test_an_append_whose_session_died_is_carried_out_once(
 
 
 def test_an_append_that_is_made_durable_is_one_call(server: FakeServer, fs: FileSystem) -> None:
-    ino = make(fs, b"a", b"old.")
-    handle, _ = fs.files.open(ino, os.O_WRONLY | os.O_APPEND)
+    _, handle = open_log(fs)
     fs.files.fsync(handle)
     before = server.calls.copy()
     for turn in range(5):

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import stat
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
 from fusefs.filesystem import FileSystem
 from fusefs.handles import Handle
-from tests.unit.fusefs.fakes import FakeServer, file_system
+from tests.unit.fusefs.fakes import FakeServer
+from tests.unit.fusefs.work import close, write
 from wire.errors import AlreadyExists, NotAlone, NotFound, StaleFile, WriteFailed, WriteRefused
 from wire.messages import AttributeChanges
 
@@ -23,31 +24,12 @@ def server() -> FakeServer:
     return made
 
 
-@pytest.fixture
-def fs(server: FakeServer) -> Iterator[FileSystem]:
-    made = file_system(server)
-    yield made
-    made.end()
-    assert not server.failures or not any(server.failures.values())
-
-
 def create(fs: FileSystem, name: bytes = b"a", flags: int = os.O_WRONLY) -> Handle:
     """Create a file as the kernel has it done: it looks the name up first."""
     fs.getattr(1)
     with pytest.raises(NotFound):
         fs.lookup(1, name)
     return fs.create(1, name, 0o640, 7, 8, flags)[1]
-
-
-def write(fs: FileSystem, handle: Handle, data: bytes) -> None:
-    fs.files.write(handle, 0, memoryview(data))
-
-
-def close(fs: FileSystem, handle: Handle) -> None:
-    try:
-        fs.files.flush(handle)
-    finally:
-        fs.files.release(handle)
 
 
 def exists(server: FakeServer, name: bytes = b"a") -> bool:
@@ -59,7 +41,7 @@ def test_a_small_file_is_one_call(fs: FileSystem, server: FakeServer) -> None:
     server.calls.clear()
     handle = create(fs)
     assert not exists(server)
-    write(fs, handle, b"1234")
+    write(fs, handle, 0, b"1234")
     close(fs, handle)
     assert server.calls - Counter(resolve=2) == Counter(write_file=1)
     (made,) = server.resolve(1, [b"a"])
@@ -94,7 +76,7 @@ CALLS: dict[str, Callable[[FileSystem, int], object]] = {
 @pytest.mark.parametrize("what", CALLS)
 def test_what_needs_the_file_has_it_made_first(fs: FileSystem, server: FakeServer, what: str) -> None:
     handle = create(fs)
-    write(fs, handle, b"1234")
+    write(fs, handle, 0, b"1234")
     before = len(server.births)
     CALLS[what](fs, handle.inode.ino)
     assert len(server.births) == before + (what != "attributes of the directory")
@@ -105,7 +87,7 @@ def test_what_needs_the_file_has_it_made_first(fs: FileSystem, server: FakeServe
 
 def test_a_name_that_waits_is_found_by_this_mount(fs: FileSystem, server: FakeServer) -> None:
     handle = create(fs)
-    write(fs, handle, b"1234")
+    write(fs, handle, 0, b"1234")
     fs.set_xattr(1, b"user.quorumfs.drop_caches", b"", 0)
     server.calls.clear()
     assert fs.lookup(1, b"a").size == 4
@@ -117,7 +99,7 @@ def test_a_name_that_waits_is_found_by_this_mount(fs: FileSystem, server: FakeSe
 
 def test_fsync_makes_it_and_makes_it_durable(fs: FileSystem, server: FakeServer) -> None:
     handle = create(fs)
-    write(fs, handle, b"1234")
+    write(fs, handle, 0, b"1234")
     fs.files.fsync(handle)
     assert server.committed(handle.inode.ino) == b"1234"
     assert server.commits[-1].durable
@@ -146,7 +128,7 @@ def test_when_others_may_come_all_are_made_and_none_is_kept(fs: FileSystem, serv
 
 def test_a_refused_first_write_leaves_no_file_at_all(fs: FileSystem, server: FakeServer) -> None:
     handle = create(fs)
-    write(fs, handle, b"1234")
+    write(fs, handle, 0, b"1234")
     server.fail("write_file", WriteFailed("two servers are gone"))
     with pytest.raises(WriteFailed):
         close(fs, handle)
@@ -158,11 +140,11 @@ def test_a_refused_first_write_leaves_no_file_at_all(fs: FileSystem, server: Fak
 
 def test_a_program_may_try_again_after_fsync_told_it(fs: FileSystem, server: FakeServer) -> None:
     handle = create(fs)
-    write(fs, handle, b"1234")
+    write(fs, handle, 0, b"1234")
     server.fail("write_file", WriteRefused("fewer than Qw"))
     with pytest.raises(WriteRefused):
         fs.files.fsync(handle)
-    write(fs, handle, b"5678")
+    write(fs, handle, 0, b"5678")
     close(fs, handle)
     assert server.committed(handle.inode.ino) == b"5678"
 
@@ -172,7 +154,7 @@ def test_a_name_that_others_took_meanwhile_is_theirs(
     fs: FileSystem, server: FakeServer, error: NotAlone | AlreadyExists
 ) -> None:
     handle = create(fs)
-    write(fs, handle, b"1234")
+    write(fs, handle, 0, b"1234")
     server.fail("write_file", error)
     with pytest.raises(type(error)):
         close(fs, handle)
@@ -181,7 +163,7 @@ def test_a_name_that_others_took_meanwhile_is_theirs(
 
 def test_an_unknown_outcome_is_not_made_a_second_time(fs: FileSystem, server: FakeServer) -> None:
     handle = create(fs)
-    write(fs, handle, b"1234")
+    write(fs, handle, 0, b"1234")
     lost = StaleFile("the answer was lost")
     lost.resent = True
     server.fail("answer write_file", lost)
@@ -189,7 +171,7 @@ def test_an_unknown_outcome_is_not_made_a_second_time(fs: FileSystem, server: Fa
         fs.files.fsync(handle)
     assert exists(server)
     server.unlink(1, b"a")
-    write(fs, handle, b"5678")
+    write(fs, handle, 0, b"5678")
     close(fs, handle)
     assert not exists(server), "who removed it must not see it again"
 

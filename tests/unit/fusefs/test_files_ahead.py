@@ -14,9 +14,7 @@ from fusefs.filesystem import FileSystem
 from tests.support import wait_until
 from tests.unit.fusefs.fakes import FakeServer
 from tests.unit.fusefs.work import close, make, read, write
-from wire.errors import (
-    DeadlineExceeded,
-)
+from wire.errors import DeadlineExceeded
 from wire.messages import BlockPart, Opened
 
 
