@@ -26,7 +26,7 @@ _SERVERS_MAX = 1 << 30
 
 
 class _Reached(NamedTuple):
-    """Until when, and up to where, a server's lag need not be looked through again."""
+    """Until when, and up to where, a server's lag need not be looked through again; as it was when it was."""
 
     until: float
     lacking: int
@@ -73,28 +73,34 @@ class LagList:
         self._store.totals["lagging_replicas"] -= removed.rowcount
 
     def of_server(self, server: int, limit: int) -> list[BlockRecord]:
-        """Return blocks that a server lacks, those with the fewest replicas first.
+        """Return blocks that a server lacks, those with the fewest replicas first; [] only if there are none.
 
         Takes time in proportion to the limit, but for one look through the server's lag for each server
-        that lags, once in REACHED_SECONDS.
+        that lags, once in REACHED_SECONDS and when nothing is left behind what was reached: what came to lag
+        in front of it since is listed then.
         """
         if limit < 1:
             raise InvalidArgument("a limit is at least 1")
         limit = min(limit, PAGE_BLOCKS_MAX)
-        lacking, block = self._lagging_servers(_SERVERS_MAX), b""
-        reached = self._reached.get(server)
-        if reached is not None and self._clock() < reached.until and reached.lacking <= lacking:
-            lacking, block = reached.lacking, reached.block
-        else:
-            reached = None
-        until = self._clock() + REACHED_SECONDS if reached is None else reached.until
+        most, now = self._lagging_servers(_SERVERS_MAX), self._clock()
         found: list[BlockRecord] = []
-        while lacking and len(found) < limit:
-            page = self._lacking_on(lacking, server, block, limit - len(found))
+        reached = self._reached.pop(server, None)
+        if reached is not None and now < reached.until and reached.lacking <= most:
+            found = self._list(server, reached, limit)
+        return found or self._list(server, _Reached(now + REACHED_SECONDS, most, b""), limit)
+
+    def _list(self, server: int, start: _Reached, limit: int) -> list[BlockRecord]:
+        """Return blocks that a server lacks, from a place on, and note where the first one was found."""
+        found: list[BlockRecord] = []
+        first = start.block
+        for lacking in range(start.lacking, 0, -1):
+            page = self._lacking_on(lacking, server, first, limit - len(found))
             if page and not found:
-                self._reached[server] = _Reached(until, lacking, page[0].block)
+                self._reached[server] = _Reached(start.until, lacking, page[0].block)
             found += page
-            lacking, block = lacking - 1, b""
+            if len(found) == limit:
+                break
+            first = b""
         return found
 
     def _lacking_on(self, lacking: int, server: int, first: bytes, limit: int) -> list[BlockRecord]:

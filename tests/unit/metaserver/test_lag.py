@@ -70,6 +70,17 @@ def test_blocks_that_come_to_lack_on_more_servers_come_first_after_a_minute(
     assert meta.service.lagging(1, 9) == [records[0], records[2], records[1], records[3]]
 
 
+def test_a_block_that_comes_to_lag_behind_those_listed_before_is_listed_too(meta: Harness) -> None:
+    first, second = (meta.new_block(100) for _ in range(2))
+    commit(meta, meta.create(1, b"a").ino, first)
+    commit(meta, meta.create(1, b"b").ino, second, 1)
+    assert meta.service.lagging(1, 9) == [second]
+    meta.service.clear_lag(1, [second.block])
+    meta.service.note_lag([Lag(first.block, [1])])
+    assert first.block < second.block
+    assert meta.service.lagging(1, 9) == [first]
+
+
 def test_a_superseded_block_lags_no_more(meta: Harness) -> None:
     ino = meta.create(1, b"a").ino
     commit(meta, ino, meta.new_block(100), 3)
