@@ -14,7 +14,7 @@ PARTS := setup.cfg pyproject.toml tools/setup.sh
 help:
 	@echo 'make up     start a local cluster and mount it on ./$(MOUNTPOINT)'
 	@echo 'make down   unmount and stop it; the files stay for the next make up'
-	@echo 'make test   run all tests'
+	@echo 'make test   run all tests but the longest'
 	@echo 'make demo   play the story of the README on a throwaway cluster'
 	@echo 'make sim    simulate SEEDS=1000 lives of a whole cluster with faults'
 	@echo 'others:     status test-long soak fault-sweep chaos sim-mutants evaluate bench bench-micro bench-curves programs posix transcript story-xml lint format types clean distclean'

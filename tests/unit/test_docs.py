@@ -26,6 +26,13 @@ def test_every_decision_is_in_the_index() -> None:
     assert pages == set(LINK.findall(index))
 
 
+def test_the_readme_leads_to_every_page() -> None:
+    linked = set(LINK.findall((ROOT / "README.md").read_text()))
+    missing = [page.name for page in (ROOT / "docs").glob("*.md") if f"docs/{page.name}" not in linked]
+    assert not missing
+    assert "docs/decisions/README.md" in linked
+
+
 def test_the_readme_has_every_command() -> None:
     _, _, after = (ROOT / "README.md").read_text().partition("## The command line")
     table, _, _ = after.partition("\n## ")
