@@ -26,6 +26,13 @@ def test_every_decision_is_in_the_index() -> None:
     assert pages == set(LINK.findall(index))
 
 
+def test_decisions_are_numbered_from_one_on() -> None:
+    pages = sorted((ROOT / "docs" / "decisions").glob("0*.md"))
+    titles = [page.read_text().split(". ")[0] for page in pages]
+    assert titles == [f"# {number}" for number in range(1, len(pages) + 1)]
+    assert [int(page.name[:4]) for page in pages] == [*range(1, len(pages) + 1)]
+
+
 def test_the_readme_leads_to_every_page() -> None:
     linked = set(LINK.findall((ROOT / "README.md").read_text()))
     missing = [page.name for page in (ROOT / "docs").glob("*.md") if f"docs/{page.name}" not in linked]
