@@ -104,19 +104,25 @@ class LogMark:
             self._mark = os.open(mark_file(self._database), os.O_RDWR | os.O_CREAT, 0o600)
         os.pwrite(self._mark, _encode(durable), 0)
 
-    def retire(self, execute: Callable[[str], sqlite3.Cursor]) -> None:
+    def retire(self, execute: Callable[[str], sqlite3.Cursor]) -> bool:
         """Move the log into the database if nobody reads it, and note that: before the log may be emptied.
 
         Args:
             execute: of the only connection that writes.
+
+        Returns:
+            Whether the log may be emptied now.
 
         Raises:
             sqlite3.Error: it cannot be moved.
         """
         durable = self.look()
         (busy, pages_logged, pages_moved), *_ = execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
-        if durable is not None and durable.frames and 0 <= pages_logged == pages_moved and not busy:
+        if durable is None or busy or not 0 <= pages_logged == pages_moved:
+            return False
+        if durable.frames:
             self._note_moved(durable)
+        return True
 
     def _note_moved(self, durable: Durable) -> None:
         """Note durably that the log is not needed any more. Without room for that, nothing is known of it."""

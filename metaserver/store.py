@@ -228,12 +228,12 @@ class Store:
         """Move the log into the database, so that its room is free again; as far as the disk lets us."""
         for _ in range(CHECKPOINT_TRIES):
             try:
-                self.log_mark.retire(self.execute)
-                (busy, *_), *_ = self.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+                if self.log_mark.retire(self.execute):
+                    (busy, *_), *_ = self.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+                    if not busy:
+                        return
             except sqlite3.Error as error:
                 logger.warning("the disk is full: %s", error)
-                return
-            if not busy:
                 return
             time.sleep(CHECKPOINT_RETRY_SECONDS)  # the thread that keeps the log short is at it
 

@@ -270,6 +270,31 @@ def test_what_a_sync_notes_late_does_not_ask_for_an_emptied_log(tmp_path: Path) 
     meta.close()
 
 
+def test_a_log_is_not_emptied_before_it_is_noted_to_be_in_the_database(tmp_path: Path) -> None:
+    """The thread that keeps the log short is at it at the first try, and has ended at the next statement."""
+    meta = begin(tmp_path / "live")
+    others_turn = iter([True])
+    told: list[str] = []
+
+    def execute(statement: str) -> sqlite3.Cursor:
+        told.append(statement)
+        if "PASSIVE" in statement and next(others_turn, False):
+            return meta.store._connection.execute("SELECT 1, -1, -1")  # as SQLite answers then
+        done = meta.store._connection.execute(statement)
+        place = tmp_path / f"crashed-{len(told)}"
+        again = Harness(crashed(meta, place))
+        assert len(again.names(1)) == 2 * FILES
+        again.close()
+        return done
+
+    meta.store.execute = execute  # type: ignore[method-assign,assignment]
+    meta.store.empty_log()
+    meta.store.execute = meta.store._connection.execute
+    assert sum("TRUNCATE" in statement for statement in told) == 1
+    assert not log_of(meta).stat().st_size
+    meta.close()
+
+
 def test_without_room_to_note_that_the_log_is_moved_nothing_is_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
