@@ -55,13 +55,7 @@ class _Put:
     def begin(self) -> None:
         self._look()
         for server in self._targets:
-            server.begin(self._path.vote_seconds, self._request, partial(self._answered, server))
-
-    def _answered(self, server: Server, stored: QuorumfsError | None) -> None:
-        if isinstance(stored, DigestMismatch | Unavailable):
-            self._path.ask_again(self._request, server, stored, partial(self._note, server))
-        else:
-            self._note(server, stored)
+            self._path.ask(self._request, server, partial(self._note, server))
 
     def _note(self, server: Server, stored: QuorumfsError | None) -> None:
         self._path.note_put(server, self._block, stored)
@@ -100,7 +94,7 @@ class WritePath:
         self._health = health
         self._metadata = metadata
         self._background = background
-        self.vote_seconds = vote_seconds
+        self._vote_seconds = vote_seconds
         self._repairs = repairs
         self._lag = lag
         self._numbers = [server.number for server in health.servers]
@@ -199,21 +193,17 @@ class WritePath:
             self._room.note_full(server)
         self._lag.failed(block, server.number)
 
-    def _ask(self, request: Request[Any], server: Server, then: Then) -> None:
-        """Call one server, once more if only the connection was stale."""
+    def ask(self, request: Request[Any], server: Server, then: Then) -> None:
+        """Call one server, once more if the bytes arrived broken or only the connection was stale."""
 
         def answered(answer: Any) -> None:
             if isinstance(answer, DigestMismatch | Unavailable):
-                self.ask_again(request, server, answer, then)
+                again = self._ask_again(request, server, answer, then)
+                self._background.start(again, f"second call to server {server.number}")
             else:
                 then(answer)
 
-        server.begin(self.vote_seconds, request, answered)
-
-    def ask_again(self, request: Request[Any], server: Server, error: QuorumfsError, then: Then) -> None:
-        """Call a server once more: the bytes arrived broken, or only the connection was stale."""
-        again = self._ask_again(request, server, error, then)
-        self._background.start(again, f"second call to server {server.number}")
+        server.begin(self._vote_seconds, request, answered)
 
     async def _ask_again(
         self, request: Request[Any], server: Server, error: QuorumfsError, then: Then
@@ -221,7 +211,7 @@ class WritePath:
         if not server.up:
             await self._health.recheck()
         if server.up:
-            server.begin(self.vote_seconds, request, then)
+            server.begin(self._vote_seconds, request, then)
         else:
             then(error)
 
@@ -249,7 +239,7 @@ class WritePath:
                 return Progress.REACHED
             return Progress.PENDING if pending else Progress.IMPOSSIBLE
 
-        sync = partial(self._ask, request_of(DataMethods.sync, blocks))
+        sync = partial(self.ask, request_of(DataMethods.sync, blocks))
         return await until_decided(self._health.up, sync, progress)
 
     async def write_file(
