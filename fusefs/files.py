@@ -38,6 +38,8 @@ log = logging.getLogger(__name__)
 MAP_ATTEMPTS = 5
 """So often a read begins anew with a fresh file map when other mounts replace the file under it."""
 SYNC_RUN_BLOCKS = 4096
+SEEK_BYTES = 64 * 1024
+"""Data and holes are looked for in so many bytes first, then in twice as many, and so on."""
 UNFINISHED_SECONDS = 2.0
 """A commit waits so long at most for the rest of a write that the kernel has sent in parts."""
 PAGE_BYTES = 4096
@@ -418,19 +420,22 @@ class Files:
 
     def seek(self, handle: Handle, offset: int, whence: int) -> int | None:
         """Return the next data (SEEK_DATA) or hole (SEEK_HOLE) as lseek(2), None if there is none."""
-        spans, end, _ = self._plan(handle.inode, 0, END_OF_FILE)
-        if not 0 <= offset < end:
+        if offset < 0:
             return None
-        position = offset
-        for span in spans:
-            if span.end <= position:
-                continue
-            if whence == os.SEEK_DATA:
-                return max(position, span.start)
-            if span.start > position:
+        position, window = offset, SEEK_BYTES
+        while True:
+            spans, end, _ = self._plan(handle.inode, position, min(position + window, END_OF_FILE))
+            if end <= position:  # the end of the file, where there is a hole for who came through data
+                return position if whence == os.SEEK_HOLE and position > offset else None
+            for span in spans:
+                if whence == os.SEEK_DATA:
+                    return span.start
+                if span.start > position:
+                    break
+                position = span.end
+            if whence == os.SEEK_HOLE and position < end:
                 return position
-            position = span.end
-        return None if whence == os.SEEK_DATA else position
+            position, window = end, 2 * window
 
     def commit_all(self) -> None:
         """Commit whatever is not committed, at the end of the mount; failures are logged."""

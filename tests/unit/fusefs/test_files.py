@@ -8,7 +8,7 @@ from collections import Counter
 
 import pytest
 
-from fusefs import commits, filesystem, inodes
+from fusefs import commits, files, filesystem, inodes
 from fusefs.filesystem import FileSystem
 from tests.support import wait_until
 from tests.unit.fusefs.fakes import FakeServer, file_system
@@ -268,6 +268,53 @@ def test_holes_seek_and_allocate(fs: FileSystem, server: FakeServer) -> None:
         fs.files.flush(handle)
     close(fs, handle)
     assert len(server.committed(attributes.ino)) == 2000
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_seeks_find_what_was_written_and_what_was_not(seed: int) -> None:
+    dice = random.Random(seed)
+    print(f"seed {seed}")
+    fs = file_system(FakeServer())
+    _, handle = fs.create(1, b"a", 0o644, 0, 0, os.O_RDWR)
+    is_data: list[bool] = []
+    for _ in range(120):
+        start, length = dice.randrange(400), dice.choice([1, 3, 60])
+        action = dice.randrange(5)
+        if action < 3:
+            is_data.extend([False] * (start + length - len(is_data)))
+            is_data[start : start + length] = [True] * length
+            for step in range(start, start + length):
+                write(fs, handle, step * 4096, b"x" * 4096)
+        elif action == 3:
+            is_data[start : start + length] = [False] * len(is_data[start : start + length])
+            fs.files.allocate(handle, 3, start * 4096, length * 4096)
+        else:
+            fs.files.flush(handle)
+        place, end = dice.randrange(450), len(is_data)
+        found = next((at for at in range(place, end) if is_data[at]), None)
+        assert fs.files.seek(handle, place * 4096, os.SEEK_DATA) == (None if found is None else found * 4096)
+        hole = next((at for at in range(place, end) if not is_data[at]), end) if place < end else None
+        assert fs.files.seek(handle, place * 4096, os.SEEK_HOLE) == (None if hole is None else hole * 4096)
+    close(fs, handle)
+    fs.end()
+
+
+def test_a_seek_looks_at_no_more_of_a_file_than_it_must(
+    fs: FileSystem, server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, handle = fs.create(1, b"a", 0o644, 0, 0, os.O_RDWR)
+    for index in range(100):
+        write(fs, handle, index * 2 * 4096, b"x" * 4096)
+    fs.files.truncate(handle, 2**60)
+    looked_at: list[int] = []
+    plan = handle.inode.plan
+    monkeypatch.setattr(handle.inode, "plan", lambda a, b: (looked_at.append(b - a), plan(a, b))[1])
+    assert fs.files.seek(handle, 0, os.SEEK_HOLE) == 4096
+    assert fs.files.seek(handle, 4096, os.SEEK_DATA) == 8192
+    assert sum(looked_at) <= 2 * files.SEEK_BYTES
+    assert fs.files.seek(handle, 200 * 4096, os.SEEK_DATA) is None
+    assert len(looked_at) < 60
+    close(fs, handle)
 
 
 @pytest.mark.parametrize("seed", range(12))
