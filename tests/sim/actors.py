@@ -1,4 +1,4 @@
-"""Clients and what they do: files of their own, held against a model, and files that all of them change.
+"""Clients and what they do: files of their own, held against a model, and deeds that are kept elsewhere.
 
 An actor outlives its process: when that is killed, the next one goes on with what is known. One greenlet
 of an actor acts at a time.
@@ -13,17 +13,17 @@ from collections.abc import Callable
 from typing import Any
 
 from tests.sim import model
-from tests.sim.cluster import Failure, World
+from tests.sim.cluster import World
+from tests.sim.handles import opened, read_if_there
 from tests.sim.links import Links
 from tests.sim.neighbours import Neighbours
-from tests.sim.recorded import Deeds, Recorded
+from tests.sim.recorded import Deeds
+from tests.sim.shared import Shared
 from tests.sim.visits import Visits
 from tests.twins import LibraryPlace
-from wire.errors import AlreadyExists, GracePeriod, NotFound, QuorumfsError, StaleFile, WouldBlock
-from wire.messages import ROOT_INODE, FileLock
+from wire.errors import AlreadyExists, NotFound, QuorumfsError
 
 PATHS = ["a", "b", "c", "d/a", "d/b"]
-RECORD_BYTES = 32
 CALL_SECONDS_MAX = 60.0
 """No deed takes longer: each of its calls has a deadline of 8 s at most."""
 
@@ -194,12 +194,8 @@ class Actor:
         return self.rng.choice(there) if there else None
 
     def _use(self, place: LibraryPlace, path: str, flags: int, act: Callable[[int], None]) -> None:
-        """Open, act, close; the handle is released whatever happens."""
-        place.open(1, f"{self.home}/{path}", flags)
-        try:
+        with opened(place, 1, f"{self.home}/{path}", flags):
             act(1)
-        finally:
-            place.close(1)
 
     def _replace(self, place: LibraryPlace) -> None:
         path, content, sync = self._path(), self._content(), self.rng.random() < self.sync_probability
@@ -355,14 +351,7 @@ class Actor:
             self.world.problem(f"{self.name} read {difference}")
 
     def _content_of(self, place: LibraryPlace, path: str) -> bytes | None:
-        try:
-            place.open(2, f"{self.home}/{path}", os.O_RDONLY)
-        except (NotFound, FileNotFoundError):
-            return None
-        try:
-            return place.pread(2, 0, 1 << 23)
-        finally:
-            place.close(2)
+        return read_if_there(place, 2, f"{self.home}/{path}")
 
     def look(self, place: LibraryPlace) -> bool:
         """Read all files of its own and hold them against the model; return whether it could."""
@@ -399,135 +388,3 @@ class Actor:
 
     def _count_up(self, place: LibraryPlace) -> None:
         self.shared.count_up(self, place)
-
-
-def _open_now(place: LibraryPlace, slot: int, name: str, flags: int) -> None:
-    """Open or create a file of the root as the kernel does: what has the name now, not what had it lately."""
-    filesystem, walker = place.filesystem, 100 + slot
-    for is_last in (False, True):
-        try:
-            found = filesystem.lookup(ROOT_INODE, name.encode(), walker)
-        except NotFound:
-            place.open(slot, name, flags | os.O_CREAT)
-            return
-        try:
-            place.slots[slot], _ = filesystem.open(found.ino, flags, walker)
-        except StaleFile:
-            if is_last:
-                raise
-        else:
-            return
-
-
-class Shared:
-    """A log that all append to with fsync, and a counter that all add to under a lock."""
-
-    def __init__(self, world: World) -> None:
-        self.world = world
-        self.acknowledged: set[bytes] = set()
-        self.attempted: set[bytes] = set()
-        self.counted = 0
-        self._counts: set[int] = set()
-        """So many additions were acknowledged; `tried` so many were begun."""
-        self.tried = 0
-        self._number = 0
-        self.recorded = Recorded(world)
-
-    def add_record(self, actor: Actor, place: LibraryPlace) -> None:
-        """Append one record with O_APPEND and fsync it."""
-        self._number += 1
-        record = b"%s %d" % (actor.name.encode(), self._number)
-        record = record.ljust(RECORD_BYTES - 1, b".") + b"\n"
-        self.attempted.add(record)
-
-        def act() -> None:
-            _open_now(place, 3, "log", os.O_RDWR | os.O_APPEND)
-            try:
-                place.pwrite(3, 0, record)
-                place.fsync(3)
-            finally:
-                place.close(3)
-            self.acknowledged.add(record)
-            self.world.note("done", f"{actor.name} added {record[:-1].decode()}")
-
-        actor.deeds.append(record[:-1], act)
-
-    def count_up(self, actor: Actor, place: LibraryPlace) -> None:
-        """Add one to the counter, under an exclusive record lock."""
-        try:
-            _open_now(place, 4, "counter", os.O_RDWR)
-        except (QuorumfsError, OSError) as error:
-            self.world.note("failed", f"{actor.name} count: {type(error).__name__}: {error}")
-            return
-        try:
-            handle = place.slots[4]
-            lock = FileLock(handle.inode.ino, False, actor.number, 0, 2**63 - 1, True, actor.number)
-            place.filesystem.locks.set(handle, lock)
-            value = int(place.pread(4, 0, 20) or b"0")
-            actor.holding = True
-            self.world.scheduler.sleep(actor.rng.choice([0.0, 0.0, 0.0, 1.0, 20.0]))
-            while actor.name in self.world.exiles:  # it does not know that its lock goes to others meanwhile
-                self.world.scheduler.sleep(1.0)
-            self.tried += 1
-            place.pwrite(4, 0, b"%020d" % (value + 1))
-            place.fsync(4)
-            self.counted += 1
-            if value + 1 in self._counts:
-                self.world.problem(f"{actor.name} counted {value + 1} under its lock, and so did another")
-            self._counts.add(value + 1)
-            self.world.note("done", f"{actor.name} counted {value + 1}")
-            place.filesystem.locks.unset(handle, lock._replace(exclusive=False))
-        except (QuorumfsError, OSError) as error:
-            self.world.note("failed", f"{actor.name} count: {type(error).__name__}: {error}")
-        finally:
-            actor.holding = False
-            try:
-                handle = place.slots[4]
-                place.filesystem.locks.closing(handle, actor.number)
-                place.close(4)
-            except (QuorumfsError, OSError) as error:
-                self.world.note("failed", f"{actor.name} close counter: {type(error).__name__}: {error}")
-
-    def check(self, place: LibraryPlace) -> None:
-        """Hold the log and the counter against what was acknowledged. Raises QuorumfsError."""
-        log = self._all_of(place, "log")
-        records = [log[i : i + RECORD_BYTES] for i in range(0, len(log), RECORD_BYTES)]
-        for record in records:
-            if record not in self.attempted:
-                raise Failure(f"the log has a torn or foreign record {record!r}")
-        if len(set(records)) != len(records):
-            twice = next(r for r in records if records.count(r) > 1)
-            raise Failure(f"the log has a record twice: {twice!r}")
-        if missing := self.acknowledged - set(records):
-            raise Failure(f"the log lacks {len(missing)} acknowledged records, such as {min(missing)!r}")
-        value = int(self._all_of(place, "counter") or b"0")
-        if not self.counted <= value <= self.tried:
-            raise Failure(f"the counter is {value}: {self.counted} acknowledged, {self.tried} tried")
-
-    def check_unlocked(self, place: LibraryPlace) -> None:
-        """All who had locks are gone, and their locks with them. Raises QuorumfsError."""
-        _open_now(place, 6, "counter", os.O_RDWR)
-        lock = FileLock(place.slots[6].inode.ino, False, 99, 0, 2**63 - 1, True, 99)
-        until = self.world.loop.now + self.world.config.lease_seconds * 2
-        while True:
-            try:
-                place.filesystem.locks.set(place.slots[6], lock)
-            except (WouldBlock, GracePeriod):
-                if self.world.loop.now > until:
-                    raise
-                self.world.scheduler.sleep(1.0)
-            else:
-                break
-        place.filesystem.locks.closing(place.slots[6], 99)
-        place.close(6)
-
-    @staticmethod
-    def _all_of(place: LibraryPlace, path: str) -> bytes:
-        try:
-            place.open(5, path, os.O_RDONLY)
-        except (NotFound, FileNotFoundError):
-            return b""
-        try:
-            return place.pread(5, 0, 1 << 23)
-        finally:
-            place.close(5)

@@ -9,6 +9,7 @@ import os
 import random
 from typing import Any
 
+from tests.sim.handles import MOST_BYTES, opened, replace_file
 from tests.twins import LibraryPlace
 from wire.errors import AlreadyExists, NotFound, QuorumfsError
 
@@ -53,21 +54,12 @@ class Links:
 
     def _write(self, place: LibraryPlace, name: str) -> bytes:
         content = b"<%d>" % self.rng.randrange(1 << 30) * self.rng.randrange(1, 500)
-        place.open(8, name, os.O_CREAT | os.O_TRUNC | os.O_RDWR)
-        try:
-            place.pwrite(8, 0, content)
-            if self.world.may_lose_all_power:
-                place.fsync(8)
-        finally:
-            place.close(8)
+        replace_file(place, 8, name, content, sync=self.world.may_lose_all_power)
         return content
 
     def _expect(self, place: LibraryPlace, name: str, content: bytes, links: int, losses: int) -> None:
-        place.open(8, name, os.O_RDONLY)
-        try:
-            seen = place.pread(8, 0, 1 << 20)
-        finally:
-            place.close(8)
+        with opened(place, 8, name, os.O_RDONLY):
+            seen = place.pread(8, 0, MOST_BYTES)
         count = place.lstat(name)["nlink"]
         if (seen, count) != (content, links) and losses == self.world.power_losses:
             self.world.problem(

@@ -12,6 +12,7 @@ import random
 from typing import Any
 
 from fusefs.filesystem import DROP_CACHES
+from tests.sim.handles import MOST_BYTES, opened, replace_file
 from tests.twins import LibraryPlace
 from wire.errors import QuorumfsError, StaleFile
 from wire.messages import ROOT_INODE
@@ -73,13 +74,7 @@ class Neighbours:
 
     def _write(self, place: LibraryPlace, path: str) -> None:
         content = b"<%d>" % self.rng.randrange(1 << 30) * self.rng.randrange(1, 1000)
-        place.open(7, path, os.O_CREAT | os.O_TRUNC | os.O_RDWR)
-        try:
-            place.pwrite(7, 0, content)
-            if self.world.may_lose_all_power:
-                place.fsync(7)
-        finally:
-            place.close(7)
+        replace_file(place, 7, path, content, sync=self.world.may_lose_all_power)
         self._contents[path] = content
 
     def _go(self, place: LibraryPlace) -> None:
@@ -95,16 +90,13 @@ class Neighbours:
         self._read(place, last, removes=True)
 
     def _read(self, place: LibraryPlace, path: str, removes: bool = False) -> None:
-        place.open(7, path, os.O_RDONLY)
-        try:
+        with opened(place, 7, path, os.O_RDONLY):
             expected = self._contents[path]
             if removes:
                 del self._contents[path]
                 place.unlink(path)
                 place.filesystem.set_xattr(ROOT_INODE, DROP_CACHES, b"", 0)
                 self.world.scheduler.sleep(self.rng.random() * self.rng.choice([0.0, 1.0, 10.0]))
-            seen = place.pread(7, 0, 1 << 20)
-        finally:
-            place.close(7)
+            seen = place.pread(7, 0, MOST_BYTES)
         if seen != expected and self._losses == self.world.power_losses:
             self.world.problem(f"{path}: read {seen[:20]!r}, not {expected[:20]!r}")

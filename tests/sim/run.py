@@ -18,10 +18,11 @@ from typing import Any
 from dataserver.offline import locate
 from dataserver.offline import read as read_directory
 from mediator import manifest
-from tests.sim.actors import Actor, Shared
+from tests.sim.actors import Actor
 from tests.sim.cluster import Failure, World
 from tests.sim.loop import Stuck
 from tests.sim.nemesis import Nemesis
+from tests.sim.shared import Shared
 from tests.sim.visits import Visits
 from tests.twins import LibraryPlace
 from tools.whole import check_running

@@ -1,0 +1,43 @@
+"""Files that a simulated client has open for a moment. One greenlet at a time for each slot of a place."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from tests.twins import LibraryPlace
+from wire.errors import NotFound
+
+MOST_BYTES = 1 << 23
+"""No file of a simulated client is longer."""
+
+
+@contextmanager
+def opened(place: LibraryPlace, slot: int, path: str, flags: int) -> Iterator[None]:
+    """Have a file open in a slot; it is closed whatever happens."""
+    place.open(slot, path, flags)
+    try:
+        yield
+    finally:
+        place.close(slot)
+
+
+def replace_file(place: LibraryPlace, slot: int, path: str, content: bytes, *, sync: bool) -> None:
+    """Give a file new contents, and make it if it is not there; with `sync`, durably."""
+    with opened(place, slot, path, os.O_CREAT | os.O_TRUNC | os.O_RDWR):
+        place.pwrite(slot, 0, content)
+        if sync:
+            place.fsync(slot)
+
+
+def read_if_there(place: LibraryPlace, slot: int, path: str) -> bytes | None:
+    """Return the contents of a file; None if there is none."""
+    try:
+        place.open(slot, path, os.O_RDONLY)
+    except (NotFound, FileNotFoundError):
+        return None
+    try:
+        return place.pread(slot, 0, MOST_BYTES)
+    finally:
+        place.close(slot)

@@ -1,0 +1,142 @@
+"""Files that all clients change: a log that they append to, and a counter that they add to under a lock.
+
+Once everybody is quiet, they are held against what was acknowledged. One greenlet of an actor at a time.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from tests.sim.cluster import Failure, World
+from tests.sim.handles import read_if_there
+from tests.sim.recorded import Recorded
+from tests.twins import LibraryPlace
+from wire.errors import GracePeriod, NotFound, QuorumfsError, StaleFile, WouldBlock
+from wire.messages import ROOT_INODE, FileLock
+
+if TYPE_CHECKING:
+    from tests.sim.actors import Actor
+
+RECORD_BYTES = 32
+
+
+def _open_now(place: LibraryPlace, slot: int, name: str, flags: int) -> None:
+    """Open or create a file of the root as the kernel does: what has the name now, not what had it lately."""
+    filesystem, walker = place.filesystem, 100 + slot
+    for is_last in (False, True):
+        try:
+            found = filesystem.lookup(ROOT_INODE, name.encode(), walker)
+        except NotFound:
+            place.open(slot, name, flags | os.O_CREAT)
+            return
+        try:
+            place.slots[slot], _ = filesystem.open(found.ino, flags, walker)
+        except StaleFile:
+            if is_last:
+                raise
+        else:
+            return
+
+
+class Shared:
+    """A log that all append to with fsync, and a counter that all add to under a lock."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.acknowledged: set[bytes] = set()
+        self.attempted: set[bytes] = set()
+        self.counted = 0
+        self._counts: set[int] = set()
+        """So many additions were acknowledged; `tried` so many were begun."""
+        self.tried = 0
+        self._number = 0
+        self.recorded = Recorded(world)
+
+    def add_record(self, actor: Actor, place: LibraryPlace) -> None:
+        """Append one record with O_APPEND and fsync it."""
+        self._number += 1
+        record = b"%s %d" % (actor.name.encode(), self._number)
+        record = record.ljust(RECORD_BYTES - 1, b".") + b"\n"
+        self.attempted.add(record)
+
+        def act() -> None:
+            _open_now(place, 3, "log", os.O_RDWR | os.O_APPEND)
+            try:
+                place.pwrite(3, 0, record)
+                place.fsync(3)
+            finally:
+                place.close(3)
+            self.acknowledged.add(record)
+            self.world.note("done", f"{actor.name} added {record[:-1].decode()}")
+
+        actor.deeds.append(record[:-1], act)
+
+    def count_up(self, actor: Actor, place: LibraryPlace) -> None:
+        """Add one to the counter, under an exclusive record lock."""
+        try:
+            _open_now(place, 4, "counter", os.O_RDWR)
+        except (QuorumfsError, OSError) as error:
+            self.world.note("failed", f"{actor.name} count: {type(error).__name__}: {error}")
+            return
+        try:
+            handle = place.slots[4]
+            lock = FileLock(handle.inode.ino, False, actor.number, 0, 2**63 - 1, True, actor.number)
+            place.filesystem.locks.set(handle, lock)
+            value = int(place.pread(4, 0, 20) or b"0")
+            actor.holding = True
+            self.world.scheduler.sleep(actor.rng.choice([0.0, 0.0, 0.0, 1.0, 20.0]))
+            while actor.name in self.world.exiles:  # it does not know that its lock goes to others meanwhile
+                self.world.scheduler.sleep(1.0)
+            self.tried += 1
+            place.pwrite(4, 0, b"%020d" % (value + 1))
+            place.fsync(4)
+            self.counted += 1
+            if value + 1 in self._counts:
+                self.world.problem(f"{actor.name} counted {value + 1} under its lock, and so did another")
+            self._counts.add(value + 1)
+            self.world.note("done", f"{actor.name} counted {value + 1}")
+            place.filesystem.locks.unset(handle, lock._replace(exclusive=False))
+        except (QuorumfsError, OSError) as error:
+            self.world.note("failed", f"{actor.name} count: {type(error).__name__}: {error}")
+        finally:
+            actor.holding = False
+            try:
+                handle = place.slots[4]
+                place.filesystem.locks.closing(handle, actor.number)
+                place.close(4)
+            except (QuorumfsError, OSError) as error:
+                self.world.note("failed", f"{actor.name} close counter: {type(error).__name__}: {error}")
+
+    def check(self, place: LibraryPlace) -> None:
+        """Hold the log and the counter against what was acknowledged. Raises QuorumfsError."""
+        log = read_if_there(place, 5, "log") or b""
+        records = [log[i : i + RECORD_BYTES] for i in range(0, len(log), RECORD_BYTES)]
+        for record in records:
+            if record not in self.attempted:
+                raise Failure(f"the log has a torn or foreign record {record!r}")
+        if len(set(records)) != len(records):
+            twice = next(r for r in records if records.count(r) > 1)
+            raise Failure(f"the log has a record twice: {twice!r}")
+        if missing := self.acknowledged - set(records):
+            raise Failure(f"the log lacks {len(missing)} acknowledged records, such as {min(missing)!r}")
+        value = int(read_if_there(place, 5, "counter") or b"0")
+        if not self.counted <= value <= self.tried:
+            raise Failure(f"the counter is {value}: {self.counted} acknowledged, {self.tried} tried")
+
+    def check_unlocked(self, place: LibraryPlace) -> None:
+        """All who had locks are gone, and their locks with them. Raises QuorumfsError."""
+        _open_now(place, 6, "counter", os.O_RDWR)
+        lock = FileLock(place.slots[6].inode.ino, False, 99, 0, 2**63 - 1, True, 99)
+        until = self.world.loop.now + self.world.config.lease_seconds * 2
+        while True:
+            try:
+                place.filesystem.locks.set(place.slots[6], lock)
+            except (WouldBlock, GracePeriod):
+                if self.world.loop.now > until:
+                    raise
+                self.world.scheduler.sleep(1.0)
+            else:
+                break
+        place.filesystem.locks.closing(place.slots[6], 99)
+        place.close(6)
