@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
 import shutil
 import sqlite3
 import threading
-import time
 from collections.abc import Callable, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -26,6 +24,7 @@ from dataserver.pieces import Span, refreshed_digests, span_of, vote
 from dataserver.quarantine import DAY_SECONDS, Quarantine
 from dataserver.record import PAGE_BYTES, Header, decode_header, record_bytes
 from dataserver.recovery import recover, segment_rows
+from dataserver.room import RESERVE_BYTES, Reserve
 from dataserver.segment import AHEAD_BYTES, Segment, create_segment
 from wire.digest import PIECE_BYTES, Buffer
 from wire.errors import BlockConflict, BlockDamaged, BlockMissing, InternalError, NoSpace
@@ -35,14 +34,11 @@ _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 SEGMENT_BYTES = 1024 * 1024 * 1024
-RESERVE_BYTES = 16 * 1024 * 1024
 QUARANTINE_BYTES = 1024 * 1024 * 1024
 QUARANTINE_SECONDS = 90 * DAY_SECONDS
 UNSAVED_LIMIT = 32768
 LITTLE_BYTES = 256 * 1024
 """Zeros are written ahead where no more than this is put between two syncs."""
-PLENTY_BYTES, PLENTY_SECONDS = 1024 * 1024 * 1024, 0.05
-"""With so much free beyond the reserve, it is not reached before so long has passed, whoever writes."""
 _RECLAIM_AT_ONCE = 4096
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -85,7 +81,7 @@ class SegmentStore:
         self._segment_directory.mkdir(exist_ok=True)
         sync_directory(directory)
         self._segment_bytes = segment_bytes
-        self._reserve_bytes = reserve_bytes
+        self._reserve = Reserve(reserve_bytes)
         self.quarantine = Quarantine(directory / "quarantine", quarantine_bytes, quarantine_seconds)
         state = recover(self._segment_directory, directory / "index.sqlite")
         self._index, self._segments, self._active = state.index, state.segments, state.active
@@ -94,7 +90,6 @@ class SegmentStore:
         self._unsynced = {s.number for s in self._segments.values() if s.durable_to < s.end}
         self._failure: OSError | None = None
         self._saved_rows = segment_rows(self._segments, self._damaged)
-        self._plenty_until = 0.0
         self._frees = 0
         self._appended_bytes = 0
         self._syncs_little = False
@@ -170,8 +165,8 @@ class SegmentStore:
         self._refuse_if_failed()
         size = record_bytes(len(data))
         try:
-            reserve_bytes = self._reserve_bytes // 2 if repairing else self._reserve_bytes
-            segment = self._segment_for(size, reserve_bytes)
+            segment = self._segment_for(size)
+            self._reserve.require(segment, size, repairing=repairing)
             offset = segment.append(block, digest, pieces, data)
         except OSError as error:
             if error.errno in _NO_ROOM:
@@ -184,7 +179,7 @@ class SegmentStore:
         if self._index.unsaved > UNSAVED_LIMIT:
             self._save_index()
 
-    def _segment_for(self, size: int, reserve_bytes: int) -> Segment:
+    def _segment_for(self, size: int) -> Segment:
         """Return the segment to append to, a new one if need be. Raises OSError."""
         active = self._active
         if active is None or active.end + size > max(self._segment_bytes, PAGE_BYTES + size):
@@ -194,19 +189,7 @@ class SegmentStore:
             self._next_number += 1
             self._segments = {**self._segments, active.number: active}
             self._active = active
-        self._require_room(active, reserve_bytes + size)
         return active
-
-    def _require_room(self, active: Segment, wanted: int) -> None:
-        """Raise OSError where less is free. With plenty of room the disk is asked only now and then."""
-        now = time.monotonic()
-        if now < self._plenty_until:
-            return
-        room = _room(active)
-        if room < wanted:
-            raise OSError(errno.ENOSPC, "the reserve is reached")
-        if room >= max(wanted, self._reserve_bytes) + PLENTY_BYTES:
-            self._plenty_until = now + PLENTY_SECONDS
 
     def _keep_loser(
         self, entry: Entry, header: Header | None, expected: bytes, found: bytes | None, note: str
@@ -357,7 +340,7 @@ class SegmentStore:
             "bytes_live": totals.length,
             "quarantined": self.quarantine.count,
             "bytes_quarantined": self.quarantine.length,
-            "free_bytes": max(0, usage.free - self._reserve_bytes),
+            "free_bytes": max(0, usage.free - self._reserve.size),
             "total_bytes": usage.total,
             "segments": len(self._segments),
             "damaged_regions": sum(self._damaged.values()),
@@ -443,7 +426,7 @@ class SegmentStore:
         if active is None or self._failure is not None:
             return
         try:
-            if _room(active) < self._reserve_bytes + AHEAD_BYTES:
+            if not self._reserve.leaves(active, AHEAD_BYTES):
                 return
             active.write_ahead(self._segment_bytes)
         except OSError as error:
@@ -483,12 +466,6 @@ class SegmentStore:
                 self._active.seal()
         self._index.close()
         self._segments, self._active = {}, None
-
-
-def _room(segment: Segment) -> int:
-    """Return how many bytes are free on the segment's disk."""
-    room = os.fstatvfs(segment.fileno())
-    return room.f_bavail * room.f_frsize
 
 
 def _missing(block: bytes) -> BlockMissing:

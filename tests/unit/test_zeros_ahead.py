@@ -14,7 +14,7 @@ from dataserver import segment
 from dataserver.record import PAGE_BYTES, record_bytes
 from dataserver.segments import SegmentStore
 from tests.support import take_seed
-from tests.unit.test_segment_store import abandon, block_id, check, content, put, remove_index
+from tests.unit.segment_support import abandon, block_id, check, content, put, remove_index
 from wire.digest import BLOCK_BYTES, block_digest
 from wire.errors import InternalError
 
@@ -95,7 +95,7 @@ def test_records_go_on_after_the_last_one_when_zeros_are_left_by_a_kill(director
     for with_index in (True, False):
         left = abandon(directory, directory.parent / f"copy {with_index}")
         if not with_index:
-            remove_index(left, left)
+            remove_index(left)
         copy = SegmentStore(left)
         check(copy, 0, 1)
         put(copy, 2)
@@ -124,7 +124,7 @@ def test_no_zeros_are_written_into_the_reserve(directory: Path) -> None:
     put(store, 1)
     path = store.locate(block_id(1)).path
     size = path.stat().st_size
-    store._reserve_bytes = 2**60
+    store._reserve.size = 2**60
     store.write_ahead()
     assert path.stat().st_size == size
     store.close()

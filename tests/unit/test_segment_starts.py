@@ -1,0 +1,207 @@
+"""What a start of the store on disk makes of what it finds: the index is only a cache of the segments."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from dataserver.segments import SegmentStore
+from tests.unit.segment_support import (
+    SMALL,
+    abandon,
+    block_id,
+    check,
+    content,
+    damage_header,
+    damage_payload,
+    overwrite,
+    put,
+    remove_index,
+)
+from wire.digest import block_digest
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    place = tmp_path / "data"
+    place.mkdir()
+    return place
+
+
+def test_a_start_serves_what_is_there(directory: Path) -> None:
+    for first in (0, 10, 20):
+        store = SegmentStore(directory, segment_bytes=SMALL)
+        put(store, *range(first, first + 10))
+        store.close()
+    store = SegmentStore(directory, segment_bytes=SMALL)
+    check(store, *range(30))
+    assert store.status()["damaged_regions"] == 0
+    assert store.status()["segments"] > 3
+    store.close()
+
+
+def test_a_kill_loses_nothing_that_was_put(directory: Path, tmp_path: Path) -> None:
+    store = SegmentStore(directory, segment_bytes=SMALL)
+    put(store, *range(10))
+    store.maintain()
+    put(store, *range(10, 20))
+    copy = SegmentStore(abandon(directory, tmp_path / "copy"))
+    check(copy, *range(20))
+    assert copy.status()["damaged_regions"] == 0
+    copy.close()
+    store.close()
+
+
+def lose_index(directory: Path, older: Path) -> None:
+    remove_index(directory)
+
+
+def garble_index(directory: Path, older: Path) -> None:
+    overwrite(directory / "index.sqlite", 4096, os.urandom(2000))
+
+
+def empty_index(directory: Path, older: Path) -> None:
+    (directory / "index.sqlite").write_bytes(b"")
+
+
+def put_text_instead(directory: Path, older: Path) -> None:
+    remove_index(directory)
+    (directory / "index.sqlite").write_text("this is no database " * 500)
+
+
+def put_older_index_back(directory: Path, older: Path) -> None:
+    remove_index(directory)
+    for file in older.glob("index.sqlite*"):
+        shutil.copy(file, directory / file.name)
+
+
+def lose_rows(directory: Path, older: Path) -> None:
+    database = sqlite3.connect(directory / "index.sqlite")
+    with database:
+        database.execute("DELETE FROM blocks WHERE length < 5000")
+    database.close()
+
+
+def move_a_row(directory: Path, older: Path) -> None:
+    database = sqlite3.connect(directory / "index.sqlite")
+    with database:
+        database.execute("UPDATE blocks SET offset = offset + 4096")
+    database.close()
+
+
+def forget_segments(directory: Path, older: Path) -> None:
+    database = sqlite3.connect(directory / "index.sqlite")
+    with database:
+        database.execute("DELETE FROM segments")
+    database.close()
+
+
+def newer_format(directory: Path, older: Path) -> None:
+    database = sqlite3.connect(directory / "index.sqlite")
+    with database:
+        database.execute("UPDATE meta SET value = 99 WHERE name = 'format'")
+    database.close()
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        lose_index,
+        garble_index,
+        empty_index,
+        put_text_instead,
+        put_older_index_back,
+        lose_rows,
+        move_a_row,
+        forget_segments,
+        newer_format,
+    ],
+)
+def test_the_index_is_only_a_cache(
+    directory: Path, tmp_path: Path, harm: Callable[[Path, Path], None]
+) -> None:
+    store = SegmentStore(directory, segment_bytes=SMALL)
+    put(store, *range(20))
+    store.maintain()
+    older = abandon(directory, tmp_path / "older")
+    store.delete([block_id(number) for number in (2, 3, 4, 11)])
+    truth = content(5)
+    damage_payload(store, 5)
+    assert store.repair(block_id(5), block_digest(truth), truth, "test") == "replaced"
+    put(store, *range(30, 40))
+    store.close()
+    harm(directory, older)
+    store = SegmentStore(directory, segment_bytes=SMALL)
+    left = [number for number in (*range(20), *range(30, 40)) if number not in (2, 3, 4, 11)]
+    check(store, *left)
+    put(store, 50)
+    store.delete([block_id(0)])
+    store.maintain()
+    check(store, *left[1:], 50)
+    store.close()
+    store = SegmentStore(directory, segment_bytes=SMALL)
+    check(store, *left[1:], 50)
+    store.close()
+
+
+def test_an_older_segment_put_back_is_scanned_anew(directory: Path, tmp_path: Path) -> None:
+    store = SegmentStore(directory)
+    put(store, *range(5))
+    store.close()
+    older = abandon(directory, tmp_path / "older")
+    store = SegmentStore(directory)
+    put(store, *range(5, 10))
+    store.close()
+    shutil.copy(older / "segments" / "00000000.seg", directory / "segments" / "00000000.seg")
+    store = SegmentStore(directory)
+    check(store, *range(5))
+    put(store, 7)
+    check(store, *range(5), 7)
+    store.close()
+
+
+def test_another_segment_under_the_same_name_is_scanned_anew(directory: Path, tmp_path: Path) -> None:
+    for place, numbers in ((directory, range(5)), (tmp_path / "other", range(20, 40))):
+        place.mkdir(exist_ok=True)
+        store = SegmentStore(place)
+        put(store, *numbers)
+        store.close()
+    shutil.copy(tmp_path / "other" / "segments" / "00000000.seg", directory / "segments" / "00000000.seg")
+    store = SegmentStore(directory)
+    check(store, *range(20, 40))
+    store.close()
+
+
+def test_a_lost_segment_costs_its_own_blocks_only(directory: Path) -> None:
+    store = SegmentStore(directory, segment_bytes=SMALL)
+    put(store, *range(20))
+    victim = store.locate(block_id(8)).path
+    lost = [number for number in range(20) if store.locate(block_id(number)).path == victim]
+    store.close()
+    victim.unlink()
+    store = SegmentStore(directory, segment_bytes=SMALL)
+    check(store, *(number for number in range(20) if number not in lost))
+    put(store, *lost)
+    check(store, *range(20))
+    store.close()
+
+
+def test_damage_stays_where_it_is_and_is_counted(directory: Path) -> None:
+    store = SegmentStore(directory)
+    put(store, *range(6))
+    place = store.locate(block_id(2))
+    damage_header(store, 2)
+    store.close()
+    raw = place.path.read_bytes()
+    remove_index(directory)
+    for _ in range(2):
+        store = SegmentStore(directory)
+        check(store, 0, 1, 3, 4, 5)
+        assert store.status()["damaged_regions"] == 1
+        store.close()
+    assert place.path.read_bytes()[: len(raw)] == raw
