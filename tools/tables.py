@@ -6,7 +6,6 @@ words, not colours. Nothing here measures, predicts or judges; records already d
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -218,13 +217,6 @@ def print_tables(records: Sequence[Record], console: Console) -> None:
     for line in flagged_lines(records):
         console.print(Text(f"DIFFERS  {line}", style=FLAGGED_STYLE), soft_wrap=True)
     console.print(summary(records), soft_wrap=True, highlight=False)
-
-
-def render_text(records: Sequence[Record], width: int = 100) -> str:
-    """Return what `print_tables` prints, without colours."""
-    out = io.StringIO()
-    print_tables(records, Console(file=out, width=width, color_system=None))
-    return out.getvalue()
 
 
 def settings_of(records: Sequence[Record]) -> list[Quorum]:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import re
 from html.parser import HTMLParser
 
 import pytest
+from rich.console import Console
 
 from tests.unit.test_records import make_record
 from tools.html_report import render_html
 from tools.records import Cell, Outcome, Record, plan_cells
-from tools.tables import flagged_lines, make_grids, render_text, summary
+from tools.tables import flagged_lines, make_grids, print_tables, summary
 
 READ_QUORUMS = (3, 2, 1)
 
@@ -39,6 +41,12 @@ def with_outcome(records: list[Record], cell: Cell, read_quorum: int, outcome: O
         else record
         for record in records
     ]
+
+
+def printed(records: list[Record]) -> str:
+    out = io.StringIO()
+    print_tables(records, Console(file=out, width=100, color_system=None))
+    return out.getvalue()
 
 
 def test_the_fault_counts_are_the_published_table() -> None:
@@ -86,7 +94,7 @@ def test_every_measured_cell_is_drawn() -> None:
 def test_a_difference_is_told_in_words(outcome: Outcome) -> None:
     cell = Cell("read", 1, 0)
     records = with_outcome(measure_as_predicted(), cell, 2, outcome)
-    text = render_text(records)
+    text = printed(records)
     assert f"{outcome}, model: right" in text
     assert f"DIFFERS  N=3 Qr=2 Qw=3, read, 1 crashed: {outcome}, the model says right" in text
     assert "1 differ from the model" in summary(records)
@@ -98,7 +106,7 @@ def test_a_difference_is_told_in_words(outcome: Outcome) -> None:
 def test_without_a_difference_nothing_is_flagged() -> None:
     records = measure_as_predicted()
     assert flagged_lines(records) == []
-    assert "DIFFERS" not in render_text(records)
+    assert "DIFFERS" not in printed(records)
     assert 'flagged"' not in render_html(records).split("</dl>")[1]
     assert "Every cell is as the model says" in render_html(records)
 
