@@ -44,7 +44,7 @@ def connect(config: ClusterConfig, name: str) -> Iterator[FileSystem]:
         stack.callback(client.close)
         session = Session(client, deadlines, name, patience)
         namespace = RemoteNamespace(client, session, deadlines, patience)
-        opens = OpenInodes(namespace)
+        opens = OpenInodes(namespace, patience.look)
         session.open_inodes, session.tell_open = opens.numbers, opens.tell_open
         try:
             session.begin(BEGIN_SECONDS)

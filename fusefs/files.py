@@ -270,6 +270,7 @@ class Files:
     def _fetch_map(self, inode: Inode, offset: int) -> None:
         run = self._namespace.file_map(inode.ino, offset, MAP_RUN_EXTENTS)
         with inode.lock:
+            inode.await_commit(run.version)
             self._pages.changed(inode.ino, inode.learn_map(offset, run))
 
     def _whole_map(self, inode: Inode) -> list[Span[BlockRecord]]:

@@ -92,10 +92,13 @@ class DirectoryHandle:
 
 
 class OpenInodes:
-    """The inodes that this mount has open, each with the number of its users."""
+    """The inodes that this mount has open, each with the number of its users.
 
-    def __init__(self, namespace: NamespacePort) -> None:
-        self._namespace = namespace
+    `look` raises Interrupted if what the thread that waits here answers has been interrupted.
+    """
+
+    def __init__(self, namespace: NamespacePort, look: Callable[[], None] = lambda: None) -> None:
+        self._namespace, self._look = namespace, look
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
         self._inodes: dict[int, Inode] = {}
@@ -150,17 +153,18 @@ class OpenInodes:
                 opened = self._namespace.open_and_read(ino, start, names)
             else:
                 opened = self._namespace.open(ino, writing, start, names)
+            with self._lock:
+                self._untold.pop(ino, None)
+            with inode.lock:
+                inode.await_commit(opened.attributes.version)
+                changed(ino, inode.learn_attributes(opened.attributes))
+                inode.learn_map(0, opened.map)
         except BaseException:
             with self._lock:
                 if ino in self._untold:
                     self._untold[ino] = True
             self.release(inode)
             raise
-        with self._lock:
-            self._untold.pop(ino, None)
-        with inode.lock:
-            changed(ino, inode.learn_attributes(opened.attributes))
-            inode.learn_map(0, opened.map)
         return inode, opened
 
     def open_known(self, opened: Opened, is_right: Callable[[], bool]) -> Inode | None:
@@ -175,7 +179,7 @@ class OpenInodes:
         with self._lock:
             if self._removing or ino in self._inodes or ino in self._closing or not is_right():
                 return None
-            inode = self._inodes[ino] = Inode(ino)
+            inode = self._inodes[ino] = Inode(ino, self._look)
             inode.references = 1
             if ino in self._waiting:
                 self._waiting.discard(ino)
@@ -277,6 +281,6 @@ class OpenInodes:
             self._waiting.discard(ino)
             inode = self._inodes.get(ino)
             if inode is None:
-                inode = self._inodes[ino] = Inode(ino)
+                inode = self._inodes[ino] = Inode(ino, self._look)
             inode.references += 1
             return inode

@@ -1,8 +1,11 @@
 """The state that all handles of one inode share within the mount: committed map, changes, dirty bytes.
 
 A file's bytes are looked up from the top: dirty buffers, changes that wait, changes being committed,
-committed extents. Methods expect `Inode.lock` held by the caller, unless they say otherwise; none does
-I/O or blocks. `Inode.commit_lock` is taken before `lock`, never after, and is held over a whole commit.
+committed extents. While changes are being committed nothing newer is learnt: what a server tells then may
+have them in it or not, and with them laid over it the file could have bytes that it never had.
+Methods expect `Inode.lock` held by the caller, unless they say otherwise; none does I/O, and none blocks but
+those that await something. `Inode.commit_lock` is taken before `lock`, never after, and is held over a
+whole commit.
 """
 
 from __future__ import annotations
@@ -10,11 +13,13 @@ from __future__ import annotations
 import enum
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, NamedTuple
 
 from fusefs.buffers import DirtyBuffers
 from fusefs.extents import Placement, RangeMap, Span, add_range
+from fusefs.patience import LOOK_SECONDS
 from wire.errors import QuorumfsError
 from wire.messages import Attributes, Birth, BlockRecord, FileMap
 
@@ -168,8 +173,10 @@ class CommittedMap:
 class Inode:
     """One inode that this mount has open."""
 
-    def __init__(self, ino: int) -> None:
+    def __init__(self, ino: int, look: Callable[[], None] = lambda: None) -> None:
         self.ino = ino
+        self._look = look
+        """Raises Interrupted if who waits is to go on no longer."""
         self.lock = threading.RLock()
         self.commit_lock = threading.Lock()
         self.locking = threading.Lock()
@@ -193,6 +200,7 @@ class Inode:
         self.last_error: QuorumfsError | None = None
         self.unfinished: Unfinished | None = None
         self.write_finished = threading.Condition(self.lock)
+        self.commit_ended = threading.Condition(self.lock)
         self.removals_seen = 0
         """How many names this mount had removed when the attributes were last asked for."""
         self.durable_version = -1
@@ -255,10 +263,22 @@ class Inode:
 
     # learning from the server
 
+    def _is_closed_to(self, version: int) -> bool:
+        """Tell whether a version of the contents is newer than what is being committed was laid over."""
+        return self.committing is not None and version > self.base().version
+
+    def await_commit(self, version: int) -> None:
+        """Wait until this version can be learnt. Raises Interrupted."""
+        while self._is_closed_to(version):
+            if not self.commit_ended.wait(LOOK_SECONDS):
+                self._look()
+
     def learn_attributes(self, attributes: Attributes) -> Learnt:
         """Take over attributes unless they are older; tell what they say of the contents."""
         known = self.attributes
         if known is not None and attributes.version < known.version:
+            return Learnt.NOTHING
+        if self._is_closed_to(attributes.version):
             return Learnt.NOTHING
         size = self.size() if known is not None else 0
         self.attributes = attributes
@@ -271,7 +291,7 @@ class Inode:
     def learn_map(self, offset: int, run: FileMap) -> Learnt:
         """Take over a run of the committed extents unless it is older; tell what it says of the contents."""
         base = self.base()
-        if run.version < base.version:
+        if run.version < base.version or self._is_closed_to(run.version):
             return Learnt.NOTHING
         learnt = Learnt.NOTHING
         if run.version > base.version:
@@ -378,7 +398,7 @@ class Inode:
     def finish_commit(self, change: ChangeSet, attributes: Attributes, durable: bool) -> Learnt:
         """Follow a commit that succeeded; tell whether the contents may have changed otherwise meanwhile."""
         size = self.size()
-        self.committing = None
+        self.end_commit()
         moved = change.follow_appends(attributes.size)
         alone = attributes.version - self.base().version in (0, 1)  # 0: the contents stayed as they were
         if alone:
@@ -390,6 +410,11 @@ class Inode:
             self.learn_attributes(attributes)
         self._settle()
         return Learnt.NOTHING if alone and not moved else self._learnt(size)
+
+    def end_commit(self) -> None:
+        """Note that what was being committed is not any more, whether it succeeded or not."""
+        self.committing = None
+        self.commit_ended.notify_all()
 
     def drop_changes(self) -> int:
         """Forget the changes that wait; return how many dirty bytes went (sealed blocks not counted)."""

@@ -92,6 +92,7 @@ class FileLocks:
     def _ask(self, inode: Inode, wanted: FileLock) -> int:
         grant = self._namespace.set_lock(wanted)
         with inode.lock:
+            inode.await_commit(grant.attributes.version)
             self._pages.changed(inode.ino, inode.learn_attributes(grant.attributes))
         self._pages.locked(inode.ino, grant.attributes.version)
         return grant.epoch

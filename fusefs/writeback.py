@@ -163,7 +163,7 @@ class Writeback:
             if change is None and inode.changes.is_empty():
                 return
             if change is not None:
-                inode.committing = None
+                inode.end_commit()
                 blocks += _blocks_of(change)
             self.budget.give_back(inode.drop_changes())
             inode.last_error = error

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import random
+import threading
 from collections import Counter
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -13,7 +16,8 @@ from fusefs.handles import Handle
 from tests.support import take_seed
 from tests.unit.fusefs.fakes import FakeServer
 from tests.unit.fusefs.work import close, make, read, write
-from wire.errors import SessionUnknown
+from wire.errors import SessionUnknown, WriteFailed
+from wire.messages import Attributes
 
 
 def open_log(fs: FileSystem) -> tuple[int, Handle]:
@@ -80,3 +84,95 @@ def test_an_append_that_is_made_durable_is_one_call(server: FakeServer, fs: File
         fs.files.fsync(handle)
     assert server.calls - before == Counter(write_file=5)
     close(fs, handle)
+
+
+def meanwhile(
+    server: FakeServer, monkeypatch: pytest.MonkeyPatch, when: str, act: Callable[[], None]
+) -> None:
+    """Have something happen before the next commit is carried out, or after it, before its answer."""
+    write_file = server.write_file
+
+    def write_and_act(*args: Any) -> Attributes:
+        monkeypatch.setattr(server, "write_file", write_file)
+        if when == "before":
+            act()
+        attributes = write_file(*args)
+        if when == "after":
+            act()
+        return attributes
+
+    monkeypatch.setattr(server, "write_file", write_and_act)
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("look", ["open", "read on"])
+def test_who_reads_while_an_append_is_committed_sees_whole_records(
+    server: FakeServer, fs: FileSystem, monkeypatch: pytest.MonkeyPatch, when: str, look: str
+) -> None:
+    ino, handle = open_log(fs)
+    reader, _ = fs.files.open(ino, os.O_RDONLY)
+    write(fs, handle, 4, b"one.")
+    seen: list[bytes] = []
+
+    def read_it() -> None:
+        seen.append(read(fs, ino) if look == "open" else bytes(fs.files.read(reader, 0, 100)))
+
+    threads = [threading.Thread(target=read_it) for _ in range(2)]
+
+    def append_elsewhere() -> None:
+        server.replace(ino, server.committed(ino) + b"another.")
+        if look == "read on":
+            handle.inode.committed.reset(handle.inode.base().version)
+        for thread in threads:
+            thread.start()
+            thread.join(0.1)
+
+    meanwhile(server, monkeypatch, when, append_elsewhere)
+    close(fs, handle)
+    for thread in threads:
+        thread.join(5)
+    whole = b"old.another.one." if when == "before" else b"old.one.another."
+    assert server.committed(ino) == whole
+    assert seen == [whole, whole]
+    close(fs, reader)
+
+
+def test_a_file_that_was_replaced_before_the_answer_to_a_commit_is_the_newer_one(
+    server: FakeServer, fs: FileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ino = make(fs, b"a", b"old")
+    handle, _ = fs.files.open(ino, os.O_WRONLY | os.O_TRUNC)
+    write(fs, handle, 0, b"ours")
+    seen: list[bytes] = []
+    reader = threading.Thread(target=lambda: seen.append(read(fs, ino)))
+
+    def replace() -> None:
+        server.replace(ino, b"theirs, later")
+        reader.start()
+        reader.join(0.1)
+
+    meanwhile(server, monkeypatch, "after", replace)
+    close(fs, handle)
+    reader.join(5)
+    assert seen == [b"theirs, later"]
+
+
+def test_a_failed_commit_lets_those_go_on_who_wait_for_it(
+    server: FakeServer, fs: FileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ino, handle = open_log(fs)
+    write(fs, handle, 4, b"one.")
+    seen: list[bytes] = []
+    reader = threading.Thread(target=lambda: seen.append(read(fs, ino)))
+
+    def append_elsewhere() -> None:
+        server.replace(ino, b"old.another.")
+        reader.start()
+        reader.join(0.1)
+
+    meanwhile(server, monkeypatch, "before", append_elsewhere)
+    server.fail("write_file", WriteFailed("two servers are gone"))
+    with pytest.raises(WriteFailed):
+        close(fs, handle)
+    reader.join(5)
+    assert seen == [b"old.another."]
