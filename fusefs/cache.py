@@ -400,6 +400,8 @@ class PageLedger:
         self._lock = threading.Lock()
         self._versions: OrderedDict[int, int] = OrderedDict()
         self._unsettled: OrderedDict[int, float] = OrderedDict()
+        self._empty: OrderedDict[int, None] = OrderedDict()
+        """Inodes that the kernel has no pages of, but such as are to be dropped."""
         self._dropper: PageDropper | None = None
 
     def drop_with(self, dropper: PageDropper) -> None:
@@ -426,6 +428,27 @@ class PageLedger:
                 self._versions[ino] = version
             else:
                 self._versions.pop(ino, None)
+
+    def created(self, ino: int) -> None:
+        """Note a new inode: the kernel has nothing of it."""
+        with self._lock:
+            _keep_newest(self._empty, ino, None, self._most)
+
+    def filled(self, ino: int) -> None:
+        """Note that the kernel may have pages from now on; with the inode's lock held."""
+        if ino in self._empty:
+            with self._lock:
+                self._empty.pop(ino, None)
+
+    def bypassed(self, ino: int) -> None:
+        """Note a write past the kernel's pages, with the inode's lock held since it was noted.
+
+        The kernel drops pages before it sends such a write, so that a read may have filled them again, with
+        what was there before; and it knows a larger size as soon as it is answered.
+        """
+        if ino not in self._empty:
+            self.created(ino)
+            self.stale(ino)
 
     def changed(self, ino: int, learnt: Learnt) -> None:
         """Note what was learnt of a file that is open here; to be called before anybody is told its new size.

@@ -124,6 +124,7 @@ class Files:
     def adopt(self, attributes: Attributes, flags: int) -> Handle:
         """Return a handle of a file that was just created open."""
         inode = self._opens.adopt(attributes)
+        self._pages.created(attributes.ino)
         self._pages.opened(attributes.ino, attributes.version)
         return self._attach(inode, flags)
 
@@ -263,6 +264,7 @@ class Files:
             with inode.lock:
                 unknown = inode.first_unknown(start, end)
                 if unknown is None:
+                    self._pages.filled(inode.ino)
                     stop = min(end, inode.size())
                     return inode.plan(start, stop), stop, inode.base().version
             self._fetch_map(inode, unknown)
@@ -330,8 +332,12 @@ class Files:
 
     # writing
 
-    def write(self, handle: Handle, offset: int, data: memoryview, thread: int = 0) -> None:
+    def write(
+        self, handle: Handle, offset: int, data: memoryview, thread: int = 0, *, direct: bool = False
+    ) -> None:
         """Note a write of a thread; O_APPEND handles write at the end of the file whatever `offset` says.
+
+        A `direct` one (O_DIRECT) has passed the kernel's pages by, as those of an uncached handle have.
 
         Raises:
             WriteRefused: fewer than Qw data servers are up.
@@ -354,9 +360,13 @@ class Files:
         unfinished = None
         if handle.appending and _may_continue(handle, offset, len(data)):
             unfinished = Unfinished(thread, time.monotonic() + UNFINISHED_SECONDS)
-        place = self._writeback.write(handle.inode, None if handle.appending else offset, data, unfinished)
-        if place != offset:
-            self._pages.stale(handle.inode.ino)
+        self._writeback.write(
+            handle.inode,
+            None if handle.appending else offset,
+            data,
+            unfinished,
+            past_pages=handle.uncached or direct,
+        )
 
     def _refuse(self, handle: Handle, error: QuorumfsError) -> None:
         """Note that a write was refused beforehand: the bytes of an earlier one that wait go on waiting.

@@ -77,17 +77,23 @@ class Writeback:
     # writing
 
     def write(
-        self, inode: Inode, offset: int | None, data: memoryview, unfinished: Unfinished | None = None
-    ) -> int:
-        """Note a write (offset None: at the end of the file); put what became full; return its offset.
+        self,
+        inode: Inode,
+        offset: int | None,
+        data: memoryview,
+        unfinished: Unfinished | None = None,
+        *,
+        past_pages: bool = False,
+    ) -> None:
+        """Note a write (offset None: at the end of the file); put what became full.
 
         `unfinished`: more of the same write(2) may follow. Both parts go into one commit then, so that no
-        other mount's bytes come between them.
+        other mount's bytes come between them. `past_pages`: the kernel has not put the bytes in its pages.
         """
         with inode.lock:
             inode.note_part(unfinished)
-            place = inode.size() if offset is None else offset
             added = inode.append(data) if offset is None else inode.write(offset, data)
+            (self._pages.bypassed if past_pages else self._pages.filled)(inode.ino)
             self.budget.take(added)
             self._start_uploads(inode, inode.seal_full())
             crowded = len(inode.changes.map) > MOST_PENDING_EXTENTS
@@ -96,7 +102,6 @@ class Writeback:
         if self.budget.is_exceeded():
             self.write_out(inode)
             self._wait_for_room()
-        return place
 
     def _wait_for_room(self) -> None:
         until = time.monotonic() + self._wait_seconds

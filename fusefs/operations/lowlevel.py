@@ -340,13 +340,15 @@ class Mount:
             return
         self._library.reply_bytes(request, data, len(data))
 
-    def write(self, request: int, _ino: int, address: int, size: int, offset: int, file: Any) -> None:
+    def write(self, request: int, ino: int, address: int, size: int, offset: int, file: Any) -> None:
         data = memoryview((ctypes.c_char * size).from_address(address)).cast("B")
-        handle = self._handles[file.contents.fh]
+        info = file.contents
+        handle = self._handles[info.fh]
         who = self._library.context(request).contents
         self._fs.drop_set_id(handle, who.uid)
-        self._files.write(handle, offset, data, who.pid if handle.appending else 0)
-        self._library.reply_written(request, size)
+        direct = bool(info.flags & os.O_DIRECT)
+        self._files.write(handle, offset, data, who.pid if handle.appending else 0, direct=direct)
+        self._drops.after(ino, lambda: self._library.reply_written(request, size))
 
     def flush(self, request: int, _ino: int, file: Any) -> None:
         info = file.contents

@@ -33,6 +33,17 @@ for number in range(count):
 os.close(file)
 """
 
+READER = """
+import os, sys
+file = os.open(sys.argv[1], os.O_RDONLY)
+length = 0
+while length < int(sys.argv[2]):
+    content = os.pread(file, 1 << 20, 0)
+    if content.strip(b"x") or len(content) < length:
+        sys.exit(f"{len(content)} bytes after {length}, of them {content.count(0)} zeros")
+    length = len(content)
+"""
+
 
 @pytest.fixture(scope="module")
 def mounts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Path]]:
@@ -71,6 +82,21 @@ def test_appends_of_many_writers(mounts: tuple[Path, Path], how: str, count: int
     for place in mounts:
         os.setxattr(place, "user.quorumfs.drop_caches", b"")
         check((place / name).read_bytes(), len(writers), count)
+
+
+def test_readers_beside_an_appender_of_their_mount(mounts: tuple[Path, Path]) -> None:
+    """What a read put into the kernel's pages during an append is not shown behind the old end."""
+    path, records = mounts[0] / "followed", 300
+    path.touch()
+    readers = [
+        subprocess.Popen([sys.executable, "-c", READER, path, f"{records}"], stderr=subprocess.PIPE)
+        for _ in range(2)
+    ]
+    for _ in range(records):
+        with path.open("ab", buffering=0) as file:
+            file.write(b"x")
+            os.fsync(file.fileno())
+    assert [reader.communicate(timeout=60)[1] for reader in readers] == [b""] * 2
 
 
 def check(content: bytes, writers: int, count: int) -> None:

@@ -25,6 +25,23 @@ def open_log(fs: FileSystem) -> tuple[int, Handle]:
     return ino, fs.files.open(ino, os.O_WRONLY | os.O_APPEND)[0]
 
 
+class Dropper:
+    """Notes how long each file was to its users when its pages were given to drop."""
+
+    def __init__(self, fs: FileSystem) -> None:
+        self._fs = fs
+        self.sizes: list[int] = []
+
+    def drop_soon(self, ino: int) -> None:
+        self.sizes.append(self._fs.getattr(ino).size)
+
+    def drop_attributes(self, ino: int) -> None: ...
+
+    def drop_now(self, ino: int) -> None: ...
+
+    def await_drops(self, ino: int) -> None: ...
+
+
 def test_appends_go_to_the_end_that_another_mount_made(server: FakeServer, fs: FileSystem) -> None:
     ino, handle = open_log(fs)
     write(fs, handle, 4, b"one.")
@@ -176,3 +193,33 @@ def test_a_failed_commit_lets_those_go_on_who_wait_for_it(
         close(fs, handle)
     reader.join(5)
     assert seen == [b"old.another."]
+
+
+def test_pages_filled_since_the_last_drop_are_dropped_at_a_write_past_them(
+    server: FakeServer, fs: FileSystem
+) -> None:
+    """The kernel drops them before it sends such a write: a read comes between, and would be shown longer."""
+    dropper = Dropper(fs)
+    fs.drop_pages_with(dropper)
+    ino = make(fs, b"a", b"old.")
+    handle, _ = fs.files.open(ino, os.O_WRONLY | os.O_APPEND)
+    handle.uncached = True
+    write(fs, handle, 4, b"1")  # what was written through the pages may be in them still
+    write(fs, handle, 5, b"2")
+    assert dropper.sizes == [5]
+    assert read(fs, ino) == b"old.12"
+    write(fs, handle, 6, b"3")
+    close(fs, handle)
+    assert dropper.sizes == [5, 7]
+    handle, _ = fs.files.open(ino, os.O_RDWR)
+    fs.files.write(handle, 0, memoryview(b"new"), direct=True)
+    assert dropper.sizes == [5, 7]
+    write(fs, handle, 0, b"NEW")
+    fs.files.write(handle, 0, memoryview(b"two"), direct=True)
+    close(fs, handle)
+    assert dropper.sizes == [5, 7, 7]
+    _, handle = fs.create(1, b"b", 0o644, 0, 0, os.O_WRONLY | os.O_APPEND)
+    handle.uncached = True
+    write(fs, handle, 0, b"1")
+    close(fs, handle)
+    assert dropper.sizes == [5, 7, 7], "of a new file the kernel has no pages"
