@@ -27,7 +27,8 @@ from dataserver.recovery import recover, segment_rows
 from dataserver.room import RESERVE_BYTES, Reserve
 from dataserver.segment import AHEAD_BYTES, Segment, create_segment
 from wire.digest import PIECE_BYTES, Buffer
-from wire.errors import BlockConflict, BlockDamaged, BlockMissing, InternalError, NoSpace
+from wire.errors import BlockConflict, BlockDamaged, BlockMissing, DigestMismatch, InternalError, NoSpace
+from wire.lending import is_as_lent
 from wire.messages import BlockPart, BlockRecord
 
 _log = logging.getLogger(__name__)
@@ -168,6 +169,9 @@ class SegmentStore:
             segment = self._segment_for(size)
             self._reserve.require(segment, size, repairing=repairing)
             offset = segment.append(block, digest, pieces, data)
+            if not is_as_lent(data):
+                segment.cut(offset)
+                raise DigestMismatch(f"the memory of block {block.hex()} was used for other bytes meanwhile")
         except OSError as error:
             if error.errno in _NO_ROOM:
                 raise NoSpace("no space is left on the data server's disk") from None

@@ -1,9 +1,10 @@
 """Memory that a caller lends to servers of the same machine: bytes lie there, and messages say where.
 
 A caller that is connected by a Unix socket offers its memory (`LEND`, the first call of a connection); a
-server that has mapped it finds long byte strings of later calls there, not in the socket. It must not know
-what the bytes are, nor wait. Whatever does not work, the bytes go through the socket. Safe in any thread.
-Source: memfd_create(2), SO_PEERCRED in unix(7)
+server that has mapped it finds long byte strings of later calls there, not in the socket. Behind the slots
+of the memory there is a table of how often each was taken: by it who used some bytes knows afterwards whether
+they were still those that were lent. It must not know what the bytes are, nor wait. Whatever does not work,
+the bytes go through the socket. Safe in any thread. Source: memfd_create(2), SO_PEERCRED in unix(7)
 """
 
 from __future__ import annotations
@@ -31,9 +32,12 @@ LEAST_BYTES = 128 * 1024
 """Shorter byte strings go through the socket: a slot is worth its page faults from about here on."""
 SLOTS = 32
 MOST_LENT_BYTES = 256 * 1024 * 1024
+TABLE_BYTES = 4096
+"""Behind the slots: for each how often it was taken, a 64-bit number."""
 CODE = 1
-"""The extension type that stands for lent bytes in a message: two integers, where they begin and how many."""
-_PLACE = struct.Struct(">QQ")
+"""The extension type that stands for lent bytes in a message: where they begin, how many they are, and how
+often their slot had been taken."""
+_PLACE = struct.Struct(">IIQ")
 PLACE_BYTES = _PLACE.size
 _HEAD = bytes((0xD8, CODE))  # of an extension of 16 bytes
 _CREDENTIALS = struct.Struct("3i")  # struct ucred of unix(7): process, user, group
@@ -44,7 +48,16 @@ class _Slot(ctypes.c_ubyte * SLOT_BYTES):  # type: ignore[misc]  # an array type
     """Some lent memory in use. It is free again when the last view of it is gone."""
 
     offset: int
+    turn: int
     taken: weakref.ref[memoryview]
+
+
+class _BorrowedSlot(ctypes.c_ubyte * SLOT_BYTES):  # type: ignore[misc]
+    """The same memory as another process has it; `turns` is its table."""
+
+    turns: memoryview
+    number: int
+    turn: int
 
 
 class Lender:
@@ -56,12 +69,13 @@ class Lender:
 
     def __init__(self, slots: int = SLOTS) -> None:
         """Take the memory; pages are only used as they are first written. Raises OSError."""
-        size = slots * SLOT_BYTES
+        size = slots * SLOT_BYTES + TABLE_BYTES
         self._handle = os.memfd_create("quorumfs-lent", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.ftruncate(self._handle, size)
         fcntl.fcntl(self._handle, fcntl.F_ADD_SEALS, _SEALS)
         self._memory = mmap.mmap(self._handle, size)
-        self._free = deque(range(0, size, SLOT_BYTES))
+        self._turns = _table_of(self._memory)
+        self._free = deque(range(slots))
         found = os.fstat(self._handle)
         self.offer = [self._handle, found.st_dev, found.st_ino, size]
 
@@ -73,12 +87,13 @@ class Lender:
         if not LEAST_BYTES <= length <= SLOT_BYTES:
             return None
         try:
-            offset = self._free.pop()
+            number = self._free.pop()
         except IndexError:
             return None
-        slot = _Slot.from_buffer(self._memory, offset)
-        weakref.finalize(slot, self._free.append, offset).atexit = False
-        slot.offset = offset
+        self._turns[number] += 1  # before anything is written there
+        slot = _Slot.from_buffer(self._memory, number * SLOT_BYTES)
+        weakref.finalize(slot, self._free.append, number).atexit = False
+        slot.offset, slot.turn = number * SLOT_BYTES, self._turns[number]
         view = memoryview(slot).cast("B")[:length]
         slot.taken = weakref.ref(view)
         return view
@@ -87,7 +102,7 @@ class Lender:
     def place_of(data: Buffer) -> bytes | None:
         """Return how a message refers to bytes; None if they are not the whole of what `take` returned."""
         if type(data) is memoryview and type(data.obj) is _Slot and data.obj.taken() is data:
-            return _HEAD + _PLACE.pack(data.obj.offset, len(data))
+            return _HEAD + _PLACE.pack(data.obj.offset, len(data), data.obj.turn)
         return None
 
 
@@ -129,21 +144,41 @@ class Borrowed:
             raise BadRequest(f"the memory that is offered cannot be mapped: {error.strerror}") from None
         finally:
             os.close(handle)
-        self._view = memoryview(self._memory)
+        self._turns = _table_of(self._memory)
+        self._slots = len(self._memory) // SLOT_BYTES
 
     def at(self, place: bytes) -> memoryview:
         """Return the bytes that a message refers to. Raises ValueError: there are none."""
-        offset, length = _PLACE.unpack(place)
-        if offset + length > len(self._view):
+        offset, length, turn = _PLACE.unpack(place)
+        number, within = divmod(offset, SLOT_BYTES)
+        if within or number >= self._slots or length > SLOT_BYTES:
             raise ValueError("a place outside the memory that was lent")
-        return self._view[offset : offset + length]
+        slot = _BorrowedSlot.from_buffer(self._memory, offset)
+        slot.turns, slot.number, slot.turn = self._turns, number, turn
+        return memoryview(slot).cast("B")[:length]
+
+
+def is_as_lent(data: Buffer) -> bool:
+    """Tell whether borrowed bytes are those that were lent, up to now; so are all that were not borrowed.
+
+    Who has lent some waits for the answer, but not for ever: after the connection broke, a server that was
+    stopped meanwhile may find other bytes there.
+    """
+    slot = data.obj if type(data) is memoryview else None
+    return type(slot) is not _BorrowedSlot or slot.turns[slot.number] == slot.turn
+
+
+def _table_of(memory: mmap.mmap) -> memoryview:
+    return memoryview(memory)[-TABLE_BYTES:].cast("Q")
 
 
 def _map(handle: int, claimed: tuple[int, int, int]) -> mmap.mmap:
     """Map memory that is what was claimed, and cannot shrink: who reads past its end is killed."""
     found = os.fstat(handle)
     size = found.st_size
-    if (found.st_dev, found.st_ino, size) != claimed or not 0 < size <= MOST_LENT_BYTES:
+    slots, rest = divmod(size, SLOT_BYTES)
+    has_form = slots and rest == TABLE_BYTES and size <= MOST_LENT_BYTES
+    if (found.st_dev, found.st_ino, size) != claimed or not has_form:
         raise BadRequest("the memory that is offered is not what it is said to be")
     if fcntl.fcntl(handle, fcntl.F_GET_SEALS) & _SEALS != _SEALS:
         raise BadRequest("the memory that is offered could shrink")

@@ -239,9 +239,10 @@ def test_what_is_not_as_it_is_offered_is_not_taken(server: RunningServer, change
         params[0] = "../../../etc/passwd"
     elif change == "unsealed":
         handle = os.memfd_create("unsealed", os.MFD_ALLOW_SEALING)
-        os.ftruncate(handle, 4096)
+        size = lender.offer[-1]
+        os.ftruncate(handle, size)
         found = os.fstat(handle)
-        params = [handle, found.st_dev, found.st_ino, 4096]
+        params = [handle, found.st_dev, found.st_ino, size]
     else:
         params[["descriptor", "device", "inode", "size"].index(change)] += 4096
     (answer,) = offer_by_hand(server, params)
@@ -259,12 +260,12 @@ def test_calls_right_behind_an_offer_are_answered(server: RunningServer) -> None
     ]
 
 
-@pytest.mark.parametrize("place", [(0, SLOT_BYTES + 1), (SLOT_BYTES, 1), (2**63, 2**63)])
+@pytest.mark.parametrize("place", [(0, SLOT_BYTES + 1), (8, 1), (SLOT_BYTES, 1), (2**32 - 1, 2**32 - 1)])
 def test_a_place_outside_of_the_memory_ends_the_connection(
     server: RunningServer, place: tuple[int, int]
 ) -> None:
     lender = Lender(1)
-    put = b"\x94\x00\x02\xa3put\x94\xc4\x01b\xc4\x01d\xd8\x01" + struct.pack(">QQ", *place) + b"\xc3"
+    put = b"\x94\x00\x02\xa3put\x94\xc4\x01b\xc4\x01d\xd8\x01" + struct.pack(">IIQ", *place, 1) + b"\xc3"
     with connected_beside(server) as raw:
         raw.sendall(b"".join(map(bytes, Encoder().request(1, LEND, lender.offer))))
         assert raw.recv(100)
