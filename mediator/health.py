@@ -43,12 +43,17 @@ def misplaced(identity: Identity, kind: Kind, cluster: str, number: int) -> str:
     return ""
 
 
+def is_writable(quorum: Quorum, servers: Sequence[Server]) -> bool:
+    """Tell whether Qw data servers are known to be up."""
+    return [server.up for server in servers].count(True) >= quorum.write
+
+
 def writable(quorum: Quorum, servers: Sequence[Server]) -> tuple[bool, str]:
     """Tell whether Qw data servers are known to be up, and if not, why and what to do."""
+    if is_writable(quorum, servers):
+        return True, ""
     down = [server for server in servers if not server.up]
     up = len(servers) - len(down)
-    if up >= quorum.write:
-        return True, ""
     # What transport errors say begins with the address already.
     who = ", ".join(
         f"{server.number} ({server.address}: {server.error.removeprefix(f'{server.address}: ')})"
@@ -88,7 +93,7 @@ class Health:
     @property
     def is_writable(self) -> bool:
         """Whether writes are possible now."""
-        return [server.up for server in self.servers].count(True) >= self.quorum.write
+        return is_writable(self.quorum, self.servers)
 
     def writable(self) -> tuple[bool, str]:
         """Tell whether writes are possible now, and if not, why and what to do."""

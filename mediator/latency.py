@@ -1,7 +1,7 @@
-"""How long servers take to send bytes, and what follows: whom to ask, and when to ask a second one.
+"""How long servers take to send bytes and to vote, and what follows: whom to ask, and when to ask one more.
 
-Measured are requests for bytes alone, small and large ones apart: a heartbeat, a vote or a write says
-little of them. Pure: no clock, no randomness, no I/O. For use on one event loop.
+Measured are requests for bytes and for votes, each by themselves, small and large ones apart: a heartbeat or
+a write says little of them. Pure: no clock, no randomness, no I/O. For use on one event loop.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ SIZE_CLASSES: tuple[SizeClass, ...] = ("small", "large", "several")
 SMALL_BYTES = 64 * 1024
 """A read of at most so many bytes is small."""
 WINDOW = 64
-"""So many reads of each class tell a server's p95."""
+"""So many calls of each class tell a server's p95."""
 RECENT = 5
 """So many of them, the newest, tell its median: three slow ones are enough to turn to others."""
 HEDGE_SHORTEST_SECONDS = 0.02
@@ -40,7 +40,7 @@ def size_class(length: int, first_piece: int, pieces: int, piece_bytes: int) -> 
 
 
 class Window:
-    """The newest reads of one class from one server, in seconds."""
+    """How long the newest calls of one class to one server took, in seconds."""
 
     def __init__(self) -> None:
         self._samples: deque[float] = deque(maxlen=WINDOW)
@@ -50,17 +50,17 @@ class Window:
         """Of all; None if there are none."""
 
     def note(self, seconds: float) -> None:
-        """Add a read; the oldest goes."""
+        """Add a call; the oldest goes."""
         self._samples.append(seconds)
         count = len(self._samples)
         self.median = median([self._samples[-1 - back] for back in range(min(RECENT, count))])
         self.p95 = sorted(self._samples)[(count * 95 - 1) // 100]
 
 
-Reads = dict[SizeClass, Window]
+Times = dict[SizeClass, Window]
 
 
-def no_reads() -> Reads:
+def no_times() -> Times:
     """Return the windows of a server of which nothing is known."""
     return {size: Window() for size in SIZE_CLASSES}
 

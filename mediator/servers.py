@@ -12,7 +12,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar
 
-from mediator.latency import no_reads
+from mediator.latency import no_times
 from wire.errors import Draining, QuorumfsError, TransportError, Unavailable
 from wire.messages import BlockRecord
 from wire.methods import BookkeepingMethods
@@ -52,9 +52,9 @@ class Server:
         self.since_ns = time.time_ns()
         self.error = "not reached yet"
         self.epoch = 0
-        self.reads = no_reads()
+        self.reads = no_times()
         """How long it took of late to send bytes."""
-        self.votes = no_reads()
+        self.votes = no_times()
         """How long it took of late to vote."""
         self.answered = 0.0
         """When it last answered anything, on the monotonic clock."""
@@ -110,7 +110,7 @@ class Server:
         """Use it from now on."""
         if not self.up:
             self.up, self.error, self.since_ns = True, "", time.time_ns()
-            self.reads, self.votes = no_reads(), no_reads()  # how slow it was before says nothing of now
+            self.reads, self.votes = no_times(), no_times()  # how slow it was before says nothing of now
 
     def mark_down(self, error: str) -> None:
         """Do not use it until health finds it up; `error` says why, for people."""
