@@ -1,6 +1,6 @@
-"""The checksums that SQLite writes beside each page of its log, computed anew for one page.
+"""The format of SQLite's log and of the memory that its connections share; sums of one page computed anew.
 
-SQLite itself compares them after a restart only. A frame has a header of 24 bytes (page number, size of the
+SQLite itself compares the sums after a restart only. A frame has a header of 24 bytes (page number, size of the
 database after a commit, two salts, two sums) and the page. The sums s0, s1 go on from the frame before:
 for each pair of words x0, x1 of the header's first 8 bytes and of the page,
 
@@ -9,7 +9,7 @@ for each pair of words x0, x1 of the header's first 8 bytes and of the page,
 A page has 512 pairs, too many for a loop. As the step is linear, (s0, s1) <- M (s0, s1) + (x0, x0 + x1),
 the pairs lie side by side in two long integers, 64 bits each, and are folded: the earlier half, times a
 power of M, is added to the later half. Pure functions, for any thread.
-Source: https://www.sqlite.org/fileformat2.html#walformat
+Sources: https://www.sqlite.org/fileformat2.html#walformat and https://www.sqlite.org/walformat.html
 """
 
 from __future__ import annotations
@@ -26,10 +26,13 @@ _FRAME = struct.Struct(">8s8sII")
 _LOG = struct.Struct(">IIII8sII")
 _MAGIC, _BIG_ENDIAN = 0x377F0682, 1
 _VERSION = 3007000
+SHARED_HEADER = struct.Struct("=13x?2xI12x8s8x")
+"""What the shared memory says first, and then once more, in this machine's byte order: whether the words of
+the sums are big-endian, how many frames are committed, the salts of the log."""
 _INDEX_HEADER_BYTES = 136
 _INDEX_HEADER_WORDS = _INDEX_HEADER_BYTES // 4
 _INDEX_REST_BYTES = 16 * 1024
-"""What follows 4096 page numbers in the shared memory: https://www.sqlite.org/walformat.html#the_wal_index_file_format"""
+"""What follows 4096 page numbers in the shared memory."""
 _PAIRS = PAGE_BYTES // 8
 _LEFT = 16
 """So many pairs are left to a loop when the rest was folded into them."""

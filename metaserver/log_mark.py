@@ -6,7 +6,6 @@ that has fewer at the next start has lost what was acknowledged, and the start i
 not synced: a power loss leaves an older one, which asks for less. A log that is gone as a whole, or whose
 beginning is damaged, is refused too, unless it was noted, durably and before the log was emptied, that all of
 it is in the database. A log that was begun anew is not judged: SQLite does that when all is in the database.
-Sources: https://www.sqlite.org/fileformat2.html and (the shared memory) https://www.sqlite.org/walformat.html
 Threading: any thread; `retire` in that of the database's only connection that writes.
 """
 
@@ -30,8 +29,6 @@ SUFFIX = "-mark"
 
 logger = logging.getLogger("metaserver")
 
-_INDEX = struct.Struct("=12x2xH I 12x 8s 8x")
-"""The header of the shared memory, in this machine's byte order: page size, frames committed, salts."""
 _CHECKED = struct.Struct("<8sI?3xI")
 
 
@@ -77,7 +74,7 @@ class LogMark:
                     self._shared = os.open(_shared_file(self._database), os.O_RDONLY)
                 except FileNotFoundError:
                     return None
-        return _decode(os.pread(self._shared, 2 * _INDEX.size, 0))
+        return _decode(os.pread(self._shared, 2 * frames.SHARED_HEADER.size, 0))
 
     def keep(self, durable: Durable | None) -> None:
         """Note what was committed before a sync that has ended since.
@@ -211,7 +208,7 @@ def _begin_of_log(database: Path) -> frames.LogHeader | None:
 def _lost_frames(database: Path, marked: Durable) -> int:
     """Return how many durable frames the log lacks, as SQLite has just read it."""
     try:
-        found = _decode(_shared_file(database).read_bytes()[: 2 * _INDEX.size])
+        found = _decode(_shared_file(database).read_bytes()[: 2 * frames.SHARED_HEADER.size])
     except FileNotFoundError:
         return 0
     if found is None or found.salts != marked.salts:
@@ -221,8 +218,9 @@ def _lost_frames(database: Path, marked: Durable) -> int:
 
 def _decode(raw: bytes) -> Durable | None:
     """Read the shared memory's header, of which there are two copies."""
-    first, second = raw[: _INDEX.size], raw[_INDEX.size :]
-    if first != second or len(first) < _INDEX.size:
+    size = frames.SHARED_HEADER.size
+    first, second = raw[:size], raw[size:]
+    if first != second or len(first) < size:
         return None
-    _, count, salts = _INDEX.unpack(first)
+    _, count, salts = frames.SHARED_HEADER.unpack(first)
     return Durable(salts, count)

@@ -52,8 +52,6 @@ _OK, _IOERR, _SHORT_READ = 0, 10, 10 | 2 << 8
 _OPEN_MAIN_DB = 0x100
 _OPEN_LOG = 0x80000
 _LOG_SUFFIX, _SHARED_SUFFIX = b"-wal", b"-shm"
-_SHARED_HEADER = struct.Struct("=13x?18x8s8x")
-"""What the shared memory says of the log: whether its words are big-endian, and its salts."""
 _HEADER_READS = ((0, 100), (24, 16))
 """What SQLite reads of the header beside page 1 itself: (offset, bytes)."""
 
@@ -331,6 +329,7 @@ def _reader(path: bytes, usual: Callable[..., int]) -> Callable[..., int]:
             _note(path, number)
             return DAMAGED
         except Exception:
+            logger.exception("a page could not be compared")
             return _IOERR
 
     return read
@@ -350,7 +349,7 @@ def _log_reader(path: bytes, usual: Callable[..., int]) -> Callable[..., int]:
     def is_as_written(file: int, page: bytes, start: int) -> bool:
         before = start - frames.FRAME_BYTES + 16 if start > frames.LOG_HEADER_BYTES else start - 8
         header, sums = read_bytes(file, frames.FRAME_HEADER_BYTES, start), read_bytes(file, 8, before)
-        big_endian, salts = _SHARED_HEADER.unpack(_read_shared(path, _SHARED_HEADER.size, 0))
+        big_endian, _, salts = frames.SHARED_HEADER.unpack(_read_shared(path, frames.SHARED_HEADER.size, 0))
         number = _read_shared(path, 4, frames.number_offset(start // frames.FRAME_BYTES + 1))
         log = frames.LogHeader(salts, (0, 0), big_endian)
         return bool(header and sums) and frames.is_as_written(
@@ -413,6 +412,7 @@ def _writer(path: bytes, usual: Callable[..., int]) -> Callable[..., int]:
                 sums.note(number, checksum)
             return result
         except Exception:
+            logger.exception("a page could not be written with its checksum")
             return _IOERR
 
     return write

@@ -8,7 +8,6 @@ import shutil
 import sqlite3
 import struct
 import sys
-import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -19,6 +18,7 @@ from metaserver import frames, log_mark, pages
 from metaserver.frames import FRAME_BYTES, LOG_HEADER_BYTES, PAGE_BYTES
 from metaserver.log_mark import mark_file
 from metaserver.sums import sums_file
+from tests.support import take_seed
 from tests.unit.metaserver.harness import Harness
 from wire.config import ConfigError
 from wire.errors import InternalError, QuorumfsError
@@ -51,9 +51,7 @@ def names_by_others(meta: Harness) -> list[bytes]:
 
 @pytest.mark.parametrize("big_endian", [False, True])
 def test_a_page_is_added_up_as_by_the_plain_loop(big_endian: bool) -> None:
-    seed = time.time_ns()
-    print(f"seed {seed}")
-    chance = random.Random(seed)
+    chance = random.Random(take_seed())
     for page in (bytes(PAGE_BYTES), b"\xff" * PAGE_BYTES, *(chance.randbytes(PAGE_BYTES) for _ in range(50))):
         sums = chance.randrange(2**32), chance.randrange(2**32)
         assert frames.add_page(sums, page, big_endian) == frames.add_words(sums, page, big_endian)
