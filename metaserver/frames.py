@@ -1,7 +1,7 @@
 """The format of SQLite's log and of the memory that its connections share; sums of one page computed anew.
 
-SQLite itself compares the sums after a restart only. A frame has a header of 24 bytes (page number, size of the
-database after a commit, two salts, two sums) and the page. The sums s0, s1 go on from the frame before:
+SQLite itself compares the sums after a restart only. A frame has a header of 24 bytes (page number, size of
+the database after a commit, two salts, two sums) and the page. The sums s0, s1 go on from the frame before:
 for each pair of words x0, x1 of the header's first 8 bytes and of the page,
 
     s0 = s0 + x0 + s1        s1 = s1 + x1 + s0        (modulo 2^32)
