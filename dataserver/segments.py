@@ -123,9 +123,10 @@ class SegmentStore:
                     continue
                 header = self._header(entry)
                 found = None if header is None else self._vote(entry, header)
-                if header is not None and (header.digest, header.length, found) == (
+                if header is not None and (header.digest, header.length, header.pieces, found) == (
                     digest,
                     len(data),
+                    pieces,
                     digest,
                 ):
                     return "good"

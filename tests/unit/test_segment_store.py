@@ -13,7 +13,7 @@ from typing import TypeVar
 import pytest
 
 from dataserver import durable, segment
-from dataserver.record import PAGE_BYTES
+from dataserver.record import PAGE_BYTES, decode_head, decode_header, encode_header
 from dataserver.segments import SegmentStore
 from tests.unit.segment_support import (
     SMALL,
@@ -27,7 +27,7 @@ from tests.unit.segment_support import (
     put,
     remove_index,
 )
-from wire.digest import PIECE_BYTES, Buffer, block_digest
+from wire.digest import DIGEST_BYTES, PIECE_BYTES, Buffer, block_digest
 from wire.errors import BlockConflict, BlockDamaged, BlockMissing, InternalError, NoSpace
 
 T = TypeVar("T")
@@ -99,6 +99,25 @@ def test_repair_keeps_the_losing_copy_as_it_was(
     store.maintain()
     check(store, *range(5))
     assert place.path.read_bytes()[place.header_offset :][:PAGE_BYTES] == bytes(PAGE_BYTES)
+
+
+def test_repair_replaces_a_copy_whose_recorded_piece_digests_are_wrong(store: SegmentStore) -> None:
+    """The vote on the whole block, computed anew, is right; those on some of its pieces are not."""
+    data = random.Random(2).randbytes(3 * PIECE_BYTES)
+    digest = block_digest(data)
+    store.put(block_id(1), digest, data)
+    place = store.locate(block_id(1))
+    raw = place.path.read_bytes()
+    head = decode_head(raw[:PAGE_BYTES])
+    assert head is not None
+    header = decode_header(raw[place.header_offset :], head.number, place.header_offset)
+    assert header is not None
+    overwrite(place.path, place.header_offset, encode_header(header._replace(pieces=bytes(3 * DIGEST_BYTES))))
+    assert store.digest(block_id(1), 0, 0) == digest
+    assert store.digest(block_id(1), 0, 1) != digest
+    assert store.repair(block_id(1), digest, data, "wrong digests of pieces") == "replaced"
+    assert store.digest(block_id(1), 0, 1) == digest
+    assert store.repair(block_id(1), digest, data, "again") == "good"
 
 
 def test_putting_a_damaged_block_again_heals_it(store: SegmentStore) -> None:
