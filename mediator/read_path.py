@@ -177,7 +177,8 @@ class ReadPath:
     def _repair_losers(self, ballot: Ballot) -> None:
         """Have repaired what the votes reveal."""
         if {Verdict.CORRUPT, Verdict.MISSING} & set(ballot.verdicts.values()):
-            self._repairs.request(ballot.witness.block)
+            losers = [number for number, v in ballot.verdicts.items() if v is Verdict.CORRUPT]
+            self._repairs.request(ballot.witness.block, losers)
 
     async def _refusal(self, ballot: Ballot) -> ReadRefused:
         while not ballot.complete and await ballot.change(LAST_VOTES_SECONDS):

@@ -21,7 +21,6 @@ from mediator.progress import RefillProgress
 from mediator.repair import Repaired, Repairs
 from mediator.servers import Metadata, Server
 from mediator.turns import Turns
-from mediator.vote import Verdict
 from wire.errors import InternalError, QuorumfsError
 from wire.messages import BlockRecord, Lag
 from wire.methods import BookkeepingMethods, CommonMethods, DataMethods
@@ -408,9 +407,10 @@ class Refills:
 
         async def settle(record: BlockRecord, danger: int) -> None:
             async with self._turns.turn(danger + 1, record.length):
-                repaired = await outcome_of(self._repairs.repair(record.block))
+                repaired = await outcome_of(self._repairs.repair(record.block, [server.number]))
+            # A good vote alone mends nothing: the server would tell of the block as wrongly as before.
             done = isinstance(repaired, Repaired) and (
-                repaired.record is None or repaired.verdicts.get(server.number) is Verdict.GOOD
+                repaired.record is None or server.number in repaired.filled | repaired.replaced
             )
             self._count(progress, record, done)
 

@@ -4,14 +4,16 @@ Heals: replicas that are missing, and replicas that lost a vote which the good o
 without any good replica (nothing to heal from), a block that fewer than Qr replicas vouch for (only its
 missing replicas are filled: that overwrites nothing), a block that is garbage or unknown by now. Never a
 source: a replica whose bytes were not just verified against the witness that the metadata server gave.
-A good replica is never a target. One event loop; several mediators may repair the same block at once.
+A good replica is never a target, but for one that somebody doubts: its bytes are right, yet not what its
+server has recorded of them. There the server itself looks, and leaves alone what is good in all. One event
+loop; several mediators may repair the same block at once.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -30,6 +32,7 @@ IN_FLIGHT = 8
 """So many blocks are repaired at once; each may hold 1 MiB in memory."""
 MOST_WAITING = 4096
 """More requests than that are dropped: the next read of the block asks again."""
+NOT_AS_RECORDED = "its bytes are right, but not the length or the digests that its server recorded of them"
 
 log = logging.getLogger("mediator.repair")
 
@@ -42,11 +45,12 @@ class RepairPlan(NamedTuple):
     replace: list[int]
 
 
-def plan_repair(quorum: Quorum, verdicts: Mapping[int, Verdict]) -> RepairPlan:
+def plan_repair(quorum: Quorum, verdicts: Mapping[int, Verdict], doubted: Collection[int] = ()) -> RepairPlan:
     """Plan from the verdicts of all replicas of one block.
 
     Losers are replaced only if the good replicas, with those that are filled first, make a read quorum:
-    what a read refuses is not settled behind the reader's back.
+    what a read refuses is not settled behind the reader's back. Those that are good but `doubted` are
+    replaced if the others make one: a read of some pieces may count them as corrupt.
     """
     by_kind = {
         kind: sorted(number for number, verdict in verdicts.items() if verdict is kind) for kind in Verdict
@@ -54,8 +58,15 @@ def plan_repair(quorum: Quorum, verdicts: Mapping[int, Verdict]) -> RepairPlan:
     good, missing = by_kind[Verdict.GOOD], by_kind[Verdict.MISSING]
     if not good:
         return RepairPlan([], [], [])
-    vouched = tally(quorum.read, len(good) + len(missing), pending=0) is Progress.REACHED
-    return RepairPlan(good, missing, by_kind[Verdict.CORRUPT] if vouched else [])
+
+    def vouched(replicas: list[int]) -> bool:
+        return tally(quorum.read, len(replicas) + len(missing), pending=0) is Progress.REACHED
+
+    losers = by_kind[Verdict.CORRUPT] if vouched(good) else []
+    dubious = [number for number in good if number in doubted]
+    if not vouched([number for number in good if number not in doubted]):
+        dubious = []
+    return RepairPlan(good, missing, losers + dubious)
 
 
 @dataclass
@@ -66,6 +77,7 @@ class Repaired:
     """The block as the metadata server knows it; None if it is garbage or unknown."""
     verdicts: dict[int, Verdict] = field(default_factory=dict)
     filled: set[int] = field(default_factory=set)
+    replaced: set[int] = field(default_factory=set)
     digests: dict[int, str] = field(default_factory=dict)
     """What each replica's digest was before, in hex, where it told one."""
 
@@ -101,6 +113,8 @@ class Repairs:
         self._background = background
         self._vote_seconds = vote_seconds
         self._running: dict[bytes, asyncio.Task[Repaired]] = {}
+        self._doubted: dict[bytes, set[int]] = {}
+        """Of the blocks that are being repaired, whose replicas are doubted."""
         self._slots = asyncio.Semaphore(IN_FLIGHT)
         self._turn = 0
 
@@ -108,27 +122,37 @@ class Repairs:
         """Return the counts, and how many repairs are under way."""
         return {**vars(self.counts), "in_flight": len(self._running)}
 
-    def request(self, block: bytes) -> None:
-        """Repair a block in the background."""
+    def request(self, block: bytes, doubted: Collection[int] = ()) -> None:
+        """Repair a block in the background. `doubted`: as for `repair`."""
         if len(self._running) < MOST_WAITING:
-            self._start(block)
+            self._start(block, doubted)
         else:
             self.counts.dropped += 1
 
-    async def repair(self, block: bytes) -> Repaired:
+    async def repair(self, block: bytes, doubted: Collection[int] = ()) -> Repaired:
         """Repair a block now (or wait for the repair that is under way) and tell what became of it.
+
+        Args:
+            block: its id.
+            doubted: servers whose replicas were seen to be wrong in what a vote on the whole block, which
+                computes all digests anew, does not see: in the digests or the length that were recorded.
 
         Raises:
             QuorumfsError: the metadata server could not be asked for the witness.
         """
-        return await asyncio.shield(self._start(block))
+        return await asyncio.shield(self._start(block, doubted))
 
-    def _start(self, block: bytes) -> asyncio.Task[Repaired]:
+    def _start(self, block: bytes, doubted: Collection[int]) -> asyncio.Task[Repaired]:
         if block not in self._running:
+            self._doubted[block] = set()
             task = self._background.start(self._run(block), f"repair of block {block.hex()}")
             self._running[block] = task
-            task.add_done_callback(lambda _: self._running.pop(block, None))
+            task.add_done_callback(lambda _: self._ended(block))
+        self._doubted[block].update(doubted)
         return self._running[block]
+
+    def _ended(self, block: bytes) -> None:
+        del self._running[block], self._doubted[block]
 
     async def _run(self, block: bytes) -> Repaired:
         async with self._slots:
@@ -139,9 +163,10 @@ class Repairs:
             verdicts = await self.survey(record, digests)
             repaired = Repaired(record, verdicts, digests=digests)
             note = f"lost the vote against {record.digest.hex()}: {describe_read(self.quorum, verdicts)}"
-            data = await self._verified_bytes(record, verdicts)
+            doubted = frozenset(self._doubted[block])
+            data = await self._verified_bytes(record, verdicts, doubted)
             if data is not None:
-                await self._carry_out(repaired, data, note)
+                await self._carry_out(repaired, data, note, doubted)
                 await self.undo_if_dead([record.block], repaired.filled)
             return repaired
 
@@ -170,11 +195,13 @@ class Repairs:
         numbers = set(holders(block, [server.number for server in self._health.servers]))
         return [server for server in self._health.servers if server.number in numbers]
 
-    async def _verified_bytes(self, record: BlockRecord, verdicts: dict[int, Verdict]) -> bytes | None:
+    async def _verified_bytes(
+        self, record: BlockRecord, verdicts: dict[int, Verdict], doubted: frozenset[int]
+    ) -> bytes | None:
         """Return the block from a replica that voted good; a vote that its bytes belie is corrected."""
         by_number = {server.number: server for server in self._health.servers}
-        while plan_repair(self.quorum, verdicts).fill or plan_repair(self.quorum, verdicts).replace:
-            number = self._next(plan_repair(self.quorum, verdicts).sources)
+        while (plan := plan_repair(self.quorum, verdicts, doubted)).fill or plan.replace:
+            number = self._next(plan.sources)
             answer = await self._get_whole(by_number[number], record)
             if isinstance(answer, BlockPart):
                 return answer.data
@@ -191,15 +218,16 @@ class Repairs:
         self._turn += 1
         return numbers[self._turn % len(numbers)]
 
-    async def _carry_out(self, repaired: Repaired, data: bytes, note: str) -> None:
+    async def _carry_out(self, repaired: Repaired, data: bytes, note: str, doubted: frozenset[int]) -> None:
         assert repaired.record is not None
         by_number = {server.number: server for server in self._health.servers}
-        filling = plan_repair(self.quorum, repaired.verdicts).fill
+        filling = plan_repair(self.quorum, repaired.verdicts, doubted).fill
         await asyncio.gather(*(self._send(by_number[number], repaired, data, note) for number in filling))
         # Planned anew: a replica that could not be filled does not help to outvote the losers.
         unfilled = {number: Verdict.DOWN for number in filling if number not in repaired.filled}
-        for number in plan_repair(self.quorum, {**repaired.verdicts, **unfilled}).replace:
-            await self._send(by_number[number], repaired, data, note)
+        for number in plan_repair(self.quorum, {**repaired.verdicts, **unfilled}, doubted).replace:
+            was_good = repaired.verdicts[number] is Verdict.GOOD
+            await self._send(by_number[number], repaired, data, NOT_AS_RECORDED if was_good else note)
 
     async def _send(self, server: Server, repaired: Repaired, data: bytes, note: str) -> None:
         record = repaired.record
@@ -222,6 +250,8 @@ class Repairs:
         repaired.verdicts[server.number] = Verdict.GOOD
         if answer == "filled":
             repaired.filled.add(server.number)
+        elif answer == "replaced":
+            repaired.replaced.add(server.number)
 
     def _count(self, answer: str) -> None:
         self.counts.done += 1

@@ -12,7 +12,7 @@ import pytest
 from mediator.vote import Prediction, predict_read
 from tests.support import take_seed
 from tests.unit.mediator_fakes import VOTE_SECONDS, run, world
-from wire.digest import PIECE_BYTES
+from wire.digest import PIECE_BYTES, piece_digests
 from wire.errors import DeadlineExceeded, InvalidArgument, ReadRefused, Unavailable
 from wire.messages import BlockRecord, FileMap, MappedExtent
 
@@ -100,6 +100,26 @@ def test_pieces_of_a_block() -> None:
             for first, count in ((-1, 1), (5, 1), (0, -1)):
                 with pytest.raises(InvalidArgument):
                     await w.read(record, first, count)
+
+    run(scenario())
+
+
+def test_a_replica_that_only_reads_of_some_pieces_find_corrupt_is_replaced() -> None:
+    """Its bytes are right, but not the digests recorded of them: a vote on the whole block calls it good."""
+
+    async def scenario() -> None:
+        async with world() as w:
+            data = random.Random(4).randbytes(4 * PIECE_BYTES)
+            record = w.commit(data)
+            w.data[2].lie(record.block)
+            lie = w.data[2].held[record.block]
+            w.data[2].held[record.block] = lie[0], data, lie[2]
+            await w.mediator.repairs.repair(record.block)
+            assert not w.data[2].is_good(record)
+            assert await w.read(record, 0, 1) == data[:PIECE_BYTES]
+            await w.settle()
+            assert w.data[2].is_good(record)
+            assert w.data[2].held[record.block][2] == piece_digests(data)
 
     run(scenario())
 

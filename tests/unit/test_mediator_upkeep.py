@@ -10,9 +10,9 @@ import pytest
 
 from mediator.collect import FEWEST, MOST, Deletions, next_limit
 from mediator.health import misplaced
-from mediator.refill import PASSES_AT_ONCE, compare
+from mediator.refill import MOST_FRUITLESS, PASSES_AT_ONCE, compare
 from mediator.refusals import Refusals
-from mediator.repair import plan_repair
+from mediator.repair import NOT_AS_RECORDED, plan_repair
 from mediator.vote import Verdict
 from tests.support import take_seed
 from tests.unit.mediator_fakes import CLUSTER, run, world
@@ -61,6 +61,27 @@ def test_no_repair_plan_touches_a_good_replica_or_works_without_one() -> None:
                 assert not good & {*plan.fill, *plan.replace}
                 assert set(plan.sources) == good
                 assert good or not (plan.fill or plan.replace)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "read", "doubted", "replace"),
+    [
+        ("GGGGG", 3, [5], [5]),
+        ("GGGCC", 3, [3], [4, 5]),  # a read of some pieces may be refused: next time, if the losers are well
+        ("GGGCC", 2, [3], [4, 5, 3]),
+        ("GMMMM", 3, [1], [1]),  # once the missing ones are filled from it
+        ("GDDDD", 1, [1], []),
+        ("CGGGG", 3, [1], [1]),
+    ],
+)
+def test_repair_plans_for_doubted_replicas(
+    pattern: str, read: int, doubted: list[int], replace: list[int]
+) -> None:
+    verdicts = {number: LETTERS[letter] for number, letter in enumerate(pattern, 1)}
+    quorum = Quorum(len(pattern), read, len(pattern))
+    plan = plan_repair(quorum, verdicts, doubted)
+    assert plan.replace == replace
+    assert plan[:2] == plan_repair(quorum, verdicts)[:2]
 
 
 def records(ids: list[int]) -> list[BlockRecord]:
@@ -192,6 +213,43 @@ def test_a_refill_has_repaired_the_corruption_that_it_meets() -> None:
             assert all(w.data[5].is_good(record) for record in kept)
             assert w.data[1].quarantine
             assert sum(w.data[1].is_good(record) for record in kept) == len(w.data[1].quarantine)
+
+    run(scenario())
+
+
+def test_a_replica_whose_bytes_are_right_but_not_its_record_is_replaced_and_the_refill_ends() -> None:
+    """A vote on the whole block calls it good, and its server would tell wrongly of it for ever."""
+
+    async def scenario() -> None:
+        async with world() as w:
+            record = w.commit(b"truth")
+            w.data[2].held[record.block] = record._replace(digest=bytes(32)), b"truth", b""
+            server = w.mediator.health.servers[1]
+            w.mediator.refills.begin(server, whole=True)
+            await w.settle()
+            assert w.data[2].is_good(record)
+            assert w.data[2].quarantine == [(record.block, b"truth", NOT_AS_RECORDED)]
+            progress = w.mediator.refills.look_or_begin(server)
+            assert (progress["state"], progress["done"], progress["failed"]) == ("done", 1, 0)
+
+    run(scenario())
+
+
+def test_a_refill_of_a_server_that_tells_wrongly_of_what_it_has_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mediator.refill.RETRY_SECONDS", 0.01)
+
+    async def scenario() -> None:
+        async with world() as w:
+            record = w.commit()
+            told = [record._replace(digest=bytes(32))]
+            monkeypatch.setattr(w.data[2], "inventory", lambda after, limit: [] if after else told)
+            server = w.mediator.health.servers[1]
+            w.mediator.refills.begin(server, whole=True)
+            await w.settle()
+            assert w.data[2].is_good(record)
+            assert not w.data[2].quarantine
+            progress = w.mediator.refills.look_or_begin(server)
+            assert (progress["state"], progress["passes"]) == ("failed", MOST_FRUITLESS)
 
     run(scenario())
 
