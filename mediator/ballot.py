@@ -37,6 +37,7 @@ class Ballot:
         self.size = size_class(witness.length, first_piece, pieces, PIECE_BYTES)
         self.verdicts: dict[int, Verdict | None] = dict.fromkeys(self.servers)
         self.part: BlockPart | None = None
+        self._wants_part = True
         self.unasked: set[int] = set()
         """Who has not been asked to vote: who was not chosen to vote at once."""
         self.asked_for_bytes: set[int] = set()
@@ -132,9 +133,14 @@ class Ballot:
             self.verdicts[number] = verdict  # bytes overrule a digest; silence does not unsay it
         if verdict is not Verdict.GOOD:
             self.ask_rest()
-        if verdict is Verdict.GOOD and isinstance(answer, BlockPart) and self.part is None:
-            self.part = answer
+        if verdict is Verdict.GOOD and isinstance(answer, BlockPart) and self._wants_part:
+            self.part, self._wants_part = answer, False
         self._note_change(True)
+
+    def take_part(self) -> BlockPart | None:
+        """Return the bytes if some came; no others are kept while the last votes are waited for."""
+        part, self.part, self._wants_part = self.part, None, False
+        return part
 
     def _measure(self, number: int, begun: float, answer: BlockPart | QuorumfsError) -> None:
         """Note how long the bytes took. Silence counts as its deadline; a refusal tells nothing of reads."""

@@ -91,9 +91,8 @@ class ReadPath:
                 ballot = await self._decide(witness, first_piece, pieces)
         if ballot.outcome is not ReadOutcome.ANSWER:
             raise await self._refusal(ballot)
-        if ballot.part is None:
+        if (part := ballot.take_part()) is None:
             raise Unavailable("the replicas that voted good stopped answering before they sent the bytes")
-        part, ballot.part = ballot.part, None  # the bytes need not wait for the last votes
         if not ballot.unanimous:
             ballot.when_complete(partial(self._repair_losers, ballot))
             self._let_the_others_vote(ballot)

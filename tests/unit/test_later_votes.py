@@ -6,10 +6,12 @@ import asyncio
 import random
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
-from mediator import latency, later_votes
+from mediator import latency, later_votes, read_path
+from mediator.ballot import Ballot
 from mediator.latency import choose_voters
 from mediator.later_votes import AT_ONCE, LaterVotes, is_time
 from tests.support import take_seed
@@ -157,6 +159,31 @@ def test_a_read_asks_all_at_once_where_too_many_votes_wait(monkeypatch: pytest.M
             assert await w.read(record) == bytes(100_000)
             await w.settle()
             assert all(len(server.calls) == 1 for server in w.data.values())
+
+    run(scenario())
+
+
+def test_bytes_that_come_after_the_answer_are_not_kept_with_the_votes_that_wait(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ballots: list[Ballot] = []
+
+    def note(*arguments: Any) -> Ballot:
+        ballots.append(Ballot(*arguments))
+        return ballots[-1]
+
+    monkeypatch.setattr(read_path, "Ballot", note)
+
+    async def scenario() -> None:
+        async with world(read=1) as w:
+            record = w.commit(bytes(100_000))
+            for server in w.data.values():
+                server.delay_seconds = 0.1  # so that another one is asked for the bytes, too
+            assert await w.read(record) == bytes(100_000)
+            await w.settle()
+            (ballot,) = ballots
+            assert len(ballot.asked_for_bytes) == 2
+            assert ballot.part is None
 
     run(scenario())
 
