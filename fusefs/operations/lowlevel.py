@@ -19,6 +19,7 @@ import stat
 import threading
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from ctypes import byref
 from functools import partial
 from typing import Any
@@ -29,6 +30,7 @@ from fusefs.handles import DirectoryHandle, Handle
 from fusefs.operations import BLOCK_SIZE_TOLD, ROOM_UNIT_BYTES, MountOptions, errno_of, listing
 from fusefs.operations.dropping import PageDrops
 from fusefs.operations.locking import Waiters, lock_range, record_lock, signed
+from fusefs.operations.shortening import Shortenings
 from fusefs.operations.structures import (
     Arguments,
     Callbacks,
@@ -84,6 +86,7 @@ class Mount:
         self._waiters = Waiters(self._library, filesystem.locks)
         self._session: int | None = None
         self._drops = PageDrops()
+        self._shortenings = Shortenings()
         self._callbacks = Callbacks()
         fields: Any = Callbacks._fields_
         for name, kind in fields:
@@ -254,6 +257,10 @@ class Mount:
         self._attributes(request, self._fs.getattr(ino))
 
     def setattr(self, request: int, ino: int, new: Any, to_set: int, file: Any) -> None:
+        with self._shortenings.shortening(ino) if to_set & SET_SIZE else nullcontext():
+            self._set_attributes(request, ino, new, to_set, file)
+
+    def _set_attributes(self, request: int, ino: int, new: Any, to_set: int, file: Any) -> None:
         values = new.contents
         attributes = None
         if to_set & SET_SIZE:
@@ -330,14 +337,19 @@ class Mount:
         self._handles[number] = handle
         return number
 
-    def read(self, request: int, _ino: int, size: int, offset: int, file: Any) -> None:
-        handle = self._handles[file.contents.fh]
+    def read(self, request: int, ino: int, size: int, offset: int, file: Any) -> None:
+        info = file.contents
+        handle = self._handles[info.fh]
         data = bytes(self._files.read(handle, offset, size))
-        if len(data) < size > PAGE_BYTES and not handle.uncached and self._files.is_unsettled(handle):
-            # Read ahead by the kernel, which may ignore where this says that the file ends. It asks again
-            # for each page that a program wants, and knows better by then.
-            self._library.reply_error(request, errno.EAGAIN)
-            return
+        if len(data) < size and not handle.uncached and not info.flags & os.O_DIRECT:
+            if self._shortenings.misleads(ino, offset, size, len(data)):
+                self._library.reply_error(request, errno.EINTR)
+                return
+            if size > PAGE_BYTES and self._files.is_unsettled(handle):
+                # Read ahead by the kernel, which may ignore where this says that the file ends. It asks again
+                # for each page that a program wants, and knows better by then.
+                self._library.reply_error(request, errno.EAGAIN)
+                return
         self._library.reply_bytes(request, data, len(data))
 
     def write(self, request: int, ino: int, address: int, size: int, offset: int, file: Any) -> None:

@@ -274,3 +274,32 @@ def test_no_zeros_behind_the_end_of_an_open_file(mounted: Mounted, kind: str) ->
         else:
             os.truncate(second / "log", 200_000 + 100 * turn)
     assert [reader.communicate()[1] for reader in readers] == [b""] * 3
+
+
+FOLLOWER = """
+import os, sys
+content, file = b"", os.open(sys.argv[1], os.O_RDONLY)
+while content != b"end":
+    if sys.argv[2] == "opens":
+        os.close(file)
+        file = os.open(sys.argv[1], os.O_RDONLY)
+    content = os.pread(file, 1 << 20, 0)
+    if content != b"end" and content.strip(b"x"):
+        sys.exit(f"{len(content)} bytes, of them {content.count(0)} zeros")
+"""
+
+
+def test_no_zeros_in_a_file_that_becomes_shorter_on_this_mount(mounted: Mounted) -> None:
+    """The kernel fills up a page that is shorter at once, and knows the new end later."""
+    path = mounted[1] / "log"
+    path.touch()
+    words = [sys.executable, "-c", FOLLOWER, str(path)]
+    readers = [
+        subprocess.Popen([*words, kind], stderr=subprocess.PIPE) for kind in ("keeps", "opens", "opens")
+    ]
+    for _ in range(200):
+        with path.open("r+b", buffering=0) as file:
+            file.write(b"x" * 4000)
+        os.truncate(path, 0)
+    path.write_bytes(b"end")
+    assert [reader.communicate(timeout=60)[1] for reader in readers] == [b""] * 3
