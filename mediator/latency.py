@@ -44,17 +44,24 @@ class Window:
 
     def __init__(self) -> None:
         self._samples: deque[float] = deque(maxlen=WINDOW)
+        self._recent: deque[float] = deque(maxlen=RECENT)
+        self._p95: float | None = None
         self.median: float | None = None
         """Of the newest few; None if there are none."""
-        self.p95: float | None = None
-        """Of all; None if there are none."""
 
     def note(self, seconds: float) -> None:
         """Add a call; the oldest goes."""
         self._samples.append(seconds)
-        count = len(self._samples)
-        self.median = median([self._samples[-1 - back] for back in range(min(RECENT, count))])
-        self.p95 = sorted(self._samples)[(count * 95 - 1) // 100]
+        self._recent.append(seconds)
+        self.median = median(self._recent)
+        self._p95 = None
+
+    @property
+    def p95(self) -> float | None:
+        """Of all; None if there are none. It is worked out when it is asked for: of votes it never is."""
+        if self._p95 is None and self._samples:
+            self._p95 = sorted(self._samples)[(len(self._samples) * 95 - 1) // 100]
+        return self._p95
 
 
 Times = dict[SizeClass, Window]
