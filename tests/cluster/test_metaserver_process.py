@@ -38,6 +38,17 @@ def record_of(session: int, counter: int, length: int = 1000) -> BlockRecord:
     return BlockRecord(block, length, bytes([counter % 256]) * 32)
 
 
+def result_of_check(client: BlockingClient) -> dict[str, Any]:
+    """Have the database checked; return what the server says at the end."""
+    number = client.call(DEADLINE, BookkeepingMethods.begin_check)
+
+    def ended() -> dict[str, Any] | None:
+        said = client.call(DEADLINE, BookkeepingMethods.check_progress, number)
+        return said if said["state"] != "running" else None
+
+    return wait_until(ended, DEADLINE, "the check has ended")
+
+
 @pytest.mark.parametrize("rpc", ["msgpack", "xml"])
 def test_every_method_over_the_wire(make_cluster: ClusterFactory, rpc: str) -> None:
     cluster = make_cluster(servers=1, read_quorum=1, write_quorum=1)
@@ -94,14 +105,7 @@ def test_every_method_over_the_wire(make_cluster: ClusterFactory, rpc: str) -> N
     last = next(tickets)
     assert meta(BookkeepingMethods.answered, Ticket(session, 7, last.sequence - 2)), "the one before failed"
     assert not meta(BookkeepingMethods.answered, last)
-    number = meta(BookkeepingMethods.begin_check)
-    said: dict[str, Any] = {}
-
-    def ended() -> bool:
-        said.update(meta(BookkeepingMethods.check_progress, number))
-        return said["state"] != "running"
-
-    wait_until(ended, 10, "the check has ended")
+    said = result_of_check(client)
     assert (said["state"], said["findings"], said["done"]) == ("done", [], said["total"])
     epoch = meta(BookkeepingMethods.renew, session)
     assert epoch == meta(CommonMethods.identity).epoch
