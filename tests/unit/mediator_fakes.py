@@ -10,7 +10,10 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from mediator.assembly import Mediator
+from tests.unit.virtual_time import run_in_virtual_time
 from wire.config import ClusterConfig, DataServerConfig, Deadlines
 from wire.digest import DIGEST_BYTES, PIECE_BYTES, block_digest, digest_of_list, piece_digest, piece_digests
 from wire.errors import (
@@ -409,13 +412,9 @@ def commit_of(records: list[BlockRecord], durable: bool = False) -> Commit:
 
 
 def run(scenario: Coroutine[Any, Any, Any]) -> None:
-    """Run one asynchronous scenario to its end, within a deadline."""
-
-    async def bounded() -> None:
-        async with asyncio.timeout(60):
-            await scenario
-
-    asyncio.run(bounded())
+    """Run one asynchronous scenario to its end in virtual time, within a minute of it."""
+    with pytest.MonkeyPatch.context() as patch:
+        run_in_virtual_time(patch, lambda: scenario, 60.0)
 
 
 @asynccontextmanager

@@ -14,7 +14,7 @@ from tests.sim.loop import SimLoop
 from tests.sim.seams import StandIn
 
 WALL_CLOCK_START_SECONDS = 1_800_000_000
-CLOCKED = ("mediator", "wire")
+CLOCKED = ("mediator", "wire", "tests")
 
 
 def run_in_virtual_time(
@@ -41,7 +41,7 @@ def run_in_virtual_time(
             await begin()
 
     with monkeypatch.context() as patch, asyncio.Runner(loop_factory=lambda: loop) as runner:
-        for name, module in list(sys.modules.items()):
-            if name.split(".")[0] in CLOCKED and vars(module).get("time") is time:
-                patch.setattr(module, "time", clock)
+        clocked = [module for name, module in sys.modules.items() if name.split(".")[0] in CLOCKED]
+        for module in [module for module in clocked if vars(module).get("time") is time]:
+            patch.setattr(module, "time", clock)
         runner.run(bounded())
