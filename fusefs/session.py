@@ -199,6 +199,7 @@ class Session:
         if self._failing:
             log.info("heartbeats are answered again")
         self._failing = False
+        self._client.forget_outages()
         self._last = answer
         self._alive_until = asked + self._lease_seconds
         if answer.epoch != self._epoch:

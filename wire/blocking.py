@@ -23,7 +23,7 @@ R = TypeVar("R")
 
 
 LEAST_SECONDS = 1.0
-"""A call is sent again for so long at least, however long the servers have been away."""
+"""A call is tried for so long at least, however long the servers have been away."""
 FORGOTTEN_SECONDS = 5.0
 """An outage that no call has met for so long may be over."""
 
@@ -83,8 +83,9 @@ class BlockingClient:
     ) -> R:
         """Call a method of a table; send again after temporary errors until the deadline.
 
-        While the servers behind a table have been away for longer than that, for LEAST_SECONDS only: calls
-        that wait for each other, as those in one directory do in the kernel, would add up their deadlines.
+        While the servers behind a table have been away for longer than that, it is tried for LEAST_SECONDS
+        only: calls that wait for each other, as those in one directory do in the kernel, would add up their
+        deadlines. The first answer ends that, and so does `forget_outages`.
 
         Raises:
             DeadlineExceeded: no answer in time; the call may still be carried out.
@@ -94,7 +95,7 @@ class BlockingClient:
         spec = method_of(method)
         params = spec.positional(args, kwargs)
         begun = time.monotonic()
-        until = begun + deadline_seconds
+        until = self._end_of(_table_of(method), begun, deadline_seconds)
         backoff: Backoff | None = None
         while True:
             try:
@@ -106,9 +107,9 @@ class BlockingClient:
                 error.resent = backoff is not None
                 backoff = backoff or Backoff()
                 wait_seconds = backoff.next_seconds()
-                since = self._note_outage(_table_of(method), error)
-                end = min(until, max(since + deadline_seconds, begun + LEAST_SECONDS))
-                if not error.temporary or time.monotonic() + wait_seconds >= end:
+                self._note_outage(_table_of(method), error, begun)
+                until = min(until, self._end_of(_table_of(method), begun, deadline_seconds))
+                if not error.temporary or time.monotonic() + wait_seconds >= until:
                     raise
             time.sleep(wait_seconds)
             self._look()
@@ -131,21 +132,34 @@ class BlockingClient:
         until = time.monotonic() + deadline_seconds
         return self._try_all(spec, until, spec.positional(args, kwargs))  # type: ignore[no-any-return]
 
+    def forget_outages(self) -> None:
+        """Give each call its whole deadline again: the servers behind all tables have just answered."""
+        self._outages.clear()
+
     def close(self) -> None:
         """Close all connections. A call in flight ends first; later ones fail with Unavailable."""
         for pool in self._pools:
             pool.close()
 
-    def _note_outage(self, table: str, error: QuorumfsError) -> float:
-        """Return since when the servers behind a table are known to be away: now, if one has answered."""
-        now = time.monotonic()
+    def _note_outage(self, table: str, error: QuorumfsError, begun: float) -> None:
+        """Note whether a call that began then has found the servers behind a table to be away."""
         if not isinstance(error, TransportError):
             self._outages.pop(table, None)
-            return now
+            return
+        now = time.monotonic()
+        since = begun if isinstance(error, DeadlineExceeded) else now
         known = self._outages.get(table)
-        since = known.since if known is not None and now - known.seen < FORGOTTEN_SECONDS else now
+        if known is not None and now - known.seen < FORGOTTEN_SECONDS:
+            since = min(since, known.since)
         self._outages[table] = _Outage(since, now)
-        return since
+
+    def _end_of(self, table: str, begun: float, deadline_seconds: float) -> float:
+        """Return until when a call that began then is tried, by what is known of the servers now."""
+        known = self._outages.get(table)
+        if known is None or begun - known.seen >= FORGOTTEN_SECONDS:
+            return begun + deadline_seconds
+        least = min(LEAST_SECONDS, deadline_seconds)
+        return begun + max(least, min(deadline_seconds, known.since + deadline_seconds - begun))
 
     def _try_all(self, spec: Method, until: float, params: list[Any]) -> Any:
         first, count = self._first, len(self._pools)

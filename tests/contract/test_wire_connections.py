@@ -234,6 +234,30 @@ def test_calls_that_wait_for_each_other_do_not_add_up_their_deadlines(
     client.close()
 
 
+def test_calls_that_hang_do_not_add_up_their_deadlines(
+    loop: LoopThread, rpc: Encoding, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wire.blocking.LEAST_SECONDS", 0.05)
+    _, server, real = slow_server(loop)
+    client = BlockingClient([real], rpc)
+
+    def seconds_of_a_call() -> float:
+        begun = time.monotonic()
+        with pytest.raises(DeadlineExceeded):
+            client.call(0.5, BookkeepingMethods.renew, 1000)
+        return time.monotonic() - begun
+
+    assert seconds_of_a_call() >= 0.5
+    assert sum(seconds_of_a_call() for _ in range(4)) < 0.5
+    client.forget_outages()
+    assert seconds_of_a_call() >= 0.5, "a heartbeat was answered meanwhile"
+    assert seconds_of_a_call() < 0.5
+    assert client.call(0.5, BookkeepingMethods.renew, 5) == 5
+    assert seconds_of_a_call() >= 0.5, "a call was answered meanwhile"
+    client.close()
+    loop.run(server.drain())
+
+
 def test_the_blocking_client_tries_each_address(loop: LoopThread, rpc: Encoding, tmp_path: Path) -> None:
     _, server, real = slow_server(loop)
     client = BlockingClient([f"unix:{tmp_path}/nothing", real], rpc)

@@ -29,6 +29,8 @@ class Heartbeats:
             raise answer
         return answer
 
+    def forget_outages(self) -> None: ...
+
 
 def session_of(*answers: Heartbeat | Exception) -> tuple[Session, Heartbeats]:
     client = Heartbeats(*answers)
