@@ -227,6 +227,7 @@ def _inspect(world: World, filesystem: Any, actors: list[Actor], shared: Shared)
         actor.model.certain = False
         if not actor.look(place):
             raise Failure(f"the files of {actor.name} cannot be read when all is well again")
+        actor.links.remove_left(place)
     try:
         shared.check(place)
         shared.check_unlocked(place)
