@@ -21,6 +21,7 @@ from fusefs.inodes import Inode
 from fusefs.ports import NamespacePort
 from fusefs.writeback import Writeback
 from wire.errors import (
+    Interrupted,
     LocksLost,
     QuorumfsError,
     SessionUnknown,
@@ -78,7 +79,7 @@ class FileLocks:
             before = self._keep_certain(wanted, unlocked if wanted.flock else weakened)
             try:
                 self._carry_out(handle, wanted, locked, self._ask)
-            except TransportError:
+            except (TransportError, Interrupted):  # it may be granted
                 self._doubt(wanted, handle)
                 raise
             except QuorumfsError as error:
