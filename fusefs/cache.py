@@ -400,6 +400,7 @@ class PageLedger:
         self._lock = threading.Lock()
         self._versions: OrderedDict[int, int] = OrderedDict()
         self._unsettled: OrderedDict[int, float] = OrderedDict()
+        self._shortened: OrderedDict[int, float] = OrderedDict()
         self._empty: OrderedDict[int, None] = OrderedDict()
         """Inodes that the kernel has no pages of, but such as are to be dropped."""
         self._dropper: PageDropper | None = None
@@ -456,21 +457,29 @@ class PageLedger:
         If it grew, its pages are dropped soon: behind the old end the kernel's last page has zeros, and it
         would show them as soon as it is told a larger size. Else the next open drops them.
 
-        A file that has become shorter is unsettled for a while: until the kernel has taken in all answers to
-        what it asked before, it may take the file to be longer, and fill up with zeros what a read lacks.
+        A file that has another size is unsettled for a while, until the kernel has taken in all answers to
+        what it asked before: it ignores those to what it asked before pages were dropped. It may take the
+        file to be shorter, and end reads there; or to be longer, and fill up with zeros what a read lacks.
         (To drop pages would have it ignore such short reads even more, as it does after every news.)
         """
         if learnt is Learnt.GROWTH:
             self.stale(ino)
         elif learnt:
             self.doubt(ino)
-        if learnt is Learnt.SHRINKAGE:
+        if learnt in (Learnt.GROWTH, Learnt.SHRINKAGE):
+            until = time.monotonic() + UNSETTLED_SECONDS
             with self._lock:
-                _keep_newest(self._unsettled, ino, time.monotonic() + UNSETTLED_SECONDS, self._most)
+                _keep_newest(self._unsettled, ino, until, self._most)
+                if learnt is Learnt.SHRINKAGE:
+                    _keep_newest(self._shortened, ino, until, self._most)
 
     def is_unsettled(self, ino: int) -> bool:
         """Tell whether what is opened now should be read past the kernel's pages."""
         return self._unsettled.get(ino, 0.0) > time.monotonic()
+
+    def is_shortened(self, ino: int) -> bool:
+        """Tell whether a file became shorter elsewhere so lately that the kernel may not know it."""
+        return self._shortened.get(ino, 0.0) > time.monotonic()
 
     def attributes_changed(self, *inodes: int) -> None:
         """Have the kernel ask again: they have changed although it has not asked for that."""

@@ -90,7 +90,7 @@ class Files:
         token = self._names.asking()
         is_coming = not writing and self._ahead.opened(ino, fetch=self._reads_follow)
         brings = self._reads_follow and not writing and not is_coming
-        before = self._names.attributes(ino)
+        before = self._names.attributes(ino) if self._opens.get(ino) is None else None
         ready = self._ahead.take(ino) if is_coming else None
         known = self._open_known(ready) if ready is not None and walk is None else None
         inode, opened = known or self._opens.open(ino, writing, walk, self._pages.changed, brings)
@@ -251,9 +251,9 @@ class Files:
                     raise
         raise AssertionError("the last attempt returns or raises")
 
-    def is_unsettled(self, handle: Handle) -> bool:
+    def is_shortened(self, handle: Handle) -> bool:
         """Tell whether the file became shorter elsewhere so lately that the kernel may not know it."""
-        return self._pages.is_unsettled(handle.inode.ino)
+        return self._pages.is_shortened(handle.inode.ino)
 
     def _plan(self, inode: Inode, start: int, end: int) -> tuple[list[Span[Source]], int, int]:
         """Return where the bytes come from, where the file ends, and of which version this is."""

@@ -56,7 +56,7 @@ class Handle:
         self.brought = False
         """Whether the file's bytes came with the answer to open."""
         self.unsettled = False
-        """Whether the kernel may have taken the file to be longer than it was when it was opened."""
+        """Whether the kernel may not know how long the file was when it was opened."""
         self.uncached = False
         """Whether its reads and writes pass the kernel's page cache by."""
         self.lost: QuorumfsError | None = None

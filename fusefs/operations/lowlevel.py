@@ -345,7 +345,7 @@ class Mount:
             if self._shortenings.misleads(ino, offset, size, len(data)):
                 self._library.reply_error(request, errno.EINTR)
                 return
-            if size > PAGE_BYTES and self._files.is_unsettled(handle):
+            if size > PAGE_BYTES and self._files.is_shortened(handle):
                 # Read ahead by the kernel, which may ignore where this says that the file ends. It asks again
                 # for each page that a program wants, and knows better by then.
                 self._library.reply_error(request, errno.EAGAIN)
@@ -483,7 +483,7 @@ class Mount:
 def _past_pages(handle: Handle) -> bool:
     """Appends go past the kernel's pages: it would take them to be where it thinks that the file ends.
 
-    So do reads while it may take the file to be longer than it is.
+    So do reads while it may take the file to be longer or shorter than it is.
     """
     return handle.appending or handle.unsettled
 

@@ -276,6 +276,36 @@ def test_no_zeros_behind_the_end_of_an_open_file(mounted: Mounted, kind: str) ->
     assert [reader.communicate()[1] for reader in readers] == [b""] * 3
 
 
+def test_an_open_file_has_all_it_had_though_it_grows_again_before_the_first_read(mounted: Mounted) -> None:
+    """The kernel ignores a size that it is told while pages are dropped: reads ended at an old one."""
+    _, first, second = mounted
+    for turn in range(3):
+        here, there = first / f"log-{turn}", second / f"log-{turn}"
+        there.write_bytes(b"at first.")
+        with opened(here) as before:
+            assert os.read(before, 1 << 20) == b"at first."
+            append(there, b"closed.")
+            with opened(here) as file:
+                append(there, b"later.")
+                os.setxattr(first, "user.quorumfs.drop_caches", b"")  # the kernel's next question is asked on
+                assert os.read(file, 1 << 20).startswith(b"at first.closed.")
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[int]:
+    """Open a file to be read, and do nothing else: open() of Python asks for its size."""
+    file = os.open(path, os.O_RDONLY)
+    try:
+        yield file
+    finally:
+        os.close(file)
+
+
+def append(path: Path, record: bytes) -> None:
+    with path.open("ab") as file:
+        file.write(record)
+
+
 FOLLOWER = """
 import os, sys
 content, file = b"", os.open(sys.argv[1], os.O_RDONLY)
