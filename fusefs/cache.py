@@ -399,6 +399,8 @@ class PageLedger:
         self._most = most_entries
         self._lock = threading.Lock()
         self._versions: OrderedDict[int, int] = OrderedDict()
+        self._dropping: OrderedDict[int, int] = OrderedDict()
+        """Of which version they will be once the kernel has dropped them, as an open has told it to."""
         self._unsettled: OrderedDict[int, float] = OrderedDict()
         self._shortened: OrderedDict[int, float] = OrderedDict()
         self._empty: OrderedDict[int, None] = OrderedDict()
@@ -414,17 +416,35 @@ class PageLedger:
         keep = self.opened(ino, version)
         if self._dropper is not None:
             (self._dropper.await_drops if keep else self._dropper.drop_now)(ino)
+        if not keep:
+            self.dropped(ino, version)
 
     def opened(self, ino: int, version: int) -> bool:
-        """Tell whether the kernel may keep its pages at an open that found `version`."""
+        """Tell whether the kernel may keep its pages at an open that found `version`.
+
+        If not, it drops them before the first request by what was opened (`dropped`); until then no other
+        open may keep them, as its answer may be the first that is taken in.
+        """
         with self._lock:
             keep = self._versions.get(ino) == version
-            _keep_newest(self._versions, ino, version, self._most)
+            if keep:
+                self._versions.move_to_end(ino)
+            else:
+                self._versions.pop(ino, None)
+                _keep_newest(self._dropping, ino, version, self._most)
             return keep
+
+    def dropped(self, ino: int, version: int) -> None:
+        """Note that the kernel has dropped its pages, as it was to at an open that found `version`."""
+        with self._lock:
+            if self._dropping.get(ino) == version:
+                del self._dropping[ino]
+                _keep_newest(self._versions, ino, version, self._most)
 
     def committed(self, ino: int, version: int) -> None:
         """Note that this mount made `version` alone: the pages written through it are right."""
         with self._lock:
+            self._dropping.pop(ino, None)
             if self._versions.get(ino) == version - 1:
                 self._versions[ino] = version
             else:
@@ -497,11 +517,13 @@ class PageLedger:
         """Let the next open drop the pages."""
         with self._lock:
             self._versions.pop(ino, None)
+            self._dropping.pop(ino, None)
 
     def doubt_all(self) -> None:
         """Let the next open of every inode drop its pages."""
         with self._lock:
             self._versions.clear()
+            self._dropping.clear()
 
 
 def _keep_newest(entries: OrderedDict[K, T], key: K, value: T, most: int) -> None:

@@ -103,7 +103,10 @@ class Files:
             self._writeback.truncate(inode, 0)
         attributes = inode.base()
         self._names.learn(ready.asked if known and ready else token, attributes)
-        return handle, self._pages.opened(ino, attributes.version)
+        keep = self._pages.opened(ino, attributes.version)
+        if not keep:
+            handle.drops = attributes.version
+        return handle, keep
 
     def _open_known(self, ready: Ready) -> tuple[Inode, Opened] | None:
         """Open a file that was fetched ahead without a call, if it is certainly as it was then."""
@@ -125,8 +128,15 @@ class Files:
         """Return a handle of a file that was just created open."""
         inode = self._opens.adopt(attributes)
         self._pages.created(attributes.ino)
-        self._pages.opened(attributes.ino, attributes.version)
+        if not self._pages.opened(attributes.ino, attributes.version):
+            self._pages.dropped(attributes.ino, attributes.version)
         return self._attach(inode, flags)
+
+    def _note_request(self, handle: Handle) -> None:
+        """Note a request by what was opened: the kernel has taken in the answer to the open."""
+        if handle.drops is not None:
+            self._pages.dropped(handle.inode.ino, handle.drops)
+            handle.drops = None
 
     def _attach(self, inode: Inode, flags: int) -> Handle:
         handle = Handle(inode, flags)
@@ -189,6 +199,7 @@ class Files:
     def release(self, handle: Handle) -> None:
         """Give up a handle; what came after the last flush (from a memory map) is committed now."""
         inode = handle.inode
+        self._note_request(handle)
         with inode.lock:
             inode.handles.discard(handle)
             last_writer = handle.writing and not inode.has_writer()
@@ -235,6 +246,7 @@ class Files:
             ReadRefused: the replicas of a block could not vouch for it.
             LocksLost: the handle had locks, and they are gone.
         """
+        self._note_request(handle)
         self._locks.confirm(handle)
         inode = handle.inode
         self._reads_follow = True
@@ -346,6 +358,7 @@ class Files:
             LocksLost: the handle had locks, and they are gone.
             FileTooLarge.
         """
+        self._note_request(handle)
         self._locks.confirm(handle)
         if handle.error is not None:
             raise handle.error
@@ -391,6 +404,7 @@ class Files:
     def truncate_unopened(self, ino: int, size: int) -> Attributes:
         """Change the size of a file by name, as truncate(2): committed at once if nobody else writes it."""
         handle, _ = self.open(ino, os.O_WRONLY)
+        handle.drops = None  # of this open the kernel knows nothing
         try:
             self._writeback.truncate(handle.inode, size)
             with handle.inode.lock:

@@ -35,6 +35,7 @@ class Handle:
     __slots__ = (
         "appending",
         "brought",
+        "drops",
         "error",
         "inode",
         "lost",
@@ -55,6 +56,8 @@ class Handle:
         self.appending = bool(flags & os.O_APPEND)
         self.brought = False
         """Whether the file's bytes came with the answer to open."""
+        self.drops: int | None = None
+        """Which version was opened, while the kernel may not have dropped its older pages at the open yet."""
         self.unsettled = False
         """Whether the kernel may not know how long the file was when it was opened."""
         self.uncached = False

@@ -143,6 +143,55 @@ def test_pages_are_kept_only_while_the_contents_are_this_mounts(fs: FileSystem, 
     assert read(fs, ino) == b"Between"
 
 
+def test_pages_are_kept_once_an_open_that_drops_them_is_taken_in(fs: FileSystem, server: FakeServer) -> None:
+    """The answer to a later open may be the first that the kernel takes in."""
+    ino = make(fs, b"a", b"old")
+    server.replace(ino, b"theirs")
+    first, keep = fs.files.open(ino, os.O_RDONLY)
+    assert not keep
+    second, keep = fs.files.open(ino, os.O_RDONLY)
+    assert not keep
+    fs.files.read(first, 0, 10)
+    third, keep = fs.files.open(ino, os.O_RDONLY)
+    assert keep
+    for handle in (first, second, third):
+        close(fs, handle)
+
+
+@pytest.mark.parametrize("news", ["a failed write", "another change"])
+def test_an_open_that_is_taken_in_late_has_no_wrong_pages_kept(
+    fs: FileSystem, server: FakeServer, news: str
+) -> None:
+    ino = make(fs, b"a", b"old")
+    server.replace(ino, b"theirs")
+    late, _ = fs.files.open(ino, os.O_RDONLY)
+    if news == "a failed write":
+        writer, _ = fs.files.open(ino, os.O_WRONLY)
+        write(fs, writer, 0, b"failed")
+        server.fail("write_file", WriteFailed())
+        with pytest.raises(WriteFailed):
+            close(fs, writer)
+    else:
+        server.replace(ino, b"theirs again")
+        close(fs, fs.files.open(ino, os.O_RDONLY)[0])
+        fs._pages.doubt(ino)
+    fs.files.read(late, 0, 10)
+    handle, keep = fs.files.open(ino, os.O_RDONLY)
+    assert not keep
+    close(fs, handle)
+    close(fs, late)
+
+
+def test_a_truncation_by_name_has_no_older_pages_kept(fs: FileSystem, server: FakeServer) -> None:
+    ino = make(fs, b"a", b"old content")
+    server.replace(ino, b"other bytes")
+    fs.files.truncate_unopened(ino, 3)
+    assert server.committed(ino) == b"oth"
+    handle, keep = fs.files.open(ino, os.O_RDONLY)
+    assert not keep
+    close(fs, handle)
+
+
 def test_old_dirty_data_is_committed_unless_it_rewrites_a_file(server: FakeServer) -> None:
     fs = file_system(server, age_seconds=0)
     log_ino, rewritten_ino = make(fs, b"log", b"one\n"), make(fs, b"rewritten", b"old")
