@@ -168,7 +168,7 @@ def test_what_a_failed_write_put_is_abandoned(fs: FileSystem, server: FakeServer
     handle, _ = fs.files.open(ino, os.O_WRONLY)
     write(fs, handle, 0, b"x" * 3 * MIB)
     wait_until(lambda: len(server.blocks) > len(kept) + 1, 5, "blocks are put")
-    server.fail("put_block", NoSpace("full"), NoSpace("full"))
+    server.fail("put_block", NoSpace("full"))
     with pytest.raises(NoSpace):
         write(fs, handle, 3 * MIB, b"y" * 3 * MIB)
         fs.files.flush(handle)
