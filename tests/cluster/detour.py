@@ -18,6 +18,7 @@ from typing import Any, Literal, Self
 
 import msgpack
 
+from tests.cluster.passing import accept_pairs
 from tools.cluster import LocalCluster
 from tools.health import await_writable
 from wire.config import ClusterConfig, dumps
@@ -76,7 +77,8 @@ class Proxy:
         self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
         self.trap: Trap | None = None
         self._sockets: set[socket.socket] = set()
-        threading.Thread(target=self._accept, daemon=True).start()
+        pairs = (self._listener, self._upstream, self._join)
+        threading.Thread(target=accept_pairs, args=pairs, daemon=True).start()
 
     def __enter__(self) -> Self:
         return self
@@ -91,26 +93,14 @@ class Proxy:
         for connected in list(self._sockets):
             _shut(connected)
 
-    def _accept(self) -> None:
-        while True:
-            try:
-                client, _ = self._listener.accept()
-            except OSError:
-                return
-            try:
-                server = socket.create_connection(self._upstream)
-            except OSError:
-                client.close()
-                continue
-            for connected in (client, server):
-                connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                self._sockets.add(connected)
-            swallowed: dict[int, int] = {}
-            for source, sink, look in (
-                (client, server, self._looks_at_requests(swallowed)),
-                (server, client, self._looks_at_answers(swallowed)),
-            ):
-                threading.Thread(target=self._pump, args=(source, sink, look), daemon=True).start()
+    def _join(self, client: socket.socket, server: socket.socket) -> None:
+        self._sockets |= {client, server}
+        swallowed: dict[int, int] = {}
+        for source, sink, look in (
+            (client, server, self._looks_at_requests(swallowed)),
+            (server, client, self._looks_at_answers(swallowed)),
+        ):
+            threading.Thread(target=self._pump, args=(source, sink, look), daemon=True).start()
 
     def _pump(self, source: socket.socket, sink: socket.socket, passes: Callable[[list[Any]], bool]) -> None:
         unpacker = msgpack.Unpacker(strict_map_key=False, unicode_errors="surrogateescape")

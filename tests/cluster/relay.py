@@ -13,6 +13,7 @@ import time
 from contextlib import suppress
 from typing import Literal, Self
 
+from tests.cluster.passing import accept_pairs
 from tools.cluster import LocalCluster
 from wire.config import ClusterConfig, Deadlines, dumps
 
@@ -64,7 +65,8 @@ class Relay:
             self._listen()
 
     def _listen(self) -> None:
-        threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
+        pairs = (self._listener, self._upstream, self._join)
+        threading.Thread(target=accept_pairs, args=pairs, daemon=True).start()
 
     def _stop_listening(self) -> None:
         with suppress(OSError):
@@ -75,22 +77,10 @@ class Relay:
         for connected in list(self._connections):
             _shut(connected)
 
-    def _accept(self, listener: socket.socket) -> None:
-        while True:
-            try:
-                client, _ = listener.accept()
-            except OSError:
-                return
-            try:
-                server = socket.create_connection(self._upstream)
-            except OSError:
-                client.close()
-                continue
-            for connected in (client, server):
-                connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                self._connections.add(connected)
-            for source, sink, answers in ((client, server, False), (server, client, True)):
-                threading.Thread(target=self._pump, args=(source, sink, answers), daemon=True).start()
+    def _join(self, client: socket.socket, server: socket.socket) -> None:
+        self._connections |= {client, server}
+        for source, sink, answers in ((client, server, False), (server, client, True)):
+            threading.Thread(target=self._pump, args=(source, sink, answers), daemon=True).start()
 
     def _pump(self, source: socket.socket, sink: socket.socket, answers: bool) -> None:
         try:
