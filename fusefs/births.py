@@ -13,8 +13,9 @@ import threading
 import time
 from collections.abc import Callable
 
-from fusefs.cache import NameCache, PageLedger
+from fusefs.cache import NameCache
 from fusefs.inodes import Inode
+from fusefs.pages import PageLedger
 from fusefs.ports import BlockPort, NamespacePort
 from wire.errors import QuorumfsError
 from wire.messages import AttributeChanges, Attributes, Birth, Commit

@@ -11,11 +11,12 @@ import time
 
 from fusefs.ahead import FilesAhead, Ready, only_block
 from fusefs.births import Births
-from fusefs.cache import NameCache, PageLedger
+from fusefs.cache import NameCache
 from fusefs.extents import Span
 from fusefs.handles import Handle, OpenInodes
 from fusefs.inodes import END_OF_FILE, Inode, PendingBlock, Source, Unfinished, compare_sizes
 from fusefs.locks import FileLocks
+from fusefs.pages import PageLedger
 from fusefs.ports import BlockPort, NamespacePort, WritePermission
 from fusefs.readahead import BlockReader, follows
 from fusefs.walks import Walk

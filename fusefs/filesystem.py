@@ -14,12 +14,13 @@ from collections.abc import Sequence
 
 from fusefs.ahead import FilesAhead
 from fusefs.births import Births
-from fusefs.cache import CAPABILITY, Asked, NameCache, PageDropper, PageLedger
+from fusefs.cache import CAPABILITY, Asked, NameCache
 from fusefs.files import Files
 from fusefs.grant import Grant
 from fusefs.handles import DirectoryHandle, Handle, OpenInodes
 from fusefs.keeping import Keeping
 from fusefs.locks import FileLocks
+from fusefs.pages import PageDropper, PageLedger
 from fusefs.patience import Patience
 from fusefs.ports import BlockPort, NamespacePort, WritePermission
 from fusefs.readahead import BlockReader

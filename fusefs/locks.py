@@ -15,9 +15,9 @@ import threading
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from fusefs.cache import PageLedger
 from fusefs.handles import Handle
 from fusefs.inodes import Inode
+from fusefs.pages import PageLedger
 from fusefs.ports import NamespacePort
 from fusefs.writeback import Writeback
 from wire.errors import (

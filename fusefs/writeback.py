@@ -17,9 +17,10 @@ from contextlib import suppress
 from functools import partial
 
 from fusefs.budget import Budget
-from fusefs.cache import NameCache, PageLedger
+from fusefs.cache import NameCache
 from fusefs.commits import divide, record_of
 from fusefs.inodes import ChangeSet, Inode, PendingBlock, Unfinished
+from fusefs.pages import PageLedger
 from fusefs.patience import LOOK_SECONDS, MOST_WAITING, Patience
 from fusefs.ports import BlockPort, NamespacePort
 from wire.digest import BLOCK_BYTES, block_digest
