@@ -27,7 +27,8 @@ from typing import Any
 from fusefs.files import PAGE_BYTES
 from fusefs.filesystem import FileSystem
 from fusefs.handles import DirectoryHandle, Handle
-from fusefs.operations import BLOCK_SIZE_TOLD, ROOM_UNIT_BYTES, MountOptions, errno_of, listing
+from fusefs.operations import MountOptions, errno_of, listing
+from fusefs.operations.attributes import SET_SIZE, changes_of, entry_of, room_of, status_of
 from fusefs.operations.dropping import PageDrops
 from fusefs.operations.locking import Waiters, lock_range, record_lock, signed
 from fusefs.operations.shortening import Shortenings
@@ -37,15 +38,13 @@ from fusefs.operations.structures import (
     EntryParameters,
     FileInfo,
     Library,
-    Stat,
-    StatVfs,
     loop_configuration,
 )
 from fusefs.patience import MOST_WAITING
 from wire.config import ConfigError
 from wire.errors import NotFound, WouldBlock
 from wire.locks import LAST
-from wire.messages import AttributeChanges, Attributes, FileLock
+from wire.messages import Attributes, FileLock
 
 log = logging.getLogger(__name__)
 
@@ -62,9 +61,6 @@ AUTO_INVAL_DATA, READDIRPLUS, READDIRPLUS_AUTO, HANDLE_KILLPRIV = 1 << 12, 1 << 
 WANTED = ASYNC_READ | ATOMIC_O_TRUNC | PARALLEL_DIROPS | POSIX_LOCKS | FLOCK_LOCKS | READDIRPLUS
 UNWANTED = AUTO_INVAL_DATA | READDIRPLUS_AUTO | HANDLE_KILLPRIV
 """Pages are dropped at open instead; the kernel clears the set-id bits, but for FileSystem.drop_set_id."""
-
-SET_MODE, SET_UID, SET_GID, SET_SIZE = 1 << 0, 1 << 1, 1 << 2, 1 << 3
-SET_ATIME, SET_MTIME, SET_ATIME_NOW, SET_MTIME_NOW = 1 << 4, 1 << 5, 1 << 7, 1 << 8
 
 
 def mount(filesystem: FileSystem, options: MountOptions) -> None:
@@ -220,7 +216,7 @@ class Mount:
     def _entry(self, request: int, attributes: Attributes, parent: int, name: bytes) -> None:
         self._drops.after(
             attributes.ino,
-            lambda: self._answer_entry(request, _entry_of(attributes), attributes, parent, name),
+            lambda: self._answer_entry(request, entry_of(attributes), attributes, parent, name),
         )
 
     def _answer_entry(
@@ -268,25 +264,13 @@ class Mount:
                 self._files.truncate(self._handles[file.contents.fh], values.st_size)
             else:
                 attributes = self._files.truncate_unopened(ino, values.st_size)
-        now = time.time_ns()
-        changes = AttributeChanges(
-            mode=stat.S_IMODE(values.st_mode) if to_set & SET_MODE else None,
-            uid=values.st_uid if to_set & SET_UID else None,
-            gid=values.st_gid if to_set & SET_GID else None,
-            atime_ns=now
-            if to_set & SET_ATIME_NOW
-            else (_nanoseconds(values.st_atimespec) if to_set & SET_ATIME else None),
-            mtime_ns=now
-            if to_set & SET_MTIME_NOW
-            else (_nanoseconds(values.st_mtimespec) if to_set & SET_MTIME else None),
-        )
+        changes = changes_of(values, to_set, time.time_ns())
         if any(value is not None for value in changes):
             attributes = self._fs.setattr(ino, changes)
         self._attributes(request, attributes or self._fs.getattr(ino))
 
     def _attributes(self, request: int, attributes: Attributes) -> None:
-        status = Stat()
-        _fill(status, attributes)
+        status = status_of(attributes)
         self._drops.after(attributes.ino, lambda: self._answer_attributes(request, status, attributes))
 
     def _answer_attributes(self, request: int, status: Any, attributes: Attributes) -> None:
@@ -295,15 +279,7 @@ class Mount:
         self._check_kept(seconds, (0, b"", attributes.ino))
 
     def statfs(self, request: int, _ino: int) -> None:
-        usage = self._fs.usage()
-        room = StatVfs()
-        room.f_bsize = room.f_frsize = ROOM_UNIT_BYTES
-        room.f_blocks = usage.total_bytes // ROOM_UNIT_BYTES
-        room.f_bfree = room.f_bavail = usage.free_bytes // ROOM_UNIT_BYTES
-        room.f_files = usage.files
-        room.f_ffree = room.f_favail = usage.free_files
-        room.f_namemax = 255
-        self._library.reply_room(request, byref(room))
+        self._library.reply_room(request, byref(room_of(self._fs.usage())))
 
     # files
 
@@ -313,7 +289,7 @@ class Mount:
         attributes, handle = self._fs.create(parent, name, mode, who.uid, who.gid, info.flags)
         info.fh = self._keep(handle)
         info.direct_io = handle.uncached = _past_pages(handle)
-        entry = _entry_of(attributes)
+        entry = entry_of(attributes)
         entry.attr_timeout = self._keeping.new_seconds(attributes)
         if self._library.reply_create(request, byref(entry), file) != 0:
             self._files.release(self._handles.pop(info.fh))
@@ -486,39 +462,3 @@ def _past_pages(handle: Handle) -> bool:
     So do reads while it may take the file to be longer or shorter than it is.
     """
     return handle.appending or handle.unsettled
-
-
-def _nanoseconds(moment: Any) -> int:
-    return int(moment.tv_sec) * 1_000_000_000 + int(moment.tv_nsec)
-
-
-def _entry_of(attributes: Attributes) -> EntryParameters:
-    entry = EntryParameters()
-    entry.ino = attributes.ino
-    _fill(entry.attr, attributes)
-    return entry
-
-
-def _fill(status: Any, attributes: Attributes) -> None:
-    (
-        status.st_ino,
-        status.st_mode,
-        status.st_nlink,
-        status.st_uid,
-        status.st_gid,
-        status.st_rdev,
-        status.st_size,
-        allocated_bytes,
-        atime_ns,
-        mtime_ns,
-        ctime_ns,
-        _,
-    ) = attributes
-    status.st_blksize = BLOCK_SIZE_TOLD
-    status.st_blocks = -(-allocated_bytes // 512)
-    for moment, value in (
-        (status.st_atimespec, atime_ns),
-        (status.st_mtimespec, mtime_ns),
-        (status.st_ctimespec, ctime_ns),
-    ):
-        moment.tv_sec, moment.tv_nsec = divmod(value, 1_000_000_000)
