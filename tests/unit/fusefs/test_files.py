@@ -182,7 +182,7 @@ def test_an_open_that_is_taken_in_late_has_no_wrong_pages_kept(
     close(fs, late)
 
 
-def test_a_truncation_by_name_has_no_older_pages_kept(fs: FileSystem, server: FakeServer) -> None:
+def test_the_open_within_a_truncation_by_name_is_not_the_kernels(fs: FileSystem, server: FakeServer) -> None:
     ino = make(fs, b"a", b"old content")
     server.replace(ino, b"other bytes")
     fs.files.truncate_unopened(ino, 3)
