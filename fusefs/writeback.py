@@ -260,11 +260,12 @@ class Writeback:
             asked = self._names.asking()
             try:
                 attributes = self._carry_out(inode, change, durable)
-            except QuorumfsError as error:
-                if change.sent and not _is_final(error):
+            except Exception as error:
+                told = error if isinstance(error, QuorumfsError) else QuorumfsError(f"a defect: {error!r}")
+                if change.sent and not _is_final(told):
                     _keep(inode, _blocks_of(change))
                     inode.birth = None  # it may have been made; if not, no other commit shall make it
-                self.fail(inode, error, change=change)
+                self.fail(inode, told, change=change)
                 raise
             birth = inode.birth
             with inode.lock:

@@ -16,7 +16,7 @@ from fusefs.handles import Handle
 from tests.support import take_seed
 from tests.unit.fusefs.fakes import FakeServer
 from tests.unit.fusefs.work import close, make, read, write
-from wire.errors import SessionUnknown, WriteFailed
+from wire.errors import QuorumfsError, SessionUnknown, WriteFailed
 from wire.messages import Attributes
 
 
@@ -223,3 +223,22 @@ def test_pages_filled_since_the_last_drop_are_dropped_at_a_write_past_them(
     write(fs, handle, 0, b"1")
     close(fs, handle)
     assert dropper.sizes == [5, 7, 7], "of a new file the kernel has no pages"
+
+
+def test_a_commit_that_fails_in_a_way_that_nobody_foresaw_has_nobody_wait_for_ever(
+    server: FakeServer, fs: FileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ino, handle = open_log(fs)
+    write(fs, handle, 4, b"one.")
+
+    def fail() -> None:
+        server.replace(ino, b"old.another.")
+        raise ValueError("not foreseen")
+
+    meanwhile(server, monkeypatch, "before", fail)
+    with pytest.raises(ValueError, match="not foreseen"):
+        fs.files.flush(handle)
+    assert not handle.inode.is_changed()
+    assert read(fs, ino) == b"old.another."
+    with pytest.raises(QuorumfsError, match="not foreseen"):
+        close(fs, handle)
