@@ -16,6 +16,8 @@ WINDOW_SECONDS = 10.0
 """The rate is that of the newest so much working time."""
 LEAST_BLOCKS = 8
 """The rate is that of so many blocks at least, however long they took."""
+LEAST_SECONDS = 1.0
+"""What is left is not estimated before so much working time: the first blocks are no measure."""
 LEAST_SPREAD = 0.2
 """By so much of their time steps must differ, by blocks and by bytes, to tell what costs how much."""
 STEP_SECONDS = 0.5
@@ -102,6 +104,10 @@ class WorkClock:
         while len(self._points) > 1 and self._is_old(self._points[1], seconds):
             self._points.popleft()
 
+    def has_begun(self, now: float) -> bool:
+        """Tell whether work has gone on for long enough to judge by."""
+        return self._seconds(now) >= LEAST_SECONDS
+
     def rate(self, now: float) -> Rate:
         """Return the rate; it falls while work goes on and nothing gets done."""
         seconds = self._seconds(now)
@@ -168,7 +174,7 @@ class RefillProgress:
     def as_data(self, now: float) -> dict[str, Any]:
         """Return the progress as plain data, with the rate and the time left.
 
-        `eta_seconds` is None while it is not known what is left, or how fast it goes.
+        `eta_seconds` is None while it is not known what is left, or not for long enough how fast it goes.
         """
         rate = self.work.rate(now)
         blocks_left = max(self.blocks_total - self.blocks_done, 0)
@@ -176,7 +182,8 @@ class RefillProgress:
         eta_seconds = rate.seconds_for(blocks_left, bytes_left)
         if eta_seconds is not None and self.most_bytes_per_second:
             eta_seconds = max(eta_seconds, bytes_left / self.most_bytes_per_second)
-        unknown = self.running and (self.comparing or not self.blocks_total)
+        begun = self.work.has_begun(now) or not blocks_left
+        unknown = self.running and (self.comparing or not self.blocks_total or not begun)
         stopped = not self.running and blocks_left
         return {
             "server": self.server,

@@ -301,7 +301,8 @@ class Refills:
         counts = await self._metadata.ask(BookkeepingMethods.lag_counts)
         lag = sum(each.blocks for each in counts if each.server == server.number)
         lag_bytes = sum(each.bytes for each in counts if each.server == server.number)
-        progress.found(lag, lag_bytes)
+        unknown, unknown_bytes = await self._estimate_unknown(server, lag) if lag else (0, 0)
+        progress.found(lag + unknown, lag_bytes + unknown_bytes)
         mended = 0
         while lag and (page := await self._metadata.ask(BookkeepingMethods.lagging, server.number, PAGE)):
             filled = await self._fill_all(server, page, progress)
@@ -310,6 +311,16 @@ class Refills:
                 self._behind.add(server.number)
                 break
         return lag, mended
+
+    async def _estimate_unknown(self, server: Server, lag: int) -> tuple[int, int]:
+        """Return how many blocks a server seems to lack besides those known to lag, and their bytes.
+
+        A blank one does, and a comparison will find them: who looks at the progress wants to know it before.
+        """
+        committed = await self._metadata.ask(BookkeepingMethods.counts)
+        status = await server.call(self._metadata.deadline_seconds, CommonMethods.status)
+        unknown = max(0, committed["blocks"] - lag - status["blocks"])
+        return unknown, unknown * committed["block_bytes"] // max(1, committed["blocks"])
 
     async def _fill_all(self, server: Server, records: list[BlockRecord], progress: RefillProgress) -> int:
         """Fill those of these blocks that a server lacks, and say so. Returns how many it has then."""
