@@ -118,6 +118,15 @@ def decode_log_header(raw: bytes) -> LogHeader | None:
     return LogHeader(salts, sums, big_endian) if sums == tuple(written) else None
 
 
+def count_restarts(before: bytes, after: bytes) -> int:
+    """Return how often a log with the salts `before` was begun over until it had `after`, modulo 2^32.
+
+    SQLite adds one to the first salt each time. The second is random, so both are needed to tell that two are
+    the same; and a log begun where there was none has two random ones, so that the number says nothing.
+    """
+    return (int.from_bytes(after[:4], "big") - int.from_bytes(before[:4], "big")) & _WORD
+
+
 def number_offset(frame: int) -> int:
     """Return where the shared memory has the page number of a frame (from 1), a 32-bit word.
 

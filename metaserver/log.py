@@ -129,7 +129,7 @@ class Checkpointer:
         if self._connection is None:
             self._connection = pages.connect(self._store.path, isolation_level=None)
             self._connection.execute("PRAGMA synchronous = NORMAL")
-        self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+        self._store.log_mark.checkpoint(self._connection.execute)
 
     def close(self) -> None:
         """Close the connection, in its own thread, after what is in flight."""

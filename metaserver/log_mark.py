@@ -5,8 +5,14 @@ after each sync of the log it is noted which log that was (its salts) and how ma
 that has fewer at the next start has lost what was acknowledged, and the start is refused. The note itself is
 not synced: a power loss leaves an older one, which asks for less. A log that is gone as a whole, or whose
 beginning is damaged, is refused too, unless it was noted, durably and before the log was emptied, that all of
-it is in the database. A log that was begun anew is not judged: SQLite does that when all is in the database.
-Threading: any thread; `retire` in that of the database's only connection that writes.
+it is in the database.
+
+A whole log that an older one took the place of is refused as well: of a log that was begun over (SQLite does
+that when all is in the database) the salts tell which is newer. A log that is begun where there is none has
+random salts: that this may happen is noted durably before, and its salts before the server serves.
+Every order of crashes and power losses must leave a database that is not refused:
+docs/decisions/0012-checksums-of-pages.md goes through them.
+Threading: any thread; `begin` and `retire` in that of the database's only connection that writes.
 """
 
 from __future__ import annotations
@@ -19,6 +25,7 @@ import threading
 import zlib
 from collections.abc import Callable
 from contextlib import closing
+from enum import IntEnum
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,18 +33,33 @@ from metaserver import frames, pages
 from wire.config import ConfigError
 
 SUFFIX = "-mark"
+RESTARTS_MAX = 1 << 16
+"""So often at most a log is begun over without that this is noted, once after nearly each checkpoint.
+
+Of logs with random salts, one in 65,536 looks like one that was begun over so often.
+"""
 
 logger = logging.getLogger("metaserver")
 
-_CHECKED = struct.Struct("<8sI?3xI")
+_CHECKED = struct.Struct("<8sIB3xI")
+
+
+class Need(IntEnum):
+    """Whether the log that the mark names is needed."""
+
+    NEEDED = 0
+    MOVED = 1
+    """All of it is in the database; another one may have been begun where there was none."""
+    LAST = 2
+    """All of it is in the database, and no log was begun since but this one over."""
 
 
 class Durable(NamedTuple):
-    """Which log, how many of its frames, and whether all that they have is in the database."""
+    """Which log, how many of its frames, and whether it is needed."""
 
     salts: bytes
     frames: int
-    moved: bool = False
+    need: Need = Need.NEEDED
 
 
 def mark_file(database: Path) -> Path:
@@ -63,8 +85,32 @@ class LogMark:
         self._database = database
         self._shared = self._mark = -1
         self._failing = False
-        self._retired = Durable(b"", 0)
+        self._noted: Durable | None = None
+        """What was noted last since `begin`."""
         self._lock = threading.Lock()
+
+    def begin(self) -> None:
+        """Refuse a wrong log; note that a log may be begun, if there is none. Before any connection is open.
+
+        Raises:
+            ConfigError: the log is gone, damaged, or older than what was durable.
+            OSError: the mark can neither be written nor be removed.
+            sqlite3.Error: the database cannot be read.
+        """
+        marked = _marked(self._database)
+        if marked is None:
+            return
+        found = _find_log(self._database)
+        _refuse_wrong_log(self._database, marked, found)
+        if found is None or not found.frames:
+            self._expect_any_log()
+            self._noted = None
+
+    def _expect_any_log(self) -> None:
+        """Note that a log may follow whose salts say nothing."""
+        marked = self._noted or _marked(self._database)
+        if marked and marked.need is not Need.MOVED:
+            self._note_durably(marked._replace(need=Need.MOVED))
 
     def look(self) -> Durable | None:
         """Return what is committed now; None if there is no log, or it is being changed at this moment."""
@@ -77,24 +123,31 @@ class LogMark:
         return _decode(os.pread(self._shared, 2 * frames.SHARED_HEADER.size, 0))
 
     def keep(self, durable: Durable | None) -> None:
-        """Note what was committed before a sync that has ended since.
+        """Note what was committed before a sync that has ended since: durably, if it is the first of a log.
 
         Where that cannot be written, the mark stays as it was, and asks for less.
         """
         with self._lock:
-            if durable is None or not durable.frames or self._was_retired(durable):
+            if durable is None or not durable.frames or not self._is_news(durable):
                 return
             try:
                 self._write(durable)
+                if self._noted is None or self._noted.salts != durable.salts:
+                    os.fdatasync(self._mark)
+                self._noted = durable
                 self._failing = False
             except OSError as error:
                 if not self._failing:
                     logger.warning("how far the log is durable cannot be noted: %s", error)
                 self._failing = True
 
-    def _was_retired(self, durable: Durable) -> bool:
-        """Tell whether that was looked at before all of it was noted to be in the database."""
-        return durable.salts == self._retired.salts and durable.frames <= self._retired.frames
+    def _is_news(self, durable: Durable) -> bool:
+        """Tell whether that is not behind what is noted: it was looked at before others noted something."""
+        if self._noted is None:
+            return True
+        if durable.salts == self._noted.salts:
+            return durable.frames > self._noted.frames
+        return frames.count_restarts(self._noted.salts, durable.salts) < 1 << 31
 
     def _write(self, durable: Durable) -> None:
         if self._mark < 0:
@@ -118,15 +171,34 @@ class LogMark:
         if durable is None or busy or not 0 <= pages_logged == pages_moved:
             return False
         if durable.frames:
-            self._note_moved(durable)
+            self._note_durably(durable._replace(need=Need.LAST))
+        else:
+            self._expect_any_log()  # on a full disk it may be emptied any number of times
         return True
 
-    def _note_moved(self, durable: Durable) -> None:
-        """Note durably that the log is not needed any more. Without room for that, nothing is known of it."""
+    def checkpoint(self, execute: Callable[[str], sqlite3.Cursor]) -> None:
+        """Move what nobody reads of the log into the database, and note how far that was.
+
+        Args:
+            execute: of any connection, which must be that of this thread.
+
+        Raises:
+            sqlite3.Error: it cannot be moved.
+        """
+        before = self.look()
+        (_, _, pages_moved), *_ = execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+        after = self.look()
+        if before is None or after is None or pages_moved < 0:
+            return
+        # SQLite makes durable what it moves; it begins the log over when all of it was moved
+        self.keep(after._replace(frames=pages_moved) if after.salts == before.salts else before)
+
+    def _note_durably(self, durable: Durable) -> None:
+        """Note that the log is not needed any more. Without room for that, nothing is known of it."""
         with self._lock:
-            self._retired = durable
+            self._noted = durable
             try:
-                self._write(durable._replace(moved=True))
+                self._write(durable)
                 os.fdatasync(self._mark)
             except OSError as error:
                 logger.warning("that the log is in the database cannot be noted: %s", error)
@@ -134,10 +206,16 @@ class LogMark:
                 self._close_mark()
 
     def close(self) -> None:
-        """Let go, after the database was closed, the last connection of which may have removed the log."""
+        """Let go, after the database was closed, the last connection of which may have removed the log.
+
+        Not to be called if `begin` refused: it would take a log that is gone for one that is not needed.
+        """
         marked = _marked(self._database)
-        if marked and not marked.moved and not _log_file(self._database).exists():
-            self._note_moved(marked)
+        if marked and not _log_file(self._database).exists():
+            last = self.look() if self._shared >= 0 else None
+            last = (last if last and last.frames else marked)._replace(need=Need.LAST)
+            if last != marked:
+                self._note_durably(last)
         self._close_mark()
         if self._shared >= 0:
             os.close(self._shared)
@@ -149,42 +227,72 @@ class LogMark:
             self._mark = -1
 
 
-def refuse_damaged_log(database: Path) -> None:
-    """Refuse a log that is gone, or ends before what was durable. This process must not have it open.
+def _find_log(database: Path) -> Durable | None:
+    """Return which log is there and how many frames of it SQLite takes; None if it takes it for no log.
 
     It is looked at read-only: the end of another connection would move the rest into the database and delete
     the log, and nobody would ever know.
 
     Raises:
-        ConfigError: it does.
         sqlite3.Error: the database cannot be read.
     """
-    marked = _marked(database)
-    if marked is None or marked.moved:
-        return
-    if _begin_of_log(database) is None:
+    try:
+        with _log_file(database).open("rb") as log:
+            raw = log.read(frames.LOG_HEADER_BYTES + 1)
+        if len(raw) <= frames.LOG_HEADER_BYTES or frames.decode_log_header(raw) is None:
+            return None
+        with closing(pages.connect(database, read_only=True)) as connection:
+            connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+            return _decode(_shared_file(database).read_bytes()[: 2 * frames.SHARED_HEADER.size])
+    except FileNotFoundError:
+        return None
+
+
+def _refuse_wrong_log(database: Path, marked: Durable, found: Durable | None) -> None:
+    """Refuse a log that is gone, ends before what was durable, or is older. Raises ConfigError."""
+    log = _log_file(database)
+    if found is None:
+        if marked.need is Need.NEEDED:
+            raise ConfigError(
+                f"{log}, the log of the metadata database, is gone or damaged at its beginning, "
+                "and it had changes that are nowhere else: put the file back if you have it; otherwise "
+                f"{pages.ADVICE}"
+            )
+    elif found.salts == marked.salts:
+        if found.frames < marked.frames:
+            _refuse_short_log(log, marked, found)
+    elif marked.need is not Need.MOVED and not (
+        0 < frames.count_restarts(marked.salts, found.salts) < RESTARTS_MAX
+    ):
+        _refuse_older_log(log, marked)
+
+
+def _refuse_short_log(log: Path, marked: Durable, found: Durable) -> None:
+    if marked.need is not Need.NEEDED:
+        _refuse_older_log(log, marked)
+    raise ConfigError(
+        f"{log} is damaged: {marked.frames - found.frames} of its last pages, which were durable, are lost; "
+        f"{pages.ADVICE}"
+    )
+
+
+def _refuse_older_log(log: Path, marked: Durable) -> None:
+    what = f"{log} is not the last log of the metadata database, but an older one, or of another database"
+    if marked.need is Need.NEEDED:
         raise ConfigError(
-            f"{_log_file(database)}, the log of the metadata database, is gone or damaged at its beginning, "
-            "and it had changes that are nowhere else: put the file back if you have it; otherwise "
-            f"{pages.ADVICE}"
+            f"{what}; the last one had changes that are nowhere else: put that file back if you have it; "
+            f"otherwise {pages.ADVICE}"
         )
-    with closing(pages.connect(database, read_only=True)) as connection:
-        connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
-        lost = _lost_frames(database, marked)
-    if lost:
-        raise ConfigError(
-            f"{database}-wal is damaged: {lost} of its last pages, which were durable, are lost; "
-            f"{pages.ADVICE}"
-        )
+    raise ConfigError(f"{what}; the database has all changes without it: move it away, and start again")
 
 
 def _marked(database: Path) -> Durable | None:
     """Return what was noted last, if it is whole."""
     try:
-        salts, count, moved, checksum = _CHECKED.unpack(mark_file(database).read_bytes())
-    except (FileNotFoundError, struct.error):
+        salts, count, need, checksum = _CHECKED.unpack(mark_file(database).read_bytes())
+        marked = Durable(salts, count, Need(need))
+    except (FileNotFoundError, struct.error, ValueError):
         return None
-    marked = Durable(salts, count, moved)
     return marked if checksum == _checksum(marked) else None
 
 
@@ -193,27 +301,7 @@ def _encode(durable: Durable) -> bytes:
 
 
 def _checksum(durable: Durable) -> int:
-    return zlib.crc32(durable.salts, 2 * durable.frames + durable.moved)
-
-
-def _begin_of_log(database: Path) -> frames.LogHeader | None:
-    """Return the header of the log; None if there is no log, or it is damaged there."""
-    try:
-        with _log_file(database).open("rb") as log:
-            return frames.decode_log_header(log.read(frames.LOG_HEADER_BYTES))
-    except FileNotFoundError:
-        return None
-
-
-def _lost_frames(database: Path, marked: Durable) -> int:
-    """Return how many durable frames the log lacks, as SQLite has just read it."""
-    try:
-        found = _decode(_shared_file(database).read_bytes()[: 2 * frames.SHARED_HEADER.size])
-    except FileNotFoundError:
-        return 0
-    if found is None or found.salts != marked.salts:
-        return 0
-    return max(0, marked.frames - found.frames)
+    return zlib.crc32(durable.salts, 2 * durable.frames + durable.need)
 
 
 def _decode(raw: bytes) -> Durable | None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from metaserver import pages
 from metaserver.directory import Directory
-from metaserver.log_mark import LogMark, refuse_damaged_log
+from metaserver.log_mark import LogMark
 from metaserver.schema import APPLICATION_ID, FORMAT_VERSION
 from wire.config import ConfigError
 from wire.messages import ROOT_INODE, BlockRecord
@@ -36,9 +36,10 @@ def opened(directory: Path, cluster: str) -> Iterator[sqlite3.Connection]:
     with ExitStack() as stack:
         stack.callback(Directory(directory, cluster).close)
         pages.refuse_unstamped(database)
+        mark = LogMark(database)
         with told_in_one_line(database):
-            refuse_damaged_log(database)
-        mark = stack.enter_context(closing(LogMark(database)))
+            mark.begin()
+        stack.callback(mark.close)
         connection = stack.enter_context(closing(pages.connect(database, isolation_level=None)))
         refuse_foreign(connection, database)
         connection.execute("PRAGMA synchronous = FULL")

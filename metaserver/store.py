@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from metaserver import answers, fence, pages, sums
-from metaserver.log_mark import LogMark, mark_file, refuse_damaged_log
+from metaserver.log_mark import LogMark, mark_file
 from metaserver.schema import ADDED_SCHEMA, APPLICATION_ID, FORMAT_VERSION, SCHEMA
 from wire.config import ConfigError
 from wire.errors import (
@@ -92,7 +92,6 @@ class Store:
         self.log_mark = LogMark(path)
         try:
             self._prepare(path, complete)
-            refuse_damaged_log(path)
             self._connection = pages.connect(path, isolation_level=None, cached_statements=256, timeout=1.0)
             self.execute = self._connection.execute
             self.executemany = self._connection.executemany
@@ -118,14 +117,14 @@ class Store:
                 f"{path}: the database is damaged or cannot be used ({error}); {pages.ADVICE}"
             ) from None
 
-    @staticmethod
-    def _prepare(path: Path, complete: bool) -> None:
+    def _prepare(self, path: Path, complete: bool) -> None:
         try:
             if not complete and not (path.exists() and path.stat().st_size):
                 mark_file(path).unlink(missing_ok=True)  # of a database that is gone
                 pages.create(path)
             pages.refuse_unstamped(path)
             sums.begin(path)
+            self.log_mark.begin()
         except OSError as error:
             raise ConfigError(f"{path}: cannot be used: {error.strerror}") from None
 

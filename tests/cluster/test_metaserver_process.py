@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -301,3 +302,44 @@ def test_a_directory_that_cannot_be_used_is_refused_in_one_line(make_cluster: Cl
         assert len(refused.stderr.strip().splitlines()) == 1
     assert "belongs to" in foreign.stderr
     assert "damaged" in damaged.stderr
+
+
+@pytest.mark.damages("an older log is put back")
+def test_an_older_log_put_back_is_refused_in_one_line(make_cluster: ClusterFactory) -> None:
+    cluster = make_cluster(servers=1, read_quorum=1, write_quorum=1)
+    log = cluster.directory / "meta" / "meta.sqlite-wal"
+
+    def make(name: bytes) -> None:
+        with closing(connect(cluster)) as client:
+            session = client.call(5.0, NamespaceMethods.open_session, "test").session
+            client.call(
+                5.0, NamespaceMethods.create, Ticket(session, 0, 1), 1, name, FILE, 0, 0, 0, b"", False
+            )
+            client.call(5.0, NamespaceMethods.sync_metadata)
+
+    cluster.start("metaserver")
+    make(b"first")
+    cluster.kill("metaserver")
+    older = log.read_bytes()
+    cluster.start("metaserver")
+    cluster.stop("metaserver")
+    log.write_bytes(older)
+    after_stop = start_by_hand(cluster)
+    log.unlink()
+    cluster.start("metaserver")
+    make(b"second")
+    cluster.kill("metaserver")
+    last = log.read_bytes()
+    log.write_bytes(older)
+    after_kill = start_by_hand(cluster)
+    for refused in (after_stop, after_kill):
+        assert (refused.returncode, refused.stdout) == (2, "")
+        assert len(refused.stderr.strip().splitlines()) == 1
+        assert "is not the last log of the metadata database" in refused.stderr
+    assert "move it away, and start again" in after_stop.stderr
+    assert "quorumfs restore" in after_kill.stderr
+    log.write_bytes(last)
+    cluster.start("metaserver")
+    with closing(connect(cluster)) as client:
+        page = client.call(5.0, NamespaceMethods.read_directory, 1, b"", 10)
+    assert [entry.name for entry in page.entries] == [b"first", b"second"]

@@ -17,6 +17,7 @@ import pytest
 from metaserver import frames, log_mark, pages
 from metaserver.frames import FRAME_BYTES, LOG_HEADER_BYTES, PAGE_BYTES
 from metaserver.log_mark import mark_file
+from metaserver.offline import opened
 from metaserver.sums import sums_file
 from tests.support import take_seed
 from tests.unit.metaserver.harness import Harness
@@ -224,9 +225,9 @@ def test_a_log_that_is_gone_is_refused_in_one_line(tmp_path: Path, spoil: Callab
     place = crashed(meta, tmp_path / "crashed")
     kept = (place / "meta.sqlite-wal").read_bytes()
     spoil(place / "meta.sqlite-wal")
-    for _ in range(2):
+    for use in (Harness, lambda place: opened(place, "test").__enter__(), Harness):
         with pytest.raises(ConfigError, match="is gone or damaged at its beginning") as caught:
-            Harness(place)
+            use(place)
         assert "\n" not in str(caught.value) and "quorumfs restore" in str(caught.value)
     (place / "meta.sqlite-wal").write_bytes(kept)
     again = Harness(place)
