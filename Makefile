@@ -55,8 +55,10 @@ bench-curves: .venv/run.stamp
 	@mkdir -p $(BENCH_DIR) docs/performance
 	@$(BIN)/quorumfs bench --curves docs/performance --cluster $(BENCH_DIR) $(BENCH_OPTIONS)
 
+# So many at a time, since most of them wait; each module stays together, as do the clusters that its tests share.
+TEST_JOBS ?= 2
 test: .venv/test.stamp
-	@$(BIN)/python -m pytest $(TESTS)
+	@$(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadscope $(TESTS)
 
 # The tests that `make test` leaves out for their time; `make programs` has those of programs.
 test-long: .venv/test.stamp

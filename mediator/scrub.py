@@ -163,8 +163,9 @@ class Scrubs:
         return self.progress(server) or {}
 
     def came_up(self, server: Server) -> None:
-        """A server came up, perhaps with another directory: it is asked again how far its scrub is."""
+        """A server came up, perhaps with another directory: it is asked again, now, how far its scrub is."""
         self._passes.pop(server.number, None)
+        self._wake[server.number].set()
 
     async def run_forever(self) -> None:
         """Scrub until cancelled."""
@@ -185,7 +186,7 @@ class Scrubs:
         except QuorumfsError as error:
             log.info("scrub of server %d: %s; it goes on later", server.number, error.message)
             self._passes.pop(server.number, None)  # it may come back with another directory
-            await asyncio.sleep(RETRY_SECONDS)
+            await self._pause(server, RETRY_SECONDS)
             return
         await self._pause(server, LOOK_SECONDS)
 
@@ -303,12 +304,12 @@ class Scrubs:
             await asyncio.sleep(YIELD_SECONDS)
 
     async def _pause(self, server: Server, seconds: float) -> None:
-        """Wait, but not on when a pass that is in a hurry takes this one's place."""
+        """Wait, but not on when the server comes up, or a pass that is in a hurry takes this one's place."""
         wake = self._wake[server.number]
-        wake.clear()
         with suppress(TimeoutError):
             async with asyncio.timeout(max(0.0, seconds)):
                 await wake.wait()
+        wake.clear()
 
     async def _keep(self, server: Server, state: ScrubPass) -> None:
         await server.call(self._metadata.deadline_seconds, DataMethods.keep_scrub, asdict(state))

@@ -71,7 +71,8 @@ class Story:
     # Faults
 
     def corrupt(self, path: str, servers: list[int], *options: str) -> None:
-        """Corrupt a file's replicas on some servers."""
+        """Corrupt a file's replicas on some servers, when no scrub is about to find them by itself."""
+        wait_until(self.is_scrubbed, HEAL_SECONDS, "the first scrub of each server has ended")
         numbers = ",".join(map(str, servers))
         done = self.quorumfs("fault", "corrupt", str(self.mountpoint / path), "--servers", numbers, *options)
         assert done.status == 0, done
@@ -151,6 +152,11 @@ class Story:
             return client.call(10.0, CommonMethods.status)
         finally:
             client.close()
+
+    def is_scrubbed(self) -> bool:
+        """Tell whether each server has been scrubbed since it was made, and none is now."""
+        scrubs = [server["scrub"] for server in self.status()["servers"]]
+        return all(scrub is not None and scrub["state"] == "done" for scrub in scrubs)
 
     def quarantined(self, number: int) -> list[Path]:
         """Return the files in a data server's quarantine."""
