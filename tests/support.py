@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 ROOT = Path(__file__).parents[1]
 
@@ -57,3 +57,9 @@ def run_command(
         timeout=seconds,
         check=False,
     )
+
+
+def is_scrubbed(status: dict[str, Any]) -> bool:
+    """Tell by a mediator's status whether each data server has been scrubbed once, and none is being now."""
+    scrubs = [server["scrub"] for server in status["servers"]]
+    return all(scrub is not None and scrub["state"] == "done" for scrub in scrubs)

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tests.support import wait_until
+from tests.support import is_scrubbed, wait_until
 from tools.cluster import LocalCluster
 from wire.blocking import BlockingClient
 from wire.methods import CommonMethods, DataMethods
@@ -72,7 +72,9 @@ class Story:
 
     def corrupt(self, path: str, servers: list[int], *options: str) -> None:
         """Corrupt a file's replicas on some servers, when no scrub is about to find them by itself."""
-        wait_until(self.is_scrubbed, HEAL_SECONDS, "the first scrub of each server has ended")
+        wait_until(
+            lambda: is_scrubbed(self.status()), HEAL_SECONDS, "the first scrub of each server has ended"
+        )
         numbers = ",".join(map(str, servers))
         done = self.quorumfs("fault", "corrupt", str(self.mountpoint / path), "--servers", numbers, *options)
         assert done.status == 0, done
@@ -152,11 +154,6 @@ class Story:
             return client.call(10.0, CommonMethods.status)
         finally:
             client.close()
-
-    def is_scrubbed(self) -> bool:
-        """Tell whether each server has been scrubbed since it was made, and none is now."""
-        scrubs = [server["scrub"] for server in self.status()["servers"]]
-        return all(scrub is not None and scrub["state"] == "done" for scrub in scrubs)
 
     def quarantined(self, number: int) -> list[Path]:
         """Return the files in a data server's quarantine."""

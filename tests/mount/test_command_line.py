@@ -16,7 +16,7 @@ import pytest
 
 from tests.conftest import unexpected_lines
 from tests.mount.test_supervisor import child_of
-from tests.support import run_command, wait_until
+from tests.support import is_scrubbed, run_command, wait_until
 from tools.cluster import LocalCluster
 from wire.config import ConfigError
 
@@ -99,6 +99,7 @@ def test_terminate_explain_restart(up: Path) -> None:
 def test_corrupt_by_path_is_repaired_behind_the_readers_back(up: Path) -> None:
     file = up / "mnt" / "a.txt"
     file.write_text("1234\n")
+    wait_until(lambda: is_scrubbed(data(up, "status")), 10, "no scrub finds it before this looks")
     done = data(up, "fault", "corrupt", "mnt/a.txt", "--servers", "2")
     assert [item["server"] for item in done] == [2]
     before = data(up, "explain", "mnt/a.txt")["blocks"][0]["verdicts"]
