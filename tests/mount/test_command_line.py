@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,9 @@ from tests.conftest import unexpected_lines
 from tests.mount.test_supervisor import child_of
 from tests.support import is_scrubbed, run_command, wait_until
 from tools.cluster import LocalCluster
+from wire.blocking import BlockingClient
 from wire.config import ConfigError
+from wire.methods import CommonMethods
 
 SMALL = ["--servers", "3", "--read-quorum", "2", "--write-quorum", "3"]
 
@@ -99,7 +101,9 @@ def test_terminate_explain_restart(up: Path) -> None:
 def test_corrupt_by_path_is_repaired_behind_the_readers_back(up: Path) -> None:
     file = up / "mnt" / "a.txt"
     file.write_text("1234\n")
-    wait_until(lambda: is_scrubbed(data(up, "status")), 10, "no scrub finds it before this looks")
+    cluster = LocalCluster.open(up / ".quorumfs")
+    with closing(BlockingClient([cluster.address("mediator")])) as mediator:
+        wait_until(lambda: is_scrubbed(mediator.call(5.0, CommonMethods.status)), 10, "the first scrub ends")
     done = data(up, "fault", "corrupt", "mnt/a.txt", "--servers", "2")
     assert [item["server"] for item in done] == [2]
     before = data(up, "explain", "mnt/a.txt")["blocks"][0]["verdicts"]
