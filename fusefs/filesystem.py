@@ -1,7 +1,8 @@
 """POSIX semantics by inode number: the namespace, attributes, and the life of the mount's state.
 
-Contents are in fusefs.files. Knows neither errno nor the binding: it is a library over the two ports, and
-the mount is one of its users. Raises errors of wire.errors. Safe in any thread.
+Contents are in fusefs.files, extended attributes in fusefs.xattrs. Knows neither errno nor the binding: it is
+a library over the two ports, and the mount is one of its users. Raises errors of wire.errors. Safe in any
+thread.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Sequence
 
 from fusefs.ahead import FilesAhead
 from fusefs.births import Births
-from fusefs.cache import CAPABILITY, Asked, NameCache
+from fusefs.cache import Asked, NameCache
 from fusefs.files import Files
 from fusefs.grant import Grant
 from fusefs.handles import DirectoryHandle, Handle, OpenInodes
@@ -26,14 +27,11 @@ from fusefs.ports import BlockPort, NamespacePort, WritePermission
 from fusefs.readahead import BlockReader
 from fusefs.walks import Walks
 from fusefs.writeback import SET_ID, Writeback
+from fusefs.xattrs import ExtendedAttributes
 from wire.errors import (
     AlreadyExists,
-    InvalidArgument,
     NameTooLong,
-    NoAttribute,
     NotFound,
-    NotPermitted,
-    NotSupported,
     QuorumfsError,
     StaleFile,
     WriteRefused,
@@ -45,13 +43,6 @@ log = logging.getLogger(__name__)
 NAME_BYTES = 255
 DIRECTORY_RUN = 1000
 CHORE_SECONDS = 1.0
-LAST_ERROR = b"user.quorumfs.last_error"
-"""A virtual extended attribute: why the last failed call on an open file failed (empty: none did)."""
-DROP_CACHES = b"user.quorumfs.drop_caches"
-"""Setting this one, on any file, has the mount forget all that it caches: the next reads are votes, and the
-next look-ups ask the metadata server."""
-LABEL = b"security.selinux"
-ATTRIBUTE_SPACES = (b"user", b"trusted", b"security")
 
 
 class FileSystem:
@@ -90,6 +81,7 @@ class FileSystem:
         self._ahead = FilesAhead(namespace, self._names.asking, dirty_bytes // 32)
         self._births = Births(namespace, blocks, self._names, self._pages, permission.is_alone)
         self.keeping = Keeping(self._grant, self._names, opens)
+        self.xattrs = ExtendedAttributes(namespace, self._names, self._births, opens, self._forget)
         self.locks = FileLocks(namespace, self._writeback, self._pages)
         self.files = Files(
             namespace,
@@ -431,56 +423,12 @@ class FileSystem:
         self._births.settle()
         self._namespace.sync_metadata()
 
-    # extended attributes
-
-    def get_xattr(self, ino: int, name: bytes) -> bytes:
-        _check_attribute(name)
-        if name != LAST_ERROR:
-            return self._get_xattr(ino, name)
-        inode = self._opens.get(ino)
-        if inode is None or inode.last_error is None:
-            raise NoAttribute("no call on this file has failed since it was opened")
-        return inode.last_error.message.encode(errors="surrogateescape")
-
-    def _get_xattr(self, ino: int, name: bytes) -> bytes:
-        # The kernel asks for the capability before each write, and `ls -l` for the label of each file; unless
-        # it is told once that there are none here, as network file systems do.
-        if self._names.lacks(ino, name):
-            raise NotSupported("no labels") if name == LABEL else NoAttribute("no security attributes")
-        self._births.settle(ino)
-        token = self._names.asking()
-        try:
-            return self._namespace.get_xattr(ino, name)
-        except NoAttribute:
-            if name == CAPABILITY:
-                self._names.learn_plain(token, ino, all_of_them=False)
-            if name == LABEL:
-                raise NotSupported("no labels") from None
-            raise
-
-    def list_xattrs(self, ino: int) -> list[bytes]:
-        self._births.settle(ino)
-        return self._namespace.list_xattrs(ino)
-
-    def set_xattr(self, ino: int, name: bytes, value: bytes, flags: int) -> None:
-        _check_attribute(name)
-        if name == LAST_ERROR:
-            raise NotPermitted("this attribute is told by the mount and cannot be set")
-        if name == DROP_CACHES:
-            self._reader.forget()
-            self._ahead.forget()
-            self._pages.doubt_all()
-            self._names.forget()
-            return
-        self._births.settle(ino)
-        self._namespace.set_xattr(ino, name, value, flags)
-        self._names.changed(inodes=(ino,))
-
-    def remove_xattr(self, ino: int, name: bytes) -> None:
-        _check_attribute(name)
-        self._births.settle(ino)
-        self._namespace.remove_xattr(ino, name)
-        self._names.changed(inodes=(ino,))
+    def _forget(self) -> None:
+        """Forget all that is cached."""
+        self._reader.forget()
+        self._ahead.forget()
+        self._pages.doubt_all()
+        self._names.forget()
 
     def usage(self) -> Usage:
         """Return the room in the file system."""
@@ -490,12 +438,3 @@ class FileSystem:
 def _check_name(name: bytes) -> None:
     if len(name) > NAME_BYTES:
         raise NameTooLong(f"a name of {len(name)} bytes: at most {NAME_BYTES}")
-
-
-def _check_attribute(name: bytes) -> None:
-    # Not system: who could store an access control list there would take it to be in force.
-    space, dot, rest = name.partition(b".")
-    if not dot or space not in ATTRIBUTE_SPACES:
-        raise NotSupported("only attributes named user.*, trusted.* and security.* are kept")
-    if not rest:
-        raise InvalidArgument("an extended attribute has a name after the dot")

@@ -313,10 +313,10 @@ class LibraryPlace:
         return found.atime_ns, found.mtime_ns
 
     def setxattr(self, path: str, name: str, value: bytes, flags: int) -> None:
-        self.filesystem.set_xattr(self._with_attributes(path), name.encode(), value, flags)
+        self.filesystem.xattrs.set(self._with_attributes(path), name.encode(), value, flags)
 
     def removexattr(self, path: str, name: str) -> None:
-        self.filesystem.remove_xattr(self._with_attributes(path), name.encode())
+        self.filesystem.xattrs.remove(self._with_attributes(path), name.encode())
 
     def _with_attributes(self, path: str) -> int:
         found = self._find(path)
@@ -326,8 +326,8 @@ class LibraryPlace:
 
     def xattrs(self, path: str) -> dict[str, bytes]:
         ino = self._find(path).ino
-        names = sorted(name.decode() for name in self.filesystem.list_xattrs(ino))
-        return {name: bytes(self.filesystem.get_xattr(ino, name.encode())) for name in names}
+        names = sorted(name.decode() for name in self.filesystem.xattrs.list(ino))
+        return {name: bytes(self.filesystem.xattrs.get(ino, name.encode())) for name in names}
 
     def lstat(self, path: str) -> dict[str, int]:
         return self._shown(self._find(path))

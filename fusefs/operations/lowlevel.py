@@ -431,10 +431,10 @@ class Mount:
     # extended attributes
 
     def getxattr(self, request: int, ino: int, name: bytes, size: int) -> None:
-        self._value(request, self._fs.get_xattr(ino, name), size)
+        self._value(request, self._fs.xattrs.get(ino, name), size)
 
     def listxattr(self, request: int, ino: int, size: int) -> None:
-        names = self._fs.list_xattrs(ino)
+        names = self._fs.xattrs.list(ino)
         if self._library.context(request).contents.uid != 0:
             names = [name for name in names if not name.startswith(b"trusted.")]
         self._value(request, b"".join(name + b"\0" for name in names), size)
@@ -448,11 +448,11 @@ class Mount:
             self._library.reply_bytes(request, value, len(value))
 
     def setxattr(self, request: int, ino: int, name: bytes, address: int, size: int, flags: int) -> None:
-        self._fs.set_xattr(ino, name, ctypes.string_at(address, size) if size else b"", flags)
+        self._fs.xattrs.set(ino, name, ctypes.string_at(address, size) if size else b"", flags)
         self._library.reply_error(request, 0)
 
     def removexattr(self, request: int, ino: int, name: bytes) -> None:
-        self._fs.remove_xattr(ino, name)
+        self._fs.xattrs.remove(ino, name)
         self._library.reply_error(request, 0)
 
 

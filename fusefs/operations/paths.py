@@ -223,16 +223,16 @@ class PathOperations:
     # extended attributes
 
     def getxattr(self, path: str, name: str) -> bytes:
-        return self._fs.get_xattr(self._ino(path), name.encode("latin-1"))
+        return self._fs.xattrs.get(self._ino(path), name.encode("latin-1"))
 
     def listxattr(self, path: str) -> list[str]:
-        return [name.decode("latin-1") for name in self._fs.list_xattrs(self._ino(path))]
+        return [name.decode("latin-1") for name in self._fs.xattrs.list(self._ino(path))]
 
     def setxattr(self, path: str, name: str, value: bytes, flags: int) -> None:
-        self._fs.set_xattr(self._ino(path), name.encode("latin-1"), value, flags)
+        self._fs.xattrs.set(self._ino(path), name.encode("latin-1"), value, flags)
 
     def removexattr(self, path: str, name: str) -> None:
-        self._fs.remove_xattr(self._ino(path), name.encode("latin-1"))
+        self._fs.xattrs.remove(self._ino(path), name.encode("latin-1"))
 
 
 def _status(attributes: Attributes) -> dict[str, int]:

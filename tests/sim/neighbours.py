@@ -11,7 +11,7 @@ import os
 import random
 from typing import Any
 
-from fusefs.filesystem import DROP_CACHES
+from fusefs.xattrs import DROP_CACHES
 from tests.sim.handles import MOST_BYTES, opened, replace_file
 from tests.twins import LibraryPlace
 from wire.errors import QuorumfsError, StaleFile
@@ -95,7 +95,7 @@ class Neighbours:
             if removes:
                 del self._contents[path]
                 place.unlink(path)
-                place.filesystem.set_xattr(ROOT_INODE, DROP_CACHES, b"", 0)
+                place.filesystem.xattrs.set(ROOT_INODE, DROP_CACHES, b"", 0)
                 self.world.scheduler.sleep(self.rng.random() * self.rng.choice([0.0, 1.0, 10.0]))
             seen = place.pread(7, 0, MOST_BYTES)
         if seen != expected and self._losses == self.world.power_losses:

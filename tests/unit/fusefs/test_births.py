@@ -88,7 +88,7 @@ def test_what_needs_the_file_has_it_made_first(fs: FileSystem, server: FakeServe
 def test_a_name_that_waits_is_found_by_this_mount(fs: FileSystem, server: FakeServer) -> None:
     handle = create(fs)
     write(fs, handle, 0, b"1234")
-    fs.set_xattr(1, b"user.quorumfs.drop_caches", b"", 0)
+    fs.xattrs.set(1, b"user.quorumfs.drop_caches", b"", 0)
     server.calls.clear()
     assert fs.lookup(1, b"a").size == 4
     assert fs.getattr(handle.inode.ino).size == 4

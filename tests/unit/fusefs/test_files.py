@@ -108,7 +108,7 @@ def test_bytes_that_do_not_match_the_witness_are_never_passed_on(
     monkeypatch.setattr(server, "open_and_read", lambda ino, *walk: server.open(ino, False, *walk))
     assert read(fs, ino) == b"old"
     lies[:] = [BlockPart(3, b"", b"bad")] * 3
-    fs.set_xattr(ino, b"user.quorumfs.drop_caches", b"", 0)
+    fs.xattrs.set(ino, b"user.quorumfs.drop_caches", b"", 0)
     with pytest.raises(DigestMismatch):
         read(fs, ino)
     assert not lies
@@ -285,7 +285,7 @@ def test_dropped_caches_have_the_server_asked_again(fs: FileSystem, server: Fake
     asked = server.calls["resolve"]
     fs.lookup(1, b"a")
     assert server.calls["resolve"] == asked
-    fs.set_xattr(ino, b"user.quorumfs.drop_caches", b"", 0)
+    fs.xattrs.set(ino, b"user.quorumfs.drop_caches", b"", 0)
     fs.lookup(1, b"a")
     assert server.calls["resolve"] == asked + 1
 
@@ -430,10 +430,10 @@ def test_a_listing_spares_a_call_for_each_files_security_attributes(
     server.calls.clear()
     for name, error in ((b"security.selinux", NotSupported), (b"security.capability", NoAttribute)):
         with pytest.raises(error):
-            fs.get_xattr(entry.attributes.ino, name)
+            fs.xattrs.get(entry.attributes.ino, name)
     assert not server.calls
     with pytest.raises(NoAttribute):
-        fs.get_xattr(entry.attributes.ino, b"user.x")
+        fs.xattrs.get(entry.attributes.ino, b"user.x")
     assert server.calls["get_xattr"] == 1
 
 

@@ -35,7 +35,7 @@ def test_bytes_that_came_with_open_and_do_not_match_the_witness_are_not_used(
 ) -> None:
     ino = make(fs, b"a", b"right")
     read(fs, ino)
-    fs.set_xattr(ino, b"user.quorumfs.drop_caches", b"", 0)
+    fs.xattrs.set(ino, b"user.quorumfs.drop_caches", b"", 0)
     honest = server.open_and_read
 
     def lie(*args: Any) -> Opened:
@@ -49,7 +49,7 @@ def test_bytes_that_came_with_open_and_do_not_match_the_witness_are_not_used(
 
 def make_neighbours(fs: FileSystem, count: int) -> list[int]:
     inos = [make(fs, b"%04d" % number, b"%04d" % number * 9) for number in range(count)]
-    fs.set_xattr(1, b"user.quorumfs.drop_caches", b"", 0)
+    fs.xattrs.set(1, b"user.quorumfs.drop_caches", b"", 0)
     fs.read_directory(fs.open_directory(1), restart=False)
     return inos
 
@@ -86,7 +86,7 @@ def test_what_is_on_its_way_when_everything_is_forgotten_is_not_used(
     for ino in inos[:3]:
         read(fs, ino)
     assert asked.wait(5)
-    fs.set_xattr(1, b"user.quorumfs.drop_caches", b"", 0)
+    fs.xattrs.set(1, b"user.quorumfs.drop_caches", b"", 0)
     go.set()
     fs._ahead.close()
     assert not fs._ahead._ready

@@ -1,0 +1,104 @@
+"""Extended attributes by inode number, xattr(7): those that the server keeps, and two of the mount itself.
+
+Knows neither errno nor the binding; raises errors of wire.errors. Safe in any thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from fusefs.births import Births
+from fusefs.cache import CAPABILITY, NameCache
+from fusefs.handles import OpenInodes
+from fusefs.ports import NamespacePort
+from wire.errors import InvalidArgument, NoAttribute, NotPermitted, NotSupported
+
+LAST_ERROR = b"user.quorumfs.last_error"
+"""A virtual extended attribute: why the last failed call on an open file failed (empty: none did)."""
+DROP_CACHES = b"user.quorumfs.drop_caches"
+"""Setting this one, on any file, has the mount forget all that it caches: the next reads are votes, and the
+next look-ups ask the metadata server."""
+LABEL = b"security.selinux"
+ATTRIBUTE_SPACES = (b"user", b"trusted", b"security")
+
+
+class ExtendedAttributes:
+    """The extended attributes of a mount's inodes.
+
+    Args:
+        namespace: where they are kept.
+        names: knows which inodes have none of the space `security`.
+        births: files that the server may not know yet.
+        opens: tells of what is open here why a call on it failed.
+        forget: has the mount forget all that it caches.
+    """
+
+    def __init__(
+        self,
+        namespace: NamespacePort,
+        names: NameCache,
+        births: Births,
+        opens: OpenInodes,
+        forget: Callable[[], None],
+    ) -> None:
+        self._namespace, self._names, self._births = namespace, names, births
+        self._opens, self._forget = opens, forget
+
+    def get(self, ino: int, name: bytes) -> bytes:
+        """Return a value. Raises NoAttribute, NotSupported, InvalidArgument."""
+        _check(name)
+        if name != LAST_ERROR:
+            return self._get(ino, name)
+        inode = self._opens.get(ino)
+        if inode is None or inode.last_error is None:
+            raise NoAttribute("no call on this file has failed since it was opened")
+        return inode.last_error.message.encode(errors="surrogateescape")
+
+    def _get(self, ino: int, name: bytes) -> bytes:
+        # The kernel asks for the capability before each write, and `ls -l` for the label of each file; unless
+        # it is told once that there are none here, as network file systems do.
+        if self._names.lacks(ino, name):
+            raise NotSupported("no labels") if name == LABEL else NoAttribute("no security attributes")
+        self._births.settle(ino)
+        token = self._names.asking()
+        try:
+            return self._namespace.get_xattr(ino, name)
+        except NoAttribute:
+            if name == CAPABILITY:
+                self._names.learn_plain(token, ino, all_of_them=False)
+            if name == LABEL:
+                raise NotSupported("no labels") from None
+            raise
+
+    def list(self, ino: int) -> list[bytes]:
+        """Return the names of those that the server keeps."""
+        self._births.settle(ino)
+        return self._namespace.list_xattrs(ino)
+
+    def set(self, ino: int, name: bytes, value: bytes, flags: int) -> None:
+        """Set one, with the flags of setxattr(2). Raises NotPermitted, NotSupported, InvalidArgument."""
+        _check(name)
+        if name == LAST_ERROR:
+            raise NotPermitted("this attribute is told by the mount and cannot be set")
+        if name == DROP_CACHES:
+            self._forget()
+            return
+        self._births.settle(ino)
+        self._namespace.set_xattr(ino, name, value, flags)
+        self._names.changed(inodes=(ino,))
+
+    def remove(self, ino: int, name: bytes) -> None:
+        """Remove one. Raises NoAttribute, NotSupported, InvalidArgument."""
+        _check(name)
+        self._births.settle(ino)
+        self._namespace.remove_xattr(ino, name)
+        self._names.changed(inodes=(ino,))
+
+
+def _check(name: bytes) -> None:
+    # Not system: who could store an access control list there would take it to be in force.
+    space, dot, rest = name.partition(b".")
+    if not dot or space not in ATTRIBUTE_SPACES:
+        raise NotSupported("only attributes named user.*, trusted.* and security.* are kept")
+    if not rest:
+        raise InvalidArgument("an extended attribute has a name after the dot")
