@@ -6,6 +6,7 @@ import os
 import shutil
 import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -80,32 +81,25 @@ def put_older_index_back(directory: Path, older: Path) -> None:
         shutil.copy(file, directory / file.name)
 
 
+def change_index(directory: Path, statement: str) -> None:
+    with closing(sqlite3.connect(directory / "index.sqlite")) as database, database:
+        database.execute(statement)
+
+
 def lose_rows(directory: Path, older: Path) -> None:
-    database = sqlite3.connect(directory / "index.sqlite")
-    with database:
-        database.execute("DELETE FROM blocks WHERE length < 5000")
-    database.close()
+    change_index(directory, "DELETE FROM blocks WHERE length < 5000")
 
 
 def move_a_row(directory: Path, older: Path) -> None:
-    database = sqlite3.connect(directory / "index.sqlite")
-    with database:
-        database.execute("UPDATE blocks SET offset = offset + 4096")
-    database.close()
+    change_index(directory, "UPDATE blocks SET offset = offset + 4096")
 
 
 def forget_segments(directory: Path, older: Path) -> None:
-    database = sqlite3.connect(directory / "index.sqlite")
-    with database:
-        database.execute("DELETE FROM segments")
-    database.close()
+    change_index(directory, "DELETE FROM segments")
 
 
 def newer_format(directory: Path, older: Path) -> None:
-    database = sqlite3.connect(directory / "index.sqlite")
-    with database:
-        database.execute("UPDATE meta SET value = 99 WHERE name = 'format'")
-    database.close()
+    change_index(directory, "UPDATE meta SET value = 99 WHERE name = 'format'")
 
 
 @pytest.mark.parametrize(
