@@ -264,6 +264,14 @@ class Files:
                     raise
         raise AssertionError("the last attempt returns or raises")
 
+    def reaches_no_further(self, ino: int, size: int) -> bool:
+        """Tell whether a file is known to be no longer than `size`: only if it is open here."""
+        inode = self._opens.get(ino)
+        if inode is None:
+            return False
+        with inode.lock:
+            return inode.size() <= size
+
     def is_shortened(self, handle: Handle) -> bool:
         """Tell whether the file became shorter elsewhere so lately that the kernel may not know it."""
         return self._pages.is_shortened(handle.inode.ino)

@@ -253,7 +253,8 @@ class Mount:
         self._attributes(request, self._fs.getattr(ino))
 
     def setattr(self, request: int, ino: int, new: Any, to_set: int, file: Any) -> None:
-        with self._shortenings.shortening(ino) if to_set & SET_SIZE else nullcontext():
+        shortens = to_set & SET_SIZE and not self._files.reaches_no_further(ino, new.contents.st_size)
+        with self._shortenings.shortening(ino) if shortens else nullcontext():
             self._set_attributes(request, ino, new, to_set, file)
 
     def _set_attributes(self, request: int, ino: int, new: Any, to_set: int, file: Any) -> None:

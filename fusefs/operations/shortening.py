@@ -46,8 +46,10 @@ class Shortenings:
         finally:
             with self._changed:
                 now = time.monotonic()
-                self._answered = {other: until for other, until in self._answered.items() if until > now}
+                self._answered.pop(ino, None)
                 self._answered[ino] = now + TAKEN_IN_SECONDS
+                while (oldest := next(iter(self._answered))) and self._answered[oldest] <= now:
+                    del self._answered[oldest]
                 self._under_way[ino] -= 1
                 if not self._under_way[ino]:
                     del self._under_way[ino]

@@ -333,3 +333,28 @@ def test_no_zeros_in_a_file_that_becomes_shorter_on_this_mount(mounted: Mounted)
         os.truncate(path, 0)
     path.write_bytes(b"end")
     assert [reader.communicate(timeout=60)[1] for reader in readers] == [b""] * 3
+
+
+LENGTHENED = """
+import ctypes, os, sys
+libc = ctypes.CDLL(None, use_errno=True)  # Python's own pread would call again after EINTR
+file, buffer = os.open(sys.argv[1], os.O_RDONLY), ctypes.create_string_buffer(4096)
+print("ready", flush=True)
+while os.fstat(file).st_size < 4000:
+    os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+    if libc.pread(file, buffer, 4096, 0) < 0:
+        sys.exit(f"errno {ctypes.get_errno()}")
+"""
+
+
+def test_a_read_of_a_file_that_becomes_longer_on_this_mount_is_not_interrupted(mounted: Mounted) -> None:
+    path = mounted[1] / "longer"
+    path.write_bytes(b"x" * 100)
+    words = [sys.executable, "-c", LENGTHENED, str(path)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as reader:
+        assert reader.stdout is not None
+        assert reader.stdout.readline() == b"ready\n"
+        with path.open("r+b") as file:
+            for size in range(101, 4001):
+                os.ftruncate(file.fileno(), size)
+        assert reader.communicate(timeout=60)[1] == b""
