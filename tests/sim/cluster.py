@@ -46,8 +46,9 @@ from wire.quorum import Quorum
 
 DISK_SECONDS = 0.0005
 READY_SECONDS = 20.0
-INSPECTION_SECONDS = [3.0, 60.0, 60.0]
-"""Orphans are looked for so often, instead of every ten minutes: virtual time costs some real time too."""
+INSPECTION_SECONDS = [3.0, 60.0, mediator.refill.INSPECTION_SECONDS]
+"""Inventories are compared so often. In a third of the lives it is as in a real cluster, never: without it,
+what a server lacks must be known and filled too."""
 COPY_SECONDS = [0.0, 0.0, 6.0]
 """Copies of the metadata are stored so often: in a third of the lives, as they cost much."""
 PAGES = [3, 4096]

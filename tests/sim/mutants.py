@@ -20,6 +20,7 @@ import fusefs.files
 import fusefs.handles
 import fusefs.locks
 import mediator.ballot
+import mediator.health
 import mediator.read_path
 import mediator.refill
 import mediator.repair
@@ -148,6 +149,22 @@ def returned_server_not_refilled() -> None:
     """What a server lacks is forgotten, and found by the inspection only; that does not come either."""
     _change(mediator.refill.Refills, "came_up", lambda _: lambda self, server: None)
     _change(mediator.refill.Refills, "begin", lambda _: lambda self, *args, **more: None)
+
+
+def lag_forgotten_at_a_mediator_restart() -> None:
+    """What a mediator finds up at its start counts as never away: its recorded lag is not read."""
+
+    def make(first_look: Any) -> Any:
+        async def looked(self: Any) -> None:
+            came_up, self._came_up = self._came_up, lambda server: None
+            try:
+                await first_look(self)
+            finally:
+                self._came_up = came_up
+
+        return looked
+
+    _change(mediator.health.Health, "first_look", make)
 
 
 def refill_skips_blocks_written_meanwhile() -> None:
@@ -323,6 +340,7 @@ MUTANTS = [
         fsync_of_an_unchanged_file_does_nothing,
         directory_not_synced,
         returned_server_not_refilled,
+        lag_forgotten_at_a_mediator_restart,
         refill_skips_blocks_written_meanwhile,
         inventory_loses_an_entry_of_each_page,
         collection_races_a_commit,

@@ -27,6 +27,7 @@ from tests.sim.visits import Visits
 from tests.twins import LibraryPlace
 from tools.whole import check_running
 from wire.blocking import BlockingClient
+from wire.config import DataServerConfig
 from wire.errors import InvalidArgument, QuorumfsError, ReadRefused
 from wire.messages import BlockRecord
 from wire.methods import BookkeepingMethods, CommonMethods, DataMethods, MediatorMethods
@@ -235,6 +236,7 @@ def _inspect(world: World, filesystem: Any, actors: list[Actor], shared: Shared)
         raise Failure(f"the shared files cannot be used when all is well again: {error}") from error
     _expect_refusal(world, place)
     _wait_without_orphans(world)
+    _wait_filled(world)
     _scrub(world)
     _wait_whole(world)
     _verify_disks(world)
@@ -346,10 +348,40 @@ def _verify_disks(world: World) -> None:
             raise Failure(f"data-{place.number} has corrupt replicas after a scrub: {corrupt}")
 
 
+def _wait_filled(world: World) -> None:
+    """Every data server gets what it lacks of the committed blocks, before anybody asks for a refill."""
+    until = world.loop.now + QUIET_SECONDS
+    with contextlib.closing(BlockingClient([world.config.metaserver_listen])) as client:
+        while True:
+            committed = client.call(10.0, BookkeepingMethods.blocks, b"", 4096)
+            lacking = {
+                place.number: len({r.block for r in committed} - {r.block for r in _held(place)})
+                for place in world.config.data_servers
+            }
+            if not any(lacking.values()):
+                return
+            if world.loop.now > until:
+                raise Failure(f"data servers still lack so many blocks {QUIET_SECONDS:g} s later: {lacking}")
+            world.scheduler.sleep(2.0)
+
+
+def _held(place: DataServerConfig) -> list[BlockRecord]:
+    with contextlib.closing(BlockingClient([place.listen])) as client:
+        return client.call(10.0, DataMethods.inventory, b"", 4096)
+
+
+def _compare_inventories(world: World) -> None:
+    """Have orphans looked for now, as `quorumfs refill` does."""
+    with contextlib.closing(BlockingClient([world.config.mediator_listen])) as client:
+        for place in world.config.data_servers:
+            client.call(10.0, MediatorMethods.refill, place.number)
+
+
 def _wait_whole(world: World) -> None:
     """All replicas become equal, and nothing is left that nobody needs."""
     until = world.loop.now + QUIET_SECONDS
     while True:
+        _compare_inventories(world)
         try:
             report = check_running(world.config)
             wrong = [f"{f.check} {f.row}" for f in report.findings] + _leftovers(world, report.blocks)
@@ -367,8 +399,7 @@ def _leftovers(world: World, blocks: int) -> list[str]:
     found = []
     of_copies: list[list[BlockRecord]] = []
     for place in world.config.data_servers:
-        with contextlib.closing(BlockingClient([place.listen])) as client:
-            held = client.call(10.0, DataMethods.inventory, b"", 4096)
+        held = _held(place)
         of_copies.append([record for record in held if manifest.is_reserved(record.block)])
         count = len(held) - len(of_copies[-1])
         if count != blocks:
