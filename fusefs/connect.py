@@ -14,6 +14,7 @@ from fusefs.patience import Patience
 from fusefs.remote import RemoteBlocks, RemoteNamespace
 from fusefs.session import Session
 from wire.blocking import BlockingClient
+from wire.blocking_links import Waiting
 from wire.config import ClusterConfig, ConfigError
 from wire.errors import QuorumfsError
 
@@ -39,7 +40,7 @@ def connect(config: ClusterConfig, name: str) -> Iterator[FileSystem]:
             config.mediators,
             config.rpc,
             connect_seconds=deadlines.connect_seconds,
-            look=patience.look,
+            waiting=Waiting(patience.look, patience.duty),
         )
         stack.callback(client.close)
         session = Session(client, deadlines, name, patience)

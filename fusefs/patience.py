@@ -16,6 +16,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import TypeVar
 
+from wire.blocking_links import Duty, NoDuty
 from wire.config import Unavailability
 from wire.errors import (
     GracePeriod,
@@ -49,6 +50,23 @@ def is_away(error: QuorumfsError) -> bool:
     return isinstance(error, TransportError | GracePeriod | WriteRefused | WriteFailed)
 
 
+class SharedDuty:
+    """What the threads of a mount do in turn, taking the kernel's requests; nothing before a mount."""
+
+    def __init__(self) -> None:
+        self._of: Duty = NoDuty()
+
+    def is_of(self, duty: Duty) -> None:
+        """Say whose duty it is to know."""
+        self._of = duty
+
+    def descriptor(self) -> int:
+        return self._of.descriptor()
+
+    def pass_on(self) -> None:
+        self._of.pass_on()
+
+
 class Patience:
     """Whether and how the threads of one mount wait.
 
@@ -60,6 +78,7 @@ class Patience:
         self._ended = threading.Event()
         self._askers: dict[int, Callable[[], bool]] = {}
         self._waiting: set[int] = set()
+        self.duty = SharedDuty()
         if unavailable == "fail":
             self._ended.set()
 

@@ -140,6 +140,8 @@ class BlockReader:
                 self._patience.look()  # it was the other thread that was interrupted, or this one too
 
     def _result_of(self, future: Future[memoryview]) -> memoryview:
+        if not future.done():
+            self._patience.duty.pass_on()
         return self._patience.result_of(future) if self._patience.waits else future.result(self._wait_seconds)
 
     def _fetch_for(self, future: Future[memoryview], ino: int, record: BlockRecord) -> None:

@@ -105,6 +105,7 @@ class Writeback:
             self._wait_for_room()
 
     def _wait_for_room(self) -> None:
+        self._patience.duty.pass_on()
         until = time.monotonic() + self._wait_seconds
         while not self.budget.wait_for_room(LOOK_SECONDS):
             try:
@@ -292,6 +293,7 @@ class Writeback:
             self._start_uploads(inode, [block for block in put if block.upload is None])
             inode.uploads += inline
         for block in put:
+            self._patience.duty.pass_on()
             _await_upload(block)
         if not all(self._blocks.owns(record_of(block).block) for block in put):
             raise SessionUnknown("blocks were put under a session that has expired meanwhile")

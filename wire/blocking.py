@@ -13,7 +13,7 @@ from typing import Any, Concatenate, NamedTuple, ParamSpec, Protocol, TypeVar
 
 from wire.address import parse_address
 from wire.backoff import Backoff
-from wire.blocking_links import MsgpackSocket, XmlSocket
+from wire.blocking_links import JUST_WAITING, MsgpackSocket, Waiting, XmlSocket
 from wire.config import Encoding
 from wire.errors import DeadlineExceeded, Interrupted, QuorumfsError, TransportError, Unavailable
 from wire.table import Method, method_of
@@ -56,7 +56,7 @@ class BlockingClient:
         addresses: tried in turn; the one that answered last is tried first.
         rpc: the encoding to speak.
         connect_seconds: a connection must be established within.
-        look: called now and then in the thread of a call that waits; it raises Interrupted to end the call.
+        waiting: what the thread of a call does while it waits.
     """
 
     def __init__(
@@ -65,13 +65,15 @@ class BlockingClient:
         rpc: Encoding = "msgpack",
         *,
         connect_seconds: float = 2.0,
-        look: Callable[[], None] = lambda: None,
+        waiting: Waiting = JUST_WAITING,
     ) -> None:
         if not addresses:
             raise ValueError("a client needs an address")
         kind: type[MsgpackSocket] | type[XmlSocket] = MsgpackSocket if rpc == "msgpack" else XmlSocket
-        self._pools = [_Pool(partial(kind, parse_address(text), connect_seconds, look)) for text in addresses]
-        self._first, self._look = 0, look
+        self._pools = [
+            _Pool(partial(kind, parse_address(text), connect_seconds, waiting)) for text in addresses
+        ]
+        self._first, self._look = 0, waiting.look
         self._outages: dict[str, _Outage] = {}
 
     def call(
@@ -89,7 +91,7 @@ class BlockingClient:
 
         Raises:
             DeadlineExceeded: no answer in time; the call may still be carried out.
-            Interrupted: `look` raised it; the same.
+            Interrupted: `waiting.look` raised it; the same.
             QuorumfsError: what the server raised, or the last temporary error.
         """
         spec = method_of(method)

@@ -11,7 +11,7 @@ import socket
 import struct
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 from wire import xml_codec
 from wire.address import Address, UnixAddress
@@ -26,6 +26,8 @@ from wire.shortcut import connect_beside
 SLOW_SECONDS = 1.0
 """Who waits for an answer looks whether to go on after so long, and then again and again."""
 LOOK_SECONDS = 0.1
+DUTY_MILLISECONDS = 50
+"""A thread that waits longer has no duty any more."""
 _SLOW = struct.pack("@ll", int(SLOW_SECONDS), 0)
 
 
@@ -74,18 +76,47 @@ def is_quiet(connected: socket.socket) -> bool:
     return False
 
 
+class Duty(Protocol):
+    """What a thread has to do beside its calls, and another can do as well."""
+
+    def descriptor(self) -> int:
+        """Return what becomes readable when there is something to do; -1: this thread has no duty."""
+
+    def pass_on(self) -> None:
+        """Have another thread do it, if this one has the duty."""
+
+
+class NoDuty:
+    """A thread has nothing to do but its calls."""
+
+    def descriptor(self) -> int:
+        return -1
+
+    def pass_on(self) -> None:
+        pass
+
+
+class Waiting(NamedTuple):
+    """While a call waits: `look` is called now and then, and raises Interrupted to end it."""
+
+    look: Callable[[], None] = lambda: None
+    duty: Duty = NoDuty()
+
+
+JUST_WAITING = Waiting()
+
+
 class MsgpackSocket:
     """A MessagePack-RPC connection. Who waits does so in recv(2) for SLOW_SECONDS, and then in poll(2)."""
 
-    def __init__(
-        self, address: Address, connect_seconds: float, look: Callable[[], None], until: float
-    ) -> None:
-        self._address, self._look = address, look
+    def __init__(self, address: Address, connect_seconds: float, waiting: Waiting, until: float) -> None:
+        self._address, (self._look, self._duty) = address, waiting
         self._socket = connect(address, until, connect_seconds)
         self._socket.settimeout(None)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _SLOW)
         self._readable = select.poll()
         self._readable.register(self._socket, select.POLLIN)
+        self._readable_or_duty: select.poll | None = None
         self._writable = select.poll()
         self._writable.register(self._socket, select.POLLOUT)
         self._encoder = Encoder()
@@ -104,6 +135,7 @@ class MsgpackSocket:
         buffers = self._encoder.request(request_id, name, params)
         try:
             self._send(buffers, until)
+            self._do_duty()
             kind, answered, fault, result = self._receive(until)
         except TimeoutError:
             raise DeadlineExceeded(f"{name}: no answer of {self._address} in time") from None
@@ -130,6 +162,20 @@ class MsgpackSocket:
             if not views:
                 return
             views[0] = views[0][sent:]
+
+    def _do_duty(self) -> None:
+        """Keep a duty until the answer comes, but pass it on as soon as there is something to do."""
+        descriptor = self._duty.descriptor()
+        if descriptor < 0:
+            return
+        poll = self._readable_or_duty
+        if poll is None:
+            poll = self._readable_or_duty = select.poll()
+            poll.register(self._socket, select.POLLIN)
+            poll.register(descriptor, select.POLLIN)
+        ready = poll.poll(DUTY_MILLISECONDS)
+        if self._socket.fileno() not in dict(ready):
+            self._duty.pass_on()
 
     def _receive(self, until: float) -> list[Any]:
         while (message := self._decoder.next()) is None:
@@ -168,9 +214,8 @@ class MsgpackSocket:
 class XmlSocket:
     """An HTTP connection, kept alive. A call that waits for an answer cannot be interrupted."""
 
-    def __init__(
-        self, address: Address, connect_seconds: float, _look: Callable[[], None], until: float
-    ) -> None:
+    def __init__(self, address: Address, connect_seconds: float, waiting: Waiting, until: float) -> None:
+        self._duty = waiting.duty
         self._address = address
         self._http = http.client.HTTPConnection("localhost")
         self._http.auto_open = 0
@@ -196,6 +241,7 @@ class XmlSocket:
                 raise TimeoutError
             self._socket.settimeout(remaining_seconds)
             self._http.request("POST", "/RPC2", body, HTTP_HEADERS)
+            self._duty.pass_on()
             response = self._http.getresponse()
             answer = response.read(MAX_ANSWER_BYTES)
             if not response.isclosed():

@@ -2,8 +2,8 @@
 
 The kernel's node numbers are our inode numbers, so that hard links share their pages and an unlinked open
 file keeps its attributes. The kernel keeps names and attributes as fusefs.keeping says (not at all unless
-this mount is alone), and pages as `Files.open` says. Callbacks come in threads of libfuse, foreign to
-Python; they live as long as the mount.
+this mount is alone), and pages as `Files.open` says. Requests come in the threads of
+fusefs.operations.serving.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import fcntl
 import itertools
 import logging
 import os
-import signal
 import stat
 import threading
 import time
@@ -31,6 +30,8 @@ from fusefs.operations import MountOptions, errno_of, listing
 from fusefs.operations.attributes import SET_SIZE, changes_of, entry_of, room_of, status_of
 from fusefs.operations.dropping import PageDrops
 from fusefs.operations.locking import Waiters, lock_range, record_lock, signed
+from fusefs.operations.reading_ahead import let_read_ahead
+from fusefs.operations.serving import Serving
 from fusefs.operations.shortening import Shortenings
 from fusefs.operations.structures import (
     Arguments,
@@ -38,7 +39,6 @@ from fusefs.operations.structures import (
     EntryParameters,
     FileInfo,
     Library,
-    loop_configuration,
 )
 from fusefs.patience import MOST_WAITING
 from wire.config import ConfigError
@@ -49,10 +49,12 @@ from wire.messages import Attributes, FileLock
 log = logging.getLogger(__name__)
 
 THREADS = 16
-"""So many requests are answered at once. All threads are kept: each has a state that Python keeps too."""
+"""So many requests are answered at once."""
 WAITING_THREADS = THREADS + MOST_WAITING
 """So many where requests may wait for servers: some stay free, to hear of signals to those that wait."""
 REQUEST_BYTES = 1024 * 1024
+SMALL_REQUEST_BYTES = 64 * 1024
+"""While more bytes than these are copied and hashed, another thread can take the next request."""
 BACKGROUND_REQUESTS = 64
 
 ASYNC_READ, ATOMIC_O_TRUNC, PARALLEL_DIROPS = 1 << 0, 1 << 3, 1 << 18
@@ -78,9 +80,9 @@ class Mount:
         self._handles: dict[int, Handle] = {}
         self._directories: dict[int, DirectoryHandle] = {}
         self._numbers = itertools.count(1)
-        self._known_threads = threading.local()
         self._waiters = Waiters(self._library, filesystem.locks)
         self._session: int | None = None
+        self._pass_on: Callable[[], None] = lambda: None
         self._drops = PageDrops()
         self._shortenings = Shortenings()
         self._callbacks = Callbacks()
@@ -103,36 +105,39 @@ class Mount:
         )
         if not session:
             raise ConfigError("libfuse refuses the mount options; its own message is above")
-        # libfuse takes over only those signals that nobody handles; its handlers end the loop.
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, signal.SIG_DFL)
+        serving = Serving(library, session, WAITING_THREADS if waits else THREADS)
         try:
-            if library.set_signal_handlers(session) != 0:
-                raise ConfigError("libfuse cannot handle signals; its own message is above")
-            if library.mount(session, os.fsencode(self._options.mountpoint)) != 0:
-                raise ConfigError(
-                    f"{self._options.mountpoint} cannot be mounted; libfuse's own message is above"
-                )
-            self._drops.drop_with(
-                lambda ino: library.drop_pages(session, ino, 0, 0),
-                lambda ino: self._keeping.most_seconds() and library.drop_pages(session, ino, -1, 0),
-            )
-            with self._drops, self._waiters:
-                self._fs.drop_pages_with(self._drops)
-                self._session = session
-                library.loop(session, loop_configuration(WAITING_THREADS if waits else THREADS))
+            with serving.ended_by_signals():
+                if library.mount(session, os.fsencode(self._options.mountpoint)) != 0:
+                    raise ConfigError(
+                        f"{self._options.mountpoint} cannot be mounted; libfuse's own message is above"
+                    )
+                let_read_ahead(self._options.mountpoint, REQUEST_BYTES)
+                self._serve(session, serving)
                 library.unmount(session)
-            library.remove_signal_handlers(session)
         finally:
             library.destroy_session(session)
 
+    def _serve(self, session: int, serving: Serving) -> None:
+        library = self._library
+        self._session, self._pass_on = session, serving.pass_on
+        self._fs.patience.duty.is_of(serving)
+        self._drops.drop_with(
+            partial(self._drop_pages, session),
+            lambda ino: self._keeping.most_seconds() and library.drop_pages(session, ino, -1, 0),
+        )
+        with self._drops, self._waiters:
+            self._fs.drop_pages_with(self._drops)
+            serving.run()
+
+    def _drop_pages(self, session: int, ino: int) -> None:
+        self._pass_on()  # the kernel may wait for pages that a request is to fill
+        self._library.drop_pages(session, ino, 0, 0)
+
     def _guarded(self, name: str, method: Callable[..., None]) -> Callable[..., None]:
-        library, known = self._library, self._known_threads
+        library = self._library
 
         def answer(request: int, *arguments: Any) -> None:
-            if not hasattr(known, "kept"):
-                library.keep_thread()
-                known.kept = True
             try:
                 method(request, *arguments)
             except BaseException as error:
@@ -158,7 +163,7 @@ class Mount:
             info = connection.contents
             info.want = ((info.want | WANTED) & ~UNWANTED) & info.capable
             info.max_write = info.max_read = REQUEST_BYTES
-            info.max_readahead = min(info.max_readahead, REQUEST_BYTES) or REQUEST_BYTES
+            info.max_readahead = REQUEST_BYTES
             info.max_background, info.congestion_threshold = BACKGROUND_REQUESTS, BACKGROUND_REQUESTS * 3 // 4
             self._options.ready()
         except Exception:
@@ -317,6 +322,8 @@ class Mount:
     def read(self, request: int, ino: int, size: int, offset: int, file: Any) -> None:
         info = file.contents
         handle = self._handles[info.fh]
+        if size > SMALL_REQUEST_BYTES:
+            self._pass_on()
         data = bytes(self._files.read(handle, offset, size))
         if len(data) < size and not handle.uncached and not info.flags & os.O_DIRECT:
             if self._shortenings.misleads(ino, offset, size, len(data)):
@@ -330,6 +337,8 @@ class Mount:
         self._library.reply_bytes(request, data, len(data))
 
     def write(self, request: int, ino: int, address: int, size: int, offset: int, file: Any) -> None:
+        if size > SMALL_REQUEST_BYTES:
+            self._pass_on()
         data = memoryview((ctypes.c_char * size).from_address(address)).cast("B")
         info = file.contents
         handle = self._handles[info.fh]

@@ -67,10 +67,17 @@ class Arguments(ctypes.Structure):
     _fields_ = (("argc", c_int), ("argv", POINTER(c_char_p)), ("allocated", c_int))
 
 
-class LoopConfiguration(ctypes.Structure):
-    """struct fuse_loop_config as it was before libfuse 3.12"""
+class RequestBuffer(ctypes.Structure):
+    """struct fuse_buf, and room behind it for what newer releases add to its end."""
 
-    _fields_ = (("clone_fd", c_int), ("max_idle_threads", c_uint))
+    _fields_ = (
+        ("size", c_size_t),
+        ("flags", c_int),
+        ("memory", c_void_p),
+        ("descriptor", c_int),
+        ("position", mfusepy.c_off_t),
+        ("reserved", c_size_t * 8),
+    )
 
 
 class LockRange(ctypes.Structure):
@@ -177,8 +184,6 @@ class Library:
         self.new_session = _function(
             "fuse_session_new", c_void_p, POINTER(Arguments), POINTER(Callbacks), c_size_t, c_void_p
         )
-        self.set_signal_handlers = _function("fuse_set_signal_handlers", error, c_void_p)
-        self.remove_signal_handlers = _function("fuse_remove_signal_handlers", None, c_void_p)
         self.mount = _function("fuse_session_mount", error, c_void_p, c_char_p)
         self.unmount = _function("fuse_session_unmount", None, c_void_p)
         self.destroy_session = _function("fuse_session_destroy", None, c_void_p)
@@ -190,15 +195,10 @@ class Library:
         )
         self.is_interrupted = _function("fuse_req_interrupted", error, request)
         self.is_ending = _function("fuse_session_exited", error, c_void_p)
-        self.loop = _function("fuse_session_loop_mt", error, c_void_p, c_void_p)
-
-    @staticmethod
-    def keep_thread() -> None:
-        """Have Python keep its state of the calling thread, which it would make anew for each callback.
-
-        ctypes lets go of the state after each callback; one claim more keeps it (PyGILState_Ensure).
-        """
-        ctypes.pythonapi.PyGILState_Ensure()
+        self.receive = _function("fuse_session_receive_buf", error, c_void_p, POINTER(RequestBuffer))
+        self.process = _function("fuse_session_process_buf", None, c_void_p, POINTER(RequestBuffer))
+        self.descriptor = _function("fuse_session_fd", c_int, c_void_p)
+        self.exit = _function("fuse_session_exit", None, c_void_p)
 
 
 def _function(name: str, result: Any, *parameters: Any) -> Any:
@@ -219,11 +219,5 @@ def _address(name: str) -> int:
         return int(address)
 
 
-def loop_configuration(threads: int) -> Any:
-    """Return what `Library.loop` takes: so many threads, kept while idle."""
-    if VERSION < (3, 12):
-        return ctypes.cast(ctypes.pointer(LoopConfiguration(0, threads)), c_void_p)
-    configuration = _function("fuse_loop_cfg_create", c_void_p)()
-    _function("fuse_loop_cfg_set_max_threads", None, c_void_p, c_uint)(configuration, threads)
-    _function("fuse_loop_cfg_set_idle_threads", None, c_void_p, c_uint)(configuration, threads)
-    return configuration
+free = ctypes.CFUNCTYPE(None, c_void_p)(("free", ctypes.CDLL(None)))
+"""free(3), for what libfuse allocated."""

@@ -293,3 +293,9 @@ with open("lock", "r+") as file:
             assert free
 """
         subprocess.run([sys.executable, "-c", script], cwd=here, check=True, timeout=60)
+
+
+def test_the_kernel_asks_for_a_whole_block_when_it_reads_ahead(here: Path) -> None:
+    device = here.stat().st_dev
+    setting = Path(f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}/read_ahead_kb")
+    assert setting.read_text().strip() == "1024"

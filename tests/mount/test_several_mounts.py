@@ -153,10 +153,13 @@ def test_a_second_read_of_an_unchanged_file_is_one_call(
         assert (counted / "d" / "a").read_bytes() == b"x" * 300_000
         assert proxy.calls["read_block"] >= 1
         wait_until(lambda: proxy.calls["close"] == 1, 5, "the first close is told")
-        proxy.calls.clear()
-        for _ in range(2):
-            assert (counted / "d" / "a").read_bytes() == b"x" * 300_000
-        wait_until(lambda: proxy.calls["close"] >= 1, 5, "closes are told, in the background")
+        for _ in range(5):  # names and attributes hold for a second, which on a busy machine may be over
+            proxy.calls.clear()
+            for _ in range(2):
+                assert (counted / "d" / "a").read_bytes() == b"x" * 300_000
+            wait_until(lambda: proxy.calls["close"] >= 1, 5, "closes are told, in the background")
+            if proxy.calls["resolve"] + proxy.calls["getattr"] == 0:
+                break
         del proxy.calls["close"]
         assert proxy.calls["open"] + proxy.calls["open_and_read"] == proxy.calls.total() == 2
 

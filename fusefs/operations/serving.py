@@ -1,0 +1,223 @@
+"""Who takes the kernel's next request: one thread at a time, and the same one again as long as nothing waits.
+
+A thread that takes a request and answers it takes the next one as well, with warm caches and without waking
+anybody. Before it waits for something it passes this duty on; where it forgets to, a watch does so for it. It
+must not know what the requests are. Threads: any may call `pass_on`. Why: docs/decisions/0026.
+Source: the leader/followers pattern (Schmidt and others, 2000)
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from ctypes import byref
+from types import FrameType
+from typing import Any
+
+from fusefs.operations.structures import Library, RequestBuffer, free
+
+log = logging.getLogger(__name__)
+
+TICK_SECONDS = 0.01
+"""A request that takes longer, and did not pass the duty on, loses it."""
+QUIET_TICKS = 10
+"""After so many ticks without a request the watch sleeps until there is one."""
+JOIN_SECONDS = 0.05
+CROWDED_WAITS = 8
+"""So many waits after one that a request ended, the duty is passed on before the wait."""
+ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+WAKING_SIGNAL = signal.SIGUSR2
+"""Gets a thread out of its read(2); its handler does nothing."""
+
+
+class _Server:
+    """One of the threads, and the lock that it waits for while others are on duty."""
+
+    def __init__(self, serve: Callable[[_Server], None]) -> None:
+        self.waits = threading.Lock()
+        self.waits.acquire()
+        self.thread = threading.Thread(target=serve, args=(self,), name="request", daemon=True)
+
+    @property
+    def ident(self) -> int:
+        """The thread's, once it was started."""
+        return self.thread.ident or 0
+
+
+class Serving:
+    """The threads that answer the requests of one libfuse session.
+
+    Args:
+        library: libfuse.
+        session: of libfuse; mounted when it is served.
+        most_threads: so many requests are under way at once, and no more are taken meanwhile.
+    """
+
+    def __init__(self, library: Library, session: int, most_threads: int) -> None:
+        self._library, self._session, self._most_threads = library, session, most_threads
+        self._descriptor = -1
+        self._lock = threading.Lock()
+        self._servers: list[_Server] = []
+        self._idle: list[_Server] = []
+        self._on_duty = 0
+        """The thread that takes the next request; 0: none, as all are busy."""
+        self._taken = 0
+        self._crowded = 0
+        """In so many waits the duty is passed on at once."""
+        self._is_busy = self._is_watch_asleep = False
+        self._wake_watch = threading.Event()
+        self._ended = threading.Event()
+
+    def run(self) -> None:
+        """Answer requests until it is unmounted or a signal ends it; return when all are answered."""
+        self._descriptor = self._library.descriptor(self._session)
+        self._begin_server()
+        watch = threading.Thread(target=self._watch, name="watch", daemon=True)
+        watch.start()
+        self._ended.wait()
+        self._library.exit(self._session)
+        self._wake_watch.set()
+        watch.join()
+        with self._lock:
+            servers = [*self._servers]  # from now on no more are begun
+        for server in servers:
+            self._await_end(server)
+
+    @contextmanager
+    def ended_by_signals(self) -> Iterator[None]:
+        """Have the signals that end a process end `run` instead, also when they come before it.
+
+        To be called in the main thread, around `run`.
+        """
+
+        def end(_number: int, _frame: FrameType | None) -> None:
+            self._ended.set()
+
+        def wake(_number: int, _frame: FrameType | None) -> None:
+            pass
+
+        before = {number: signal.signal(number, end) for number in ENDING_SIGNALS}
+        before[WAKING_SIGNAL] = signal.signal(WAKING_SIGNAL, wake)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def descriptor(self) -> int:
+        """Return what is readable when there is a request; -1 if another thread is to take it.
+
+        While there are many requests another is put on duty at once: each would end a wait for nothing.
+        """
+        if self._on_duty != threading.get_ident():
+            return -1
+        if self._crowded:
+            self._crowded -= 1
+            with self._lock:
+                self._promote()
+            return -1
+        return self._descriptor
+
+    def pass_on(self) -> None:
+        """Have another thread take the next request, if it is the calling one that would."""
+        if self._on_duty == threading.get_ident():
+            self._crowded = CROWDED_WAITS
+            with self._lock:
+                self._promote()
+
+    def _promote(self) -> None:
+        """Put another thread on duty than the one that is. Call with the lock."""
+        self._is_busy, self._on_duty = False, 0
+        if self._idle:
+            server = self._idle.pop()  # the one that was busy last
+            self._on_duty = server.ident
+            server.waits.release()
+        elif len(self._servers) < self._most_threads and not self._ended.is_set():
+            self._begin_server()
+
+    def _begin_server(self) -> None:
+        """Begin a thread, which goes on duty if nobody is."""
+        server = _Server(self._serve)
+        self._servers.append(server)
+        server.thread.start()
+
+    def _serve(self, server: _Server) -> None:
+        with _lent_buffer() as buffer:
+            while not self._ended.is_set():
+                self._await_duty(server)
+                self._take_requests(server.ident, buffer)
+
+    def _take_requests(self, me: int, buffer: Any) -> None:
+        """Take and answer requests as long as this thread is on duty."""
+        receive, process = self._library.receive, self._library.process
+        session, place = self._session, byref(buffer)
+        while self._on_duty == me:
+            count = receive(session, place)
+            if count > 0:
+                self._taken += 1
+                self._is_busy = True
+                if self._is_watch_asleep:
+                    self._wake_watch.set()
+                process(session, place)
+                if self._on_duty == me:
+                    self._is_busy = False
+            elif count not in (-errno.EINTR, -errno.EAGAIN) or self._ended.is_set():
+                if count < 0 and not self._ended.is_set():
+                    log.error("the kernel's requests cannot be read any more: %s", os.strerror(-count))
+                self._ended.set()
+                return
+
+    def _await_duty(self, server: _Server) -> None:
+        with self._lock:
+            if self._on_duty == 0:
+                self._on_duty = server.ident
+            if self._on_duty == server.ident or self._ended.is_set():
+                return
+            self._idle.append(server)
+        server.waits.acquire()
+
+    def _watch(self) -> None:
+        """Pass the duty on for a thread that waits without having done so itself."""
+        seen, quiet = self._taken, 0
+        while not self._ended.is_set():
+            self._ended.wait(TICK_SECONDS)
+            taken = self._taken
+            if taken != seen:
+                seen, quiet = taken, 0
+            elif self._is_busy:
+                with self._lock:
+                    if self._is_busy and taken == self._taken:
+                        self._promote()
+            else:
+                quiet += 1
+            if quiet >= QUIET_TICKS:
+                quiet = 0
+                self._is_watch_asleep = True
+                if self._taken == seen:
+                    self._wake_watch.wait()
+                self._is_watch_asleep = False
+                self._wake_watch.clear()
+
+    def _await_end(self, server: _Server) -> None:
+        """Wait until a thread has answered what it answers, and has left."""
+        with suppress(RuntimeError):  # it does not wait for duty
+            server.waits.release()
+        while server.thread.is_alive():
+            with suppress(ProcessLookupError):
+                signal.pthread_kill(server.ident, WAKING_SIGNAL)
+            server.thread.join(JOIN_SECONDS)
+
+
+@contextmanager
+def _lent_buffer() -> Iterator[Any]:
+    """Lend a buffer whose memory libfuse takes as it needs it."""
+    buffer = RequestBuffer()
+    try:
+        yield buffer
+    finally:
+        free(buffer.memory)
