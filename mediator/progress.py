@@ -5,87 +5,45 @@ Pure: times come in from outside, and nothing is moved here. Not thread-safe; on
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
+
+from mediator.estimate import STEADY, Costs, Eta, Point, Rate, Span, add, tell
 
 WINDOW_SECONDS = 10.0
 """The rate is that of the newest so much working time."""
-LEAST_BLOCKS = 8
-"""The rate is that of so many blocks at least, however long they took."""
+LEAST_BLOCKS = 16
+"""The rate is that of so many blocks at least, however long they took: several are always on their way."""
+WARM_SECONDS = 1.0
+"""So much of the first working time is no measure: the server has just been started."""
 LEAST_SECONDS = 1.0
-"""What is left is not estimated before so much working time: the first blocks are no measure."""
-LEAST_SPREAD = 0.2
-"""By so much of their time steps must differ, by blocks and by bytes, to tell what costs how much."""
-STEP_SECONDS = 0.5
+"""What is left is not estimated before so much working time after that."""
+STEP_SECONDS = 0.25
 """Points of the window are so far apart, so that few are kept."""
-
-
-class Point(NamedTuple):
-    """What had been done after so much working time."""
-
-    seconds: float
-    blocks: int
-    bytes: int
-
-
-class Rate(NamedTuple):
-    """Blocks and bytes a second; zeros while nothing is known."""
-
-    blocks: float
-    bytes: float
-    share: float | None = None
-    """Which share of the time went with blocks, not with bytes; None if that cannot be told."""
-
-    def seconds_for(self, blocks: int, size: int) -> float | None:
-        """Return how long so many blocks of `size` bytes take; None if nothing is known.
-
-        Some of the cost goes with blocks and some with bytes, so that the truth lies between what either
-        rate says. Where it is not known how much, their geometric mean is wrong by the root of what these
-        differ by, at most.
-        """
-        if not blocks:
-            return 0.0
-        if not self.blocks:
-            return None
-        by_blocks = blocks / self.blocks
-        if not (self.bytes and size):
-            return by_blocks
-        by_bytes = size / self.bytes
-        if self.share is None:
-            return math.sqrt(by_blocks * by_bytes)
-        return self.share * by_blocks + (1 - self.share) * by_bytes
-
-
-def blocks_share(steps: Sequence[Point]) -> float | None:
-    """Return which share of the time of some steps went with blocks, the rest with bytes: by least squares.
-
-    None if the blocks of all steps were too much alike to tell.
-    """
-    seconds, blocks, size = (sum(column) for column in zip(*steps, strict=True)) if steps else (0.0, 0, 0)
-    if not (seconds and blocks and size):
-        return None
-    told = spread = 0.0
-    for step in steps:
-        by_blocks, by_bytes = seconds * step.blocks / blocks, seconds * step.bytes / size
-        told += (by_blocks - by_bytes) * (step.seconds - by_bytes)
-        spread += (by_blocks - by_bytes) ** 2
-    if spread < LEAST_SPREAD**2 * sum(step.seconds**2 for step in steps):
-        return None
-    return min(1.0, max(0.0, told / spread))
+PIECE_SECONDS = 1.0
+PIECE_BLOCKS = 8
+PIECES = 60
+"""How steady the work is, is seen in the newest so many pieces, so long and so large at least."""
+LOOK_THROUGH_SECONDS = 50e-6
+"""A comparison takes no longer for each block, while none was measured."""
 
 
 class WorkClock:
-    """The rate of recent work. Only time between `begin` and `end` counts: no pause, no looking around."""
+    """The rate of recent work. Only time between `begin` and `end` counts: no pause, no looking around.
 
-    def __init__(self) -> None:
+    What the work tells of costs is noted in `costs`, which may know something from before.
+    """
+
+    def __init__(self, costs: Costs) -> None:
+        self._costs = costs
         self._worked = 0.0
         self._since: float | None = None
         self._done = Point(0.0, 0, 0)
         self._points = deque([self._done])
+        self._piece_start = self._done
+        self._pieces: deque[Point] = deque(maxlen=PIECES)
 
     def begin(self, now: float) -> None:
         """Work begins, or goes on."""
@@ -99,28 +57,41 @@ class WorkClock:
         """One block of `size` bytes is done."""
         seconds = self._seconds(now)
         self._done = Point(seconds, self._done.blocks + 1, self._done.bytes + size)
-        if seconds - self._points[-1].seconds >= STEP_SECONDS:
+        if seconds < WARM_SECONDS:
+            return
+        if self._points[0].seconds < WARM_SECONDS:
+            self._points = deque([self._done])
+            self._piece_start = self._done
+        elif seconds - self._points[-1].seconds >= STEP_SECONDS:
+            self._costs.learn(_step(self._points[-1], self._done))
             self._points.append(self._done)
+        piece = _step(self._piece_start, self._done)
+        if piece.seconds >= PIECE_SECONDS and piece.blocks >= PIECE_BLOCKS:
+            self._pieces.append(piece)
+            self._piece_start = self._done
         while len(self._points) > 1 and self._is_old(self._points[1], seconds):
             self._points.popleft()
 
-    def has_begun(self, now: float) -> bool:
-        """Tell whether work has gone on for long enough to judge by."""
-        return self._seconds(now) >= LEAST_SECONDS
-
     def rate(self, now: float) -> Rate:
         """Return the rate; it falls while work goes on and nothing gets done."""
+        done = self._newest(now)
+        if done.seconds <= 0:
+            return Rate(0.0, 0.0)
+        return Rate(done.blocks / done.seconds, done.bytes / done.seconds)
+
+    def span(self, now: float, blocks: int, size: int) -> Span | None:
+        """Return how long so many blocks of `size` bytes take; None if that cannot be judged yet."""
+        done = self._newest(now)
+        is_warm = self._points[0].seconds >= WARM_SECONDS
+        if blocks and not (is_warm and done.seconds >= LEAST_SECONDS and done.blocks >= LEAST_BLOCKS):
+            return None
+        return self._costs.span(self.rate(now), self._pieces, blocks, size)
+
+    def _newest(self, now: float) -> Point:
+        """Return what was done in the window of the rate, which ends now."""
         seconds = self._seconds(now)
         start = next((p for p in reversed(self._points) if self._is_old(p, seconds)), self._points[0])
-        lasted = seconds - start.seconds
-        if lasted <= 0:
-            return Rate(0.0, 0.0)
-        points = [*(point for point in self._points if point.seconds >= start.seconds), self._done]
-        return Rate(
-            (self._done.blocks - start.blocks) / lasted,
-            (self._done.bytes - start.bytes) / lasted,
-            blocks_share([_step(*pair) for pair in itertools.pairwise(points)]),
-        )
+        return _step(start, self._done._replace(seconds=seconds))
 
     def _seconds(self, now: float) -> float:
         return self._worked + (0.0 if self._since is None else now - self._since)
@@ -154,7 +125,15 @@ class RefillProgress:
     failed: int = 0
     deleted: int = 0
     error: str = ""
-    work: WorkClock = field(default_factory=WorkClock)
+    to_compare: int = 0
+    """The comparison under way goes through so many blocks, and has gone through so many:"""
+    gone_through: int = 0
+    comparisons_left: int = 0
+    """So many comparisons are still to come before the refill ends, as far as is known."""
+    comparison_seconds: float | None = None
+    """How long one took; None if that is not known."""
+    _comparing_since: float = 0.0
+    work: WorkClock = field(default_factory=lambda: WorkClock(Costs()))
 
     def found(self, blocks: int, size: int) -> None:
         """So many blocks, of `size` bytes together, are left to do."""
@@ -171,26 +150,63 @@ class RefillProgress:
         self.was_there(size)
         self.work.done(now, size)
 
+    def begin_comparison(self, blocks: int, now: float) -> None:
+        """What the server has is compared with the blocks that it should have, so many."""
+        self.comparing, self.to_compare, self.gone_through = True, blocks, 0
+        self.compared += 1
+        self._comparing_since = now
+
+    def end_comparison(self, now: float) -> None:
+        """A comparison has gone through everything."""
+        self.comparing = False
+        self.comparison_seconds = now - self._comparing_since
+
+    def eta(self, now: float) -> Eta:
+        """Return what can be told of the time left until the refill ends.
+
+        Nothing while it is found out what lacks, before work has gone on for long enough to judge by, and
+        while most of what is left could not be filled.
+        """
+        blocks_left, bytes_left = self._left()
+        if not self.running:
+            return Eta() if blocks_left else Eta(0.0, 0.0, 0.0)
+        if self.comparing or not self.blocks_total or self.failed > blocks_left / 2:
+            return Eta()
+        filling = self.work.span(now, blocks_left, bytes_left)
+        if filling is None:
+            return Eta()
+        if self.most_bytes_per_second:
+            allowed = bytes_left / self.most_bytes_per_second
+            filling = Span(*(max(seconds, allowed) for seconds in filling))
+        return tell(add(filling, self._checking()))
+
+    def _checking(self) -> Span:
+        """Return how long the comparisons take that are still to come."""
+        if self.comparison_seconds is not None:
+            seconds = self.comparisons_left * self.comparison_seconds
+            return Span(seconds, seconds / STEADY, seconds * STEADY)
+        most = self.comparisons_left * self.blocks_total * LOOK_THROUGH_SECONDS
+        return Span(most / 2, 0.0, most)
+
+    def _left(self) -> tuple[int, int]:
+        return max(self.blocks_total - self.blocks_done, 0), max(self.bytes_total - self.bytes_done, 0)
+
     def as_data(self, now: float) -> dict[str, Any]:
         """Return the progress as plain data, with the rate and the time left.
 
-        `eta_seconds` is None while it is not known what is left, or not for long enough how fast it goes.
+        `eta_seconds` is None unless it can be told so that it is right within a factor of two; what can be
+        told lies between `eta_least_seconds` and `eta_most_seconds`, None if nothing is known.
         """
-        rate = self.work.rate(now)
-        blocks_left = max(self.blocks_total - self.blocks_done, 0)
-        bytes_left = max(self.bytes_total - self.bytes_done, 0)
-        eta_seconds = rate.seconds_for(blocks_left, bytes_left)
-        if eta_seconds is not None and self.most_bytes_per_second:
-            eta_seconds = max(eta_seconds, bytes_left / self.most_bytes_per_second)
-        begun = self.work.has_begun(now) or not blocks_left
-        unknown = self.running and (self.comparing or not self.blocks_total or not begun)
-        stopped = not self.running and blocks_left
+        blocks_left, bytes_left = self._left()
+        eta = self.eta(now)
         return {
             "server": self.server,
             "state": "running" if self.running else ("failed" if self.failed or self.error else "done"),
             "passes": self.passes,
             "comparing": self.comparing,
             "compared": self.compared,
+            "to_compare": self.to_compare,
+            "gone_through": self.gone_through,
             "done": self.blocks_done,
             "total": self.blocks_total,
             "blocks_left": blocks_left,
@@ -201,6 +217,9 @@ class RefillProgress:
             "deleted": self.deleted,
             "error": self.error,
             "elapsed_seconds": max((self.ended or now) - self.begun, 1e-3),
-            "bytes_per_second": rate.bytes,
-            "eta_seconds": None if unknown or stopped else eta_seconds,
+            "bytes_per_second": self.work.rate(now).bytes,
+            "eta_seconds": eta.seconds,
+            "eta_least_seconds": eta.least,
+            # JSON has no infinity.
+            "eta_most_seconds": None if eta.most == math.inf else eta.most,
         }

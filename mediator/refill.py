@@ -14,10 +14,11 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequen
 from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
+from mediator.estimate import Costs
 from mediator.fanout import Background, outcome_of
 from mediator.health import Health
 from mediator.placement import holders
-from mediator.progress import RefillProgress
+from mediator.progress import RefillProgress, WorkClock
 from mediator.repair import Repaired, Repairs
 from mediator.servers import Metadata, Server
 from mediator.turns import Turns
@@ -56,6 +57,8 @@ class Difference(NamedTuple):
     differing: list[BlockRecord]
     extra: list[bytes]
     cursor: bytes | None
+    committed: int
+    """So many committed blocks are up to there."""
 
 
 def compare(committed: Sequence[BlockRecord], held: Sequence[BlockRecord]) -> Difference:
@@ -74,6 +77,7 @@ def compare(committed: Sequence[BlockRecord], held: Sequence[BlockRecord]) -> Di
         [record for block, record in wanted.items() if block in there and there[block] != record],
         [block for block in there if block not in wanted],
         cursor,
+        len(wanted),
     )
 
 
@@ -108,6 +112,7 @@ class Refills:
         self._repairs = repairs
         self._background = background
         self._progress: dict[int, RefillProgress] = {}
+        self._costs: dict[int, Costs] = {}
         self._again: set[int] = set()
         self._metadata_back = asyncio.Event()
 
@@ -135,7 +140,11 @@ class Refills:
             self._again.add(server.number)
             return
         self._progress[server.number] = RefillProgress(
-            server.number, time.monotonic(), self._turns.most_bytes_per_second
+            server.number,
+            time.monotonic(),
+            self._turns.most_bytes_per_second,
+            comparison_seconds=None if progress is None else progress.comparison_seconds,
+            work=WorkClock(self._costs.setdefault(server.number, Costs())),
         )
         self._background.start(self._run(server), f"refill of server {server.number}")
 
@@ -240,7 +249,7 @@ class Refills:
         try:
             if returned:
                 await self._note_newest_lacking(server)
-            found, mended = await self._heal(server, progress)
+            found, mended = await self._heal(server, progress, whole or number in self._whole)
             if (
                 not whole
                 and number not in self._whole
@@ -295,13 +304,18 @@ class Refills:
             await self._metadata.ask(BookkeepingMethods.vouch_recent)
             self._vouched = True
 
-    async def _heal(self, server: Server, progress: RefillProgress) -> tuple[int, int]:
-        """Fill what lags, blocks with the fewest replicas first. Returns how much lagged and was filled."""
+    async def _heal(self, server: Server, progress: RefillProgress, whole: bool) -> tuple[int, int]:
+        """Fill what lags, blocks with the fewest replicas first. Returns how much lagged and was filled.
+
+        `whole`: all is compared afterwards.
+        """
         self._behind.discard(server.number)
         counts = await self._metadata.ask(BookkeepingMethods.lag_counts)
         lag = sum(each.blocks for each in counts if each.server == server.number)
         lag_bytes = sum(each.bytes for each in counts if each.server == server.number)
-        unknown, unknown_bytes = await self._estimate_unknown(server, lag) if lag else (0, 0)
+        unknown, unknown_bytes = await self._estimate_unknown(server, lag, lag_bytes) if lag else (0, 0)
+        # A comparison that finds something is followed by another one.
+        progress.comparisons_left = 2 if unknown else int(whole)
         progress.found(lag + unknown, lag_bytes + unknown_bytes)
         mended = 0
         while lag and (page := await self._metadata.ask(BookkeepingMethods.lagging, server.number, PAGE)):
@@ -312,7 +326,7 @@ class Refills:
                 break
         return lag, mended
 
-    async def _estimate_unknown(self, server: Server, lag: int) -> tuple[int, int]:
+    async def _estimate_unknown(self, server: Server, lag: int, lag_bytes: int) -> tuple[int, int]:
         """Return how many blocks a server seems to lack besides those known to lag, and their bytes.
 
         A blank one does, and a comparison will find them: who looks at the progress wants to know it before.
@@ -320,7 +334,8 @@ class Refills:
         committed = await self._metadata.ask(BookkeepingMethods.counts)
         status = await server.call(self._metadata.deadline_seconds, CommonMethods.status)
         unknown = max(0, committed["blocks"] - lag - status["blocks"])
-        return unknown, unknown * committed["block_bytes"] // max(1, committed["blocks"])
+        size = max(0, committed["block_bytes"] - lag_bytes - status["bytes_live"])
+        return (unknown, size) if unknown else (0, 0)
 
     async def _fill_all(self, server: Server, records: list[BlockRecord], progress: RefillProgress) -> int:
         """Fill those of these blocks that a server lacks, and say so. Returns how many it has then."""
@@ -369,19 +384,22 @@ class Refills:
 
     async def _compare_all(self, server: Server, progress: RefillProgress) -> tuple[int, int]:
         """Compare to know the totals, then mend. Returns how much was found and mended."""
-        progress.comparing = True
-        progress.compared += 1
+        committed = await self._metadata.ask(BookkeepingMethods.counts)
+        progress.begin_comparison(committed["blocks"], time.monotonic())
         blocks = size = extras = 0
         try:
             async for difference in self._differences(server):
+                progress.gone_through += difference.committed
                 records = difference.lacking + difference.differing
                 blocks += len(records)
                 size += sum(record.length for record in records)
                 extras += len(await self._collectable(difference.extra))
+            progress.end_comparison(time.monotonic())
         finally:
             progress.comparing = False
         progress.found(blocks, size)
         progress.failed = 0
+        progress.comparisons_left = 1 if blocks + extras else 0
         if not blocks + extras:
             return 0, 0
         before = progress.blocks_done + progress.deleted

@@ -7,12 +7,15 @@ blocks itself.
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import time
+from datetime import timedelta
 from typing import Any
 
+from rich import filesize
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn
 
 from tools.faults import server_name
 from tools.locate import CALL_SECONDS, add_state_option, find_cluster, mediator_client
@@ -66,6 +69,33 @@ def in_words(progress: dict[str, Any]) -> str:
     return f"{done}, going on" if progress["state"] == "running" else done
 
 
+def what_is_left(progress: dict[str, Any]) -> str:
+    """Return how much of a refill, as the mediator tells it, is left, how fast it goes, and for how long."""
+    if progress["comparing"]:
+        gone, of = progress["gone_through"], progress["to_compare"]
+        return f"comparing what it has with what it should have: {gone} of {of} blocks gone through"
+    words = f"{progress['done']} of {progress['total']} blocks, {progress['blocks_left']} left"
+    words += f" ({filesize.decimal(progress['bytes_left'])})"
+    if rate := progress["bytes_per_second"]:
+        words += f", {filesize.decimal(int(rate))}/s"
+    return f"{words}{_time_left(progress)}"
+
+
+def _time_left(progress: dict[str, Any]) -> str:
+    told, least, most = (progress[f"eta_{name}seconds"] for name in ("", "least_", "most_"))
+    if told is not None:
+        return f", about {_duration(told)} to go"
+    if least is None:
+        return ""
+    if most is None:
+        return f", {_duration(least)} or more to go"
+    return f", between {_duration(least)} and {_duration(most)} to go" if least else ", about to end"
+
+
+def _duration(seconds: float) -> timedelta:
+    return timedelta(seconds=math.ceil(seconds))
+
+
 def _progress(client: BlockingClient, number: int) -> dict[str, Any]:
     """Return a refill's progress; looking, unlike asking for a refill, does not begin another one."""
     status: dict[str, Any] = client.call(CALL_SECONDS, CommonMethods.status)
@@ -75,10 +105,11 @@ def _progress(client: BlockingClient, number: int) -> dict[str, Any]:
 
 def watch_refill(client: BlockingClient, number: int) -> dict[str, Any]:
     """Wait for a refill's end with a progress bar; return its progress as the mediator tells it."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[left]}"))
     with Progress(*columns, console=Console(file=sys.stderr), disable=not sys.stderr.isatty()) as bars:
-        bar = bars.add_task(f"refill of data-{number}", total=None)
+        bar = bars.add_task(f"refill of data-{number}", total=None, left="")
         while (progress := _progress(client, number))["state"] == "running":
+            bars.update(bar, left=what_is_left(progress))
             if not progress["comparing"]:
                 bars.update(bar, completed=progress["done"], total=progress["total"])
             time.sleep(LOOK_SECONDS)

@@ -6,12 +6,10 @@ Exit status: 0 healthy, 1 degraded, 3 not running. It must not change anything, 
 from __future__ import annotations
 
 import argparse
-import math
 import time
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
-from rich import filesize
 from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.markup import escape
@@ -23,6 +21,7 @@ from tools.cluster import LocalCluster, ProcessStatus
 from tools.health import EXIT_STATUS, Health, ask_mediator, ask_metaserver, assess
 from tools.locate import add_state_option, find_cluster
 from tools.output import add_json_option, coloured, console, print_json, table
+from tools.refill import what_is_left
 from tools.scrub import when
 
 WATCH_SECONDS = 0.5
@@ -170,21 +169,9 @@ def _bar(server: dict[str, Any]) -> RenderableType:
     grid.add_row(
         f"refill of data-{server['number']}",
         ProgressBar(total=max(total, 1), completed=done, width=40),
-        refill_in_words(progress) if progress else "",
+        what_is_left(progress) if progress else "",
     )
     return grid
-
-
-def refill_in_words(progress: dict[str, Any]) -> str:
-    """Return how much of a refill, as the mediator tells it, is left, how fast it goes, and for how long."""
-    if progress["comparing"]:
-        return "comparing what it has with what it should have"
-    rate, eta = progress["bytes_per_second"], progress["eta_seconds"]
-    words = f"{progress['done']} of {progress['total']} blocks, {progress['blocks_left']} left"
-    words += f" ({filesize.decimal(progress['bytes_left'])})"
-    if rate:
-        words += f", {filesize.decimal(int(rate))}/s"
-    return words if eta is None else f"{words}, about {timedelta(seconds=math.ceil(eta))} to go"
 
 
 def risk_in_words(risk: dict[str, Any], write_quorum: int) -> str:

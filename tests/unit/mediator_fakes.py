@@ -163,6 +163,7 @@ class FakeDataServer(Fake):
     def status(self) -> dict[str, Any]:
         return {
             "blocks": len(self.held),
+            "bytes_live": sum(len(data) for _, data, _ in self.held.values()),
             "quarantined": len(self.quarantine),
             "scrub": self.scrub,
             "free_bytes": self.free_bytes,
