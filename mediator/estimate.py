@@ -15,11 +15,11 @@ STEADY = 4 / 3
 """By such a factor work may become faster or slower, however steady it has been."""
 UNSTEADY = 2.5
 """The same where it has not gone on for long enough to tell how steady it is."""
-LEAST_PIECES = 3
+LEAST_PIECES = 5
 """That can be told from so many pieces of the work."""
 RIGHT = 2.0
 """An ETA is told if it is wrong by such a factor at most, by all that is known."""
-ABOUT_TO_END_SECONDS = 2.0
+ABOUT_TO_END_SECONDS = 3.0
 """What lasts no longer, at most, is about to end: no figure of it would be right for long."""
 GUESSES = 40
 """So many shares between 0 and 1 are held against what was seen."""

@@ -177,7 +177,9 @@ class RefillProgress:
             return Eta()
         if self.most_bytes_per_second:
             allowed = bytes_left / self.most_bytes_per_second
-            filling = Span(*(max(seconds, allowed) for seconds in filling))
+            # What is on its way may go already: that is no longer held back.
+            floors = Span(allowed, allowed / STEADY, allowed)
+            filling = Span(*map(max, filling, floors))
         return tell(add(filling, self._checking()))
 
     def _checking(self) -> Span:
