@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tests.chaos.cluster import TOLERATED, ChaosCluster
+from tests.chaos.metadata import MetadataDamage
 from tests.chaos.timeline import Timeline
 from tools.processes import ClusterError
 from tools.whole import check_running
@@ -26,6 +27,7 @@ STUTTER_SECONDS = 0.05
 WHOLE_SECONDS = 20.0
 LOOK_SECONDS = 0.5
 DAMAGES = (1, 12)
+METADATA = "metadata"
 PAGE = 4096
 
 
@@ -50,6 +52,8 @@ class Nemesis:
         self._mountpoints = mountpoints
         self._dice = random.Random(f"{seed} nemesis")
         self._timeline = timeline
+        self.found: list[str] = []
+        """What did not go as it must when the metadata server's files were damaged."""
         self._data = [name for name in cluster.server_names if name.startswith("data-")]
         self._damaged = self._dice.sample(self._data, TOLERATED)
         self._kinds: dict[str, tuple[int, Callable[[], Fault]]] = {
@@ -63,6 +67,7 @@ class Nemesis:
             "one way": (3, self._one_way),
             "reset": (2, self._reset),
             "kill mount": (1, self._kill_mount),
+            METADATA: (3, self._damage_metadata),
         }
         if kinds:
             self._kinds = {kind: self._kinds[kind] for kind in kinds}
@@ -115,6 +120,9 @@ class Nemesis:
             fault = self._kinds[self._dice.choices(kinds, weights)[0]][1]()
             if all(fault.target != other.target for other in faults):
                 faults.append(fault)
+        # What comes of damaged metadata is known only if nothing else is in its way.
+        if metadata := [fault for fault in faults if fault.kind == METADATA]:
+            return metadata
         # A wipe waits until all is whole, and would make the other fault last so long.
         return sorted(faults, key=lambda fault: fault.kind != "wipe")
 
@@ -125,9 +133,9 @@ class Nemesis:
         name = self._server()
         return Fault("kill", name, lambda: self._cluster.kill(name), lambda: self._start(name))
 
-    def _start(self, name: str) -> None:
-        """Start a server again. What comes before its start in the network and on the disk is in its way."""
-        self._cluster.start(name, deadline_seconds=40.0)
+    def _start(self, *names: str) -> None:
+        """Start servers again. What comes before their start in the network and on the disk is in its way."""
+        self._cluster.start(*names, deadline_seconds=40.0)
 
     def _pause(self) -> Fault:
         name = self._server()
@@ -179,6 +187,18 @@ class Nemesis:
             lambda: damage(self._cluster.data_directory(name) / "segments", random.Random(seed), count),
             lambda: None,
         )
+
+    def _damage_metadata(self) -> Fault:
+        backup = self._cluster.directory / "metadata-backup"
+        damage = MetadataDamage(self._cluster, self._dice.random(), backup)
+        how = self._dice.choice((damage.beside, damage.log, damage.restore))
+
+        def begin() -> None:
+            told, found = how()
+            self._timeline("damaged", how=how.__name__, told=told)
+            self.found += found
+
+        return Fault(METADATA, "metaserver", begin, lambda: self._start("metaserver", "mediator"))
 
     def _fill(self) -> Fault:
         disk = self._dice.choice(["small-data", "small-data", "small-meta"])

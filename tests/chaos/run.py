@@ -25,7 +25,7 @@ from tests.support import ROOT
 from tools.health import await_writable
 from tools.progress import progress_bar
 
-NO_FAULTS = {"ended", "skipped", "all ended", "phase", "found"}
+NO_FAULTS = {"ended", "damaged", "skipped", "all ended", "phase", "found"}
 """Events of the timeline that are not faults."""
 END_SECONDS = 60.0
 """About what the waiting and the checks after the faults take, for the progress bar."""
@@ -130,6 +130,7 @@ class Run:
         for load in loads:
             load.answer()
         self._phase("load stopped")
+        self._note(nemesis.found)
         self._note(verify.await_whole(cluster))
         self._phase("whole")
         for load in loads:

@@ -16,6 +16,7 @@ from metaserver import offline
 from tests.chaos.cluster import ChaosCluster
 from tests.conftest import unexpected_lines
 from tests.support import ROOT
+from tools.cluster import LocalCluster
 from tools.health import ask_mediator
 
 WHOLE_SECONDS = 120.0
@@ -23,7 +24,7 @@ COMMAND_SECONDS = 120.0
 LOOK_SECONDS = 1.0
 
 
-def command(cluster: ChaosCluster, *words: str, state: bool = True) -> tuple[int, Any]:
+def command(cluster: LocalCluster, *words: str, state: bool = True) -> tuple[int, Any]:
     """Run `quorumfs WORDS --json`; return its exit status and its answer."""
     place = ["--state", str(cluster.directory)] if state else []
     done = subprocess.run(

@@ -15,11 +15,16 @@ from tests.chaos.appends import AppendWork
 from tests.chaos.calls import Calls
 from tests.chaos.counter import CounterWork, twice
 from tests.chaos.files import FileWork
+from tests.chaos.metadata import LOG, MetadataDamage, spoil
 from tests.chaos.nemesis import damage
 from tests.chaos.renames import RenameWork
 from tests.chaos.verify import bad_copies
 from tests.chaos.work import Work
+from tests.conftest import ClusterFactory
+from tests.fault_sweep.outcomes import write
 from tests.support import ROOT, take_seed
+from tools.access import ClientAccess
+from tools.health import await_writable
 
 SEVERAL = 30
 
@@ -70,6 +75,52 @@ def test_damage_hits_written_pages_only(tmp_path: Path) -> None:
     assert damage(tmp_path, random.Random(1), 3) == 3
     assert segment.read_bytes() != b"x" * 8192 + bytes(1 << 16)
     assert segment.read_bytes()[8192:] == bytes(1 << 16)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_spoiled_file_is_another_one(tmp_path: Path, seed: int) -> None:
+    path, before = tmp_path / "file", random.Random(seed).randbytes(50_000)
+    path.write_bytes(before)
+    how = spoil(path, random.Random(seed))
+    assert (how == "removed") == (not path.exists())
+    assert how == "removed" or path.read_bytes() != before
+
+
+@pytest.mark.parametrize("how", ["beside", "log", "restore"])
+def test_damaged_metadata_loses_nothing(how: str, make_cluster: ClusterFactory, tmp_path: Path) -> None:
+    cluster = make_cluster(servers=1, read_quorum=1, write_quorum=1)
+    cluster.start()
+    await_writable(cluster)
+    files = {f"file-{n}": b"%d" % n for n in range(20)}
+    write(cluster, files)
+    damage = MetadataDamage(cluster, take_seed(), tmp_path / "backup")
+    _, found = getattr(damage, how)()
+    assert found == []
+    cluster.start()
+    await_writable(cluster)
+    access = ClientAccess(cluster)
+    assert {name: access.read(name) for name in files} == files
+    access.close()
+
+
+def test_a_start_with_damaged_metadata_is_found(
+    make_cluster: ClusterFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster = make_cluster(servers=1, read_quorum=1, write_quorum=1)
+    cluster.start()
+    await_writable(cluster)
+    write(cluster, {"file": b"content"})
+    log, before = cluster.config.metaserver_directory / LOG, bytearray()
+
+    def starts(_damage: MetadataDamage) -> bool:
+        assert log.read_bytes() != before
+        log.write_bytes(before)
+        return False
+
+    monkeypatch.setattr(MetadataDamage, "_is_refused", starts)
+    cluster.kill("metaserver")
+    before += log.read_bytes()
+    assert MetadataDamage(cluster, take_seed(), tmp_path / "backup").log()[1]
 
 
 def test_a_damaged_copy_counts_only_if_it_is_committed() -> None:
