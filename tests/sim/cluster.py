@@ -18,7 +18,7 @@ import random
 import sqlite3
 import traceback
 from collections.abc import Callable, Coroutine, Iterator, Sequence
-from contextvars import copy_context
+from contextvars import Context, copy_context
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +29,14 @@ import mediator.__main__ as mediator_main
 import mediator.refill
 import mediator.scrub
 import metaserver.__main__ as meta_main
+import metaserver.log
 import metaserver.service
+import metaserver.store
 import wire.blocking
 import wire.server
 import wire.shared_sync
 from fusefs.connect import connect
-from tests.sim import seams, threads
+from tests.sim import seams, sqlite_files, threads
 from tests.sim.disk import Disk
 from tests.sim.loop import PROCESS, Process, SimLoop
 from tests.sim.network import Listening, Network
@@ -53,6 +55,13 @@ COPY_SECONDS = [0.0, 0.0, 6.0]
 """Copies of the metadata are stored so often: in a third of the lives, as they cost much."""
 PAGES = [3, 4096]
 """So many blocks are compared or scrubbed at once: a life has some tens of them."""
+CHECKPOINTS = [
+    (metaserver.log.CHECKPOINT_ROWS, metaserver.store.LOG_PAGES_MAX),
+    (20, metaserver.store.LOG_PAGES_MAX),
+    (metaserver.log.CHECKPOINT_ROWS, 12),
+]
+"""The metadata's log is moved into the database after so many rows, or by a commit after so many pages: in a
+third of the lives as in a real cluster, where a life is too short for it."""
 QUICK_SYNC_SECONDS = [0.0, 1.0]
 """A disk takes no virtual time in the loop: a server waits for it there never, or whenever it may."""
 LATE_SECONDS = 2.0
@@ -90,6 +99,8 @@ class World:
         self.ready: dict[str, asyncio.Future[str]] = {}
         self.ends: dict[str, asyncio.Event] = {}
         self.power_losses = 0
+        self._unburied: list[tuple[Process, bool]] = []
+        """What failed in the middle of a write a moment ago, and whether its power did."""
         self.exiles: dict[str, float] = {}
         """Clients that are cut off for longer than their lease, and until when."""
         self.sync_probability = self.rng.choice([0.05, 0.4, 1.0])
@@ -159,6 +170,8 @@ class World:
         self.late_commits = 0.1 if min(INSPECTION_SECONDS) == mediator.refill.INSPECTION_SECONDS else 0.0
         service = metaserver.service.MetaService
         service.commit = self._held_back(service.commit)  # type: ignore[method-assign]
+        metaserver.log.CHECKPOINT_ROWS, metaserver.store.LOG_PAGES_MAX = self.rng.choice(CHECKPOINTS)
+        sqlite_files.install(self._disk_of)
         wire.shared_sync.QUICK_SECONDS = self.rng.choice(QUICK_SYNC_SECONDS)
         data_main.resource = _NoLimits()  # type: ignore[attr-defined]
         seams.install(
@@ -207,6 +220,10 @@ class World:
             disk.pwrite(handle, bytes(end - offset), offset)
             disk.full = full
         return True
+
+    def _disk_of(self, path: str) -> Disk | None:
+        found = (disk for disk in self.disks.values() if path.startswith(f"{disk.root}/"))
+        return next(found, None)
 
     def disk_here(self) -> Disk:
         """Return the disk of the process that runs now."""
@@ -271,33 +288,48 @@ class World:
     def kill(self, name: str, *, power: bool = False) -> None:
         """End a process at once, as SIGKILL does; with `power`, take what its disk has not made durable."""
         process = self.processes[name]
-        if not process.alive:
-            return
-        self.note("power loss" if power else "kill", name)
+        if process.alive:
+            self._stop_for_ever(process, power)
+            self._bury(process, power)
+
+    def fail_in_a_write(self, name: str, steps: int, file: str, *, power: bool) -> None:
+        """End a server process just before one of its next writes or syncs (as `Disk.fail_in` says)."""
+        process = self.processes[name]
+
+        def fail() -> None:
+            # What is running now goes on for a while; nobody hears of it, and the disk will go back.
+            self._stop_for_ever(process, power)
+            self._unburied.append((process, power))
+            self.loop.call_soon(self._bury_all, context=Context())
+
+        self.disks[name].fail_in(steps, file, fail)
+
+    def _stop_for_ever(self, process: Process, power: bool) -> None:
+        self.note("power loss" if power else "kill", process.name)
         process.alive = False
         process.backlog.clear()
+        self.power_losses += power and process.name == "meta"
+
+    def _bury_all(self) -> None:
+        """Do what is left to do for those that failed in a write."""
+        unburied, self._unburied = self._unburied, []
+        for process, power in unburied:
+            self._bury(process, power)
+
+    def _bury(self, process: Process, power: bool) -> None:
         disk = self.disks.get(process.host)
         if disk is not None:
-            self._abandon_files(process, disk)
+            disk.go_back(lambda: self._abandon_files(process, disk))
         for action in process.at_end:
             action()
         if power and disk is not None:
-            if name == "meta":
-                self.power_losses += 1
             disk.lose_power()
 
     def _abandon_files(self, process: Process, disk: Disk) -> None:
-        """Close what the process had open, without what a close by SQLite itself would write."""
-        kept = {
-            file: file.read_bytes() for file in disk.root.rglob("*.sqlite*") if not file.name.endswith("-shm")
-        }
+        """Close what the process had open."""
         for thing in process.kept:
             if isinstance(thing, sqlite3.Connection):
                 thing.close()
-        for file in disk.root.rglob("*.sqlite*"):
-            file.unlink()
-        for file, content in kept.items():
-            file.write_bytes(content)
         for handle, path in list(disk.paths.items()):
             if Path(path) == disk.root:  # its claim on the directory goes with it
                 del disk.paths[handle]
@@ -325,7 +357,9 @@ class World:
                 await asyncio.sleep(0.05)
             return True
 
-        if not self.loop.run_until_complete(watch()):
+        in_time = self.loop.run_until_complete(watch())
+        self._bury_all()
+        if not in_time:
             raise Failure(f"{what}: not within {seconds:g} s")
 
     def wait_ready(self, names: Sequence[str]) -> None:
@@ -403,6 +437,8 @@ class _LogEvents(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         process = PROCESS.get()
+        if process is not None and not process.alive:
+            return  # it failed in a write: nothing of that has happened
         who = process.name if process is not None else "-"
         self._world.note("log", f"{who}: {record.levelname} {record.getMessage()}")
         if record.exc_info:

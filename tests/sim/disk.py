@@ -2,8 +2,8 @@
 
 `Disk.os` stands for the module `os` in the code of one simulated host. A power loss takes back, or tears,
 what was written since the last sync of each file, and undoes names that no sync of their directory
-made durable. SQLite writes its files itself: of its log, what came after the last fdatasync is treated
-the same way. One thread.
+made durable. What SQLite writes by itself of the metadata database is told by tests.sim.sqlite_files. A
+process, or its machine, may end just before any one write or sync. One thread.
 """
 
 from __future__ import annotations
@@ -13,13 +13,33 @@ import os
 import random
 import shutil
 import types
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 SECTOR_BYTES = 512
+"""What SQLite writes is torn between any two of these."""
 TORN_BYTES = 4096
 DISK_BYTES = 64 << 30
 FREE_BYTES = 32 << 30
+
+
+class Change(NamedTuple):
+    """A change of a file that no sync has made durable: what was there before, and how long the file was."""
+
+    offset: int
+    before: bytes
+    size: int
+    cuts: bool = False
+    """A file becomes shorter wholly or not at all."""
+
+
+class Moment(NamedTuple):
+    """All that a disk had when something failed."""
+
+    files: dict[Path, bytes]
+    undo: dict[str, list[Change]]
+    names: list[tuple[str, str, str | None]]
 
 
 class Disk:
@@ -28,12 +48,10 @@ class Disk:
     def __init__(self, root: Path, rng: random.Random) -> None:
         self.root, self.rng = root, rng
         self.paths: dict[int, str] = {}
-        self.undo: dict[str, list[tuple[int, bytes, int]]] = {}
-        """Of each file the writes that no sync made durable: (offset, bytes before, size before)."""
+        self.undo: dict[str, list[Change]] = {}
+        """Of each file what no sync made durable, the oldest first."""
         self.names: list[tuple[str, str, str | None]] = []
         """Renames and removals that are not durable: (what, path, where the old file is kept)."""
-        self.logs: dict[str, bytes] = {}
-        """What is durable of each of SQLite's logs."""
         self.full = False
         self.refusal = errno.ENOSPC
         """What writes that need room are refused with while it is full."""
@@ -43,8 +61,61 @@ class Disk:
         """Reads fail with EIO."""
         self.lying = False
         """Some writes are lost or go to another place, and nobody is told."""
+        self.has_lost = False
+        """Something that was written was lost, perhaps."""
+        self.failure: Callable[[], None] | None = None
+        """Called when what `fail_in` announced happens: the disk has kept then what it had."""
+        self._moment: Moment | None = None
+        self._steps_left = 0
+        self._fails_at = ""
         self._kept = 0
         self._old: dict[Path, bytes] = {}
+
+    # failing in the middle of something
+
+    def fail_in(self, steps: int, file: str, failure: Callable[[], None]) -> None:
+        """Keep what there is just before one of the next writes or syncs, and call `failure` then.
+
+        Args:
+            steps: so many writes and syncs are done before.
+            file: only those of files whose names end so count.
+        """
+        self._steps_left, self._fails_at, self.failure = steps, file, failure
+
+    def step(self, path: str) -> None:
+        """A file is about to be written or synced."""
+        if self.failure is None or not path.endswith(self._fails_at):
+            return
+        if self._steps_left:
+            self._steps_left -= 1
+            return
+        failure, self.failure = self.failure, None
+        undo = {path: list(changes) for path, changes in self.undo.items()}
+        self._moment = Moment(self._read("*"), undo, list(self.names))
+        failure()
+
+    def _read(self, names: str) -> dict[Path, bytes]:
+        """Return the files of such names, but for the memory that SQLite shares."""
+        return {
+            path: path.read_bytes()
+            for path in self.root.rglob(names)
+            if path.is_file() and not path.name.endswith("-shm")
+        }
+
+    def go_back(self, end: Callable[[], None]) -> None:
+        """Have everything as it is now, or was when it failed, whatever `end` does to the files."""
+        moment, self._moment, self.failure = self._moment, None, None
+        names = "*" if moment else "*.sqlite*"
+        if moment is None:
+            undo = {path: list(changes) for path, changes in self.undo.items()}
+            moment = Moment(self._read(names), undo, list(self.names))
+        end()
+        for file in self.root.rglob(names):
+            if file.is_file():
+                file.unlink()
+        for file, content in moment.files.items():
+            file.write_bytes(content)
+        self.undo, self.names = moment.undo, moment.names
 
     # what stands for os
 
@@ -65,14 +136,20 @@ class Disk:
             return
         if self.full and grows:
             raise OSError(self.refusal, os.strerror(self.refusal))
-        size = os.fstat(handle).st_size
         before = os.pread(handle, length, offset)
-        self.undo.setdefault(path, []).append((offset, before + bytes(length - len(before)), size))
+        size = os.fstat(handle).st_size
+        self.note(path, offset, before + bytes(length - len(before)), size, cuts=not grows)
+
+    def note(self, path: str, offset: int, before: bytes, size: int, *, cuts: bool = False) -> None:
+        """A file of this size is about to be changed where it has `before`, or cut off there."""
+        self.step(path)
+        self.undo.setdefault(path, []).append(Change(offset, before, size, cuts))
 
     def _lie(self, handle: int, offset: int, length: int) -> int | None:
         """Return where a write really goes: None if nowhere."""
         if not self.lying or handle not in self.paths or self.rng.random() < 0.7:
             return offset
+        self.has_lost = True
         size = os.fstat(handle).st_size
         pages = size // TORN_BYTES
         return self.rng.randrange(1, pages) * TORN_BYTES if pages > 1 and self.rng.random() < 0.5 else None
@@ -116,9 +193,8 @@ class Disk:
 
     def fdatasync(self, handle: int) -> None:
         path = self.paths.get(handle, "")
-        if path.endswith("-wal"):
-            self.logs[path] = Path(path).read_bytes()
-        elif Path(path).is_dir():
+        self.step(path)
+        if Path(path).is_dir():
             self.names = [name for name in self.names if str(Path(name[1]).parent) != path]
         else:
             self.undo.pop(path, None)
@@ -138,6 +214,7 @@ class Disk:
 
     def _keep(self, what: str, path: str, do: Any, *args: Any, **more: Any) -> None:
         kept = None
+        self.step(path)
         if path.startswith(str(self.root)) and Path(path).is_file():
             self._kept += 1
             kept = str(self.root.parent / f"kept-{self.root.name}-{self._kept}")
@@ -164,6 +241,7 @@ class Disk:
 
     def lose_power(self) -> None:
         """Take back what is not durable, wholly, in part, or not at all. All processes must be dead."""
+        self.has_lost |= bool(self.undo or self.names)
         for path, writes in self.undo.items():
             if Path(path).exists():
                 self._tear(path, writes)
@@ -175,48 +253,32 @@ class Disk:
             if kept is not None:
                 os.link(kept, path)
         self.names.clear()
-        for log in self.root.rglob("meta.sqlite-wal"):
-            self._tear_log(log, self.logs.get(str(log), b""))
         for index in self.root.rglob("index.sqlite"):
             if self.rng.random() < 0.5:
                 for file in index.parent.glob("index.sqlite*"):
                     file.unlink()
 
-    def _tear(self, path: str, writes: list[tuple[int, bytes, int]]) -> None:
+    def _tear(self, path: str, changes: list[Change]) -> None:
         style = self.rng.choice(("all lost", "none lost", "each by itself"))
+        if style == "none lost":
+            return
+        torn_bytes = SECTOR_BYTES if ".sqlite" in path else TORN_BYTES
         with Path(path).open("r+b") as file:
-            for offset, before, size in reversed(writes):
-                if style == "none lost":
-                    continue
+            for offset, before, size, cuts in reversed(changes):
                 if style == "all lost":
                     file.seek(offset)
                     file.write(before)
                     file.truncate(size)
                     continue
-                for start in range(0, len(before), TORN_BYTES):
+                piece_bytes = max(1, len(before)) if cuts else torn_bytes
+                for start in range(0, len(before), piece_bytes):
                     if self.rng.random() < 0.5:
                         file.seek(offset + start)
-                        file.write(before[start : start + TORN_BYTES])
-
-    def _tear_log(self, path: Path, durable: bytes) -> None:
-        now = path.read_bytes() if path.exists() else b""
-        if now[:32] != durable[:32]:
-            durable = now[:32] + durable[32:]  # SQLite syncs the header of a log that it begins anew
-        style = self.rng.choice(("all lost", "none lost", "each by itself"))
-        if style == "all lost":
-            path.write_bytes(durable)
-        elif style == "each by itself":
-            torn = bytearray(now)
-            for start in range(0, len(now), SECTOR_BYTES):
-                if self.rng.random() < 0.5:
-                    length = len(now[start : start + SECTOR_BYTES])
-                    old = durable[start : start + length]
-                    torn[start : start + length] = old + bytes(length - len(old))
-            path.write_bytes(bytes(torn))
+                        file.write(before[start : start + piece_bytes])
 
     def rot(self, count: int) -> list[str]:
         """Flip some bytes of the segments; return where."""
-        done = []
+        self.has_lost, done = True, []
         segments = sorted(p for p in self.root.rglob("*.seg") if p.stat().st_size > 8192)
         for _ in range(count if segments else 0):
             path = self.rng.choice(segments)
@@ -240,6 +302,7 @@ class Disk:
         if not self._old:
             return False
         self.blank()
+        self.has_lost = True
         for path, content in self._old.items():
             (self.root / path).parent.mkdir(parents=True, exist_ok=True)
             (self.root / path).write_bytes(content)
@@ -251,4 +314,3 @@ class Disk:
         self.root.mkdir()
         self.undo.clear()
         self.names.clear()
-        self.logs.clear()

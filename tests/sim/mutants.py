@@ -28,6 +28,7 @@ import mediator.write_path
 import metaserver.bookkeeping
 import metaserver.grants
 import metaserver.log
+import metaserver.pages
 import metaserver.service
 import metaserver.sessions
 import metaserver.store
@@ -119,6 +120,18 @@ def commit_acknowledged_before_it_is_synced() -> None:
         pass
 
     _change(metaserver.log.LogSync, "sync", lambda _: nothing)
+
+
+def database_not_synced_before_its_log_is_begun_over() -> None:
+    """What a checkpoint moves into the metadata database is not made durable; its sums are."""
+
+    def make(syncer: Any) -> Any:
+        def without(path: bytes, usual: Any) -> Any:
+            return syncer(path, lambda file, flags: 0)
+
+        return without
+
+    _change(metaserver.pages, "_syncer", make)
 
 
 def garbage_told_before_it_is_durable() -> None:
@@ -336,6 +349,7 @@ MUTANTS = [
         commit_before_qw_acknowledged,
         put_acknowledged_before_it_is_synced,
         commit_acknowledged_before_it_is_synced,
+        database_not_synced_before_its_log_is_begun_over,
         garbage_told_before_it_is_durable,
         fsync_of_an_unchanged_file_does_nothing,
         directory_not_synced,

@@ -47,6 +47,9 @@ class Nemesis:
             self._lose_power,
             self._lose_metadata_power,
             self._lose_all_power,
+            self._fail_in_a_write,
+            self._fail_in_a_checkpoint,
+            self._fail_in_a_checkpoint,
             self._rot,
             self._blank,
             self._restart_all,
@@ -173,6 +176,23 @@ class Nemesis:
         if self.world.alive("meta"):
             self.world.kill("meta", power=True)
 
+    def _fail_in_a_write(self) -> None:
+        """A kill, or a power loss where that may be, in the middle of what a server does with its disk."""
+        if names := self._alive([*self.data, "meta", "meta", "meta"]):
+            name = self.rng.choice(names)
+            power = name in (*self.frail, "meta") and self.rng.random() < 0.7
+            self._fail_in(name, self.rng.randrange(40), "", power)
+
+    def _fail_in_a_checkpoint(self) -> None:
+        """While pages are moved into the metadata database: what is there may be torn."""
+        if self.world.alive("meta"):
+            self._fail_in("meta", self.rng.randrange(15), "/meta.sqlite", self.rng.random() < 0.8)
+
+    def _fail_in(self, name: str, steps: int, file: str, power: bool) -> None:
+        what = "lose its power" if power else "be killed"
+        self._note(f"{name} will {what} after {steps} writes or syncs{' of ' if file else ''}{file}")
+        self.world.fail_in_a_write(name, steps, file, power=power)
+
     def _lose_all_power(self) -> None:
         """All servers at once, where everything that was written was made durable."""
         if self.world.may_lose_all_power:
@@ -265,7 +285,7 @@ class Nemesis:
         self._go_on()
         for disk in self.world.disks.values():
             disk.full = disk.failing = disk.lying = False
-            disk.slow = 1.0
+            disk.slow, disk.failure = 1.0, None
         for name in self.servers:
             if not self.world.alive(name):
                 self.world.start(name)

@@ -140,7 +140,7 @@ class Transport(asyncio.Transport):
     # what protocols call
 
     def write(self, data: Any) -> None:
-        if self._closing or self.broken:
+        if self._closing or self.broken or not self.process.alive:
             return
         chunk = bytes(data)
         if self.network.rng.random() < SPLIT_PROBABILITY and len(chunk) > 1:
@@ -153,7 +153,7 @@ class Transport(asyncio.Transport):
         self.write(b"".join(bytes(part) for part in list_of_data))
 
     def close(self) -> None:
-        if self._closing:
+        if self._closing or not self.process.alive:
             return
         self._closing = True
         self._send(None)

@@ -10,7 +10,7 @@ import random
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -349,10 +349,15 @@ def _verify_disks(world: World) -> None:
 
 
 def _wait_filled(world: World) -> None:
-    """Every data server gets what it lacks of the committed blocks, before anybody asks for a refill."""
+    """Every data server gets what it lacks of the committed blocks, before anybody asks for a refill.
+
+    But for those whose disks have lost something: who has as many blocks too many is not seen to lack any.
+    """
+    lossy = [p for p in world.config.data_servers if world.disks[f"data-{p.number}"].has_lost]
     until = world.loop.now + QUIET_SECONDS
     with contextlib.closing(BlockingClient([world.config.metaserver_listen])) as client:
         while True:
+            _compare_inventories(world, lossy)
             committed = client.call(10.0, BookkeepingMethods.blocks, b"", 4096)
             lacking = {
                 place.number: len({r.block for r in committed} - {r.block for r in _held(place)})
@@ -370,10 +375,10 @@ def _held(place: DataServerConfig) -> list[BlockRecord]:
         return client.call(10.0, DataMethods.inventory, b"", 4096)
 
 
-def _compare_inventories(world: World) -> None:
-    """Have orphans looked for now, as `quorumfs refill` does."""
+def _compare_inventories(world: World, servers: Iterable[DataServerConfig]) -> None:
+    """Have what servers lack, and orphans, looked for now, as `quorumfs refill` does."""
     with contextlib.closing(BlockingClient([world.config.mediator_listen])) as client:
-        for place in world.config.data_servers:
+        for place in servers:
             client.call(10.0, MediatorMethods.refill, place.number)
 
 
@@ -381,7 +386,7 @@ def _wait_whole(world: World) -> None:
     """All replicas become equal, and nothing is left that nobody needs."""
     until = world.loop.now + QUIET_SECONDS
     while True:
-        _compare_inventories(world)
+        _compare_inventories(world, world.config.data_servers)
         try:
             report = check_running(world.config)
             wrong = [f"{f.check} {f.row}" for f in report.findings] + _leftovers(world, report.blocks)

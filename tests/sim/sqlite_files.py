@@ -1,0 +1,89 @@
+"""Tells the simulated disks what SQLite writes and syncs by itself: the metadata database, and its log.
+
+SQLite's own file layer does the work; the metadata server's checks of pages are put on top of it, as ever.
+Each write, cut and sync is told to the disk before it is done, so that it can be undone or torn. One thread.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from metaserver import pages
+from tests.sim.disk import Disk
+
+IOERR = 10
+
+_Cut = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_longlong)
+
+logger = logging.getLogger("tests.sim")
+
+
+def install(disk_of: Callable[[str], Disk | None]) -> None:
+    """Have disks told of the databases that are opened from now on.
+
+    Args:
+        disk_of: returns the disk that a path is on.
+    """
+    for name in ("_hooked", "_hooked_log"):
+        setattr(pages, name, _told(getattr(pages, name), disk_of))
+
+
+def _told(hooked: Callable[..., Any], disk_of: Callable[[str], Disk | None]) -> Callable[..., Any]:
+    def put_on(name: bytes, usual: Any) -> Any:
+        path = os.fsdecode(name)
+        disk = disk_of(path)
+        return hooked(name, usual if disk is None else _noted(disk, path, usual))
+
+    return put_on
+
+
+def _noted(disk: Disk, path: str, usual: Any) -> Any:
+    """Return the operations on a file, which are told to the disk first."""
+    usual_read, usual_write = pages._Transfer(usual.read), pages._Transfer(usual.write)
+    place = Path(path)
+    usual_cut, usual_sync = _Cut(usual.truncate), pages._Sync(usual.sync)
+
+    def content(file: int, offset: int, length: int) -> bytes:
+        buffer = ctypes.create_string_buffer(length)
+        usual_read(file, ctypes.addressof(buffer), length, offset)
+        return buffer.raw  # what is behind the end is zeros
+
+    def write(file: int, buffer: int, length: int, offset: int) -> int:
+        disk.note(path, offset, content(file, offset, length), place.stat().st_size)
+        return int(usual_write(file, buffer, length, offset))
+
+    def cut(file: int, size: int) -> int:
+        before = place.stat().st_size
+        if before > size:
+            disk.note(path, size, content(file, size, before - size), before, cuts=True)
+        return int(usual_cut(file, size))
+
+    def sync(file: int, flags: int) -> int:
+        disk.step(path)
+        disk.undo.pop(path, None)
+        return int(usual_sync(file, flags))
+
+    hooks = {
+        "write": pages._Transfer(_never_raises(write)),
+        "truncate": _Cut(_never_raises(cut)),
+        "sync": pages._Sync(_never_raises(sync)),
+    }
+    return pages._with_hooks(usual, hooks)
+
+
+def _never_raises(operation: Callable[..., int]) -> Callable[..., int]:
+    """SQLite would take an exception for success."""
+
+    def guarded(*args: int) -> int:
+        try:
+            return operation(*args)
+        except Exception:
+            logger.exception("the simulated disk failed")
+            return IOERR
+
+    return guarded

@@ -1,0 +1,106 @@
+"""The simulated disk under a real metadata database: what SQLite writes is lost and torn as anything else."""
+
+from __future__ import annotations
+
+import random
+import zlib
+from pathlib import Path
+
+import pytest
+
+from metaserver import log, log_mark, pages, sums
+from tests.sim import sqlite_files
+from tests.sim.disk import Disk
+from tests.support import take_seed
+from tests.unit.metaserver.harness import Harness
+from tests.unit.metaserver.torn import change, is_whole
+
+
+@pytest.fixture
+def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Disk:
+    root = tmp_path / "meta"
+    root.mkdir()
+    made = Disk(root, random.Random(take_seed()))
+    for name in ("_hooked", "_hooked_log"):
+        monkeypatch.setattr(pages, name, getattr(pages, name))  # put back in the end
+    sqlite_files.install(lambda path: made if path.startswith(str(root)) else None)
+    for module in (log, log_mark, sums):
+        monkeypatch.setattr(module, "os", made)
+    return made
+
+
+def pages_of(file: Path) -> list[bytes]:
+    content = file.read_bytes()
+    return [content[at : at + pages.PAGE_BYTES] for at in range(0, len(content), pages.PAGE_BYTES)]
+
+
+def is_torn(number: int, page: bytes) -> bool:
+    """Tell whether a page is none of those that were ever written."""
+    checksum = zlib.crc32(page[: pages.STAMPED_BYTES], number)
+    return pages.STAMP.unpack(page[pages.STAMPED_BYTES :]) != (number, checksum) and any(page)
+
+
+class Life:
+    """A server on the disk through kills and power losses; what was done, and what of it is durable."""
+
+    def __init__(self, disk: Disk) -> None:
+        self.disk, self.done = disk, list[bytes]()
+        self.durable = 0
+        self.begin()
+
+    def begin(self) -> None:
+        self.meta = Harness(self.disk.root)
+        self.meta.wait(self.meta.log.sync())
+
+    def change(self, count: int) -> None:
+        for _ in range(count):
+            self.done.append(b"file %d" % len(self.done))
+            change(self.meta, self.done[-1])
+
+    def sync(self) -> None:
+        self.meta.wait(self.meta.log.sync())
+        self.durable = len(self.done)
+
+    def checkpoint(self) -> None:
+        self.meta.store.log_mark.checkpoint(self.meta.store.execute)
+
+    def fail_in_a_checkpoint(self, steps: int, *, power: bool) -> bool:
+        """Return whether it failed before the checkpoint was over."""
+        failed: list[bool] = []
+        self.disk.fail_in(steps, "/meta.sqlite", lambda: failed.append(True))
+        self.checkpoint()
+        self.disk.go_back(self.meta.stop)
+        if power:
+            self.disk.lose_power()
+        else:
+            self.durable = len(self.done)
+        return bool(failed)
+
+    def look(self) -> None:
+        whole = [is_whole(self.meta, name) for name in self.done]
+        assert all(whole[: self.durable]), "a durable file is gone"
+        assert whole == sorted(whole, reverse=True), "a later file is there without an earlier"
+        del self.done[sum(whole) :]
+
+
+@pytest.mark.parametrize("power", [True, False])
+def test_a_checkpoint_cut_off_at_any_write_leaves_all_that_was_durable(disk: Disk, power: bool) -> None:
+    """A power loss tears pages of the database's main file, and none is taken for damage afterwards."""
+    life = Life(disk)
+    failures = torn = 0
+    for _ in range(30):
+        life.change(disk.rng.randrange(3))
+        life.sync()
+        life.change(disk.rng.randrange(4))
+        if disk.rng.random() < 0.5:
+            life.checkpoint()  # the log begins over with the next change
+            life.change(disk.rng.randrange(3))
+        failures += life.fail_in_a_checkpoint(disk.rng.randrange(12), power=power)
+        torn += sum(is_torn(n, page) for n, page in enumerate(pages_of(disk.root / "meta.sqlite"), 1))
+        life.begin()
+        life.look()
+        assert pages.damaged_pages(life.meta.path) == []
+    assert failures > 3
+    assert (torn > 0) == power, f"{torn} torn pages"
+    life.meta.close()  # checks every page and every rule
+    assert not any(is_torn(n, page) for n, page in enumerate(pages_of(disk.root / "meta.sqlite"), 1))
