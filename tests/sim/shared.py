@@ -12,7 +12,7 @@ from tests.sim.cluster import Failure, World
 from tests.sim.handles import read_if_there
 from tests.sim.recorded import Recorded
 from tests.twins import LibraryPlace
-from wire.errors import GracePeriod, NotFound, QuorumfsError, StaleFile, WouldBlock
+from wire.errors import DeadlineExceeded, GracePeriod, NotFound, QuorumfsError, StaleFile, WouldBlock
 from wire.messages import ROOT_INODE, FileLock
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ class Shared:
         while True:
             try:
                 place.filesystem.locks.set(place.slots[6], lock)
-            except (WouldBlock, GracePeriod):
+            except (WouldBlock, GracePeriod, DeadlineExceeded):  # one that was tried until its end may end so
                 if self.world.loop.now > until:
                     raise
                 self.world.scheduler.sleep(1.0)
