@@ -84,6 +84,37 @@ def test_what_lags_and_is_of_the_newest_is_left_to_do_once(monkeypatch: pytest.M
     run(scenario())
 
 
+def test_what_a_blank_server_lacks_is_told_before_it_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[tuple[int, int, int]] = []
+    note = RefillProgress.found
+
+    def noting(progress: RefillProgress, blocks: int, size: int) -> None:
+        found.append((blocks, size, progress.comparisons_left))
+        note(progress, blocks, size)
+
+    monkeypatch.setattr(RefillProgress, "found", noting)
+
+    async def scenario() -> None:
+        async with world(5, 3, 3) as w:
+            records = [w.commit(bytes([n]) * 100 * n) for n in range(1, 30)]
+            size, server = sum(record.length for record in records), w.mediator.health.servers[4]
+            w.data[5].held.clear()
+            w.meta.lag[5] = {record.block for record in records[:5]}
+            found.clear()
+            w.mediator.refills.heal(5)
+            await w.settle()
+            assert found[0] == (29, size, 2), "what lags, and what inventories will tell"
+            found.clear()
+            w.mediator.refills.begin(server, whole=True)
+            await w.settle()
+            assert found == [(0, 0, 1), (24, size - 1500, 1), (0, 0, 1), (0, 0, 1)]
+            progress = w.mediator.refills.progress(server)
+            assert progress is not None
+            assert (progress["compared"], progress["gone_through"], progress["to_compare"]) == (2, 29, 29)
+
+    run(scenario())
+
+
 def test_a_put_that_fails_after_the_commit_is_told_then() -> None:
     async def scenario() -> None:
         async with world(5, 3, 3) as w:
