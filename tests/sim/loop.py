@@ -7,8 +7,10 @@ process is never run; one of a stopped process (SIGSTOP) waits until it goes on.
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable
 from contextvars import Context, ContextVar, copy_context
+from heapq import heapify, heappop, heappush
 from typing import Any
 
 PROCESS: ContextVar[Process | None] = ContextVar("process", default=None)
@@ -16,6 +18,9 @@ PROCESS: ContextVar[Process | None] = ContextVar("process", default=None)
 
 TURNS_MAX = 1_000_000
 """A life has some ten thousand turns of the loop."""
+FEW_TIMERS = 100
+"""Of so many it is not worth while to look for those that were cancelled."""
+RESOLUTION_SECONDS = 1e-9
 
 
 class Stuck(Exception):
@@ -29,7 +34,7 @@ class Process:
         self.name, self.host = name, host
         self.alive = True
         self.paused = False
-        self.backlog: list[tuple[_Guarded, tuple[Any, ...], Context]] = []
+        self.backlog: list[Soon] = []
         self.at_end: list[Callable[[], None]] = []
         """Called when it is killed: what the kernel would do."""
         self.kept: list[object] = []
@@ -39,46 +44,57 @@ class Process:
         return f"<{self.name}>"
 
 
-class _Timers:
-    """Stands where the loop expects a selector: waiting makes virtual time pass."""
+class Soon:
+    """What is to be called soon: an asyncio.Handle that knows its process."""
 
-    def __init__(self, loop: SimLoop) -> None:
-        self._loop = loop
-        self._turns = 0
+    __slots__ = ("_args", "_callback", "_context", "_process", "is_cancelled")
 
-    def select(self, timeout: float | None) -> list[Any]:
-        self._turns += 1
-        if self._turns > TURNS_MAX:
-            raise Stuck(f"more than {TURNS_MAX} turns of the loop: something works without end")
-        if timeout is None:
-            raise Stuck("nothing is left to happen")
-        if timeout > 0:
-            self._loop.now += timeout
-        return []
+    def __init__(self, callback: Callable[..., Any], args: tuple[Any, ...], context: Context | None) -> None:
+        self._callback, self._args = callback, args
+        self._context = copy_context() if context is None else context
+        self._process = self._context.get(PROCESS)
+        self.is_cancelled = False
 
-    def close(self) -> None:
-        pass
+    def cancel(self) -> None:
+        self.is_cancelled = True
 
+    def cancelled(self) -> bool:
+        return self.is_cancelled
 
-class _Guarded:
-    """A callback that runs only while its process does."""
-
-    def __init__(self, callback: Callable[..., Any], context: Context | None) -> None:
-        self.callback = callback
-        self.process = PROCESS.get() if context is None else context.get(PROCESS)
-        self.handle: asyncio.Handle | None = None
-
-    def __call__(self, *args: Any) -> None:
-        process = self.process
+    def run(self, loop: SimLoop) -> None:
+        """Call it if its process runs; else it waits with that, or is forgotten with that."""
+        process = self._process
         if process is None or (process.alive and not process.paused):
-            self.callback(*args)
+            try:
+                self._context.run(self._callback, *self._args)
+            except (SystemExit, KeyboardInterrupt):
+                raise
+            except BaseException as error:
+                loop.call_exception_handler(
+                    {"message": f"Exception in callback {self._callback!r}", "exception": error}
+                )
         elif process.alive:
-            process.backlog.append((self, args, copy_context()))
+            process.backlog.append(self)
 
-    def go_on(self, *args: Any) -> None:
-        """Run after the process was stopped, unless it was cancelled since."""
-        if self.handle is None or not self.handle.cancelled():
-            self.callback(*args)
+
+class Timer(float):
+    """A moment at which something is to be called: an asyncio.TimerHandle that is compared as a number is."""
+
+    __slots__ = ("is_scheduled", "loop", "soon")
+    is_scheduled: bool
+    loop: SimLoop
+    soon: Soon
+
+    def when(self) -> float:
+        return float(self)
+
+    def cancel(self) -> None:
+        if not self.soon.is_cancelled:
+            self.soon.is_cancelled = True
+            self.loop.cancelled_timers += self.is_scheduled
+
+    def cancelled(self) -> bool:
+        return self.soon.is_cancelled
 
 
 class SimLoop(asyncio.BaseEventLoop):
@@ -88,38 +104,75 @@ class SimLoop(asyncio.BaseEventLoop):
         super().__init__()
         self.now = 0.0
         self.network: Any = None
+        self.cancelled_timers = 0
+        """So many of those that wait were cancelled, at most."""
         self._disk_seconds = disk_seconds
-        self._selector = _Timers(self)
-        self._clock_resolution = 1e-9
+        self._soon: deque[Soon] = deque()
+        self._timers: list[Timer] = []
+        self._turns = 0
         self.set_task_factory(_make_task)
 
     def time(self) -> float:
         return self.now
 
-    def _process_events(self, event_list: object) -> None:
-        pass
-
     def _write_to_self(self) -> None:
         pass
 
-    def _call_soon(self, callback: Any, args: Any, context: Context | None) -> asyncio.Handle:
-        guarded = _Guarded(callback, context)
-        guarded.handle = super()._call_soon(guarded, args, context)
-        return guarded.handle
+    def call_soon(self, callback: Any, *args: Any, context: Context | None = None) -> Any:
+        soon = Soon(callback, args, context)
+        self._soon.append(soon)
+        return soon
 
-    def call_at(
-        self, when: float, callback: Any, *args: Any, context: Context | None = None
-    ) -> asyncio.TimerHandle:
-        guarded = _Guarded(callback, context)
-        handle = guarded.handle = super().call_at(when, guarded, *args, context=context)
-        return handle
+    def call_at(self, when: float, callback: Any, *args: Any, context: Context | None = None) -> Any:
+        timer = Timer(when)
+        timer.soon, timer.loop, timer.is_scheduled = Soon(callback, args, context), self, True
+        heappush(self._timers, timer)
+        return timer
+
+    def call_later(self, delay: float, callback: Any, *args: Any, context: Context | None = None) -> Any:
+        return self.call_at(self.now + delay, callback, *args, context=context)
+
+    def _run_once(self) -> None:
+        """Take a turn: call what is ready, or let time pass until something is."""
+        self._turns += 1
+        if self._turns > TURNS_MAX:
+            raise Stuck(f"more than {TURNS_MAX} turns of the loop: something works without end")
+        if self.cancelled_timers:
+            self._drop_cancelled()
+        timers, soon = self._timers, self._soon
+        if not soon and not self._stopping:
+            if not timers:
+                raise Stuck("nothing is left to happen")
+            self.now += max(0.0, timers[0] - self.now)
+        end = self.now + RESOLUTION_SECONDS
+        while timers and timers[0] < end:
+            timer = heappop(timers)
+            timer.is_scheduled = False
+            soon.append(timer.soon)
+        for _ in range(len(soon)):
+            each = soon.popleft()
+            if not each.is_cancelled:
+                each.run(self)
+
+    def _drop_cancelled(self) -> None:
+        """Forget cancelled timers: all of them if there are many, else those that are next."""
+        timers = self._timers
+        if len(timers) > FEW_TIMERS and self.cancelled_timers / len(timers) > 0.5:
+            for timer in timers:
+                timer.is_scheduled = not timer.soon.is_cancelled
+            self._timers = [timer for timer in timers if timer.is_scheduled]
+            heapify(self._timers)
+            self.cancelled_timers = 0
+            return
+        while timers and timers[0].soon.is_cancelled:
+            self.cancelled_timers -= 1
+            heappop(timers).is_scheduled = False
 
     def go_on(self, process: Process) -> None:
         """Let a stopped process run again, with everything that waited for it."""
         process.paused = False
-        backlog, process.backlog = process.backlog, []
-        for guarded, args, context in backlog:
-            self.call_soon(guarded.go_on, *args, context=context)
+        self._soon.extend(process.backlog)
+        process.backlog = []
 
     def run_in_executor(self, executor: object, func: Callable[..., Any], *args: Any) -> Any:
         """Carry a job out at one moment of virtual time, some time from now."""
