@@ -27,7 +27,11 @@ STUTTER_SECONDS = 0.05
 WHOLE_SECONDS = 20.0
 LOOK_SECONDS = 0.5
 DAMAGES = (1, 12)
-METADATA = "metadata"
+METADATA, RESTORE = "metadata", "restore"
+ALONE = (METADATA, RESTORE)
+"""What comes of these is known only if nothing else is in its way."""
+ONLY_IF_NAMED = (RESTORE,)
+"""Not drawn unless asked for: docs/reliability.md says what it found."""
 PAGE = 4096
 
 
@@ -68,9 +72,10 @@ class Nemesis:
             "reset": (2, self._reset),
             "kill mount": (1, self._kill_mount),
             METADATA: (3, self._damage_metadata),
+            RESTORE: (1, self._restore_metadata),
         }
-        if kinds:
-            self._kinds = {kind: self._kinds[kind] for kind in kinds}
+        drawn = kinds or [kind for kind in self._kinds if kind not in ONLY_IF_NAMED]
+        self._kinds = {kind: self._kinds[kind] for kind in drawn}
 
     def go_on(self, until: float, tell: Callable[[], object]) -> None:
         """Stage rounds until a time of the monotonic clock; `tell` is called after each."""
@@ -120,9 +125,8 @@ class Nemesis:
             fault = self._kinds[self._dice.choices(kinds, weights)[0]][1]()
             if all(fault.target != other.target for other in faults):
                 faults.append(fault)
-        # What comes of damaged metadata is known only if nothing else is in its way.
-        if metadata := [fault for fault in faults if fault.kind == METADATA]:
-            return metadata
+        if alone := [fault for fault in faults if fault.kind in ALONE]:
+            return alone
         # A wipe waits until all is whole, and would make the other fault last so long.
         return sorted(faults, key=lambda fault: fault.kind != "wipe")
 
@@ -189,16 +193,23 @@ class Nemesis:
         )
 
     def _damage_metadata(self) -> Fault:
-        backup = self._cluster.directory / "metadata-backup"
-        damage = MetadataDamage(self._cluster, self._dice.random(), backup)
-        how = self._dice.choice((damage.beside, damage.log, damage.restore))
+        damage = self._metadata_damage()
+        return self._damaging(METADATA, self._dice.choice((damage.beside, damage.log)))
 
+    def _restore_metadata(self) -> Fault:
+        return self._damaging(RESTORE, self._metadata_damage().restore)
+
+    def _metadata_damage(self) -> MetadataDamage:
+        backup = self._cluster.directory / "metadata-backup"
+        return MetadataDamage(self._cluster, self._dice.random(), backup)
+
+    def _damaging(self, kind: str, how: Callable[[], tuple[str, list[str]]]) -> Fault:
         def begin() -> None:
             told, found = how()
             self._timeline("damaged", how=how.__name__, told=told)
             self.found += found
 
-        return Fault(METADATA, "metaserver", begin, lambda: self._start("metaserver", "mediator"))
+        return Fault(kind, "metaserver", begin, lambda: self._start("metaserver", "mediator"))
 
     def _fill(self) -> Fault:
         disk = self._dice.choice(["small-data", "small-data", "small-meta"])
