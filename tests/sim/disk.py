@@ -248,7 +248,7 @@ class Disk:
         self.undo.clear()
         keep = self.rng.randrange(len(self.names) + 1)  # a journal keeps the names' changes in order
         for what, path, kept in reversed(self.names[keep:]):
-            if what == "rename":
+            if what == "rename" or kept is not None:  # what has the name since goes as well
                 Path(path).unlink(missing_ok=True)
             if kept is not None:
                 os.link(kept, path)

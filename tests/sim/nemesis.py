@@ -62,6 +62,8 @@ class Nemesis:
         ]
         self.kinds = [kind for kind in kinds if self.rng.random() < 0.7] or kinds
         """A run has some of the kinds only: rare mixtures are met as well."""
+        self.mediators_last = self.rng.random() < 0.5
+        """In the end mediators begin anew, when all that lags is up: nobody sees it come up."""
         if world.about_locks:
             self.kinds, self.mean_seconds = [self._exile], 3.0
 
@@ -279,6 +281,8 @@ class Nemesis:
         """End all faults and start everything that is down; what is read next is rotten once more."""
         for host in self.frail:
             self._note(f"rot on {host}: {self.world.disks[host].rot(20)}")
+        for name in self.world.mediators if self.mediators_last else ():
+            self.world.kill(name)
         self.world.exiles.clear()
         self.world.lost_answers = self.world.requests_twice = self.world.late_commits = 0.0
         self._heal()
@@ -286,9 +290,16 @@ class Nemesis:
         for disk in self.world.disks.values():
             disk.full = disk.failing = disk.lying = False
             disk.slow, disk.failure = 1.0, None
-        for name in self.servers:
-            if not self.world.alive(name):
-                self.world.start(name)
+        self._start_all([*self.data, "meta"])
+        if self.mediators_last:
+            mediators_at = self.world.loop.now + 1.0
+            self.world.run_until(lambda: self.world.loop.now >= mediators_at, 10.0, "a pause")
+        self._start_all(self.world.mediators)
         for actor in self.actors:
             if not self.world.alive(actor.name):
                 actor.start()
+
+    def _start_all(self, names: list[str]) -> None:
+        for name in names:
+            if not self.world.alive(name):
+                self.world.start(name)
