@@ -44,8 +44,8 @@ async def serve_metadata(config: ClusterConfig) -> None:
         await log.sync()
         if not directory.complete:
             directory.describe()
-        sessions = Sessions(store, config.lease_seconds)
-        before = config.grant_seconds if sessions.count() or store.was_put_back() else 0.0
+        sessions = Sessions(store, config.lease_seconds, was_put_back=store.was_put_back())
+        before = config.grant_seconds if sessions.count() or sessions.may_reclaim() else 0.0
         grants = Grants(sessions, config.grant_seconds, before)
         service = MetaService(store, sessions, log, config.cluster, config.reserve_bytes, grants)
         stack.callback(service.reaper.close)

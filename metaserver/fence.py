@@ -63,6 +63,7 @@ def put_up(connection: sqlite3.Connection, now_ns: int, known_session: int = 0) 
     fence = Fence(first, number_after(first, known_session, now_ns), living)
     rows = [(first, fence.next_session - 1), *((session, session) for session in living)]
     connection.executemany("INSERT OR REPLACE INTO fences VALUES (?, ?, ?)", [(*row, now_ns) for row in rows])
+    connection.execute("INSERT INTO restorations VALUES (?)", (now_ns,))
     connection.execute("UPDATE counters SET next = ? WHERE name = 'session'", (fence.next_session,))
     connection.execute(
         "UPDATE counters SET next = ? WHERE name = 'inode'", (number_after(counters["inode"], 0, now_ns),)

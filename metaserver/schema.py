@@ -61,6 +61,9 @@ fences          one row a run of sessions whose blocks are kept though nothing r
     first, last the sessions' numbers, both included
     since_ns    when it was put back, or begun
 
+restorations    one row a time that a copy took this database's place: mounts may not know it for a while
+    since_ns    when
+
 xattrs          one row an extended attribute
     ino         whose
     name        1 to 255 bytes, without NUL
@@ -173,5 +176,6 @@ CREATE TABLE IF NOT EXISTS fences (
     since_ns INTEGER NOT NULL,
     PRIMARY KEY (first, last)
 ) STRICT, WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS restorations (since_ns INTEGER NOT NULL) STRICT;
 """
 """Made also in a database of a release that had no such tables, and did without."""

@@ -38,8 +38,14 @@ class Sessions:
     """
 
     def __init__(
-        self, store: Store, lease_seconds: float, clock: Callable[[], float] = time.monotonic
+        self,
+        store: Store,
+        lease_seconds: float,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        was_put_back: bool = False,
     ) -> None:
+        """Begin with those of the database; more may go on if it `was_put_back` from a copy a moment ago."""
         self._store = store
         self._lease_seconds = lease_seconds
         self._clock = clock
@@ -47,6 +53,8 @@ class Sessions:
         now = clock()
         self._leases = {session: Lease(now, reclaimed=False) for session in store.sessions}
         self._unreclaimed = set(self._leases)
+        self._unknown_until = now + lease_seconds if was_put_back else now
+        """Until then mounts may rely on sessions that are not known: the next renewal tells them."""
         self._holders: dict[int, int] = {}
         self._asked: dict[int, int] = {}
         """Sessions that may have opened files without a call, each with the number that it is asked with."""
@@ -119,8 +127,8 @@ class Sessions:
         return self._lease(session).reclaimed
 
     def may_reclaim(self) -> bool:
-        """Tell whether a session has not said yet what it holds since the restart."""
-        return bool(self._unreclaimed)
+        """Tell whether a session may hold what it has not said since the restart."""
+        return bool(self._unreclaimed) or self._clock() < self._unknown_until
 
     def count(self) -> int:
         """Return how many sessions live."""
@@ -176,17 +184,17 @@ class Sessions:
 
     def may_be_open(self, ino: int) -> bool:
         """Tell whether a session has an inode open, or may have it open and could not say so yet."""
-        return ino in self._holders or bool(self._unreclaimed or self._asked)
+        return ino in self._holders or bool(self._asked) or self.may_reclaim()
 
     def may_be_open_elsewhere(self, session: int, ino: int) -> bool:
         """Tell whether another session has an inode open, or may have it open and could not say so yet."""
         own = ino in self._leases[session].inodes if session in self._leases else False
         others_asked = any(asked != session for asked in self._asked)
-        return self._holders.get(ino, 0) > own or bool(self._unreclaimed) or others_asked
+        return self._holders.get(ino, 0) > own or self.may_reclaim() or others_asked
 
     def held(self) -> frozenset[int] | None:
         """Return the inodes that sessions have open now; None while any may be (see `may_be_open`)."""
-        return None if self._unreclaimed or self._asked else frozenset(self._holders)
+        return None if self._asked or self.may_reclaim() else frozenset(self._holders)
 
     def forgive(self, seconds: float) -> None:
         """Lengthen all leases by a time in which this server could not have heard of anybody.

@@ -334,7 +334,7 @@ class Store:
 
     def was_put_back(self) -> bool:
         """Tell whether this database took the place of one a moment ago, whose sessions it does not know."""
-        (since_ns,) = self._fetch("SELECT max(since_ns) FROM fences WHERE first > 1")
+        (since_ns,) = self._fetch("SELECT max(since_ns) FROM restorations")
         return since_ns is not None and abs(self.now_ns() - int(since_ns)) < RECENTLY_NS
 
     def changed_rows(self) -> int:

@@ -30,8 +30,6 @@ DAMAGES = (1, 12)
 METADATA, RESTORE = "metadata", "restore"
 ALONE = (METADATA, RESTORE)
 """What comes of these is known only if nothing else is in its way."""
-ONLY_IF_NAMED = (RESTORE,)
-"""Not drawn unless asked for: docs/reliability.md says what it found."""
 PAGE = 4096
 
 
@@ -74,8 +72,7 @@ class Nemesis:
             METADATA: (3, self._damage_metadata),
             RESTORE: (1, self._restore_metadata),
         }
-        drawn = kinds or [kind for kind in self._kinds if kind not in ONLY_IF_NAMED]
-        self._kinds = {kind: self._kinds[kind] for kind in drawn}
+        self._kinds = {kind: self._kinds[kind] for kind in kinds or self._kinds}
 
     def go_on(self, until: float, tell: Callable[[], object]) -> None:
         """Stage rounds until a time of the monotonic clock; `tell` is called after each."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 
+from metaserver.fence import put_up, release
 from metaserver.grants import QUIET_SECONDS, Grants
 from tests.unit.metaserver.harness import LEASE_SECONDS, Harness
 
@@ -123,7 +124,8 @@ def test_after_a_restart_nothing_is_granted_before_all_have_reclaimed(meta: Harn
 def test_a_database_that_was_put_back_is_known_as_such(meta: Harness) -> None:
     assert not meta.store.was_put_back()
     with meta.changing() as connection:
-        connection.execute("INSERT INTO fences VALUES (2, 3, ?)", (meta.now_ns,))
+        put_up(connection, meta.now_ns)
+        release(connection)
     assert meta.store.was_put_back()
 
 

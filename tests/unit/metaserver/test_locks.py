@@ -183,3 +183,22 @@ def test_after_a_restart_a_session_unlocks_only_what_it_has_reclaimed(meta: Harn
     meta.service.reclaim(meta.session, [lock.ino], [lock])
     meta.service.unlock(meta.ticket(), lock)
     assert meta.service.status()["locks"] == []
+
+
+def test_sessions_that_a_database_put_back_does_not_know_may_hold_locks_for_a_lease(
+    meta: Harness, lock: FileLock
+) -> None:
+    meta.stop()
+    with meta.changing() as connection:
+        connection.execute("DELETE FROM slots")
+        connection.execute("DELETE FROM sessions")
+    meta.start(was_put_back=True)
+    meta.session = meta.open_session()
+    with pytest.raises(GracePeriod):
+        meta.service.set_lock(meta.ticket(), lock)
+    assert meta.sessions.may_be_open(lock.ino)
+    assert meta.sessions.held() is None
+    meta.seconds += LEASE_SECONDS
+    meta.service.renew(meta.session)
+    meta.service.set_lock(meta.ticket(), lock)
+    assert not meta.sessions.may_be_open(lock.ino)
