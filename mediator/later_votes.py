@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
-WITHIN_SECONDS = 2.0
+WITHIN_SECONDS = 10.0
 """A vote is asked for so long after the answer, however busy users are."""
 MOST_BYTES = 256 * 1024 * 1024
 """So many bytes of blocks wait for one server's votes; beyond it, votes are asked for at once."""
@@ -20,8 +20,8 @@ MOST_VOTES = 8192
 """So many votes of one server wait, however small the blocks."""
 AT_ONCE = 2
 """So many of these votes are asked of one server at a time."""
-LOOK_SECONDS = 0.05
-"""Users are quiet when they have called nothing for so long."""
+LOOK_SECONDS = 0.5
+"""Users are quiet when they have called nothing for so long: a mount gathers writes for a while."""
 
 Ask = Callable[[Callable[[], None]], None]
 """Asks for a vote; it calls its argument, once, when the vote is in."""

@@ -1,6 +1,6 @@
 """Locks as libfuse asks for them, and the requests that wait for one.
 
-A request that waits is answered by a thread of its own, so that the threads of libfuse stay free. A signal
+A request that waits is answered by a thread of its own, so that those of serving stay free. A signal
 to the waiting program ends the wait with EINTR at once. What waits holds nothing: a lock is granted
 to a call that could have it at once, and to no other.
 """
