@@ -34,8 +34,6 @@ from wire.messages import ROOT_INODE, Attributes, Ticket
 SLOTS_PER_SESSION = 1024
 SLOTS_REMEMBERED = 16 * 1024
 """Of so many slots it is known without asking that a call is newer than the answer that is kept."""
-RECENTLY_NS = 60 * 1_000_000_000
-"""So long ago at most a database was put back whose earlier mounts may still rely on what they know."""
 INODES_RESERVED = 65536
 """So many inode numbers are reserved by one change of the counter, long before they are needed.
 
@@ -332,10 +330,13 @@ class Store:
         self.execute("UPDATE counters SET next = ? WHERE name = 'session'", (session + 1,))
         return int(session)
 
-    def was_put_back(self) -> bool:
-        """Tell whether this database took the place of one a moment ago, whose sessions it does not know."""
+    def was_put_back(self, within_seconds: float) -> bool:
+        """Tell whether this database took the place of one lately, whose sessions it does not know.
+
+        They ended then: within a lease their mounts may still rely on them.
+        """
         (since_ns,) = self._fetch("SELECT max(since_ns) FROM restorations")
-        return since_ns is not None and abs(self.now_ns() - int(since_ns)) < RECENTLY_NS
+        return since_ns is not None and abs(self.now_ns() - int(since_ns)) < within_seconds * 1e9
 
     def changed_rows(self) -> int:
         """Return how many rows were changed since the start."""

@@ -122,11 +122,13 @@ def test_after_a_restart_nothing_is_granted_before_all_have_reclaimed(meta: Harn
 
 
 def test_a_database_that_was_put_back_is_known_as_such(meta: Harness) -> None:
-    assert not meta.store.was_put_back()
+    assert not meta.store.was_put_back(LEASE_SECONDS)
     with meta.changing() as connection:
         put_up(connection, meta.now_ns)
         release(connection)
-    assert meta.store.was_put_back()
+    assert meta.store.was_put_back(LEASE_SECONDS)
+    meta.now_ns += int(LEASE_SECONDS * 1e9)
+    assert not meta.store.was_put_back(LEASE_SECONDS)
 
 
 def test_a_plain_renewal_grants_nothing(meta: Harness) -> None:
