@@ -65,7 +65,10 @@ class Service:
 
     async def heartbeat(self, session: int) -> Heartbeat:
         renewal = await self._mediator.metadata.ask(BookkeepingMethods.renew_alone, session)
-        writable, reason = self._mediator.health.writable()
+        health = self._mediator.health
+        if not health.is_writable:
+            await health.recheck()  # a mount refuses writes by this answer alone
+        writable, reason = health.writable()
         full = await self._mediator.room.checked_refusal() if writable else ""
         return Heartbeat(
             renewal.epoch, writable, reason or full, bool(full), renewal.alone_ms, renewal.asks_opens

@@ -209,6 +209,16 @@ def test_writes_are_refused_at_once_while_a_server_is_down(make_cluster: Cluster
         assert client.read(ino) == b"9012"
 
 
+def test_a_heartbeat_does_not_call_a_cluster_unwritable_that_is_back(make_cluster: ClusterFactory) -> None:
+    with connected(make_cluster()) as client:
+        client.make("a.txt", b"1234")
+        for _ in range(3):
+            client.kill(1)
+            assert not client.mediator.call(SECONDS, MediatorMethods.heartbeat, client.session).writable
+            client.cluster.start("data-1")
+            assert client.mediator.call(SECONDS, MediatorMethods.heartbeat, client.session).writable
+
+
 def test_a_paused_server_delays_no_read(make_cluster: ClusterFactory) -> None:
     with connected(make_cluster()) as client:
         data = bytes(500_000)
