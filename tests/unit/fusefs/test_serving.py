@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from fusefs.operations.serving import Serving
+from tests.support import wait_until
 
 READ = ctypes.CDLL(None, use_errno=True).read
 
@@ -115,9 +116,12 @@ def test_one_thread_answers_all_requests_that_come_one_after_the_other(kernel: K
     assert len(set(kernel.threads)) == 1
 
 
+@pytest.mark.parametrize("is_quiet", [False, True], ids=["busy before", "quiet before"])
 @pytest.mark.parametrize("waiting", [b"w", b"f"], ids=["says that it waits", "forgets to say so"])
-def test_a_request_that_waits_holds_no_other_up(kernel: Kernel, waiting: bytes) -> None:
+def test_a_request_that_waits_holds_no_other_up(kernel: Kernel, waiting: bytes, is_quiet: bool) -> None:
     def program() -> None:
+        if is_quiet:
+            wait_until(lambda: kernel.serving._is_watch_asleep, 10, "the watch sleeps")
         kernel.library.send(waiting)
         for _ in range(10):
             kernel.ask(b"a")
@@ -126,18 +130,6 @@ def test_a_request_that_waits_holds_no_other_up(kernel: Kernel, waiting: bytes) 
 
     kernel.while_serving(program, kernel.library.unmount)
     assert len(kernel.threads) == 11
-
-
-def test_after_a_long_quiet_time_a_request_that_waits_holds_no_other_up_either(kernel: Kernel) -> None:
-    def program() -> None:
-        threading.Event().wait(0.3)  # the watch sleeps by then
-        kernel.library.send(b"f")
-        kernel.ask(b"a")
-        kernel.released.set()
-        assert kernel.answered.acquire(timeout=10)
-
-    kernel.while_serving(program, kernel.library.unmount)
-    assert len(kernel.threads) == 2
 
 
 def test_no_more_requests_are_taken_than_there_may_be_threads_and_all_are_answered(kernel: Kernel) -> None:
