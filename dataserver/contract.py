@@ -32,7 +32,7 @@ class BlockStore(Protocol):
     def get(self, block: bytes, first_piece: int, piece_count: int) -> BlockPart:
         """Return pieces as they are now (piece_count 0: all from first_piece on), with the recorded digests.
 
-        The digests of the pieces sent are computed from the bytes. Raises BlockMissing, BlockDamaged.
+        Raises BlockMissing, BlockDamaged.
         """
 
     def digest(self, block: bytes, first_piece: int, piece_count: int) -> bytes:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from dataserver.contract import check_id, check_limit, check_put
-from dataserver.pieces import refreshed_digests, span_of, vote
+from dataserver.pieces import span_of, vote
 from wire.digest import Buffer, block_digest, piece_digests
 from wire.errors import BlockConflict, BlockMissing
 from wire.messages import BlockPart, BlockRecord
@@ -35,7 +35,7 @@ class MemoryStore:
         _, data = self._find(block)
         span = span_of(len(data), first_piece, piece_count)
         part = data[span.start : span.end]
-        return BlockPart(len(data), refreshed_digests(len(data), self._pieces[block], span, part), part)
+        return BlockPart(len(data), self._pieces[block], part)
 
     def digest(self, block: bytes, first_piece: int, piece_count: int) -> bytes:
         digest, data = self._find(block)

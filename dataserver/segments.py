@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, TypeVar
 from dataserver.contract import check_id, check_limit, check_put
 from dataserver.durable import sync_directory
 from dataserver.index import Entry
-from dataserver.pieces import Span, refreshed_digests, span_of, vote
+from dataserver.pieces import Span, span_of, vote
 from dataserver.quarantine import DAY_SECONDS, Quarantine
 from dataserver.record import PAGE_BYTES, Header, decode_header, record_bytes
 from dataserver.recovery import recover, segment_rows
@@ -477,9 +477,8 @@ def _missing(block: bytes) -> BlockMissing:
     return BlockMissing(f"block {block.hex()} is not here")
 
 
-def _part_of(header: Header, span: Span, data: Buffer) -> BlockPart:
-    digests = refreshed_digests(header.length, header.pieces, span, data)
-    return BlockPart(header.length, digests, bytes(data))
+def _part_of(header: Header, _span: Span, data: Buffer) -> BlockPart:
+    return BlockPart(header.length, header.pieces, bytes(data))
 
 
 def _vote_of(header: Header, span: Span, data: Buffer) -> bytes:

@@ -28,10 +28,10 @@ class DataMethods:
         raise NotImplementedError
 
     def get(self, block: bytes, first_piece: int, piece_count: int) -> BlockPart:
-        """Return pieces of a block as they are on disk now, with the digests its record holds.
+        """Return pieces of a block as they are on disk now, with the piece digests that its record holds.
 
-        `piece_count` 0 means all from `first_piece` on. The piece digests of the answer are the
-        recorded ones, except those of the pieces sent, which are computed from the bytes now.
+        `piece_count` 0 means all from `first_piece` on. Whether the bytes are right is for the caller to
+        find out, who holds them against the witness.
 
         Raises:
             BlockMissing, BlockDamaged.
