@@ -29,9 +29,10 @@ class BlockStore(Protocol):
             DigestMismatch, BlockConflict, NoSpace, MessageTooLarge (over 1 MiB), BadRequest.
         """
 
-    def get(self, block: bytes, first_piece: int, piece_count: int) -> BlockPart:
+    def get(self, block: bytes, first_piece: int, piece_count: int, room: Buffer | None = None) -> BlockPart:
         """Return pieces as they are now (piece_count 0: all from first_piece on), with the recorded digests.
 
+        The bytes may be put in `room`, a part of which the answer then has as its data.
         Raises BlockMissing, BlockDamaged.
         """
 

@@ -31,7 +31,7 @@ class MemoryStore:
                 raise BlockConflict(f"block {block.hex()} is here already, with other bytes")
         self.repair(block, digest, data, "its bytes were damaged when it was put again")
 
-    def get(self, block: bytes, first_piece: int, piece_count: int) -> BlockPart:
+    def get(self, block: bytes, first_piece: int, piece_count: int, room: Buffer | None = None) -> BlockPart:
         _, data = self._find(block)
         span = span_of(len(data), first_piece, piece_count)
         part = data[span.start : span.end]

@@ -43,6 +43,8 @@ DIRECT_BYTES = 256 * 1024
 AHEAD_BYTES = 2 * 1024 * 1024
 """How far past the end zeros are written, where records are made durable one by one."""
 _ZEROS_BYTES = 256 * 1024
+_pages: list[mmap.mmap] = []
+"""Aligned pages that nobody uses now."""
 _ZEROS = mmap.mmap(-1, _ZEROS_BYTES)  # aligned, for O_DIRECT
 
 
@@ -96,6 +98,9 @@ class DirectReader:
     def __del__(self) -> None:
         if self._handle >= 0:
             os.close(self._handle)
+
+    def fileno(self) -> int:
+        return self._handle
 
     @contextmanager
     def lend(self, offset: int, length: int) -> Iterator[memoryview]:
@@ -266,6 +271,29 @@ class Segment:
                 return use(lent)
         return use(os.pread(self._handle, length, offset))
 
+    def read_into(self, room: memoryview, offset: int) -> int:
+        """Read whole pages from a page's offset on; return how many bytes came. `room` begins at a page.
+
+        Raises OSError.
+        """
+        return os.preadv(self._reading_handle(len(room)), [room], offset)
+
+    def read_record_into(self, room: memoryview, offset: int) -> tuple[Header | None, int]:
+        """Read a header, and what follows it into `room`, at once; return it, and how many bytes followed.
+
+        The header is None if it cannot be trusted. Raises OSError.
+        """
+        page = _take_page()
+        try:
+            got = os.preadv(self._reading_handle(len(room)), [page, room], offset)
+            return decode_header(memoryview(page), self.number, offset), max(0, got - PAGE_BYTES)
+        finally:
+            _pages.append(page)
+
+    def _reading_handle(self, length: int) -> int:
+        """Return the descriptor by which so many bytes are read."""
+        return self._reader.fileno() if self._reader and length >= DIRECT_BYTES else self._handle
+
     def free(self, offset: int, length: int) -> None:
         """Give a range of whole records back to the file system."""
         if punch_hole(self._handle, offset, length):
@@ -297,6 +325,13 @@ class Segment:
     def sync(self) -> None:
         """Make everything written so far durable. Raises OSError."""
         os.fdatasync(self._handle)
+
+
+def _take_page() -> mmap.mmap:
+    try:
+        return _pages.pop()
+    except IndexError:
+        return mmap.mmap(-1, PAGE_BYTES)
 
 
 def segment_name(number: int) -> str:

@@ -20,13 +20,13 @@ from typing import Any, NamedTuple, TypeVar
 from dataserver.contract import check_id, check_limit, check_put
 from dataserver.durable import sync_directory
 from dataserver.index import Entry
-from dataserver.pieces import Span, span_of, vote
 from dataserver.quarantine import DAY_SECONDS, Quarantine
-from dataserver.record import PAGE_BYTES, Header, decode_header, record_bytes
+from dataserver.reading import Record
+from dataserver.record import PAGE_BYTES, Header, record_bytes
 from dataserver.recovery import recover, segment_rows
 from dataserver.room import RESERVE_BYTES, Reserve
 from dataserver.segment import AHEAD_BYTES, Segment, create_segment
-from wire.digest import PIECE_BYTES, Buffer
+from wire.digest import Buffer
 from wire.errors import BlockConflict, BlockDamaged, BlockMissing, DigestMismatch, InternalError, NoSpace
 from wire.lending import is_as_lent
 from wire.messages import BlockPart, BlockRecord
@@ -104,7 +104,7 @@ class SegmentStore:
             entry = self._index.get(block)
             if entry is None:
                 continue
-            header = self._header(entry)
+            header = self._record(entry).header()
             if (header.digest if header else entry.digest) != digest:
                 raise BlockConflict(f"block {block.hex()} is here already, with other bytes")
             self._repair(block, digest, pieces, data, "its bytes were damaged when it was put again")
@@ -121,8 +121,9 @@ class SegmentStore:
                 entry = self._index.get(block)
                 if entry is None:
                     continue
-                header = self._header(entry)
-                found = None if header is None else self._vote(entry, header)
+                record = self._record(entry)
+                header = record.header()
+                found = None if header is None else record.whole_vote(header)
                 if header is not None and (header.digest, header.length, header.pieces, found) == (
                     digest,
                     len(data),
@@ -215,44 +216,11 @@ class SegmentStore:
 
     # -- blocks out
 
-    def get(self, block: bytes, first_piece: int, piece_count: int) -> BlockPart:
-        def read(entry: Entry) -> BlockPart:
-            return self._look(entry, first_piece, piece_count, _part_of)
-
-        return self._read(block, read)
+    def get(self, block: bytes, first_piece: int, piece_count: int, room: Buffer | None = None) -> BlockPart:
+        return self._read(block, lambda record: record.part(first_piece, piece_count, room))
 
     def digest(self, block: bytes, first_piece: int, piece_count: int) -> bytes:
-        def read(entry: Entry) -> bytes:
-            return self._look(entry, first_piece, piece_count, _vote_of)
-
-        return self._read(block, read)
-
-    def _look(
-        self, entry: Entry, first_piece: int, piece_count: int, use: Callable[[Header, Span, Buffer], _T]
-    ) -> _T:
-        """Return what `use` makes of a record's header and pieces as they are on disk.
-
-        The bytes are its own only until it returns. A whole record is read at once.
-        """
-        if first_piece or 0 < piece_count * PIECE_BYTES < entry.length:
-            return self._look_at_part(entry, first_piece, piece_count, use)
-
-        def use_record(raw: Buffer) -> _T | None:
-            header = self._trusted(entry, decode_header(raw, entry.segment, entry.offset))
-            span = span_of(header.length, first_piece, piece_count)
-            if span.end > entry.length:  # the index is wrong about the length
-                return None
-            return use(header, span, raw[PAGE_BYTES + span.start : PAGE_BYTES + span.end])
-
-        found = self._look_at_bytes(entry, 0, PAGE_BYTES + entry.length, use_record)
-        return self._look_at_part(entry, first_piece, piece_count, use) if found is None else found
-
-    def _look_at_part(
-        self, entry: Entry, first_piece: int, piece_count: int, use: Callable[[Header, Span, Buffer], _T]
-    ) -> _T:
-        header = self._good_header(entry)
-        span = span_of(header.length, first_piece, piece_count)
-        return use(header, span, self._payload(entry, span.start, span.end - span.start))
+        return self._read(block, lambda record: record.vote(first_piece, piece_count))
 
     def locate(self, block: bytes) -> Place:
         """Return where a block's record is now. Raises BlockMissing."""
@@ -262,7 +230,7 @@ class SegmentStore:
         path = self._segments[entry.segment].path
         return Place(path, entry.offset, entry.offset + PAGE_BYTES, entry.length)
 
-    def _read(self, block: bytes, read: Callable[[Entry], _T]) -> _T:
+    def _read(self, block: bytes, read: Callable[[Record], _T]) -> _T:
         """Read a record; if it was moved or freed meanwhile, look again."""
         check_id(block)
         while True:
@@ -271,7 +239,7 @@ class SegmentStore:
             if entry is None:
                 raise _missing(block)
             try:
-                result = read(entry)
+                result = read(self._record(entry))
             except BlockDamaged:
                 if self._index.get(block) == entry:
                     raise
@@ -279,45 +247,8 @@ class SegmentStore:
             if frees == self._frees or self._index.get(block) == entry:
                 return result
 
-    def _vote(self, entry: Entry, header: Header, first_piece: int = 0, piece_count: int = 0) -> bytes:
-        span = span_of(header.length, first_piece, piece_count)
-        return _vote_of(header, span, self._payload(entry, span.start, span.end - span.start))
-
-    def _good_header(self, entry: Entry) -> Header:
-        return self._trusted(entry, self._header(entry))
-
-    @staticmethod
-    def _trusted(entry: Entry, header: Header | None) -> Header:
-        if header is None or header.block != entry.block:
-            raise BlockDamaged(f"the header of block {entry.block.hex()} is damaged")
-        return header
-
-    def _header(self, entry: Entry) -> Header | None:
-        """Return a record's header as it is on disk, None if it cannot be trusted."""
-        segment = self._segments.get(entry.segment)
-        try:
-            header = segment.read_header(entry.offset) if segment else None
-        except OSError as error:
-            _log.error("segment %08x cannot be read at %d: %s", entry.segment, entry.offset, error)
-            return None
-        return header if header and header.block == entry.block else None
-
-    def _payload(self, entry: Entry, start: int, length: int) -> bytes:
-        return self._bytes(entry, PAGE_BYTES + start, length)
-
-    def _bytes(self, entry: Entry, start: int, length: int) -> bytes:
-        return self._look_at_bytes(entry, start, length, bytes)
-
-    def _look_at_bytes(self, entry: Entry, start: int, length: int, use: Callable[[Buffer], _T]) -> _T:
-        """Return what `use` makes of bytes of a record, `start` counted from its header."""
-        segment = self._segments.get(entry.segment)
-        if segment is None:
-            raise BlockDamaged(f"the segment of block {entry.block.hex()} is gone")
-        try:
-            return segment.look(entry.offset + start, length, use)
-        except OSError as error:
-            _log.error("segment %08x cannot be read at %d: %s", entry.segment, entry.offset, error)
-            raise BlockDamaged(f"the bytes of block {entry.block.hex()} cannot be read: {error}") from None
+    def _record(self, entry: Entry) -> Record:
+        return Record(self._segments.get(entry.segment), entry)
 
     # -- what is here
 
@@ -475,14 +406,6 @@ class SegmentStore:
 
 def _missing(block: bytes) -> BlockMissing:
     return BlockMissing(f"block {block.hex()} is not here")
-
-
-def _part_of(header: Header, _span: Span, data: Buffer) -> BlockPart:
-    return BlockPart(header.length, header.pieces, bytes(data))
-
-
-def _vote_of(header: Header, span: Span, data: Buffer) -> bytes:
-    return vote(header.length, header.digest, header.pieces, span, data)
 
 
 def _runs(entries: list[Entry]) -> list[tuple[int, int]]:

@@ -20,6 +20,7 @@ from dataserver.marks import ScrubMark
 from dataserver.quarantine import Quarantine
 from wire.digest import PIECE_BYTES, Buffer
 from wire.errors import BadRequest, BlockDamaged, BlockMissing
+from wire.lending import is_borrowed
 from wire.messages import SMALL_FILES_AT_ONCE, BlockPart, BlockRecord, Identity, SmallReplicas
 from wire.shared_sync import SharedSync
 
@@ -88,10 +89,13 @@ class DataService:
         if durable:
             await asyncio.shield(self._sync())
 
-    def get(self, block: bytes, first_piece: int, piece_count: int) -> BlockPart | Awaitable[BlockPart]:
+    def get(
+        self, block: bytes, first_piece: int, piece_count: int, room: Buffer | None = None
+    ) -> BlockPart | Awaitable[BlockPart]:
+        lent = room if is_borrowed(room) else None
         if self._is_short(block, piece_count):
-            return self._store.get(block, first_piece, piece_count)
-        return self._in_thread(self._store.get, block, first_piece, piece_count)
+            return self._store.get(block, first_piece, piece_count, lent)
+        return self._in_thread(self._store.get, block, first_piece, piece_count, lent)
 
     def digest(self, block: bytes, first_piece: int, piece_count: int) -> bytes | Awaitable[bytes]:
         if self._is_short(block, piece_count):
@@ -136,7 +140,7 @@ class DataService:
 
     def _bytes_of(self, block: bytes) -> bytes | None:
         try:
-            return self._store.get(block, 0, 0).data
+            return bytes(self._store.get(block, 0, 0).data)
         except BlockMissing:
             return None
         except BlockDamaged:

@@ -9,9 +9,10 @@ from functools import partial
 
 from mediator.latency import size_class
 from mediator.servers import Server
-from mediator.vote import ReadOutcome, Verdict, judge, read_outcome
+from mediator.vote import ReadOutcome, Verdict, judge, part_bytes, read_outcome
 from wire.digest import PIECE_BYTES
 from wire.errors import QuorumfsError, TransportError
+from wire.lending import room_bytes
 from wire.messages import BlockPart, BlockRecord
 from wire.methods import DataMethods
 from wire.quorum import Quorum
@@ -123,6 +124,7 @@ class Ballot:
         self.unasked.discard(number)
         self.bytes_pending += 1
         request = request_of(DataMethods.get, self.witness.block, *self.pieces)
+        request.room_bytes = room_bytes(part_bytes(self.witness.length, *self.pieces))
         self.servers[number].begin(self._vote_seconds, request, partial(self._sent, number, time.monotonic()))
 
     def _sent(self, number: int, begun: float, answer: BlockPart | QuorumfsError) -> None:

@@ -15,7 +15,7 @@ from mediator.fanout import survive
 from mediator.read_path import ReadPath
 from mediator.servers import Metadata
 from mediator.write_path import WritePath
-from wire.digest import block_digest
+from wire.digest import Buffer, block_digest
 from wire.errors import NoSpace, QuorumError, QuorumfsError
 from wire.messages import BlockRecord, Reference, SparseBlock
 from wire.methods import BookkeepingMethods, NamespaceMethods
@@ -30,7 +30,7 @@ BYTES_PER_SECOND = 8 * 1024 * 1024
 log = logging.getLogger("mediator.compact")
 
 
-def gathered(data: bytes, references: Sequence[Reference]) -> bytes:
+def gathered(data: Buffer, references: Sequence[Reference]) -> bytes:
     """Return the bytes of a block that are referred to, one after the other."""
     return b"".join(data[r.block_offset : r.block_offset + r.length] for r in references)
 

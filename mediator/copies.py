@@ -292,7 +292,7 @@ class MetadataCopies:
                 server.call(self._metadata.deadline_seconds, DataMethods.get, record.block, 0, 0)
             )
             if not isinstance(part, QuorumfsError) and block_digest(part.data) == record.digest:
-                return part.data
+                return bytes(part.data)
         return None
 
     async def _delete_old(self, kept: Sequence[int], held: Mapping[int, Sequence[BlockRecord]]) -> None:

@@ -204,7 +204,7 @@ class Repairs:
             number = self._next(plan.sources)
             answer = await self._get_whole(by_number[number], record)
             if isinstance(answer, BlockPart):
-                return answer.data
+                return bytes(answer.data)
             verdicts[number] = judge(record, answer)
         return None
 
@@ -274,7 +274,7 @@ class Repairs:
                 self.request(record.block)
             if isinstance(answer, BlockPart):
                 repaired = Repaired(record)
-                await self._send(target, repaired, answer.data, "refilled")
+                await self._send(target, repaired, bytes(answer.data), "refilled")
                 return target.number in repaired.verdicts
         self.counts.failed += 1
         return False

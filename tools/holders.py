@@ -80,7 +80,7 @@ def _running(number: int, client: BlockingClient) -> Holder:
 
     def fetch(block: bytes) -> bytes | None:
         try:
-            return client.call(CALL_SECONDS, DataMethods.get, block, 0, 0).data
+            return bytes(client.call(CALL_SECONDS, DataMethods.get, block, 0, 0).data)
         except QuorumfsError:
             return None
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from wire.address import Address, UnixAddress
 from wire.errors import BadRequest, DeadlineExceeded, QuorumfsError, Unavailable
-from wire.lending import LEND, Lender
+from wire.lending import LEND, LEND_ROOM, Lender, make_room
 from wire.msgpack_codec import ANSWER, LARGEST_ID, Buffer, Decoder, Encoder, error_of
 from wire.msgpack_long import Malformed
 from wire.request import Request, Then, raw_request
@@ -155,12 +155,12 @@ class MsgpackLink:
 
 
 class _Call(NamedTuple):
-    """A call in flight; `until` is its deadline, on the loop's clock; `lends`: it is told where bytes are."""
+    """A call in flight; `until` is its deadline, on the loop's clock; `lent`: what has the memory it uses."""
 
     name: str
     until: float
     then: Then
-    lends: Request[Any] | None
+    lent: Request[Any] | memoryview | None
 
 
 class _Connection(asyncio.BufferedProtocol):
@@ -174,10 +174,12 @@ class _Connection(asyncio.BufferedProtocol):
         self._encoder = Encoder()
         self._decoder = Decoder(MAX_ANSWER_BYTES)
         self._pending: dict[int, _Call] = {}
-        self._late: dict[int, Request[Any]] = {}
-        """Calls that lend bytes, after their deadline: until an answer comes, the server may read them."""
+        self._late: dict[int, Request[Any] | memoryview] = {}
+        """What calls lend after their deadline: until an answer comes, the server may be at work on it."""
         self._lends = False
         """Whether the server has mapped the lender's memory."""
+        self._room_lender: Lender | None = None
+        """Whose memory the server has mapped for its answers."""
         self._last_id = 0
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
@@ -202,7 +204,7 @@ class _Connection(asyncio.BufferedProtocol):
         if self._timer is not None:
             self._timer.cancel()
         pending, self._pending = self._pending, {}
-        lent = [*self._late.values(), *(call.lends for call in pending.values() if call.lends)]
+        lent = [*self._late.values(), *(call.lent for call in pending.values() if call.lent is not None)]
         if lent:
             self._loop.call_later(LENT_SECONDS, lent.clear)
         for call in pending.values():
@@ -233,9 +235,15 @@ class _Connection(asyncio.BufferedProtocol):
         if not self.stands:
             then(self._broken())
             return
-        lends = self._lends and memoryview in map(type, request.params)
+        lent: Request[Any] | memoryview | None = None
+        room = self._room_lender.take(request.room_bytes) if self._room_lender else None
         try:
-            body = self._lent_body(request) if lends else self._body(request)
+            if room is not None:
+                lent, body = room, self._encoder.body(request.name, [*request.params, room], lent=True)
+            elif self._lends and memoryview in map(type, request.params):
+                lent, body = request, self._lent_body(request)
+            else:
+                body = self._body(request)
         except BadRequest as error:
             then(error)
             return
@@ -244,7 +252,7 @@ class _Connection(asyncio.BufferedProtocol):
         until = now + deadline_seconds
         if self._silent_since is None:
             self._silent_since = now
-        self._pending[request_id] = _Call(request.name, until, then, request if lends else None)
+        self._pending[request_id] = _Call(request.name, until, then, lent)
         if self._timer is None or until < self._timer_at:
             self._watch(until)
         buffers = self._encoder.addressed(request_id, body)
@@ -268,12 +276,26 @@ class _Connection(asyncio.BufferedProtocol):
 
         def answered(answer: Any) -> None:
             self._lends = answer is True
-            if not self._lends:
+            if self._lends:
+                self._offer_room(deadline_seconds)
+            else:
                 log.info("%s takes no memory: %s", self._address, answer)
 
         endpoint = self._transport.get_extra_info("socket") if self.stands else None
         if endpoint is not None and endpoint.family == socket.AF_UNIX:
             self.begin(raw_request(LEND, lender.offer), deadline_seconds, answered)
+
+    def _offer_room(self, deadline_seconds: float) -> None:
+        """Offer memory for answers, of this connection only: what comes there too late harms nobody."""
+        if not self.stands or (lender := make_room()) is None:
+            return
+
+        def answered(answer: Any) -> None:
+            if answer is True:
+                self._room_lender = lender
+                self._decoder.await_in(lender)
+
+        self.begin(raw_request(LEND_ROOM, lender.offer), deadline_seconds, answered)
 
     def _watch(self, until: float) -> None:
         """Have the deadlines looked at then."""
@@ -287,8 +309,8 @@ class _Connection(asyncio.BufferedProtocol):
         now = self._loop.time()
         for request_id, call in [item for item in self._pending.items() if item[1].until <= now]:
             del self._pending[request_id]
-            if call.lends is not None:
-                self._late[request_id] = call.lends
+            if call.lent is not None:
+                self._late[request_id] = call.lent
             call.then(DeadlineExceeded(f"{call.name}: no answer of {self._address} in time"))
         if self._silent_since is not None and now - self._silent_since >= SILENT_SECONDS:
             log.warning("gave up the connection to %s: nothing came for %g s", self._address, SILENT_SECONDS)

@@ -1,7 +1,8 @@
 """Memory that a caller lends to servers of the same machine: bytes lie there, and messages say where.
 
 A caller that is connected by a Unix socket offers its memory (`LEND`, the first call of a connection); a
-server that has mapped it finds long byte strings of later calls there, not in the socket. Behind the slots
+server that has mapped it finds long byte strings of later calls there, not in the socket. Other memory is
+offered as room for what the server answers (`LEND_ROOM`). Behind the slots
 of the memory there is a table of how often each was taken: by it who used some bytes knows afterwards whether
 they were still those that were lent. It must not know what the bytes are, nor wait. Whatever does not work,
 the bytes go through the socket. Safe in any thread. Source: memfd_create(2), SO_PEERCRED in unix(7)
@@ -27,19 +28,28 @@ log = logging.getLogger("wire.lending")
 
 LEND = "system.lend"
 """What the call is named that offers memory: a descriptor, the device, inode and size of what it is of."""
+LEND_ROOM = "system.lend_room"
+"""The same of memory for answers: a call that wants long bytes says where they are to be put.
+
+It belongs to one connection, and ends with it: a server that answers too late writes where nobody looks.
+"""
 SLOT_BYTES = BLOCK_BYTES
 LEAST_BYTES = 128 * 1024
 """Shorter byte strings go through the socket: a slot is worth its page faults from about here on."""
+LEAST_ROOM_BYTES = 32 * 1024
+"""Shorter answers do: what is used again and again has few page faults."""
 SLOTS = 32
+ROOM_SLOTS = 8
 MOST_LENT_BYTES = 256 * 1024 * 1024
 TABLE_BYTES = 4096
 """Behind the slots: for each how often it was taken, a 64-bit number."""
-CODE = 1
-"""The extension type that stands for lent bytes in a message: where they begin, how many they are, and how
-often their slot had been taken."""
+CODE, ROOM_CODE = 1, 2
+"""The extension types that stand for lent bytes, and for those in lent room, in a message: where they begin,
+how many they are, and how often their slot had been taken."""
 _PLACE = struct.Struct(">IIQ")
 PLACE_BYTES = _PLACE.size
-_HEAD = bytes((0xD8, CODE))  # of an extension of 16 bytes
+_EXTENSION = 0xD8  # of 16 bytes
+_ROOM_HEAD = bytes((_EXTENSION, ROOM_CODE))
 _CREDENTIALS = struct.Struct("3i")  # struct ucred of unix(7): process, user, group
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 
@@ -47,6 +57,7 @@ _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 class _Slot(ctypes.c_ubyte * SLOT_BYTES):  # type: ignore[misc]  # an array type is made when it is asked for
     """Some lent memory in use. It is free again when the last view of it is gone."""
 
+    head: bytes
     offset: int
     turn: int
     taken: weakref.ref[memoryview]
@@ -61,21 +72,31 @@ class _BorrowedSlot(ctypes.c_ubyte * SLOT_BYTES):  # type: ignore[misc]
 
 
 class Lender:
-    """This process's memory for others to read: slots of a block each.
+    """This process's memory for others to use: slots of a block each.
+
+    Args:
+        slots: how many.
+        code: CODE, or ROOM_CODE for memory that others write to.
+        least_bytes: for fewer bytes there is no slot.
 
     Attributes:
-        offer: the parameters of `LEND`.
+        offer: the parameters of `LEND` or `LEND_ROOM`.
+        code: as above.
     """
 
-    def __init__(self, slots: int = SLOTS) -> None:
+    def __init__(self, slots: int = SLOTS, code: int = CODE, least_bytes: int = LEAST_BYTES) -> None:
         """Take the memory; pages are only used as they are first written. Raises OSError."""
+        self.code, self._least_bytes = code, least_bytes
+        self._head = bytes((_EXTENSION, code))
         size = slots * SLOT_BYTES + TABLE_BYTES
         self._handle = os.memfd_create("quorumfs-lent", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        weakref.finalize(self, os.close, self._handle).atexit = False
         os.ftruncate(self._handle, size)
         fcntl.fcntl(self._handle, fcntl.F_ADD_SEALS, _SEALS)
         self._memory = mmap.mmap(self._handle, size)
         self._turns = _table_of(self._memory)
         self._free = deque(range(slots))
+        self._taken: dict[int, weakref.ref[memoryview]] = {}
         found = os.fstat(self._handle)
         self.offer = [self._handle, found.st_dev, found.st_ino, size]
 
@@ -84,7 +105,7 @@ class Lender:
 
         It stays in use as long as this view, or one made of it, is referred to.
         """
-        if not LEAST_BYTES <= length <= SLOT_BYTES:
+        if not self._least_bytes <= length <= SLOT_BYTES:
             return None
         try:
             number = self._free.pop()
@@ -93,17 +114,40 @@ class Lender:
         self._turns[number] += 1  # before anything is written there
         slot = _Slot.from_buffer(self._memory, number * SLOT_BYTES)
         weakref.finalize(slot, self._free.append, number).atexit = False
-        slot.offset, slot.turn = number * SLOT_BYTES, self._turns[number]
+        slot.head, slot.offset, slot.turn = self._head, number * SLOT_BYTES, self._turns[number]
         view = memoryview(slot).cast("B")[:length]
-        slot.taken = weakref.ref(view)
+        slot.taken = self._taken[number] = weakref.ref(view)
         return view
+
+    def at(self, place: bytes) -> memoryview:
+        """Return the bytes that an answer refers to. Raises ValueError: nobody waits for them there."""
+        offset, length, turn = _PLACE.unpack(place)
+        number, within = divmod(offset, SLOT_BYTES)
+        taken = self._taken.get(number)
+        view = taken() if taken else None
+        if view is None or within or turn != self._turns[number] or length > len(view):
+            raise ValueError("a place that was not lent for this")
+        return view[:length]
 
     @staticmethod
     def place_of(data: Buffer) -> bytes | None:
         """Return how a message refers to bytes; None if they are not the whole of what `take` returned."""
         if type(data) is memoryview and type(data.obj) is _Slot and data.obj.taken() is data:
-            return _HEAD + _PLACE.pack(data.obj.offset, len(data), data.obj.turn)
+            return data.obj.head + _PLACE.pack(data.obj.offset, len(data), data.obj.turn)
         return None
+
+
+def make_room() -> Lender | None:
+    """Return room for a connection's answers; None where the system forbids it."""
+    try:
+        return Lender(ROOM_SLOTS, ROOM_CODE, LEAST_ROOM_BYTES)
+    except OSError:
+        return None
+
+
+def room_bytes(length: int) -> int:
+    """Return how much room an answer of `length` bytes needs: whole pages, as a disk gives them."""
+    return -(-length // mmap.PAGESIZE) * mmap.PAGESIZE
 
 
 def make_lender() -> Lender | None:
@@ -156,6 +200,20 @@ class Borrowed:
         slot = _BorrowedSlot.from_buffer(self._memory, offset)
         slot.turns, slot.number, slot.turn = self._turns, number, turn
         return memoryview(slot).cast("B")[:length]
+
+    def place_of(self, data: Buffer) -> bytes | None:
+        """Return how an answer refers to bytes that begin with a slot of this memory; None if they do not."""
+        slot = data.obj if type(data) is memoryview else None
+        if type(slot) is not _BorrowedSlot or slot.turns is not self._turns:
+            return None
+        if ctypes.addressof(ctypes.c_char.from_buffer(data)) != ctypes.addressof(slot):
+            return None
+        return _ROOM_HEAD + _PLACE.pack(slot.number * SLOT_BYTES, len(data), slot.turn)
+
+
+def is_borrowed(data: Buffer | None) -> bool:
+    """Tell whether some bytes lie in memory that a caller lends."""
+    return type(data) is memoryview and type(data.obj) is _BorrowedSlot
 
 
 def is_as_lent(data: Buffer) -> bool:

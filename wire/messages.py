@@ -290,12 +290,13 @@ class LockHolder(NamedTuple):
 class BlockPart(NamedTuple):
     """Some pieces of a block: all its pieces' digests (32 bytes each, joined) and the pieces' bytes.
 
-    `length` is the whole block's. A block of one piece has an empty list of piece digests.
+    `length` is the whole block's. A block of one piece has an empty list of piece digests. The bytes may lie
+    in memory that is used again when nobody refers to them.
     """
 
     length: int
     piece_digests: bytes
-    data: bytes
+    data: bytes | bytearray | memoryview
 
 
 class Usage(NamedTuple):

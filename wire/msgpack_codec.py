@@ -8,13 +8,13 @@ https://github.com/msgpack-rpc/msgpack-rpc/blob/master/spec.md
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgpack
 
 from wire.errors import BadRequest, QuorumfsError, from_fault, to_fault
-from wire.lending import CODE, PLACE_BYTES, Borrowed, Lender
+from wire.lending import PLACE_BYTES, ROOM_CODE, Borrowed, Lender
 from wire.msgpack_long import (
     LONG_BYTES,
     LONGEST_ARRAY,
@@ -37,10 +37,19 @@ Buffer = bytes | bytearray | memoryview
 _FEW_ITEMS = 64
 
 
+_PlaceOf = Callable[[Buffer], bytes | None]
+"""Returns what stands for bytes in a message, None if they have to be in it."""
+
+
 class Encoder:
-    """Packs messages. Long byte strings are handed through, not copied into the message."""
+    """Packs messages. Long byte strings are handed through, not copied into the message.
+
+    Attributes:
+        room: memory of the caller: of answers that lie there only the place is sent.
+    """
 
     def __init__(self) -> None:
+        self.room: Borrowed | None = None
         self._packer = msgpack.Packer(unicode_errors="backslashreplace")
 
     def request(self, request_id: int, method: str, params: Sequence[Any]) -> list[Buffer]:
@@ -60,7 +69,7 @@ class Encoder:
             lent: whether the server has mapped the lender's memory, so that it is only told where bytes are.
         """
         try:
-            return self._pack(self._packer.pack(method), params, lent)
+            return self._pack(self._packer.pack(method), params, Lender.place_of if lent else None)
         except _UNPACKABLE as error:
             raise BadRequest(f"{method}: a parameter cannot be sent: {error}") from None
 
@@ -70,7 +79,8 @@ class Encoder:
 
     def answer(self, request_id: int, result: Any) -> list[Buffer]:
         """Return the buffers of a result. Raises TypeError, ValueError or OverflowError if it cannot."""
-        return self._pack(b"\x94\x01" + self._packer.pack(request_id) + b"\xc0", result)
+        place_of = self.room.place_of if self.room else None
+        return self._pack(b"\x94\x01" + self._packer.pack(request_id) + b"\xc0", result, place_of)
 
     def error(self, request_id: int, error: QuorumfsError) -> list[Buffer]:
         """Return the buffers of an error. A detail that cannot cross is left out."""
@@ -80,23 +90,23 @@ class Encoder:
         except _UNPACKABLE:
             return [self._packer.pack((ANSWER, request_id, (fault[0], str(fault[1]), {}), None))]
 
-    def _pack(self, head: bytes, value: Any, lent: bool = False) -> list[Buffer]:
+    def _pack(self, head: bytes, value: Any, place_of: _PlaceOf | None) -> list[Buffer]:
         """Return the buffers of what was packed already and a value after it."""
         if not _is_bulky(value, 2):
             return [head + self._packer.pack(value)]
         buffers: list[Buffer] = []
-        rest = self._pack_bulky(value, 2, bytearray(head), buffers, lent)
+        rest = self._pack_bulky(value, 2, bytearray(head), buffers, place_of)
         if rest:
             buffers.append(rest)
         return buffers
 
     def _pack_bulky(
-        self, value: Any, depth: int, head: bytearray, buffers: list[Buffer], lent: bool
+        self, value: Any, depth: int, head: bytearray, buffers: list[Buffer], place_of: _PlaceOf | None
     ) -> bytearray:
         """Append the buffers of a value; return the one that is still open to be added to."""
         kind = type(value)
         if kind in _BYTES and len(value) >= LONG_BYTES:
-            if lent and (place := Lender.place_of(value)) is not None:
+            if place_of and (place := place_of(value)) is not None:
                 return head + place
             head += b"\xc6" + len(value).to_bytes(4, "big")
             buffers += (head, value)
@@ -106,7 +116,7 @@ class Encoder:
             return head
         head += self._packer.pack_array_header(len(value))
         for item in value:
-            head = self._pack_bulky(item, depth - 1, head, buffers, lent)
+            head = self._pack_bulky(item, depth - 1, head, buffers, place_of)
         return head
 
 
@@ -136,7 +146,8 @@ class Decoder:
     def __init__(self, max_message_bytes: int, *, strict: bool = False, lender: Lender | None = None) -> None:
         self._max_message_bytes = max_message_bytes
         self._lender = lender
-        self._borrowed: Borrowed | None = None
+        self._lent_at: dict[int, Callable[[bytes], memoryview]] = {}
+        """By extension type, what returns the bytes that a place stands for."""
         self._bounds: dict[str, Any] = {
             "use_list": True,
             "strict_map_key": strict,
@@ -160,25 +171,32 @@ class Decoder:
         self._unpacker = msgpack.Unpacker(
             read_size=ROOM_BYTES,
             max_buffer_size=0,
-            max_ext_len=PLACE_BYTES if self._borrowed else 0,
+            max_ext_len=PLACE_BYTES if self._lent_at else 0,
             ext_hook=self._lent,
             **self._bounds,
         )
         self._fed_bytes = self._complete_bytes = 0
         self._fed_here = 0
 
-    def borrow(self, borrowed: Borrowed) -> None:
+    def borrow(self, memory: Borrowed, code: int) -> None:
         """Say where the bytes are that messages refer to from now on, after the message returned last."""
-        self._borrowed = borrowed
+        self._take_places(code, memory.at)
+
+    def await_in(self, room: Lender) -> None:
+        """Say in which memory answers are expected, from the next message on."""
+        self._take_places(ROOM_CODE, room.at)
+
+    def _take_places(self, code: int, lent_at: Callable[[bytes], memoryview]) -> None:
+        self._lent_at[code] = lent_at
         if pending_bytes := self._fed_bytes - self._complete_bytes:
             self._start, self._end = self._fed_end - pending_bytes, self._fed_end
         self._renew_unpacker()
 
     def _lent(self, code: int, place: bytes) -> memoryview:
         """Return the bytes that a message refers to."""
-        if self._borrowed is None or code != CODE or len(place) != PLACE_BYTES:
+        if code not in self._lent_at or len(place) != PLACE_BYTES:
             raise ValueError("an extension type that is none of ours")
-        return self._borrowed.at(place)
+        return self._lent_at[code](place)
 
     def room(self) -> memoryview:
         """Return where the next bytes are to be received; never empty after `next` has returned None."""
@@ -245,7 +263,7 @@ class Decoder:
         return message
 
     def _begin_long(self) -> LongMessage:
-        return LongMessage(self._max_message_bytes, self._lender, takes_places=self._borrowed is not None)
+        return LongMessage(self._max_message_bytes, self._lender, takes_places=bool(self._lent_at))
 
     def _take_long(self, long: LongMessage) -> Any:
         self._start += long.take(self._room[self._start : self._end])

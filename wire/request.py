@@ -24,16 +24,19 @@ class Request(Generic[R]):
     """A method's name and raw parameters; `result` makes of a raw result what the caller gets.
 
     Attributes:
+        room_bytes: how many bytes the answer is to have. If there are any, a server that has mapped this
+            process's memory gets a place for them as one more parameter.
         body: the name and the parameters as a MessagePack-RPC message has them, once they were packed.
         lent_body: the same for a server that has mapped the lender's memory.
     """
 
-    __slots__ = ("body", "lent_body", "name", "params", "result")
+    __slots__ = ("body", "lent_body", "name", "params", "result", "room_bytes")
 
     def __init__(self, name: str, params: Sequence[Any], result: Converter) -> None:
         self.name = name
         self.params = params
         self.result = result
+        self.room_bytes = 0
         self.body: list[Buffer] | None = None
         self.lent_body: list[Buffer] | None = None
 

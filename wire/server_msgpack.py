@@ -15,13 +15,14 @@ from typing import Any
 from wire.connections import Connections
 from wire.dispatch import Dispatch, as_quorumfs_error
 from wire.errors import Draining, QuorumfsError
-from wire.lending import LEND, Borrowed, Lender
+from wire.lending import CODE, LEND, LEND_ROOM, ROOM_CODE, Borrowed, Lender
 from wire.msgpack_codec import LARGEST_ID, REQUEST, Decoder, Encoder
 from wire.msgpack_long import Malformed
 
 log = logging.getLogger("wire.server")
 
 MOST_CALLS_IN_FLIGHT = 256
+_OFFERS = (LEND, LEND_ROOM)
 
 
 class MsgpackConnection(asyncio.BufferedProtocol):
@@ -133,8 +134,8 @@ class MsgpackConnection(asyncio.BufferedProtocol):
         try:
             if self._draining:
                 raise Draining("the server is stopping")
-            if name == LEND:
-                self._decoder.borrow(Borrowed(self._transport.get_extra_info("socket"), params))
+            if name in _OFFERS:
+                self._borrow(CODE if name == LEND else ROOM_CODE, params)
                 self._send(request_id, True)
                 return
             entry = self._dispatch.find(name)
@@ -148,6 +149,12 @@ class MsgpackConnection(asyncio.BufferedProtocol):
                 self._send(request_id, result)
         except Exception as error:
             self._send_error(request_id, as_quorumfs_error(error, name))
+
+    def _borrow(self, code: int, params: Any) -> None:
+        memory = Borrowed(self._transport.get_extra_info("socket"), params)
+        self._decoder.borrow(memory, code)
+        if code == ROOM_CODE:
+            self._encoder.room = memory
 
     def _answer_later(self, request_id: int, name: str, done: asyncio.Future[Any]) -> None:
         self._in_flight.discard(done)

@@ -301,6 +301,8 @@ def _condition(name: str, annotation: Any) -> str | None:
         return f"({name} is None or {inner[0]})" if len(inner) == 1 and inner[0] else None
     if annotation is int:
         return f"type({name}) is int and {SMALLEST_INTEGER} <= {name} <= {LARGEST_INTEGER}"
+    if annotation == Buffer:
+        return f"(type({name}) is bytes or type({name}) is memoryview)"
     if annotation in (bool, str, bytes, float):
         return f"type({name}) is {annotation.__name__}"
     return "True" if annotation is Any else None
@@ -313,6 +315,7 @@ _SIMPLE: dict[Any, Converter] = {
     str: _string,
     bytes: _bytes,
     Buffer: _buffer,
+    Buffer | None: _optional(_buffer),
     None: _nothing,
     type(None): _nothing,
     Any: _anything,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import mmap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -52,6 +53,11 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[BlockStore
     made.close()
 
 
+def room() -> memoryview:
+    """Return memory that begins at a page, as what a caller lends does."""
+    return memoryview(mmap.mmap(-1, BLOCK_BYTES))
+
+
 def put(store: BlockStore, number: int, data: bytes) -> BlockRecord:
     record = BlockRecord(block_id(number), len(data), block_digest(data))
     store.put(record.block, record.digest, data)
@@ -63,6 +69,7 @@ def test_what_was_put_is_got(store: BlockStore, length: int) -> None:
     data = some_bytes(length)
     record = put(store, 1, data)
     assert store.get(record.block, 0, 0) == (length, piece_digests(data), data)
+    assert store.get(record.block, 0, 0, room()) == (length, piece_digests(data), data)
     assert store.digest(record.block, 0, 0) == record.digest
     assert store.length(record.block) == length
     assert store.count() == 1
@@ -79,6 +86,7 @@ def test_pieces(store: BlockStore, first: int, count: int) -> None:
     end = (first + count) * PIECE_BYTES if count else len(data)
     assert part.data == data[first * PIECE_BYTES : end]
     assert part.length == len(data)
+    assert store.get(record.block, first, count, room()) == part
     if part.data:
         assert part_matches(record.digest, record.length, first, part.piece_digests, part.data)
     assert len(part.piece_digests) == 4 * DIGEST_BYTES

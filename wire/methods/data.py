@@ -27,11 +27,17 @@ class DataMethods:
         """
         raise NotImplementedError
 
-    def get(self, block: bytes, first_piece: int, piece_count: int) -> BlockPart:
+    def get(self, block: bytes, first_piece: int, piece_count: int, room: Buffer | None = None) -> BlockPart:
         """Return pieces of a block as they are on disk now, with the piece digests that its record holds.
 
-        `piece_count` 0 means all from `first_piece` on. Whether the bytes are right is for the caller to
-        find out, who holds them against the witness.
+        Whether the bytes are right is for the caller to find out, who holds them against the witness.
+
+        Args:
+            block: its id.
+            first_piece: the first of the pieces that are wanted.
+            piece_count: how many; 0 means all from `first_piece` on.
+            room: memory of a caller beside, in which the bytes are put if they fit (see wire.lending);
+                anything else is ignored.
 
         Raises:
             BlockMissing, BlockDamaged.
