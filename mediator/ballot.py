@@ -53,7 +53,7 @@ class Ballot:
 
     @property
     def outcome(self) -> ReadOutcome:
-        return read_outcome(self.quorum, list(self.verdicts.values()))
+        return read_outcome(self.quorum, self.verdicts.values())
 
     @property
     def complete(self) -> bool:
@@ -137,7 +137,7 @@ class Ballot:
             self.ask_rest()
         if verdict is Verdict.GOOD and isinstance(answer, BlockPart) and self._wants_part:
             self.part, self._wants_part = answer, False
-        self._note_change(True)
+        self._note_change(verdict is not Verdict.GOOD or self.outcome is not ReadOutcome.WAIT)
 
     def take_part(self) -> BlockPart | None:
         """Return the bytes if some came; no others are kept while the last votes are waited for."""

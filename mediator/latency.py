@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping, Sequence
-from statistics import median, median_low
+from statistics import median_low
 from typing import Literal
 
 SizeClass = Literal["small", "large", "several"]
@@ -53,7 +53,7 @@ class Window:
         """Add a call; the oldest goes."""
         self._samples.append(seconds)
         self._recent.append(seconds)
-        self.median = median(self._recent)
+        self.median = sorted(self._recent)[len(self._recent) // 2]
         self._p95 = None
 
     @property
@@ -78,8 +78,10 @@ def split_by_speed(medians: Mapping[int, float | None]) -> tuple[list[int], list
     A server with None counts as the middle one of the others, so that it is tried.
     """
     known = [seconds for seconds in medians.values() if seconds is not None]
-    average = median_low(known) if known else 0.0
     limit = min(known, default=0.0) * NEAR_FACTOR + NEAR_SECONDS
+    if len(known) == len(medians) and max(known, default=0.0) <= limit:
+        return sorted(medians), []
+    average = median_low(known) if known else 0.0
     near: list[int] = []
     far: list[int] = []
     for number, seconds in sorted(medians.items()):

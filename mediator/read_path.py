@@ -13,7 +13,7 @@ from functools import partial
 
 from mediator.ballot import Ballot
 from mediator.health import Health
-from mediator.latency import choose_byte_server, choose_voters, hedge_seconds
+from mediator.latency import SizeClass, choose_byte_server, choose_voters, hedge_seconds
 from mediator.later_votes import LaterVotes
 from mediator.repair import Repairs
 from mediator.servers import Metadata
@@ -25,6 +25,8 @@ from wire.quorum import Quorum
 
 LAST_VOTES_SECONDS = 0.05
 """A refusal waits so long for one more vote, so that it can say how all replicas stand."""
+HEDGE_EVERY = 16
+"""So many reads have the same delay of a second request: what the newest 64 took changes little meanwhile."""
 OPEN_SECONDS = 0.25
 """An open waits so long for the bytes that may come with it: it is not a read, and must not fail as one."""
 
@@ -70,6 +72,8 @@ class ReadPath:
         self._repairs = repairs
         self._vote_seconds = vote_seconds
         self._turn = 0
+        self._hedges: dict[SizeClass, tuple[int, float]] = {}
+        """By class of reads: until which turn this delay of a second request holds."""
         self.votes = 0
         """How many votes on blocks were held to answer reads."""
 
@@ -151,19 +155,21 @@ class ReadPath:
         if not servers:
             return None, []
         self._turn += 1
-        medians = {server.number: server.reads[ballot.size].median for server in servers}
-        byte_server = choose_byte_server(medians, self._turn)
-        votes = {
-            server.number: server.votes[ballot.size].median
-            for server in servers
-            if server.number != byte_server
-        }
-        return byte_server, choose_voters(votes, self._turn, self._quorum.read - 1)
+        size, wanted = ballot.size, self._quorum.read - 1
+        byte_server = choose_byte_server({s.number: s.reads[size].median for s in servers}, self._turn)
+        if not wanted:
+            return byte_server, []
+        votes = {s.number: s.votes[size].median for s in servers if s.number != byte_server}
+        return byte_server, choose_voters(votes, self._turn, wanted)
 
     def _hedge_seconds(self, ballot: Ballot) -> float:
-        return hedge_seconds(
-            [server.reads[ballot.size].p95 for server in ballot.servers.values() if server.up]
-        )
+        """Return after how long the others are asked. It is worked out once for HEDGE_EVERY reads."""
+        size = ballot.size
+        until, seconds = self._hedges.get(size, (0, 0.0))
+        if self._turn >= until:
+            seconds = hedge_seconds([s.reads[size].p95 for s in ballot.servers.values() if s.up])
+            self._hedges[size] = self._turn + HEDGE_EVERY, seconds
+        return seconds
 
     async def _fill(self, ballot: Ballot) -> bool:
         """Fill the missing replicas and count those that were; False if the block is no longer the file's."""

@@ -109,6 +109,8 @@ class Repairs:
         self.quorum = quorum
         self.counts = RepairCounts()
         self._health = health
+        self._by_number = {server.number: server for server in health.servers}
+        self._numbers = list(self._by_number)
         self._metadata = metadata
         self._background = background
         self._vote_seconds = vote_seconds
@@ -192,17 +194,15 @@ class Repairs:
 
     def servers_of(self, block: bytes) -> list[Server]:
         """Return the data servers that hold a block."""
-        numbers = set(holders(block, [server.number for server in self._health.servers]))
-        return [server for server in self._health.servers if server.number in numbers]
+        return [self._by_number[number] for number in holders(block, self._numbers)]
 
     async def _verified_bytes(
         self, record: BlockRecord, verdicts: dict[int, Verdict], doubted: frozenset[int]
     ) -> bytes | None:
         """Return the block from a replica that voted good; a vote that its bytes belie is corrected."""
-        by_number = {server.number: server for server in self._health.servers}
         while (plan := plan_repair(self.quorum, verdicts, doubted)).fill or plan.replace:
             number = self._next(plan.sources)
-            answer = await self._get_whole(by_number[number], record)
+            answer = await self._get_whole(self._by_number[number], record)
             if isinstance(answer, BlockPart):
                 return bytes(answer.data)
             verdicts[number] = judge(record, answer)
@@ -220,14 +220,15 @@ class Repairs:
 
     async def _carry_out(self, repaired: Repaired, data: bytes, note: str, doubted: frozenset[int]) -> None:
         assert repaired.record is not None
-        by_number = {server.number: server for server in self._health.servers}
         filling = plan_repair(self.quorum, repaired.verdicts, doubted).fill
-        await asyncio.gather(*(self._send(by_number[number], repaired, data, note) for number in filling))
+        await asyncio.gather(
+            *(self._send(self._by_number[number], repaired, data, note) for number in filling)
+        )
         # Planned anew: a replica that could not be filled does not help to outvote the losers.
         unfilled = {number: Verdict.DOWN for number in filling if number not in repaired.filled}
         for number in plan_repair(self.quorum, {**repaired.verdicts, **unfilled}, doubted).replace:
             was_good = repaired.verdicts[number] is Verdict.GOOD
-            await self._send(by_number[number], repaired, data, NOT_AS_RECORDED if was_good else note)
+            await self._send(self._by_number[number], repaired, data, NOT_AS_RECORDED if was_good else note)
 
     async def _send(self, server: Server, repaired: Repaired, data: bytes, note: str) -> None:
         record = repaired.record

@@ -109,9 +109,10 @@ def read_outcome(quorum: Quorum, verdicts: Collection[Verdict | None]) -> ReadOu
     FILL waits for the last vote, since a late good one makes it unnecessary. A corrupt replica never counts.
     """
     votes = list(verdicts)
-    good, missing, pending = (votes.count(kind) for kind in (Verdict.GOOD, Verdict.MISSING, None))
-    if tally(quorum.read, good, pending) is Progress.REACHED:
+    good = votes.count(Verdict.GOOD)
+    if good >= quorum.read:
         return ReadOutcome.ANSWER
+    missing, pending = votes.count(Verdict.MISSING), votes.count(None)
     if not good + pending or tally(quorum.read, good + missing, pending) is Progress.IMPOSSIBLE:
         return ReadOutcome.REFUSE
     return ReadOutcome.WAIT if pending else ReadOutcome.FILL
