@@ -56,7 +56,7 @@ def simulate(seeds: Iterable[int], jobs: int) -> int:
     seeds = list(seeds)
     begun, failed, virtual_seconds, faults = time.monotonic(), [], 0.0, 0
     with progress_bar(len(seeds), "seeds", len(seeds) / jobs) as bar:
-        for verdict in play_all(seeds, run, jobs):
+        for verdict in play_all(seeds, lambda seed: run(seed).brief(), jobs):
             virtual_seconds += verdict.virtual_seconds
             faults += verdict.faults
             if not verdict.passed:
@@ -134,7 +134,7 @@ def mutants(names: list[str], seeds: Iterable[int], jobs: int) -> int:
         def play(seed: int, put_in: object = mutant.put_in) -> Verdict:
             assert callable(put_in)
             put_in()
-            return run(seed)
+            return run(seed).brief()
 
         tried, found = 0, None
         verdicts = play_all(seeds, play, jobs)

@@ -56,7 +56,7 @@ class Actor:
         self.calls = self.failures = 0
         self.sync_probability = self.world.sync_probability
         self._ready = False
-        self._tag = self._lives = 0
+        self._tag = self._lives = self._starts = 0
         self.deeds: Deeds
         self._look_from = 0.0
         """When what a killed process asked for, and what is cached from before a power loss, is over."""
@@ -76,7 +76,8 @@ class Actor:
             self.pending = None
         self.model.certain = False
         self.idle = self.holding = False
-        self._look_from = self.world.loop.now + SETTLE_SECONDS
+        self._look_from = self.world.loop.now + (SETTLE_SECONDS if self._starts else 0.0)
+        self._starts += 1
         self.process = self.world.client(self.name, self.life)
 
     def life(self, filesystem: Any) -> None:
@@ -89,12 +90,20 @@ class Actor:
                 continue
             self.note_power_losses()
             if not self.model.certain:
-                self.world.scheduler.sleep(self._look_from - self.world.loop.now)
-                self.look(place)
+                self._settle(place)
             else:
                 self._choose_deed()(place)
             self.world.scheduler.sleep(self.rng.expovariate(1 / 0.1))
         self.idle = True
+
+    def _settle(self, place: LibraryPlace) -> None:
+        """Look at its files once nothing of before may be carried out; until then do what needs no look."""
+        if self.world.loop.now >= self._look_from:
+            self.look(place)
+        elif self.world.with_shared and self.rng.random() < 0.5:
+            self.rng.choice([self._add_record, self._count_up, *[self._use_shared] * 3])(place)
+        else:
+            self.rng.choice([self.neighbours.go_through, self.links.use])(place)
 
     def _choose_deed(self) -> Callable[[LibraryPlace], None]:
         """Draw one; while somebody is cut off, the others are keen on the lock that may have been lost."""

@@ -11,6 +11,8 @@ import traceback
 from collections.abc import Callable, Generator, Iterable
 
 from tests.sim.run import Verdict, sweep
+from wire import methods
+from wire.table import methods_of
 
 REAL_SECONDS_MAX = 600
 """A child that takes longer hangs in real time: it prints where, and ends."""
@@ -21,6 +23,8 @@ def play_all(
 ) -> Generator[Verdict, None, None]:
     """Yield each seed's verdict as it comes."""
     sweep()
+    for table in methods.__all__:
+        methods_of(getattr(methods, table))  # compiled once, not by each child
     gc.freeze()  # what is here is shared with the children
     running: dict[int, tuple[int, int, list[bytes]]] = {}
     poll = select.poll()

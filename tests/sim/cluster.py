@@ -33,6 +33,8 @@ import metaserver.log
 import metaserver.service
 import metaserver.store
 import wire.blocking
+import wire.msgpack_codec
+import wire.msgpack_long
 import wire.server
 import wire.shared_sync
 from fusefs.connect import connect
@@ -64,6 +66,9 @@ CHECKPOINTS = [
 third of the lives as in a real cluster, where a life is too short for it."""
 QUICK_SYNC_SECONDS = [0.0, 1.0]
 """A disk takes no virtual time in the loop: a server waits for it there never, or whenever it may."""
+ROOMS_BYTES = [wire.msgpack_long.LONG_BYTES + 4096, wire.msgpack_codec.ROOM_BYTES]
+"""So much of what arrives on a connection is taken at once, at most: with little room more are long messages.
+What is not received where it stays, as a long byte string is, must find room."""
 LATE_SECONDS = 2.0
 """A request that arrives twice comes the second time at most so much later."""
 
@@ -172,6 +177,7 @@ class World:
         service.commit = self._held_back(service.commit)  # type: ignore[method-assign]
         metaserver.log.CHECKPOINT_ROWS, metaserver.store.LOG_PAGES_MAX = self.rng.choice(CHECKPOINTS)
         sqlite_files.install(self._disk_of)
+        wire.msgpack_codec.ROOM_BYTES = wire.server.ROOM_BYTES = self.rng.choice(ROOMS_BYTES)  # type: ignore[attr-defined]
         wire.shared_sync.QUICK_SECONDS = self.rng.choice(QUICK_SYNC_SECONDS)
         data_main.resource = _NoLimits()  # type: ignore[attr-defined]
         seams.install(

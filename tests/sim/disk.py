@@ -136,8 +136,8 @@ class Disk:
             return
         if self.full and grows:
             raise OSError(self.refusal, os.strerror(self.refusal))
-        before = os.pread(handle, length, offset)
         size = os.fstat(handle).st_size
+        before = os.pread(handle, length, offset) if offset < size else b""
         self.note(path, offset, before + bytes(length - len(before)), size, cuts=not grows)
 
     def note(self, path: str, offset: int, before: bytes, size: int, *, cuts: bool = False) -> None:

@@ -5,7 +5,6 @@ It begins a new file each time, so that a call that failed leaves nothing to be 
 
 from __future__ import annotations
 
-import contextlib
 import os
 import random
 from typing import Any
@@ -14,6 +13,8 @@ from tests.sim.handles import MOST_BYTES, opened, replace_file
 from tests.twins import LibraryPlace
 from wire.errors import AlreadyExists, NotFound, QuorumfsError
 
+NAMED = "link-"
+
 
 class Links:
     """One client's linked files."""
@@ -21,19 +22,16 @@ class Links:
     def __init__(self, world: Any, home: str, rng: random.Random) -> None:
         self.world, self.home, self.rng = world, home, rng
         self._turn = 0
-        self._left: list[str] = []
-        """Names that may be there: a call about them failed."""
 
     def use(self, place: LibraryPlace) -> None:
         """Make a file, link it, change it by either name, rename one, remove both."""
         self._turn += 1
         session = place.filesystem._namespace._session
         before = session.number, self.world.power_losses
-        names = [f"{self.home}/link-{self._turn}-{number}" for number in range(3)]
+        names = [f"{self.home}/{NAMED}{self._turn}-{number}" for number in range(3)]
         try:
             self._go(place, names.copy())
         except (QuorumfsError, OSError) as error:
-            self._left += names
             self.world.note("failed", f"{self.home} links: {type(error).__name__}: {error}")
             if before == (session.number, self.world.power_losses) and isinstance(
                 error, NotFound | AlreadyExists | FileNotFoundError | FileExistsError
@@ -41,10 +39,10 @@ class Links:
                 self.world.problem(f"{self.home}: of its own new links: {type(error).__name__}: {error}")
 
     def remove_left(self, place: LibraryPlace) -> None:
-        """Remove what failed calls have left; nothing fails any more."""
-        for name in self._left:
-            with contextlib.suppress(NotFound):
-                place.unlink(name)
+        """Remove what is left of failed calls, killed clients, and removals that a power loss undid."""
+        for name in place.list(self.home):
+            if name.startswith(NAMED):
+                place.unlink(f"{self.home}/{name}")
 
     def _go(self, place: LibraryPlace, names: list[str]) -> None:
         losses = self.world.power_losses

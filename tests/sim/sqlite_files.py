@@ -10,7 +10,6 @@ import ctypes
 import logging
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from metaserver import pages
@@ -45,22 +44,27 @@ def _told(hooked: Callable[..., Any], disk_of: Callable[[str], Disk | None]) -> 
 def _noted(disk: Disk, path: str, usual: Any) -> Any:
     """Return the operations on a file, which are told to the disk first."""
     usual_read, usual_write = pages._Transfer(usual.read), pages._Transfer(usual.write)
-    place = Path(path)
     usual_cut, usual_sync = _Cut(usual.truncate), pages._Sync(usual.sync)
 
-    def content(file: int, offset: int, length: int) -> bytes:
+    def size_now() -> int:
+        return os.stat(path).st_size  # noqa: PTH116  for each write; a Path costs more than the rest
+
+    def content(file: int, offset: int, length: int, size: int) -> bytes:
+        if offset >= size:  # what is behind the end is zeros
+            return bytes(length)
         buffer = ctypes.create_string_buffer(length)
         usual_read(file, ctypes.addressof(buffer), length, offset)
-        return buffer.raw  # what is behind the end is zeros
+        return buffer.raw
 
     def write(file: int, buffer: int, length: int, offset: int) -> int:
-        disk.note(path, offset, content(file, offset, length), place.stat().st_size)
+        before = size_now()
+        disk.note(path, offset, content(file, offset, length, before), before)
         return int(usual_write(file, buffer, length, offset))
 
     def cut(file: int, size: int) -> int:
-        before = place.stat().st_size
+        before = size_now()
         if before > size:
-            disk.note(path, size, content(file, size, before - size), before, cuts=True)
+            disk.note(path, size, content(file, size, before - size, before), before, cuts=True)
         return int(usual_cut(file, size))
 
     def sync(file: int, flags: int) -> int:
