@@ -157,19 +157,29 @@ def run_curves(arguments: argparse.Namespace) -> int:
         arguments.scale,
         arguments.rounds,
     )
+    points: list[bench_curves.Point] = []
+    written: list[Path] = []
     try:
         with interruptible():
             only = [name for name in (arguments.only or "").split(",") if name]
-            points = bench_curves.measure(_parent(arguments), extent, only)
+            for found in bench_curves.measure(_parent(arguments), extent, only):
+                points += found
+                written = _write_curves(arguments, points)
     except (OSError, WrongBytes) as error:
         raise ClusterError(f"the work of a curve failed: {error}") from error
+    finally:
+        for file in written:
+            print(f"written: {file}")
+    return 0
+
+
+def _write_curves(arguments: argparse.Namespace, points: list[bench_curves.Point]) -> list[Path]:
+    """Write what was measured so far: hours of work may still be interrupted. Returns the files."""
     written = bench_curves.write_pictures(points, arguments.curves)
     if arguments.json is not None:
         arguments.json.write_text(bench_curves.dumps(points, describe_version(), describe_machine()))
         written.append(arguments.json)
-    for file in written:
-        print(f"written: {file}")
-    return 0
+    return written
 
 
 def _parent(arguments: argparse.Namespace) -> Path:

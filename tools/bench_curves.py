@@ -93,8 +93,11 @@ def _steps(first: int, last: int, factor: int) -> list[int]:
     return found
 
 
-def measure(parent: Path, extent: Extent, only: Sequence[str] = ()) -> list[Point]:
+def measure(parent: Path, extent: Extent, only: Sequence[str] = ()) -> Iterator[list[Point]]:
     """Measure all curves, or only these, with a progress bar; the clusters are made in `parent`.
+
+    Yields:
+        The points of one place after the other, so that what was measured can be kept at once.
 
     Raises:
         ConfigError: there is no such curve.
@@ -102,16 +105,14 @@ def measure(parent: Path, extent: Extent, only: Sequence[str] = ()) -> list[Poin
     if unknown := sorted({*only} - {*CURVES}):
         raise ConfigError(f"there is no curve {', '.join(unknown)}; choose of {', '.join(CURVES)}")
     chosen = [CURVES[name] for name in CURVES if not only or name in only]
-    points: list[Point] = []
     steps = sum(places(extent) for places, _ in chosen)
     with ExitStack() as stack:
         bar = stack.enter_context(progress_bar(steps, "points", steps))
         for _, work in chosen:
             for found in work(parent, extent):
-                points += found
                 bar.describe(f"{found[0].curve}: {found[0].x:g}")
                 bar.advance(1.0, 1)
-    return points
+                yield found
 
 
 def _servers(parent: Path, extent: Extent) -> Iterator[list[Point]]:

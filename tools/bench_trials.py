@@ -8,7 +8,9 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,8 @@ HEAL_SECONDS = 3600.0
 CALL_SECONDS = 10.0
 ENTRIES_EACH = 1000
 """So many files are in each directory of a file system that is filled."""
+FILLERS = 4
+"""Threads that fill it, which is not measured."""
 MORE_FILES = 100
 HEALED = 3
 """The data server that is emptied and refilled, and scrubbed."""
@@ -163,11 +167,9 @@ def with_files(cluster: LocalCluster, files: int, mountpoint: Path) -> Trial:
     """Return the creation of more files where there are so many, and a start of the metadata server."""
 
     def trial(directory: Path, caches: Caches) -> dict[str, float]:
-        for number in range(-(-files // ENTRIES_EACH)):
-            filled = mountpoint / f"fill-{number}"
-            if not filled.exists():
-                filled.mkdir()
-                create_small(Place(filled, Sizes(files=min(files, ENTRIES_EACH)), SEED), Clock())
+        directories = [mountpoint / f"fill-{number}" for number in range(-(-files // ENTRIES_EACH))]
+        with ThreadPoolExecutor(FILLERS) as threads:
+            list(threads.map(partial(_fill, min(files, ENTRIES_EACH)), directories))
         place = Place(directory, Sizes(files=MORE_FILES), SEED)
         created = _seconds(place, create_small) / MORE_FILES
         found = _seconds(place, stat_small, caches) / MORE_FILES
@@ -183,6 +185,12 @@ def with_files(cluster: LocalCluster, files: int, mountpoint: Path) -> Trial:
         }
 
     return trial
+
+
+def _fill(files: int, directory: Path) -> None:
+    if not directory.exists():
+        directory.mkdir()
+        create_small(Place(directory, Sizes(files=files), SEED), Clock())
 
 
 def with_damage(cluster: LocalCluster, mebibytes: int) -> Trial:
