@@ -292,8 +292,7 @@ class Nemesis:
             disk.slow, disk.failure = 1.0, None
         self._start_all([*self.data, "meta"])
         if self.mediators_last:
-            mediators_at = self.world.loop.now + 1.0
-            self.world.run_until(lambda: self.world.loop.now >= mediators_at, 10.0, "a pause")
+            self.world.pass_time(1.0)
         self._start_all(self.world.mediators)
         for actor in self.actors:
             if not self.world.alive(actor.name):

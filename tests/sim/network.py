@@ -222,17 +222,22 @@ class Transport(asyncio.Transport):
         if chunk is None:
             self._lose(None)
             return
-        self._arrived.append(chunk)
-        self._hand_over()
+        if self._arrived or not self._reading:
+            self._arrived.append(chunk)
+            self._hand_over()
+        elif not self._closing:
+            self._hand(chunk)
 
     def _hand_over(self) -> None:
         while self._arrived and self._reading and not self.is_closing():
-            chunk = self._arrived.pop(0)
-            protocol = self.protocol
-            if isinstance(protocol, asyncio.BufferedProtocol):
-                _fill(protocol, chunk)
-            else:
-                protocol.data_received(chunk)
+            self._hand(self._arrived.pop(0))
+
+    def _hand(self, chunk: bytes) -> None:
+        protocol = self.protocol
+        if isinstance(protocol, asyncio.BufferedProtocol):
+            _fill(protocol, chunk)
+        else:
+            protocol.data_received(chunk)
 
     def _lose(self, error: Exception | None) -> None:
         if not self.broken:
@@ -259,9 +264,10 @@ class Transport(asyncio.Transport):
 
 def _fill(protocol: asyncio.BufferedProtocol, chunk: bytes) -> None:
     rest = memoryview(chunk)
-    while rest:
-        buffer = memoryview(protocol.get_buffer(len(rest)))
-        count = min(len(buffer), len(rest))
-        buffer[:count] = rest[:count]
+    while left := len(rest):
+        buffer = memoryview(protocol.get_buffer(left))
+        if not (count := min(len(buffer), left)):
+            raise RuntimeError("get_buffer() returned an empty buffer")  # as asyncio has it
+        buffer[:count] = rest if count == left else rest[:count]
         protocol.buffer_updated(count)
         rest = rest[count:]

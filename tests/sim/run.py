@@ -197,8 +197,7 @@ def _play(
         actor.start()
     end = world.loop.now + seconds
     while world.loop.now < end and not world.problems:
-        wait = nemesis.pause_seconds()
-        world.run_until(lambda at=world.loop.now + wait: world.loop.now >= at, 3600, "waiting")  # type: ignore[misc]
+        world.pass_time(nemesis.pause_seconds())
         nemesis.step()
     if world.problems:
         return
