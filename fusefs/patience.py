@@ -66,6 +66,9 @@ class SharedDuty:
     def pass_on(self) -> None:
         self._of.pass_on()
 
+    def take_aside(self) -> bool:
+        return self._of.take_aside()
+
 
 class Patience:
     """Whether and how the threads of one mount wait.

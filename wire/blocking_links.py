@@ -28,6 +28,8 @@ SLOW_SECONDS = 1.0
 LOOK_SECONDS = 0.1
 DUTY_MILLISECONDS = 50
 """A thread that waits longer has no duty any more."""
+MOST_ASIDE = 16
+"""So many things of its duty a thread does while it waits, before it looks at the deadline again."""
 _SLOW = struct.pack("@ll", int(SLOW_SECONDS), 0)
 
 
@@ -85,6 +87,9 @@ class Duty(Protocol):
     def pass_on(self) -> None:
         """Have another thread do it, if this one has the duty."""
 
+    def take_aside(self) -> bool:
+        """Do what there is to do, or pass it on if it takes time; return whether this thread has the duty."""
+
 
 class NoDuty:
     """A thread has nothing to do but its calls."""
@@ -94,6 +99,9 @@ class NoDuty:
 
     def pass_on(self) -> None:
         pass
+
+    def take_aside(self) -> bool:
+        return False
 
 
 class Waiting(NamedTuple):
@@ -164,7 +172,7 @@ class MsgpackSocket:
             views[0] = views[0][sent:]
 
     def _do_duty(self) -> None:
-        """Keep a duty until the answer comes, but pass it on as soon as there is something to do."""
+        """Keep a duty until the answer comes, or until there is something to do that takes time."""
         descriptor = self._duty.descriptor()
         if descriptor < 0:
             return
@@ -173,9 +181,15 @@ class MsgpackSocket:
             poll = self._readable_or_duty = select.poll()
             poll.register(self._socket, select.POLLIN)
             poll.register(descriptor, select.POLLIN)
-        ready = poll.poll(DUTY_MILLISECONDS)
-        if self._socket.fileno() not in dict(ready):
-            self._duty.pass_on()
+        for _ in range(MOST_ASIDE):
+            ready = dict(poll.poll(DUTY_MILLISECONDS))
+            if self._socket.fileno() in ready:
+                return
+            if not ready:
+                break
+            if not self._duty.take_aside():
+                return
+        self._duty.pass_on()
 
     def _receive(self, until: float) -> list[Any]:
         while (message := self._decoder.next()) is None:

@@ -2,13 +2,15 @@
 
 A thread that takes a request and answers it takes the next one as well, with warm caches and without waking
 anybody. Before it waits for something it passes this duty on; where it forgets to, a watch does so for it. It
-must not know what the requests are. Threads: any may call `pass_on`. Why: docs/decisions/0026.
-Source: the leader/followers pattern (Schmidt and others, 2000)
+must not know what the requests are, but for those that want no answer. Threads: any may call `pass_on` and
+`take_aside`. Why: docs/decisions/0026.
+Sources: the leader/followers pattern (Schmidt and others, 2000); include/uapi/linux/fuse.h
 """
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import logging
 import os
 import signal
@@ -17,9 +19,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from ctypes import byref
 from types import FrameType
-from typing import Any
 
-from fusefs.operations.structures import Library, RequestBuffer, free
+from fusefs.operations.structures import Library, RequestBuffer, free, opcode_of
 
 log = logging.getLogger(__name__)
 
@@ -30,15 +31,19 @@ QUIET_TICKS = 10
 JOIN_SECONDS = 0.05
 CROWDED_WAITS = 8
 """So many waits after one that a request ended, the duty is passed on before the wait."""
+FORGET, BATCH_FORGET = 2, 42
+WANT_NO_ANSWER = frozenset((FORGET, BATCH_FORGET))
+"""Requests that libfuse itself is done with at once, as the mount has no callbacks for them."""
 ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 WAKING_SIGNAL = signal.SIGUSR2
 """Gets a thread out of its read(2); its handler does nothing."""
 
 
 class _Server:
-    """One of the threads, and the lock that it waits for while others are on duty."""
+    """One of the threads, its buffer, and the lock that it waits for while others are on duty."""
 
     def __init__(self, serve: Callable[[_Server], None]) -> None:
+        self.buffer = RequestBuffer()
         self.waits = threading.Lock()
         self.waits.acquire()
         self.thread = threading.Thread(target=serve, args=(self,), name="request", daemon=True)
@@ -60,7 +65,11 @@ class Serving:
 
     def __init__(self, library: Library, session: int, most_threads: int) -> None:
         self._library, self._session, self._most_threads = library, session, most_threads
-        self._descriptor = -1
+        self._descriptor, self._flags = -1, 0
+        self._aside = RequestBuffer()
+        """For a request that is taken while its taker waits for something else."""
+        self._is_held = False
+        """Whether there is one in it, which the next thread on duty has to answer."""
         self._lock = threading.Lock()
         self._servers: list[_Server] = []
         self._idle: list[_Server] = []
@@ -76,6 +85,7 @@ class Serving:
     def run(self) -> None:
         """Answer requests until it is unmounted or a signal ends it; return when all are answered."""
         self._descriptor = self._library.descriptor(self._session)
+        self._flags = fcntl.fcntl(self._descriptor, fcntl.F_GETFL)
         self._begin_server()
         watch = threading.Thread(target=self._watch, name="watch", daemon=True)
         watch.start()
@@ -87,6 +97,10 @@ class Serving:
             servers = [*self._servers]  # from now on no more are begun
         for server in servers:
             self._await_end(server)
+        if self._is_held:  # nobody went on duty any more
+            self._library.process(self._session, byref(self._aside))
+        for buffer in (self._aside, *(server.buffer for server in servers)):
+            free(buffer.memory)
 
     @contextmanager
     def ended_by_signals(self) -> Iterator[None]:
@@ -114,20 +128,56 @@ class Serving:
 
         While there are many requests another is put on duty at once: each would end a wait for nothing.
         """
-        if self._on_duty != threading.get_ident():
+        me = threading.get_ident()
+        if self._on_duty != me:
             return -1
         if self._crowded:
             self._crowded -= 1
-            with self._lock:
-                self._promote()
+            self._promote_after(me)
             return -1
         return self._descriptor
 
     def pass_on(self) -> None:
         """Have another thread take the next request, if it is the calling one that would."""
-        if self._on_duty == threading.get_ident():
+        me = threading.get_ident()
+        if self._on_duty == me:
             self._crowded = CROWDED_WAITS
-            with self._lock:
+            self._promote_after(me)
+
+    def take_aside(self) -> bool:
+        """Take a request if there is one, while the calling thread waits for something else.
+
+        One that wants no answer is done with at once; another is left to the thread that is put on duty. So
+        the kernel's forgetting an inode, which follows each removal, does not wake one thread after another.
+
+        Returns:
+            Whether the calling thread is on duty still.
+        """
+        with self._lock:  # the watch puts nobody else on duty meanwhile
+            if self._on_duty != threading.get_ident():
+                return False
+            count = self._receive_at_once()
+            if count <= 0:
+                return self._goes_on(count)
+            if opcode_of(self._aside) in WANT_NO_ANSWER:
+                self._library.process(self._session, byref(self._aside))
+                return True
+            self._is_held, self._crowded = True, CROWDED_WAITS
+            self._promote()
+            return False
+
+    def _receive_at_once(self) -> int:
+        """Receive aside what is there; -EAGAIN if the kernel has taken it back: its asker was killed."""
+        fcntl.fcntl(self._descriptor, fcntl.F_SETFL, self._flags | os.O_NONBLOCK)
+        try:
+            return int(self._library.receive(self._session, byref(self._aside)))
+        finally:
+            fcntl.fcntl(self._descriptor, fcntl.F_SETFL, self._flags)
+
+    def _promote_after(self, me: int) -> None:
+        """Put another thread on duty if it is this one still: the watch may have been faster."""
+        with self._lock:
+            if self._on_duty == me:
                 self._promote()
 
     def _promote(self) -> None:
@@ -147,30 +197,46 @@ class Serving:
         server.thread.start()
 
     def _serve(self, server: _Server) -> None:
-        with _lent_buffer() as buffer:
-            while not self._ended.is_set():
-                self._await_duty(server)
-                self._take_requests(server.ident, buffer)
+        while not self._ended.is_set():
+            self._await_duty(server)
+            self._take_requests(server)
 
-    def _take_requests(self, me: int, buffer: Any) -> None:
+    def _take_requests(self, server: _Server) -> None:
         """Take and answer requests as long as this thread is on duty."""
-        receive, process = self._library.receive, self._library.process
-        session, place = self._session, byref(buffer)
-        while self._on_duty == me:
-            count = receive(session, place)
+        me, receive, session = server.ident, self._library.receive, self._session
+        is_there = self._is_held and self._take_held(server)
+        place = byref(server.buffer)
+        while is_there or self._on_duty == me:
+            count = 1 if is_there else receive(session, place)
+            is_there = False
             if count > 0:
                 self._taken += 1
                 self._is_busy = True
                 if self._is_watch_asleep:
                     self._wake_watch.set()
-                process(session, place)
+                self._library.process(session, place)
                 if self._on_duty == me:
                     self._is_busy = False
-            elif count not in (-errno.EINTR, -errno.EAGAIN) or self._ended.is_set():
-                if count < 0 and not self._ended.is_set():
-                    log.error("the kernel's requests cannot be read any more: %s", os.strerror(-count))
-                self._ended.set()
+            elif not self._goes_on(count):
                 return
+
+    def _take_held(self, server: _Server) -> bool:
+        """Give a thread the request that was taken aside, if it is on duty and there is one."""
+        with self._lock:
+            takes = self._is_held and self._on_duty == server.ident
+            if takes:
+                self._is_held = False
+                server.buffer, self._aside = self._aside, server.buffer
+        return takes
+
+    def _goes_on(self, count: int) -> bool:
+        """Tell whether there may be more requests after one that was not received; if not, end it all."""
+        if count in (-errno.EINTR, -errno.EAGAIN) and not self._ended.is_set():
+            return True
+        if count < 0 and not self._ended.is_set():
+            log.error("the kernel's requests cannot be read any more: %s", os.strerror(-count))
+        self._ended.set()
+        return False
 
     def _await_duty(self, server: _Server) -> None:
         with self._lock:
@@ -211,13 +277,3 @@ class Serving:
             with suppress(ProcessLookupError):
                 signal.pthread_kill(server.ident, WAKING_SIGNAL)
             server.thread.join(JOIN_SECONDS)
-
-
-@contextmanager
-def _lent_buffer() -> Iterator[Any]:
-    """Lend a buffer whose memory libfuse takes as it needs it."""
-    buffer = RequestBuffer()
-    try:
-        yield buffer
-    finally:
-        free(buffer.memory)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from ctypes import POINTER, c_char_p, c_double, c_int, c_short, c_size_t, c_uint, c_uint64, c_void_p
+from ctypes import POINTER, c_char_p, c_double, c_int, c_short, c_size_t, c_uint, c_uint32, c_uint64, c_void_p
 from typing import Any
 
 LIBRARIES = ("libfuse3.so.4", "libfuse3.so.3")
@@ -78,6 +78,19 @@ class RequestBuffer(ctypes.Structure):
         ("position", mfusepy.c_off_t),
         ("reserved", c_size_t * 8),
     )
+
+
+class RequestHead(ctypes.Structure):
+    """The beginning of struct fuse_in_header"""
+
+    _fields_ = (("length", c_uint32), ("opcode", c_uint32))
+
+
+def opcode_of(buffer: RequestBuffer) -> int:
+    """Return what a request that was received asks for; 0 if it was not received into memory."""
+    if buffer.flags or buffer.size < ctypes.sizeof(RequestHead):
+        return 0
+    return int(RequestHead.from_address(buffer.memory).opcode)
 
 
 class LockRange(ctypes.Structure):

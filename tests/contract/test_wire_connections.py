@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 import time
 from contextlib import suppress
@@ -18,6 +19,7 @@ from tests.contract.wire_support import (
 )
 from tests.support import wait_until
 from wire.blocking import BlockingClient
+from wire.blocking_links import MOST_ASIDE, Waiting
 from wire.client import Client
 from wire.client_msgpack import REFUSED_SECONDS, MsgpackLink
 from wire.config import Encoding
@@ -306,3 +308,56 @@ def test_a_call_that_comes_while_draining_may_be_sent_again(loop: LoopThread, rp
 
     loop.run(scenario())
     assert slow.begun == [300]
+
+
+class Chores:
+    """A duty: each byte is something to do; "1" is done at once."""
+
+    def __init__(self, todo: bytes, endless: bool = False) -> None:
+        self._source, self._sink = os.pipe()
+        self._endless = endless
+        os.write(self._sink, todo)
+        self.done = b""
+        self.passed_on = 0
+
+    def descriptor(self) -> int:
+        return self._source
+
+    def pass_on(self) -> None:
+        self.passed_on += 1
+
+    def take_aside(self) -> bool:
+        byte = os.read(self._source, 1)
+        self.done += byte
+        if self._endless:
+            os.write(self._sink, byte)
+        return byte == b"1"
+
+    def close(self) -> None:
+        os.close(self._source)
+        os.close(self._sink)
+
+
+@pytest.mark.parametrize(("todo", "done"), [(b"111", b"111"), (b"11x1", b"11x")])
+def test_what_is_done_at_once_is_done_while_a_call_waits(loop: LoopThread, todo: bytes, done: bytes) -> None:
+    _, server, real = slow_server(loop)
+    chores = Chores(todo)
+    client = BlockingClient([real], waiting=Waiting(duty=chores))
+    assert client.call(5, BookkeepingMethods.renew, 150) == 150
+    assert chores.done == done
+    assert chores.passed_on == (todo == done)  # the rest of the wait is somebody else's
+    client.close()
+    chores.close()
+    loop.run(server.drain())
+
+
+def test_a_duty_without_end_holds_no_deadline_up(loop: LoopThread) -> None:
+    _, server, real = slow_server(loop)
+    chores = Chores(b"1", endless=True)
+    client = BlockingClient([real], waiting=Waiting(duty=chores))
+    with pytest.raises(DeadlineExceeded):
+        client.call(0.1, BookkeepingMethods.renew, -1)
+    assert (len(chores.done), chores.passed_on) == (MOST_ASIDE, 1)
+    client.close()
+    chores.close()
+    loop.run(server.drain(0.1))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import os
 import signal
 import threading
@@ -15,10 +16,14 @@ from typing import Any
 
 import pytest
 
-from fusefs.operations.serving import Serving
+from fusefs.operations.serving import BATCH_FORGET, FORGET, Serving
+from fusefs.operations.structures import RequestHead
 from tests.support import wait_until
 
 READ = ctypes.CDLL(None, use_errno=True).read
+MALLOC = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_size_t)(("malloc", ctypes.CDLL(None)))
+OPCODES = {b"1": FORGET, b"2": BATCH_FORGET, b"a": 1000, b"c": 1001, b"f": 1002, b"w": 1003}
+REQUESTS = {opcode: request for request, opcode in OPCODES.items()}
 
 
 class PipeLibrary:
@@ -27,7 +32,6 @@ class PipeLibrary:
     def __init__(self, answer: Callable[[bytes], None]) -> None:
         self._answer = answer
         self._source, self._sink = os.pipe()
-        self.requests: dict[int, bytes] = {}
         self.exited = False
 
     def send(self, request: bytes) -> None:
@@ -36,16 +40,20 @@ class PipeLibrary:
     def unmount(self) -> None:
         os.close(self._sink)
 
-    def receive(self, _session: int, _buffer: Any) -> int:
+    def receive(self, _session: int, buffer: Any) -> int:
         byte = ctypes.create_string_buffer(1)
         count = READ(self._source, byte, 1)
-        if count < 0:
-            return -ctypes.get_errno()
-        self.requests[threading.get_ident()] = byte.raw
+        if count <= 0:
+            return -ctypes.get_errno() if count else 0
+        request = buffer._obj
+        if not request.memory:
+            request.memory = MALLOC(ctypes.sizeof(RequestHead))
+        request.size = ctypes.sizeof(RequestHead)
+        RequestHead.from_address(request.memory).opcode = OPCODES[byte.raw]
         return int(count)
 
-    def process(self, _session: int, _buffer: Any) -> None:
-        self._answer(self.requests[threading.get_ident()])
+    def process(self, _session: int, buffer: Any) -> None:
+        self._answer(REQUESTS[RequestHead.from_address(buffer._obj.memory).opcode])
 
     def descriptor(self, _session: int) -> int:
         return self._source
@@ -57,7 +65,8 @@ class PipeLibrary:
 class Kernel:
     """Requests in flight, and by whom they were answered.
 
-    "a" is answered at once; "w" waits for `released`, and says so before; "f" forgets to say so.
+    "a" is answered at once; "w" waits for `released`, and says so before; "f" forgets to say so; "1" and "2"
+    want no answer; "c" runs `call`.
     """
 
     def __init__(self, most_threads: int) -> None:
@@ -66,8 +75,11 @@ class Kernel:
         self.released = threading.Event()
         self.answered = threading.Semaphore(0)
         self.threads: list[int] = []
+        self.call: Callable[[], None] = lambda: None
 
     def _answer(self, request: bytes) -> None:
+        if request == b"c":
+            self.call()
         if request == b"w":
             self.serving.pass_on()
         if request in b"wf":
@@ -180,3 +192,99 @@ def test_only_the_thread_on_duty_is_told_of_requests_beside_its_calls(kernel: Ke
     assert kernel.serving.descriptor() == -1
     kernel.while_serving(lambda: kernel.ask(b"a"), kernel.library.unmount)
     assert told == [kernel.library.descriptor(0), -1]
+
+
+@pytest.mark.parametrize("request_", [b"1", b"2"])
+def test_what_wants_no_answer_is_done_with_by_who_waits_for_something_else(
+    kernel: Kernel, request_: bytes
+) -> None:
+    kept: list[bool] = []
+
+    def call() -> None:
+        for _ in range(3):
+            kernel.library.send(request_)
+            kept.append(kernel.serving.take_aside())
+        kept.append(kernel.serving.descriptor() >= 0)
+
+    def program() -> None:
+        kernel.call = call
+        kernel.library.send(b"c")
+        for _ in range(4):
+            assert kernel.answered.acquire(timeout=10)
+        kernel.ask(b"a")
+
+    kernel.while_serving(program, kernel.library.unmount)
+    assert kept == [True] * 4
+    assert len(kernel.threads) == 5
+    assert len(set(kernel.threads)) == 1
+
+
+@pytest.mark.parametrize("most_threads", [4, 1], ids=["another is free", "all are busy"])
+def test_what_wants_an_answer_goes_to_the_next_on_duty(most_threads: int) -> None:
+    kernel = Kernel(most_threads)
+    kept: list[bool] = []
+
+    def call() -> None:
+        before = len(kernel.threads)
+        kernel.library.send(b"a")
+        kept.append(kernel.serving.take_aside())
+        kept.append(kernel.serving.take_aside())
+        if most_threads > 1:
+            wait_until(lambda: len(kernel.threads) > before, 10, "another thread answers meanwhile")
+
+    def program() -> None:
+        for _ in range(3):
+            kernel.call = call
+            kernel.library.send(b"c")
+            for _ in range(2):
+                assert kernel.answered.acquire(timeout=10)
+            kernel.ask(b"a")
+
+    kernel.while_serving(program, kernel.library.unmount)
+    assert kept == [False] * 6
+    assert len(kernel.threads) == 9
+
+
+def test_a_request_that_the_kernel_took_back_is_not_waited_for(kernel: Kernel) -> None:
+    kept: list[bool] = []
+    flags: list[int] = []
+
+    def call() -> None:
+        kept.append(kernel.serving.take_aside())
+        flags.append(fcntl.fcntl(kernel.library.descriptor(0), fcntl.F_GETFL) & os.O_NONBLOCK)
+
+    def program() -> None:
+        kernel.call = call
+        kernel.ask(b"c")
+        kernel.ask(b"a")
+
+    kernel.while_serving(program, kernel.library.unmount)
+    assert kept == [True]
+    assert flags == [0]
+    assert len(set(kernel.threads)) == 1
+
+
+def test_a_request_that_was_taken_aside_is_answered_though_all_ends() -> None:
+    kernel = Kernel(most_threads=1)
+
+    def call() -> None:
+        kernel.library.send(b"a")
+        assert not kernel.serving.take_aside()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert kernel.serving._ended.wait(10)
+
+    kernel.call = call
+    kernel.while_serving(lambda: kernel.library.send(b"c"), lambda: None)
+    assert len(kernel.threads) == 2
+
+
+def test_an_unmount_seen_by_who_waits_for_something_else_ends_it_all(kernel: Kernel) -> None:
+    kept: list[bool] = []
+
+    def call() -> None:
+        kernel.library.unmount()
+        kept.append(kernel.serving.take_aside())
+
+    kernel.call = call
+    kernel.while_serving(lambda: kernel.ask(b"c"), lambda: None)
+    assert kept == [False]
