@@ -108,7 +108,8 @@ class Checkpointer:
         changed = self._store.changed_rows()
         if changed - self._done_rows < CHECKPOINT_ROWS:
             return False
-        await asyncio.get_running_loop().run_in_executor(self._thread, self._checkpoint)
+        with self._store.log_let_go():
+            await asyncio.get_running_loop().run_in_executor(self._thread, self._checkpoint)
         self._done_rows = changed
         return True
 

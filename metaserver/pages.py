@@ -30,7 +30,7 @@ from collections import Counter
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, overload
 from urllib.parse import quote
 
 from metaserver import frames
@@ -60,6 +60,8 @@ _Open = ctypes.CFUNCTYPE(
     ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p
 )
 _Transfer = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int, ctypes.c_longlong)
+
+C = TypeVar("C", bound=sqlite3.Connection)
 
 logger = logging.getLogger("metaserver")
 
@@ -119,11 +121,26 @@ def stamp(number: int, contents: bytes) -> bytes:
     return STAMP.pack(number, zlib.crc32(contents, number))
 
 
-def connect(path: Path, *, read_only: bool = False, **options: Any) -> sqlite3.Connection:
+@overload
+def connect(path: Path, *, read_only: bool = False, **options: Any) -> sqlite3.Connection: ...
+
+
+@overload
+def connect(path: Path, kind: type[C], *, read_only: bool = False, **options: Any) -> C: ...
+
+
+def connect(
+    path: Path,
+    kind: type[sqlite3.Connection] = sqlite3.Connection,
+    *,
+    read_only: bool = False,
+    **options: Any,
+) -> sqlite3.Connection:
     """Open a database whose pages are checked.
 
     Args:
         path: the database; it must have been made by `create`.
+        kind: of connection.
         read_only: for a connection that changes nothing.
         options: of sqlite3.connect.
 
@@ -134,7 +151,7 @@ def connect(path: Path, *, read_only: bool = False, **options: Any) -> sqlite3.C
     _register()
     mode = "ro" if read_only else "rw"
     uri = f"file:{quote(os.fspath(path.absolute()))}?mode={mode}&vfs={_NAME.decode()}"
-    connection: sqlite3.Connection = sqlite3.connect(uri, uri=True, **options)
+    connection: sqlite3.Connection = sqlite3.connect(uri, uri=True, factory=kind, **options)
     # A page that is written twice by one transaction would have a wrong checksum in the log until the commit.
     connection.execute("PRAGMA cache_spill = OFF")
     return connection

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from metaserver import answers, fence, pages, sums
+from metaserver.connection import ReadingConnection
 from metaserver.log_mark import LogMark, mark_file
 from metaserver.schema import ADDED_SCHEMA, APPLICATION_ID, FORMAT_VERSION, SCHEMA
 from wire.config import ConfigError
@@ -59,6 +60,7 @@ class Store:
     Attributes:
         execute: runs one statement (inside of a transaction if it changes anything).
         executemany: the same for many rows.
+        end_reading, log_let_go: see metaserver.connection.
         sessions: the numbers of the living sessions (kept by metaserver.sessions).
         totals: how many inodes, entries, blocks, block_bytes, garbage_blocks and
             lagging_replicas there are; changed by
@@ -90,7 +92,10 @@ class Store:
         self.log_mark = LogMark(path)
         try:
             self._prepare(path, complete)
-            self._connection = pages.connect(path, isolation_level=None, cached_statements=256, timeout=1.0)
+            self._connection = pages.connect(
+                path, ReadingConnection, isolation_level=None, cached_statements=256, timeout=1.0
+            )
+            self.end_reading, self.log_let_go = self._connection.end_reading, self._connection.log_let_go
             self.execute = self._connection.execute
             self.executemany = self._connection.executemany
             try:
@@ -200,8 +205,11 @@ class Store:
     def read(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a function that changes nothing; the database's errors become the wire's."""
         try:
+            if self._connection.reading is None:
+                self._connection.begin_reading()
             return work(*args, **kwargs)
         except (sqlite3.Error, OverflowError) as error:
+            self._connection.end_reading()
             raise _told(error, self.path) from error
 
     def change(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -223,6 +231,7 @@ class Store:
 
     def empty_log(self) -> None:
         """Move the log into the database, so that its room is free again; as far as the disk lets us."""
+        self._connection.end_reading()
         for _ in range(CHECKPOINT_TRIES):
             try:
                 if self.log_mark.retire(self.execute):
@@ -243,6 +252,8 @@ class Store:
         execute = self.execute
         totals, inode_limit = self.totals.copy(), self._inode_limit
         try:
+            if self._connection.reading is None:
+                self._connection.begin_reading()
             execute("BEGIN IMMEDIATE")
             answer = work(*args, **kwargs)
             execute("COMMIT")
@@ -252,6 +263,7 @@ class Store:
                 execute("ROLLBACK")
             self.totals, self._inode_limit = totals, inode_limit
             if isinstance(error, sqlite3.Error | OverflowError):
+                self._connection.end_reading()
                 raise _told(error, self.path) from error
             raise
 
@@ -344,6 +356,7 @@ class Store:
 
     def close(self) -> None:
         """Close the connection; the last one moves the log into the database and removes it."""
+        self._connection.end_reading()
         try:
             self.log_mark.retire(self.execute)
         except sqlite3.Error as error:

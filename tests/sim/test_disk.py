@@ -62,6 +62,7 @@ class Life:
         self.durable = len(self.done)
 
     def checkpoint(self) -> None:
+        self.meta.store.end_reading()
         self.meta.store.log_mark.checkpoint(self.meta.store.execute)
 
     def fail_in_a_checkpoint(self, steps: int, *, power: bool) -> bool:

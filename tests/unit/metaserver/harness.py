@@ -96,6 +96,7 @@ class Harness:
     @contextmanager
     def changing(self) -> Iterator[sqlite3.Connection]:
         """Yield a connection whose changes are one transaction, behind the server's back."""
+        self.store.end_reading()
         with closing(pages.connect(self.path)) as connection, connection:
             yield connection
 

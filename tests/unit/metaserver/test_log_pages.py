@@ -143,6 +143,7 @@ def test_a_log_damaged_under_a_running_server_is_noticed_and_never_copied(
             assert names_by_others(meta) == right
         except sqlite3.OperationalError as error:
             assert pages.is_damage(error)
+        meta.store.end_reading()
         with closing(pages.connect(meta.path, isolation_level=None)) as other:
             try:
                 other.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
@@ -238,6 +239,7 @@ def test_a_log_that_is_gone_is_refused_in_one_line(tmp_path: Path, spoil: Callab
 
 def test_a_log_that_is_in_the_database_may_be_gone(tmp_path: Path) -> None:
     meta = begin(tmp_path / "live")
+    meta.store.end_reading()
     meta.store.log_mark.retire(meta.store.execute)
     place = crashed(meta, tmp_path / "retired")
     (place / "meta.sqlite-wal").unlink()

@@ -410,6 +410,7 @@ def test_paths_of(meta: Harness) -> None:
 def test_no_inode_number_is_given_again_even_if_a_power_loss_undid_its_reservation(meta: Harness) -> None:
     """A mount that still has such an inode open would write into somebody else's file."""
     meta.restart()
+    meta.store.end_reading()
     meta.store.execute("PRAGMA wal_checkpoint").fetchall()  # what is durable before anything is served
     before = meta.path.read_bytes()
     given = {meta.create(1, b"%d" % number).ino for number in range(1500)}

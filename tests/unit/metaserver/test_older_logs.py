@@ -106,16 +106,19 @@ class Machine:
         self.after_sync()
 
     def checkpoint(self) -> None:
+        self.meta.store.end_reading()
         self.meta.store.log_mark.checkpoint(self.meta.store.execute)
         self.synced = self.log.read_bytes()
         self.noted = True
 
     def checkpoint_by_a_commit(self) -> None:
+        self.meta.store.end_reading()
         self.meta.store.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
         self.synced = self.log.read_bytes()
         self.noted = False
 
     def retire(self) -> None:
+        self.meta.store.end_reading()
         self.meta.store.log_mark.retire(self.meta.store.execute)
         self.synced = self.log.read_bytes()
         self.noted = True
@@ -261,6 +264,7 @@ def a_little_older(meta: Harness) -> None:
 
 
 def begun_over(meta: Harness) -> None:
+    meta.store.end_reading()
     meta.store.log_mark.checkpoint(meta.store.execute)
     change(meta, b"more")
 

@@ -194,6 +194,7 @@ def test_a_crash_at_any_moment_is_not_taken_for_damage(tmp_path: Path, sums_are:
             meta.create(1, name)
             names.append((1, name))
         kind = chance.choice(("PASSIVE", "PASSIVE", "TRUNCATE", ""))
+        meta.store.end_reading()
         if kind == "TRUNCATE":
             meta.store.log_mark.retire(meta.store.execute)
         if kind:

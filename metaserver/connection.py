@@ -1,0 +1,53 @@
+"""SQLite's connection that writes, which may keep a read open from one transaction to the next.
+
+SQLite takes and gives back its locks for reading with each transaction, and with each query outside of one:
+a system call each, five in a transaction. While a statement is half read, it need not. As this connection is
+the only one that writes, it sees the newest there is all the same. But the log cannot be begun over while it
+reads, nor is what is written from then on moved out of the log; and after a failed write, SQLite looks at the
+disk anew only when nobody reads any more. So who has the log moved, or meets an error, ends the reading.
+Decides nothing. In the thread that opened it. Source: https://www.sqlite.org/wal.html
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class ReadingConnection(sqlite3.Connection):
+    """A connection that may keep a read open.
+
+    Attributes:
+        reading: the statement that is half read, if there is one.
+    """
+
+    reading: sqlite3.Cursor | None = None
+    _lets_go = False
+
+    def begin_reading(self) -> None:
+        """Keep a read open from now on, unless the log is being moved. Not to be called while one is open."""
+        if not self._lets_go:
+            self.reading = self.execute("SELECT 1 FROM sqlite_schema")
+
+    def end_reading(self) -> None:
+        """Let the log be moved into the database, until a read is kept open again."""
+        if self.reading is not None:
+            self.reading.close()
+            self.reading = None
+
+    @contextmanager
+    def log_let_go(self) -> Iterator[None]:
+        """Keep no read open until this is over, while the log is moved.
+
+        If that fails, also afterwards: a commit that finds the log too long must move it then.
+        """
+        self._lets_go = True
+        self.end_reading()
+        yield
+        self._lets_go = False
+
+    def close(self) -> None:
+        """Close it; what is half read would leave the files open."""
+        self.end_reading()
+        super().close()

@@ -1,0 +1,107 @@
+"""A read that is kept open between transactions: it must end wherever it would be in the way."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from metaserver import log as log_module
+from metaserver import pages, store
+from metaserver.log import Checkpointer
+from tests.unit.metaserver.harness import Harness
+from wire.errors import InternalError, NoSpace
+
+IOERR_WRITE, FULL = 10 | 3 << 8, 13
+
+
+def can_empty_the_log(meta: Harness) -> bool:
+    """Tell whether another connection can; it does, then."""
+    with closing(pages.connect(meta.path, isolation_level=None, timeout=0)) as other:
+        (busy, *_), *_ = other.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    return not busy
+
+
+def test_a_read_is_kept_open_and_sees_all_changes(meta: Harness) -> None:
+    ino = meta.create(1, b"first").ino
+    assert not can_empty_the_log(meta)
+    meta.create(1, b"second")
+    assert meta.names(1) == [b"first", b"second"]
+    with pytest.raises(InternalError):
+        meta.store.change(meta.store.execute, "no statement")
+    assert can_empty_the_log(meta), "a failed call must end the reading"
+    assert meta.service.getattr(ino).ino == ino
+    meta.create(1, b"third")
+    assert not can_empty_the_log(meta)
+    meta.store.end_reading()
+    assert can_empty_the_log(meta)
+
+
+def test_a_log_that_cannot_be_moved_by_the_thread_is_kept_short_by_commits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log_module, "CHECKPOINT_ROWS", 50)
+    monkeypatch.setattr(store, "LOG_PAGES_MAX", 100)
+    meta = Harness(tmp_path)
+    checkpointer = Checkpointer(meta.store)
+
+    def fail(_self: Checkpointer) -> None:
+        raise sqlite3.OperationalError("no")
+
+    with monkeypatch.context() as failing:
+        failing.setattr(Checkpointer, "_checkpoint", fail)
+        for number in range(200):
+            meta.create(1, b"%d" % number)
+            try:
+                meta.wait(checkpointer.run_once())
+            except sqlite3.OperationalError:
+                continue
+    assert Path(f"{meta.path}-wal").stat().st_size < 3 * 100 * pages.PAGE_BYTES
+    assert can_empty_the_log(meta), "no read is kept open until the thread succeeds"
+    assert meta.wait(checkpointer.run_once())
+    meta.create(1, b"more")
+    assert not can_empty_the_log(meta)
+    checkpointer.close()
+    meta.close()
+
+
+@pytest.fixture
+def failing_writes(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """The next writes to logs fail with these results of SQLite's."""
+    results: list[int] = []
+    hooked = pages._hooked_log
+
+    def put_on(log: bytes, usual: Any) -> Any:
+        usual_write = pages._Transfer(usual.write)
+
+        def write(file: int, buffer: int, length: int, offset: int) -> int:
+            return results.pop() if results else int(usual_write(file, buffer, length, offset))
+
+        return hooked(log, pages._with_hooks(usual, {"write": pages._Transfer(write)}))
+
+    monkeypatch.setattr(pages, "_hooked_log", put_on)
+    yield results
+    assert not results, "not as many writes as should have failed"
+
+
+def test_after_a_write_of_the_log_that_failed_the_next_call_succeeds(
+    tmp_path: Path, failing_writes: list[int]
+) -> None:
+    meta = Harness(tmp_path)
+    before = meta.create(1, b"before")
+    failing_writes.append(IOERR_WRITE)
+    with pytest.raises(InternalError):
+        meta.create(1, b"not made")
+    assert meta.service.getattr(before.ino) == before
+    failing_writes.append(FULL)
+    meta.create(1, b"made at the second try")
+    failing_writes += [FULL, FULL]
+    with pytest.raises(NoSpace):
+        meta.create(1, b"not made")
+    meta.create(1, b"made after that")
+    assert meta.names(1) == [b"before", b"made after that", b"made at the second try"]
+    meta.close()
