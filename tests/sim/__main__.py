@@ -123,7 +123,7 @@ def shrink(seed: int) -> int:
 def mutants(names: list[str], seeds: Iterable[int], jobs: int) -> int:
     """Play seeds with each bug until one fails; exit status 1 if a bug is never found."""
     from tests.sim.children import play_all
-    from tests.sim.mutants import MUTANTS
+    from tests.sim.mutants import MUTANTS, stumbles
     from tests.sim.run import Verdict, run
 
     missed = []
@@ -145,6 +145,9 @@ def mutants(names: list[str], seeds: Iterable[int], jobs: int) -> int:
                 break
         verdicts.close()
         told = f"found by the {tried}th seed" if found else f"NOT FOUND by {tried} seeds"
+        if found is not None and any(map(stumbles, found.problems)):
+            told = "DOES NOT FIT the code any more"
+            missed.append(mutant.name)
         print(f"{mutant.name:45} {told}", flush=True)
         if found is None:
             missed.append(mutant.name)

@@ -6,10 +6,12 @@ import os
 import shutil
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 
 import pytest
 
+from tests.sim import mutants
 from tests.sim.run import PREFIX, _place, sweep
 from tools.history.check import check
 from tools.history.record import parse
@@ -75,6 +77,19 @@ def test_a_history_of_a_run(tmp_path: Path) -> None:
     assert hash_of(told.stdout) == hash_of(simulate("--replay", seed).stdout)
     assert {mark.kind for mark in marks} == {"message", "vote", "fault"}
     assert check(calls) == []
+
+
+def test_a_bug_that_does_not_fit_the_code_is_told_from_one_that_is_found() -> None:
+    def told(owner: object) -> str:
+        try:
+            mutants._change(owner, "__len__", lambda _: None)
+        except (AttributeError, TypeError) as error:
+            return f"a traceback in a log\n{''.join(traceback.format_exception(error))}"
+        raise AssertionError
+
+    assert mutants.stumbles(told(object()))
+    assert not mutants.stumbles("a read was answered, right, without its quorum")
+    assert not mutants.stumbles("a traceback in a log\nTypeError: of the code itself")
 
 
 def test_a_bug_that_is_put_in_is_found() -> None:
