@@ -30,7 +30,7 @@ WAIT_SECONDS = 0.25
 """An open waits so long for bytes that are on their way."""
 MOST_BYTES = 4 * 1024 * 1024
 MOST_LISTINGS = 8
-MOST_LISTED = 65536
+MOST_LISTED = 262_144
 """No longer listing is followed, nor so many files in all."""
 FETCHES = 2
 

@@ -11,6 +11,7 @@ I/O.
 from __future__ import annotations
 
 import stat
+import struct
 import threading
 import time
 from collections import OrderedDict
@@ -21,7 +22,13 @@ from fusefs.grant import Grant
 from wire.messages import Attributes
 
 LIFE_SECONDS = 1.0
-MOST_ENTRIES = 65536
+MOST_ENTRIES = 262_144
+"""So many names, and attributes of as many inodes, are kept, two thirds of a KiB each. Who goes through a
+directory again and again that has more of them asks the server for each."""
+MOST_NOTES = 65_536
+"""So many changes of this mount, whole directories and inodes without security attributes."""
+_PACKED = struct.Struct("12q")
+"""Attributes as they are kept: a third of the memory that as many integers take."""
 
 K = TypeVar("K")
 T = TypeVar("T")
@@ -48,8 +55,12 @@ class _Known(NamedTuple):
 
 
 class _Seen(NamedTuple):
-    attributes: Attributes
+    packed: bytes
     life: _Life
+
+    @property
+    def attributes(self) -> Attributes:
+        return Attributes._make(_PACKED.unpack(self.packed))
 
 
 class _Plain(NamedTuple):
@@ -99,7 +110,7 @@ class NameCache:
     Args:
         grant: whether this mount counts as alone.
         life_seconds: how long anything is held to be right while it does not.
-        most_entries: so many names, attributes and so on are kept at most.
+        most_entries: so many names, and attributes of as many inodes, are kept at most.
         clock: monotonic, in seconds.
     """
 
@@ -119,7 +130,9 @@ class NameCache:
         self._plain: OrderedDict[int, _Plain] = OrderedDict()
         self._whole: OrderedDict[int, int] = OrderedDict()
         """Directories all of whose names are known, each with the era."""
-        self._changes = _Changes(most_entries)
+        self._most_notes = min(most_entries, MOST_NOTES)
+        self._changes = _Changes(self._most_notes)
+        self._newest_asked, self._newest_life = Asked(0, 0), _Life(0.0, 0)
 
     # questions
 
@@ -154,7 +167,7 @@ class NameCache:
     def is_certain(self, attributes: Attributes) -> bool:
         """Tell whether these are an inode's attributes until this mount changes them or the era ends."""
         seen = self._attributes.get(attributes.ino)
-        return seen is not None and self._goes_on(seen.life) and seen.attributes == attributes
+        return seen is not None and self._goes_on(seen.life) and seen.packed == _PACKED.pack(*attributes)
 
     def is_certain_name(self, parent: int, name: bytes, ino: int) -> bool:
         """Tell whether this is a name's inode until this mount changes it or the era ends."""
@@ -215,13 +228,13 @@ class NameCache:
         """Keep that all names of a directory have been learnt since it was asked for them."""
         with self._lock:
             if asked.era and not self._changes.since(asked, parent):
-                keep_newest(self._whole, parent, asked.era, self._most)
+                keep_newest(self._whole, parent, asked.era, self._most_notes)
 
     def learn_plain(self, asked: Asked, ino: int, *, all_of_them: bool) -> None:
         """Keep the answer that an inode has no capabilities, or nothing at all of the space `security`."""
         with self._lock:
             if not self._changes.since(asked, ino):
-                keep_newest(self._plain, ino, _Plain(all_of_them, self._life(asked)), self._most)
+                keep_newest(self._plain, ino, _Plain(all_of_them, self._life(asked)), self._most_notes)
 
     # changes of this mount
 
@@ -280,9 +293,9 @@ class NameCache:
                 self._whole.pop(parent, None)
             self._set(asked, attributes)
             if new:
-                keep_newest(self._plain, ino, _Plain(True, self._life(asked)), self._most)
+                keep_newest(self._plain, ino, _Plain(True, self._life(asked)), self._most_notes)
             if new and asked.era and stat.S_ISDIR(attributes.mode):
-                keep_newest(self._whole, ino, asked.era, self._most)
+                keep_newest(self._whole, ino, asked.era, self._most_notes)
 
     def entered(self, parent: int, changed_ns: int) -> None:
         """Keep the time at which a directory got a name that is known here already."""
@@ -297,7 +310,7 @@ class NameCache:
             return
         old = seen.attributes
         if changed_ns > old.ctime_ns:  # else something came later, and is known already
-            seen = _Seen(old._replace(mtime_ns=changed_ns, ctime_ns=changed_ns), seen.life)
+            seen = _seen(old._replace(mtime_ns=changed_ns, ctime_ns=changed_ns), seen.life)
         self._attributes[parent] = seen
 
     def set(self, asked: Asked, attributes: Attributes) -> None:
@@ -339,7 +352,11 @@ class NameCache:
     # keeping
 
     def _life(self, asked: Asked) -> _Life:
-        return _Life(self._clock() + self._seconds, asked.era)
+        """Return how long an answer holds: all that come with one answer share it."""
+        if asked is not self._newest_asked:
+            self._newest_asked = asked
+            self._newest_life = _Life(self._clock() + self._seconds, asked.era)
+        return self._newest_life
 
     def _keep_name(self, life: _Life, parent: int, name: bytes, ino: int) -> None:
         key = parent, name
@@ -370,7 +387,11 @@ class NameCache:
         self._whole.pop(key[0], None)
 
     def _keep(self, life: _Life, attributes: Attributes) -> None:
-        keep_newest(self._attributes, attributes.ino, _Seen(attributes, life), self._most)
+        keep_newest(self._attributes, attributes.ino, _seen(attributes, life), self._most)
+
+
+def _seen(attributes: Attributes, life: _Life) -> _Seen:
+    return _Seen(_PACKED.pack(*attributes), life)
 
 
 def keep_newest(entries: OrderedDict[K, T], key: K, value: T, most: int) -> None:

@@ -11,9 +11,10 @@ import time
 from collections import OrderedDict
 from typing import Protocol
 
-from fusefs.cache import LIFE_SECONDS, MOST_ENTRIES, keep_newest
+from fusefs.cache import LIFE_SECONDS, keep_newest
 from fusefs.inodes import Learnt
 
+MOST_ENTRIES = 65_536
 UNSETTLED_SECONDS = 2 * LIFE_SECONDS
 """The kernel is told nothing older than a life; as long again for what is on its way to it."""
 
