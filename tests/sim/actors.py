@@ -42,6 +42,8 @@ class Actor:
         self.world, self.number, self.shared = world, number, shared
         self.name = f"client-{number}"
         self.home = f"home-{number}"
+        self.left: list[tuple[str, model.Model]] = []
+        """Homes of processes that were killed, and what may be seen there: they are looked at in the end."""
         self.rng = random.Random(world.rng.random())
         self.model = model.Model()
         self.pending: list[model.Change] | None = None
@@ -74,11 +76,20 @@ class Actor:
         if self.pending is not None:
             self.model.unknown(self.pending)
             self.pending = None
+        self._look_from = self.world.loop.now + (SETTLE_SECONDS if self._starts else 0.0)
+        if self._ready and self.rng.random() < 0.5:
+            self._move()
         self.model.certain = False
         self.idle = self.holding = False
-        self._look_from = self.world.loop.now + (SETTLE_SECONDS if self._starts else 0.0)
         self._starts += 1
         self.process = self.world.client(self.name, self.life)
+
+    def _move(self) -> None:
+        """Have a new home, which nothing of before can touch, instead of waiting until that is over."""
+        self.left.append((self.home, self.model))
+        self.home, self.model = f"home-{self.number}-{self._starts}", model.Model()
+        self.neighbours.home = self.links.home = self.home
+        self._ready, self._look_from = False, self.world.loop.now
 
     def life(self, filesystem: Any) -> None:
         place = LibraryPlace(filesystem, "")
@@ -147,7 +158,8 @@ class Actor:
         if self._power_losses != self.world.power_losses:
             self._power_losses = self.world.power_losses
             self._look_from = max(self._look_from, self.world.loop.now + CACHE_SECONDS)
-            self.model.power_lost()
+            for known in (self.model, *(left for _, left in self.left)):
+                known.power_lost()
 
     def _do(
         self,
@@ -349,7 +361,7 @@ class Actor:
         expected = self.model.current.get(path)
         losses = self.world.power_losses
         try:
-            seen = self._content_of(place, path)
+            seen = read_if_there(place, 2, f"{self.home}/{path}")
         except (QuorumfsError, OSError) as error:
             self.world.note("failed", f"{self.name} read {path}: {type(error).__name__}: {error}")
             return
@@ -359,16 +371,21 @@ class Actor:
             )
             self.world.problem(f"{self.name} read {difference}")
 
-    def _content_of(self, place: LibraryPlace, path: str) -> bytes | None:
-        return read_if_there(place, 2, f"{self.home}/{path}")
-
     def look(self, place: LibraryPlace) -> bool:
         """Read all files of its own and hold them against the model; return whether it could."""
+        return self._look_at(place, self.home, self.model)
+
+    def look_back(self, place: LibraryPlace) -> bool:
+        """Do the same with the homes that it has left, and remove what is left there of links."""
+        self.links.remove_left(place, [self.home, *(home for home, _ in self.left)])
+        return all(self._look_at(place, home, known) for home, known in self.left)
+
+    def _look_at(self, place: LibraryPlace, home: str, known: model.Model) -> bool:
         losses = self.world.power_losses
         seen: model.State = {}
         try:
             for path in PATHS:
-                content = self._content_of(place, path)
+                content = read_if_there(place, 2, f"{home}/{path}")
                 if content is not None:
                     seen[path] = content
         except (QuorumfsError, OSError) as error:
@@ -377,10 +394,9 @@ class Actor:
         if losses != self.world.power_losses:
             return False
         self.world.note("look", f"{self.name} {sorted((p, len(c)) for p, c in seen.items())}")
-        if wrong := self.model.saw(seen):
-            self.world.problem(f"{self.name} sees {wrong}")
-            self.model = model.Model()
-            self.model.done(lambda _: seen, durable=True)
+        if wrong := known.saw(seen):
+            self.world.problem(f"{self.name} sees in {home} {wrong}")
+            known.accept(seen)
         return True
 
     # files that all change

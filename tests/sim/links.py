@@ -38,11 +38,12 @@ class Links:
             ):
                 self.world.problem(f"{self.home}: of its own new links: {type(error).__name__}: {error}")
 
-    def remove_left(self, place: LibraryPlace) -> None:
+    def remove_left(self, place: LibraryPlace, homes: list[str]) -> None:
         """Remove what is left of failed calls, killed clients, and removals that a power loss undid."""
-        for name in place.list(self.home):
-            if name.startswith(NAMED):
-                place.unlink(f"{self.home}/{name}")
+        for home in homes:
+            for name in place.list(home):
+                if name.startswith(NAMED):
+                    place.unlink(f"{home}/{name}")
 
     def _go(self, place: LibraryPlace, names: list[str]) -> None:
         losses = self.world.power_losses

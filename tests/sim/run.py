@@ -229,9 +229,8 @@ def _inspect(world: World, filesystem: Any, actors: list[Actor], shared: Shared)
     for actor in actors:
         actor.note_power_losses()
         actor.model.certain = False
-        if not actor.look(place):
+        if not (actor.look(place) and actor.look_back(place)):
             raise Failure(f"the files of {actor.name} cannot be read when all is well again")
-        actor.links.remove_left(place)
     try:
         shared.check(place)
         shared.check_unlocked(place)
