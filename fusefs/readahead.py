@@ -10,6 +10,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
 
 from fusefs.extents import pieces_of
 from fusefs.patience import Patience
@@ -34,6 +35,18 @@ def follows(read_from: int, read_to: int, offset: int) -> bool:
     return read_from >= 0 and read_to - NEAR_BYTES <= offset <= read_to + NEAR_BYTES and offset >= read_from
 
 
+class _Fetched(NamedTuple):
+    """Pieces of a block that came together, from piece `first` on."""
+
+    data: memoryview
+    first: int
+
+    def part(self, start: int, end: int) -> memoryview:
+        """Return bytes [start, end) of the block, as far as they are here."""
+        base = self.first * PIECE_BYTES
+        return self.data[max(start - base, 0) : end - base]
+
+
 class BlockReader:
     """Verified bytes of blocks.
 
@@ -52,7 +65,7 @@ class BlockReader:
         self._most_pieces = max(cache_bytes // PIECE_BYTES, 2 * BLOCK_BYTES // PIECE_BYTES)
         self._wait_seconds = wait_seconds
         self._lock = threading.Lock()
-        self._pieces: OrderedDict[tuple[bytes, int], memoryview] = OrderedDict()
+        self._pieces: OrderedDict[tuple[bytes, int], _Fetched] = OrderedDict()
         self._fetching: dict[bytes, Future[memoryview]] = {}
         self._pool = ThreadPoolExecutor(FETCHES, "readahead")
         self.most_blocks_ahead = max(1, min(MOST_BLOCKS_AHEAD, cache_bytes // (4 * BLOCK_BYTES)))
@@ -61,7 +74,7 @@ class BlockReader:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def read(self, ino: int, record: BlockRecord, offset: int, length: int, whole: bool) -> list[memoryview]:
-        """Return bytes [offset, offset+length) of a block, in order, as parts of pieces.
+        """Return bytes [offset, offset+length) of a block, in order: what came together is one part.
 
         Args:
             ino: on whose behalf.
@@ -75,17 +88,18 @@ class BlockReader:
             DigestMismatch: what arrived did not match the witness, several times.
         """
         first, count = pieces_of(offset, length, PIECE_BYTES)
-        pieces = self._cached(record.block, first, count)
-        if pieces is None:
+        runs = self._cached(record.block, first, count)
+        if runs is None:
             if whole or record.block in self._fetching:
                 data, start = self._whole(ino, record), 0
             else:
                 data, start = self._fetch(ino, record, first, count), first * PIECE_BYTES
             return [data[offset - start : offset - start + length]]
         end = offset + length
+        begins = [index * PIECE_BYTES for index, _ in runs]
         return [
-            piece[max(offset - start, 0) : end - start]
-            for start, piece in zip(range(first * PIECE_BYTES, end, PIECE_BYTES), pieces, strict=True)
+            fetched.part(max(offset, low), min(end, high))
+            for (_, fetched), low, high in zip(runs, begins, [*begins[1:], end], strict=True)
         ]
 
     def fetch_ahead(self, ino: int, records: Sequence[BlockRecord]) -> None:
@@ -109,16 +123,18 @@ class BlockReader:
         with self._lock:
             self._pieces.clear()
 
-    def _cached(self, block: bytes, first: int, count: int) -> list[memoryview] | None:
+    def _cached(self, block: bytes, first: int, count: int) -> list[tuple[int, _Fetched]] | None:
+        """Return from which piece on to use what was fetched, in order; None if a piece is not here."""
         with self._lock:
-            pieces: list[memoryview] = []
+            runs: list[tuple[int, _Fetched]] = []
             for index in range(first, first + count):
-                piece = self._pieces.get((block, index))
-                if piece is None:
+                fetched = self._pieces.get((block, index))
+                if fetched is None:
                     return None
                 self._pieces.move_to_end((block, index))
-                pieces.append(piece)
-            return pieces
+                if not runs or runs[-1][1] is not fetched:
+                    runs.append((index, fetched))
+            return runs
 
     def _whole(self, ino: int, record: BlockRecord) -> memoryview:
         """Return a whole block; of several threads that want it, one fetches it."""
@@ -173,8 +189,9 @@ class BlockReader:
 
     def _keep(self, block: bytes, first: int, data: memoryview) -> memoryview:
         with self._lock:
-            for index, start in enumerate(range(0, len(data), PIECE_BYTES), first):
-                self._pieces[block, index] = data[start : start + PIECE_BYTES]
+            fetched = _Fetched(data, first)
+            for index in range(first, first + piece_count(len(data))):
+                self._pieces[block, index] = fetched
                 self._pieces.move_to_end((block, index))
             while len(self._pieces) > self._most_pieces:
                 self._pieces.popitem(last=False)

@@ -324,7 +324,7 @@ class Mount:
         handle = self._handles[info.fh]
         if size > SMALL_REQUEST_BYTES:
             self._pass_on()
-        data = bytes(self._files.read(handle, offset, size))
+        data = _bytes_of(self._files.read(handle, offset, size))
         if len(data) < size and not handle.uncached and not info.flags & os.O_DIRECT:
             if self._shortenings.misleads(ino, offset, size, len(data)):
                 self._library.reply_error(request, errno.EINTR)
@@ -464,6 +464,12 @@ class Mount:
     def removexattr(self, request: int, ino: int, name: bytes) -> None:
         self._fs.xattrs.remove(ino, name)
         self._library.reply_error(request, 0)
+
+
+def _bytes_of(data: bytes | memoryview) -> bytes:
+    """Return bytes as a bytes object: the very one that they are all of, if there is one, not a copy."""
+    whole = data.obj if isinstance(data, memoryview) else data
+    return whole if type(whole) is bytes and len(whole) == len(data) else bytes(data)
 
 
 def _past_pages(handle: Handle) -> bool:
