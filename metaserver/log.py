@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from metaserver import pages
+from metaserver.log_ahead import LogAhead
 from metaserver.log_mark import LogMark
 from metaserver.store import Store
 from wire.errors import InternalError
@@ -93,8 +94,9 @@ class LogSync:
 class Checkpointer:
     """Moves the log's pages into the database, in a thread with a connection of its own.
 
-    It never makes a transaction wait. Under a load without any pause the log still grows; from
-    store.LOG_PAGES_MAX on, a commit then finishes the (mostly done) work itself, and the log starts over.
+    It never makes a transaction wait, and has the log read ahead, so that none waits for that (see
+    metaserver.log_ahead). Under a load without any pause the log still grows; from store.LOG_PAGES_MAX on, a
+    commit then finishes the (mostly done) work itself, and the log starts over.
     """
 
     def __init__(self, store: Store) -> None:
@@ -102,6 +104,7 @@ class Checkpointer:
         self._done_rows = store.changed_rows()
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._connection: sqlite3.Connection | None = None
+        self._ahead = LogAhead(store.path, store.log_mark)
 
     async def run_once(self) -> bool:
         """Checkpoint if enough was changed; return whether it did."""
@@ -119,6 +122,7 @@ class Checkpointer:
         while True:
             await asyncio.sleep(interval_seconds)
             try:
+                self._ahead.look()
                 await self.run_once()
                 failing = False
             except sqlite3.Error as error:
@@ -137,3 +141,4 @@ class Checkpointer:
         if self._connection is not None:
             self._thread.submit(self._connection.close).result()
         self._thread.shutdown()
+        self._ahead.close()
