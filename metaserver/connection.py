@@ -11,8 +11,6 @@ Decides nothing. In the thread that opened it. Source: https://www.sqlite.org/wa
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 
 class ReadingConnection(sqlite3.Connection):
@@ -23,11 +21,11 @@ class ReadingConnection(sqlite3.Connection):
     """
 
     reading: sqlite3.Cursor | None = None
-    _lets_go = False
+    _may_read = True
 
     def begin_reading(self) -> None:
-        """Keep a read open from now on, unless the log is being moved. Not to be called while one is open."""
-        if not self._lets_go:
+        """Keep a read open from now on, if that may be. Not to be called while one is open."""
+        if self._may_read:
             self.reading = self.execute("SELECT 1 FROM sqlite_schema")
 
     def end_reading(self) -> None:
@@ -36,16 +34,11 @@ class ReadingConnection(sqlite3.Connection):
             self.reading.close()
             self.reading = None
 
-    @contextmanager
-    def log_let_go(self) -> Iterator[None]:
-        """Keep no read open until this is over, while the log is moved.
-
-        If that fails, also afterwards: a commit that finds the log too long must move it then.
-        """
-        self._lets_go = True
-        self.end_reading()
-        yield
-        self._lets_go = False
+    def keep_reading(self, may: bool) -> None:
+        """Say whether a read may be kept open from now on: not while the log is moved, or must be."""
+        self._may_read = may
+        if not may:
+            self.end_reading()
 
     def close(self) -> None:
         """Close it; what is half read would leave the files open."""

@@ -19,7 +19,7 @@ from pathlib import Path
 from metaserver import pages
 from metaserver.log_ahead import LogAhead
 from metaserver.log_mark import LogMark
-from metaserver.store import Store
+from metaserver.store import LOG_PAGES_MAX, Store
 from wire.errors import InternalError
 from wire.shared_sync import SharedSync
 
@@ -110,11 +110,16 @@ class Checkpointer:
         """Checkpoint if enough was changed; return whether it did."""
         changed = self._store.changed_rows()
         if changed - self._done_rows < CHECKPOINT_ROWS:
+            self._store.keep_reading(self._is_short())
             return False
-        with self._store.log_let_go():
-            await asyncio.get_running_loop().run_in_executor(self._thread, self._checkpoint)
+        self._store.keep_reading(False)  # a commit must move the log while it is too long and this fails
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._checkpoint)
         self._done_rows = changed
         return True
+
+    def _is_short(self) -> bool:
+        durable = self._store.log_mark.look()
+        return durable is None or durable.frames < LOG_PAGES_MAX
 
     async def run_forever(self, interval_seconds: float = 0.1) -> None:
         """Checkpoint whenever it is time, until cancelled. A failure is logged once and tried again."""

@@ -2,9 +2,9 @@
 
 SQLite begins the log over in place, and its frames are no multiple of the kernel's pages: to write one, the
 kernel needs the rest of the pages at its ends, and where it has forgotten these, each commit waits for the
-disk, some eight times. So it is asked to read them ahead: a little from where the log is written now, and from
-its beginning, where it goes on when all of it is in the database. Decides nothing, and changes nothing. In the
-event loop's thread; each call takes some 0.1 ms.
+disk, some eight times. So it is asked to read them ahead: a little from where the log is written now, and
+from its beginning, where it goes on when all of it is in the database. Decides nothing, changes nothing. In
+the event loop's thread; each call takes some 0.1 ms.
 Source: posix_fadvise(2)
 """
 

@@ -60,7 +60,7 @@ class Store:
     Attributes:
         execute: runs one statement (inside of a transaction if it changes anything).
         executemany: the same for many rows.
-        end_reading, log_let_go: see metaserver.connection.
+        end_reading, keep_reading: see metaserver.connection.
         sessions: the numbers of the living sessions (kept by metaserver.sessions).
         totals: how many inodes, entries, blocks, block_bytes, garbage_blocks and
             lagging_replicas there are; changed by
@@ -95,7 +95,7 @@ class Store:
             self._connection = pages.connect(
                 path, ReadingConnection, isolation_level=None, cached_statements=256, timeout=1.0
             )
-            self.end_reading, self.log_let_go = self._connection.end_reading, self._connection.log_let_go
+            self.end_reading, self.keep_reading = self._connection.end_reading, self._connection.keep_reading
             self.execute = self._connection.execute
             self.executemany = self._connection.executemany
             try:

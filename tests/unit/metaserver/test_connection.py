@@ -45,7 +45,8 @@ def test_a_log_that_cannot_be_moved_by_the_thread_is_kept_short_by_commits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(log_module, "CHECKPOINT_ROWS", 50)
-    monkeypatch.setattr(store, "LOG_PAGES_MAX", 100)
+    for module in (store, log_module):
+        monkeypatch.setattr(module, "LOG_PAGES_MAX", 100)
     meta = Harness(tmp_path)
     checkpointer = Checkpointer(meta.store)
 
@@ -63,8 +64,24 @@ def test_a_log_that_cannot_be_moved_by_the_thread_is_kept_short_by_commits(
     assert Path(f"{meta.path}-wal").stat().st_size < 3 * 100 * pages.PAGE_BYTES
     assert can_empty_the_log(meta), "no read is kept open until the thread succeeds"
     assert meta.wait(checkpointer.run_once())
+    assert not meta.wait(checkpointer.run_once())
     meta.create(1, b"more")
     assert not can_empty_the_log(meta)
+    checkpointer.close()
+    meta.close()
+
+
+def test_a_log_that_is_too_long_is_moved_by_a_commit_though_a_read_was_kept_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (store, log_module):
+        monkeypatch.setattr(module, "LOG_PAGES_MAX", 100)
+    meta = Harness(tmp_path)
+    checkpointer = Checkpointer(meta.store)  # which has its turn, but does not find enough to move
+    for number in range(200):
+        meta.create(1, b"%d" % number)
+        assert not meta.wait(checkpointer.run_once())
+    assert Path(f"{meta.path}-wal").stat().st_size < 2 * 100 * pages.PAGE_BYTES
     checkpointer.close()
     meta.close()
 
