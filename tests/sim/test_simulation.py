@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import subprocess
 import sys
 import traceback
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
 from tests.sim import mutants
+from tests.sim.links import Links
 from tests.sim.run import PREFIX, _place, sweep
 from tools.history.check import check
 from tools.history.record import parse
@@ -61,6 +64,23 @@ def test_what_a_killed_run_leaves_is_swept() -> None:
         finally:
             shutil.rmtree(kept)
             alive.kill()
+
+
+def test_links_that_a_killed_client_left_are_removed_in_the_end() -> None:
+    """It had no time to tell which: seed 500112 took them for lost inodes."""
+
+    class Place:
+        removed: ClassVar[list[str]] = []
+
+        def list(self, home: str) -> list[str]:
+            return ["a", "link-1-0", "link-1-1"] if home == "home-1" else []
+
+        def unlink(self, path: str) -> None:
+            self.removed.append(path)
+
+    links = Links(None, "home-1-2", random.Random(1))
+    links.remove_left(Place(), ["home-1-2", "home-1"])  # type: ignore[arg-type]
+    assert Place.removed == ["home-1/link-1-0", "home-1/link-1-1"]
 
 
 def test_a_history_of_a_run(tmp_path: Path) -> None:
