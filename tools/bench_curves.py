@@ -87,10 +87,11 @@ class Point:
 
 
 def _steps(first: int, last: int, factor: int) -> list[int]:
+    """Return places from `first` on, each so many times the one before, and `last` at the end."""
     found = [first]
     while found[-1] * factor <= last:
         found.append(found[-1] * factor)
-    return found
+    return [*found, last] if found[-1] < last else found
 
 
 def measure(parent: Path, extent: Extent, only: Sequence[str] = ()) -> Iterator[list[Point]]:
