@@ -15,6 +15,7 @@ import logging
 import os
 import signal
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from ctypes import byref
@@ -81,6 +82,11 @@ class Serving:
         self._is_busy = self._is_watch_asleep = False
         self._wake_watch = threading.Event()
         self._ended = threading.Event()
+        self._end_told, self._tells_end = os.pipe()
+        """Wakes `run`: a signal that comes just before a thread waits for a lock would not end that wait."""
+        os.set_blocking(self._tells_end, False)
+        for descriptor in (self._end_told, self._tells_end):
+            weakref.finalize(self, os.close, descriptor).atexit = False
 
     def run(self) -> None:
         """Answer requests until it is unmounted or a signal ends it; return when all are answered."""
@@ -89,7 +95,8 @@ class Serving:
         self._begin_server()
         watch = threading.Thread(target=self._watch, name="watch", daemon=True)
         watch.start()
-        self._ended.wait()
+        while not self._ended.is_set():
+            os.read(self._end_told, 64)
         self._library.exit(self._session)
         self._wake_watch.set()
         watch.join()
@@ -110,16 +117,18 @@ class Serving:
         """
 
         def end(_number: int, _frame: FrameType | None) -> None:
-            self._ended.set()
+            self._end()
 
         def wake(_number: int, _frame: FrameType | None) -> None:
             pass
 
         before = {number: signal.signal(number, end) for number in ENDING_SIGNALS}
         before[WAKING_SIGNAL] = signal.signal(WAKING_SIGNAL, wake)
+        woken_before = signal.set_wakeup_fd(self._tells_end, warn_on_full_buffer=False)
         try:
             yield
         finally:
+            signal.set_wakeup_fd(woken_before)
             for number, handler in before.items():
                 signal.signal(number, handler)
 
@@ -235,8 +244,14 @@ class Serving:
             return True
         if count < 0 and not self._ended.is_set():
             log.error("the kernel's requests cannot be read any more: %s", os.strerror(-count))
-        self._ended.set()
+        self._end()
         return False
+
+    def _end(self) -> None:
+        """Have `run` come to its end. For any thread, and for handlers of signals."""
+        self._ended.set()
+        with suppress(BlockingIOError):
+            os.write(self._tells_end, b"\0")
 
     def _await_duty(self, server: _Server) -> None:
         with self._lock:

@@ -173,6 +173,15 @@ def test_a_signal_ends_it_when_what_is_under_way_is_answered(kernel: Kernel) -> 
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+@pytest.mark.timeout(30)
+def test_a_signal_that_another_thread_gets_ends_it(kernel: Kernel) -> None:
+    """Then nothing interrupts what the main thread waits in, nor if it comes just before that wait."""
+    kernel.while_serving(
+        lambda: kernel.ask(b"a"), lambda: signal.pthread_kill(kernel.threads[0], signal.SIGTERM)
+    )
+    assert kernel.library.exited
+
+
 def test_requests_that_cannot_be_read_end_it(kernel: Kernel, caplog: pytest.LogCaptureFixture) -> None:
     kernel.library.receive = lambda _session, _buffer: -errno.EIO  # type: ignore[method-assign]
     with kernel.serving.ended_by_signals():
