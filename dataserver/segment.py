@@ -43,9 +43,9 @@ DIRECT_BYTES = 256 * 1024
 AHEAD_BYTES = 2 * 1024 * 1024
 """How far past the end zeros are written, where records are made durable one by one."""
 _ZEROS_BYTES = 256 * 1024
-_pages: list[mmap.mmap] = []
-"""Aligned pages that nobody uses now."""
 _ZEROS = mmap.mmap(-1, _ZEROS_BYTES)  # aligned, for O_DIRECT
+_pages: list[mmap.mmap] = []
+"""Aligned pages that nobody uses now; append and pop are atomic."""
 
 
 class DirectFile:

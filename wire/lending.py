@@ -81,12 +81,11 @@ class Lender:
 
     Attributes:
         offer: the parameters of `LEND` or `LEND_ROOM`.
-        code: as above.
     """
 
     def __init__(self, slots: int = SLOTS, code: int = CODE, least_bytes: int = LEAST_BYTES) -> None:
         """Take the memory; pages are only used as they are first written. Raises OSError."""
-        self.code, self._least_bytes = code, least_bytes
+        self._least_bytes = least_bytes
         self._head = bytes((_EXTENSION, code))
         size = slots * SLOT_BYTES + TABLE_BYTES
         self._handle = os.memfd_create("quorumfs-lent", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
