@@ -42,10 +42,9 @@ from tests.sim import seams, sqlite_files, threads
 from tests.sim.disk import Disk
 from tests.sim.loop import PROCESS, Process, SimLoop
 from tests.sim.network import Listening, Network
-from wire.client import Client
+from tests.sim.sockets import socket_type
 from wire.config import ClusterConfig, ConfigError, DataServerConfig, Deadlines, dumps, load
-from wire.errors import QuorumfsError, Unavailable
-from wire.messages import Ticket
+from wire.errors import QuorumfsError
 from wire.quorum import Quorum
 
 DISK_SECONDS = 0.0005
@@ -70,8 +69,6 @@ QUICK_SYNC_SECONDS = [0.0, 1.0]
 ROOMS_BYTES = [wire.msgpack_long.LONG_BYTES + 4096, wire.msgpack_codec.ROOM_BYTES]
 """So much of what arrives on a connection is taken at once, at most: with little room more are long messages.
 What is not received where it stays, as a long byte string is, must find room."""
-LATE_SECONDS = 2.0
-"""A request that arrives twice comes the second time at most so much later."""
 
 
 class Failure(Exception):
@@ -164,7 +161,7 @@ class World:
 
     def _install(self) -> None:
         wire.server._listen = lambda address: Listening(str(address))  # type: ignore[assignment]
-        wire.blocking.MsgpackSocket = _socket_type(self)  # type: ignore[misc, assignment]
+        wire.blocking.MsgpackSocket = socket_type(self)  # type: ignore[misc, assignment]
         for main in (data_main, mediator_main, meta_main):
             main.serve = self._serve  # type: ignore[attr-defined]
         settings = load(self.config_file)  # read once, for all starts
@@ -186,6 +183,7 @@ class World:
             self.scheduler.sleep,
             threads.make(self.scheduler),
             _HostOs(self),
+            self._open_file,
             self._connect_sqlite,
             self.rng,
         )
@@ -217,6 +215,11 @@ class World:
         if process is not None:
             process.kept.append(connection)
         return connection
+
+    def _open_file(self, path: Any, *more: Any) -> Any:
+        process = PROCESS.get()
+        disk = self.disks.get(process.host) if process is not None else None
+        return (open if disk is None else disk.open_file)(path, *more)
 
     def _punch_hole(self, handle: int, offset: int, length: int) -> bool:
         disk = self.disk_here()
@@ -456,45 +459,3 @@ class _LogEvents(logging.Handler):
         if record.exc_info:
             text = "".join(traceback.format_exception(record.exc_info[1]))
             self._world.problem(f"a traceback in the log of {who}: {record.getMessage()}\n{text}")
-
-
-def _has_ticket(params: Sequence[Any]) -> bool:
-    return bool(params) and isinstance(params[0], list | tuple) and len(params[0]) == len(Ticket._fields)
-
-
-def _socket_type(world: World) -> type:
-    """Return what stands for the blocking client's socket: the asyncio client, waited for."""
-
-    class SimSocket:
-        def __init__(self, address: Any, connect_seconds: float, look: Any, until: float) -> None:
-            self._address = str(address)
-            self._client = Client(self._address, connect_seconds=connect_seconds)
-
-        def alive(self) -> bool:
-            return self._client.connected
-
-        def call(self, until: float, name: str, params: Sequence[Any]) -> Any:
-            seconds = max(0.001, until - world.loop.now)
-            answer = world.scheduler.wait(self._client.forward(seconds, name, list(params)))
-            changes = _has_ticket(params)
-            if world.rng.random() < world.lost_answers * (1.0 if changes else 0.1):
-                world.note("fault", f"the answer to {name} is lost")
-                raise Unavailable(f"{self._address}: Connection reset by peer")
-            if changes and world.rng.random() < world.requests_twice:
-                world.loop.create_task(self._arrive_again(name, list(params)))
-            return answer
-
-        async def _arrive_again(self, name: str, params: list[Any]) -> None:
-            """What was answered arrives once more, by another connection: nothing may come of it."""
-            losses, client = world.power_losses, Client(self._address, connect_seconds=1.0)
-            await asyncio.sleep(world.rng.random() * LATE_SECONDS)
-            if losses == world.power_losses:  # the answer may be undone with what the call did
-                world.note("fault", f"{name} {params[0]} arrives once more")
-                with contextlib.suppress(QuorumfsError):
-                    await client.forward(1.0, name, params)
-            await client.close()
-
-        def close(self) -> None:
-            world.loop.create_task(self._client.close())
-
-    return SimSocket

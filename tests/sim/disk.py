@@ -1,14 +1,16 @@
 """The simulated disks: real files in memory, and what each has not made durable yet.
 
 `Disk.os` stands for the module `os` in the code of one simulated host. A power loss takes back, or tears,
-what was written since the last sync of each file, and undoes names that no sync of their directory
-made durable. What SQLite writes by itself of the metadata database is told by tests.sim.sqlite_files. A
-process, or its machine, may end just before any one write or sync. One thread.
+what was written since the last sync of each file, and undoes names, new ones too, that no sync of their
+directory made durable. tests.sim.sqlite_files tells it what SQLite writes by itself of the metadata database;
+a data server's index must be no more than a cache, and is damaged anywhere. A process, or its machine, may
+end just before any one write or sync. One thread.
 """
 
 from __future__ import annotations
 
 import errno
+import io
 import os
 import random
 import shutil
@@ -42,6 +44,20 @@ class Moment(NamedTuple):
     names: list[tuple[str, str, str | None]]
 
 
+class _Opened(io.FileIO):
+    """A file that knows its disk, so that it can be synced by its number until it is closed."""
+
+    def __init__(self, disk: Disk, path: str, mode: str) -> None:
+        super().__init__(path, mode)
+        self._paths, self._number = disk.paths, self.fileno()
+        self._paths[self._number] = path
+
+    def close(self) -> None:
+        if not self.closed:
+            self._paths.pop(self._number, None)
+        super().close()
+
+
 class Disk:
     """One host's directory, and what a power loss would do to it."""
 
@@ -51,7 +67,7 @@ class Disk:
         self.undo: dict[str, list[Change]] = {}
         """Of each file what no sync made durable, the oldest first."""
         self.names: list[tuple[str, str, str | None]] = []
-        """Renames and removals that are not durable: (what, path, where the old file is kept)."""
+        """What is not durable: (create, mkdir, rename or unlink, path, where the old file is kept)."""
         self.full = False
         self.refusal = errno.ENOSPC
         """What writes that need room are refused with while it is full."""
@@ -122,13 +138,35 @@ class Disk:
     def open(self, path: Any, flags: int, mode: int = 0o777, **more: Any) -> int:
         if flags & os.O_ACCMODE == os.O_WRONLY:
             flags = flags & ~os.O_ACCMODE | os.O_RDWR  # what is overwritten is read first, to be undone
+        is_new = bool(flags & os.O_CREAT) and not os.path.lexists(path)
         handle = os.open(path, flags & ~os.O_DIRECT, mode, **more)
         self.paths[handle] = os.fspath(path)
+        if is_new:
+            self.names.append(("create", os.fspath(path), None))
         return handle
+
+    def mkdir(self, path: Any, mode: int = 0o777, **more: Any) -> None:
+        os.mkdir(path, mode, **more)  # noqa: PTH102  it stands for this very function
+        self.names.append(("mkdir", os.fspath(path), None))
 
     def close(self, handle: int) -> None:
         self.paths.pop(handle, None)
         os.close(handle)
+
+    def open_file(self, path: Any, mode: str = "r", *more: Any) -> Any:
+        """Stand for io.open: what is written before the first sync is kept or lost as a whole."""
+        kind = mode.replace("b", "").replace("t", "")
+        if kind == "r" or "+" in kind:
+            return open(path, mode, *more)  # noqa: PTH123  it stands for this very function
+        name, is_new = os.fspath(path), not os.path.lexists(path)
+        before = b"" if is_new else Path(path).read_bytes()
+        raw = _Opened(self, name, kind)
+        if is_new:
+            self.names.append(("create", name, None))
+        kept = len(before) if kind == "a" else 0
+        self.note(name, kept, before[kept:], len(before))
+        file = io.BufferedWriter(raw)
+        return file if "b" in mode else io.TextIOWrapper(file, *more[1:])
 
     def _note_write(self, handle: int, offset: int, length: int, *, grows: bool = True) -> None:
         path = self.paths.get(handle)
@@ -222,6 +260,9 @@ class Disk:
         do(*args, **more)
         if path.startswith(str(self.root)):
             self.names.append((what, path, kept))
+            self.undo.pop(path, None)
+            if what == "rename" and (changes := self.undo.pop(os.fspath(args[0]), None)):
+                self.undo[path] = changes
 
     def statvfs(self, _: Any) -> os.statvfs_result:
         """Tell of a large disk: how much room this machine has in memory is no part of a life."""
@@ -248,15 +289,31 @@ class Disk:
         self.undo.clear()
         keep = self.rng.randrange(len(self.names) + 1)  # a journal keeps the names' changes in order
         for what, path, kept in reversed(self.names[keep:]):
-            if what == "rename" or kept is not None:  # what has the name since goes as well
+            if what == "mkdir":
+                shutil.rmtree(path, ignore_errors=True)
+            elif what != "unlink" or kept is not None:  # what has the name since goes as well
                 Path(path).unlink(missing_ok=True)
             if kept is not None:
                 os.link(kept, path)
         self.names.clear()
-        for index in self.root.rglob("index.sqlite"):
-            if self.rng.random() < 0.5:
-                for file in index.parent.glob("index.sqlite*"):
-                    file.unlink()
+        for index in list(self.root.rglob("index.sqlite")):
+            self._harm_index(index)
+
+    def _harm_index(self, index: Path) -> None:
+        """Keep a data server's index, remove it, or damage some sectors of it or its log."""
+        files = [file for file in (index, Path(f"{index}-wal")) if file.exists()]
+        harm = self.rng.choice(("none", "removed", "damaged", "damaged"))
+        if harm == "removed":
+            for file in index.parent.glob(f"{index.name}*"):
+                file.unlink()
+        elif harm == "damaged":
+            with self.rng.choice(files).open("r+b") as file:
+                sectors = os.fstat(file.fileno()).st_size // SECTOR_BYTES
+                for _ in range(self.rng.randrange(1, 5) if sectors else 0):
+                    file.seek(self.rng.randrange(sectors) * SECTOR_BYTES)
+                    other = file.read(SECTOR_BYTES) if self.rng.random() < 0.5 else bytes(SECTOR_BYTES)
+                    file.seek(self.rng.randrange(sectors) * SECTOR_BYTES)
+                    file.write(other)
 
     def _tear(self, path: str, changes: list[Change]) -> None:
         style = self.rng.choice(("all lost", "none lost", "each by itself"))

@@ -7,11 +7,14 @@ mutant whose target has gone fails loudly, so that the list stays true.
 from __future__ import annotations
 
 import asyncio
+import collections
 import contextlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import dataserver.directory
 import dataserver.durable
+import dataserver.index
 import dataserver.reading
 import dataserver.segment
 import dataserver.segments
@@ -158,6 +161,37 @@ def directory_not_synced() -> None:
     for module in (dataserver.durable, dataserver.segments, dataserver.segment):
         if hasattr(module, "sync_directory"):
             module.sync_directory = lambda directory: None  # type: ignore[attr-defined]
+
+
+def description_named_before_it_is_synced() -> None:
+    """The file that tells whose a data server's directory is has its name, but not surely its bytes."""
+
+    def write(path: Any, content: bytes) -> None:
+        draft = path.with_name(path.name + ".tmp")
+        with draft.open("wb") as file:
+            file.write(content)
+        draft.replace(path)
+        dataserver.durable.sync_directory(path.parent)
+
+    _change(dataserver.directory, "write_file", lambda _: write)
+
+
+def damaged_index_trusted() -> None:
+    """A data server's index is held to be right as long as SQLite can read it."""
+
+    def make(check: Any) -> Any:
+        def trusting(connection: Any) -> Any:
+            try:
+                return check(connection)
+            except dataserver.index.IndexUnusable:
+                rows = connection.execute("SELECT segment, length, checksum FROM blocks").fetchall()
+                total = sum(checksum for *_, checksum in rows) % dataserver.index._SUM_MODULUS
+                counts = collections.Counter(segment for segment, *_ in rows)
+                return dataserver.index.Totals(len(rows), sum(row[1] for row in rows), total), counts
+
+        return trusting
+
+    _change(dataserver.index, "_check", make)
 
 
 def returned_server_not_refilled() -> None:
@@ -355,6 +389,8 @@ MUTANTS = [
         garbage_told_before_it_is_durable,
         fsync_of_an_unchanged_file_does_nothing,
         directory_not_synced,
+        description_named_before_it_is_synced,
+        damaged_index_trusted,
         returned_server_not_refilled,
         lag_forgotten_at_a_mediator_restart,
         refill_skips_blocks_written_meanwhile,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import io
 import os
 import pathlib
 import random
@@ -62,6 +63,7 @@ def install(
     sleep: Callable[[float], None],
     threads: Any,
     host_os: Any,
+    open_file: Callable[..., Any],
     connect: Callable[..., sqlite3.Connection],
     rng: random.Random,
 ) -> None:
@@ -72,6 +74,7 @@ def install(
         sleep: what a client's thread calls.
         threads: stands for `threading` and the pools, in fusefs.
         host_os: stands for `os`, in the servers.
+        open_file: stands for `io.open`, in paths.
         connect: stands for `sqlite3.connect`.
         rng: the simulation's random numbers.
     """
@@ -123,6 +126,7 @@ def install(
         more = of_package.get(package, {})
         _replace(module, anywhere | more, random.uniform, rng.uniform)
     pathlib.os = host_os  # type: ignore[attr-defined]
+    pathlib.io = StandIn(io, open=open_file)  # type: ignore[attr-defined]
 
 
 def _modules() -> Iterator[tuple[str, types.ModuleType]]:

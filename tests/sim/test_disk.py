@@ -1,7 +1,8 @@
-"""The simulated disk under a real metadata database: what SQLite writes is lost and torn as anything else."""
+"""The simulated disk: files and names are lost and torn, those of a real metadata database too."""
 
 from __future__ import annotations
 
+import os
 import random
 import zlib
 from pathlib import Path
@@ -105,3 +106,49 @@ def test_a_checkpoint_cut_off_at_any_write_leaves_all_that_was_durable(disk: Dis
     assert (torn > 0) == power, f"{torn} torn pages"
     life.meta.close()  # checks every page and every rule
     assert not any(is_torn(n, page) for n, page in enumerate(pages_of(disk.root / "meta.sqlite"), 1))
+
+
+def outcomes(root: Path, seed: int, sync: set[str]) -> set[bytes | None]:
+    """Return what may be left of a new file after a power loss, when so much of it was synced."""
+    found: set[bytes | None] = set()
+    for turn in range(40):
+        place = root / f"{turn}"
+        place.mkdir(parents=True)
+        disk = Disk(place, random.Random(seed + turn))
+        with disk.open_file(place / "draft", "wb") as file:
+            file.write(b"content")
+            file.flush()
+            if "file" in sync:
+                disk.fsync(file.fileno())
+        disk.rename(place / "draft", place / "name")
+        if "directory" in sync:
+            handle = disk.open(place, 0)
+            disk.fsync(handle)
+            disk.close(handle)
+        assert not disk.paths, "a file that was closed has no number any more"
+        disk.lose_power()
+        name = place / "name"
+        found.add(name.read_bytes() if name.exists() else None)
+    return found
+
+
+def test_a_new_file_stays_only_once_it_and_its_name_are_synced(tmp_path: Path) -> None:
+    seed = take_seed()
+    assert outcomes(tmp_path / "all", seed, {"file", "directory"}) == {b"content"}
+    assert outcomes(tmp_path / "file", seed, {"file"}) == {b"content", None}
+    assert outcomes(tmp_path / "name", seed, {"directory"}) == {b"content", b""}
+    assert outcomes(tmp_path / "none", seed, set()) == {b"content", b"", None}
+
+
+def test_a_new_directory_stays_only_once_its_name_is_synced(tmp_path: Path) -> None:
+    rng = random.Random(take_seed())
+    left = set()
+    for turn in range(20):
+        place = tmp_path / f"{turn}"
+        place.mkdir()
+        disk = Disk(place, rng)
+        disk.mkdir(place / "new")
+        disk.close(disk.open(place / "new" / "file", os.O_CREAT | os.O_WRONLY))
+        disk.lose_power()
+        left.add(tuple(sorted(path.name for path in place.rglob("*"))))
+    assert left == {(), ("new",), ("file", "new")}

@@ -1,0 +1,60 @@
+"""The blocking client's simulated socket: answers may be lost, and requests arrive twice. One thread."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from wire.client import Client
+from wire.errors import QuorumfsError, Unavailable
+from wire.messages import Ticket
+
+if TYPE_CHECKING:
+    from tests.sim.cluster import World
+
+LATE_SECONDS = 2.0
+"""A request that arrives twice comes the second time at most so much later."""
+
+
+def _has_ticket(params: Sequence[Any]) -> bool:
+    return bool(params) and isinstance(params[0], list | tuple) and len(params[0]) == len(Ticket._fields)
+
+
+def socket_type(world: World) -> type:
+    """Return what stands for the blocking client's socket: the asyncio client, waited for."""
+
+    class SimSocket:
+        def __init__(self, address: Any, connect_seconds: float, look: Any, until: float) -> None:
+            self._address = str(address)
+            self._client = Client(self._address, connect_seconds=connect_seconds)
+
+        def alive(self) -> bool:
+            return self._client.connected
+
+        def call(self, until: float, name: str, params: Sequence[Any]) -> Any:
+            seconds = max(0.001, until - world.loop.now)
+            answer = world.scheduler.wait(self._client.forward(seconds, name, list(params)))
+            changes = _has_ticket(params)
+            if world.rng.random() < world.lost_answers * (1.0 if changes else 0.1):
+                world.note("fault", f"the answer to {name} is lost")
+                raise Unavailable(f"{self._address}: Connection reset by peer")
+            if changes and world.rng.random() < world.requests_twice:
+                world.loop.create_task(self._arrive_again(name, list(params)))
+            return answer
+
+        async def _arrive_again(self, name: str, params: list[Any]) -> None:
+            """What was answered arrives once more, by another connection: nothing may come of it."""
+            losses, client = world.power_losses, Client(self._address, connect_seconds=1.0)
+            await asyncio.sleep(world.rng.random() * LATE_SECONDS)
+            if losses == world.power_losses:  # the answer may be undone with what the call did
+                world.note("fault", f"{name} {params[0]} arrives once more")
+                with contextlib.suppress(QuorumfsError):
+                    await client.forward(1.0, name, params)
+            await client.close()
+
+        def close(self) -> None:
+            world.loop.create_task(self._client.close())
+
+    return SimSocket
