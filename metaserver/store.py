@@ -20,6 +20,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 from metaserver import answers, fence, pages, sums
 from metaserver.connection import ReadingConnection
 from metaserver.log_mark import LogMark, mark_file
+from metaserver.read_ahead import read_database_ahead
 from metaserver.schema import ADDED_SCHEMA, APPLICATION_ID, FORMAT_VERSION, SCHEMA
 from wire.config import ConfigError
 from wire.errors import (
@@ -128,6 +129,7 @@ class Store:
             pages.refuse_unstamped(path)
             sums.begin(path)
             self.log_mark.begin()
+            read_database_ahead(path)  # _count goes through all of it
         except OSError as error:
             raise ConfigError(f"{path}: cannot be used: {error.strerror}") from None
 

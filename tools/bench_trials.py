@@ -44,7 +44,7 @@ ENTRIES_EACH = 1000
 """So many files are in each directory of a file system that is filled."""
 FILLERS = 4
 """Threads that fill it, which is not measured."""
-MORE_FILES = 100
+MORE_FILES = 500
 HEALED = 3
 """The data server that is emptied and refilled, and scrubbed."""
 
@@ -171,6 +171,7 @@ def with_files(cluster: LocalCluster, files: int, mountpoint: Path) -> Trial:
         with ThreadPoolExecutor(FILLERS) as threads:
             list(threads.map(partial(_fill, min(files, ENTRIES_EACH)), directories))
         place = Place(directory, Sizes(files=MORE_FILES), SEED)
+        caches.settle()
         created = _seconds(place, create_small) / MORE_FILES
         found = _seconds(place, stat_small, caches) / MORE_FILES
         started = Clock()

@@ -1,4 +1,4 @@
-"""Which parts of the log are read ahead, and that the kernel has them then."""
+"""Which parts of the log are read ahead, and that the kernel has them then, and the database."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from metaserver.log_ahead import AHEAD_BYTES, PIECE_BYTES, LogAhead, pieces
+from metaserver.read_ahead import AHEAD_BYTES, PIECE_BYTES, LogAhead, pieces, read_database_ahead
 from tests.support import wait_until
 from tests.unit.metaserver.harness import Harness
 
@@ -25,14 +25,26 @@ def test_pieces_are_the_beginning_and_what_follows(position: int, size: int) -> 
     assert covered == first + max(0, min(size - position, AHEAD_BYTES))
 
 
-def is_in_memory(log: Path) -> bool:
+def is_in_memory(file: Path) -> bool:
     """Tell whether the kernel has all of a file."""
-    with log.open("rb") as file:
-        size = log.stat().st_size
+    with file.open("rb") as opened:
+        size = file.stat().st_size
         try:
-            return os.preadv(file.fileno(), [bytearray(size)], 0, os.RWF_NOWAIT) == size
+            return os.preadv(opened.fileno(), [bytearray(size)], 0, os.RWF_NOWAIT) == size
         except BlockingIOError:
             return False
+
+
+def forget(file: Path) -> None:
+    """Have the kernel forget what it has of a file; skip the test where it cannot, or does not tell."""
+    with file.open("rb") as opened:
+        os.fdatasync(opened.fileno())
+        os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    try:
+        if is_in_memory(file):
+            pytest.skip("this file system has all in memory")
+    except OSError:
+        pytest.skip("this file system does not tell what is in memory")
 
 
 def test_what_the_kernel_forgot_of_the_log_is_read_again(tmp_path: Path) -> None:
@@ -41,15 +53,16 @@ def test_what_the_kernel_forgot_of_the_log_is_read_again(tmp_path: Path) -> None
     for number in range(100):
         meta.create(1, b"%d" % number)
     ahead = LogAhead(meta.path, meta.store.log_mark)
-    with log.open("rb") as file:
-        os.fdatasync(file.fileno())
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    try:
-        if is_in_memory(log):
-            pytest.skip("this file system has all in memory")
-    except OSError:
-        pytest.skip("this file system does not tell what is in memory")
+    forget(log)
     ahead.look()
     wait_until(lambda: is_in_memory(log), 5.0, "the log is in memory")
     ahead.close()
     meta.close()
+
+
+def test_the_whole_database_is_read_at_once(tmp_path: Path) -> None:
+    database = tmp_path / "meta.sqlite"
+    database.write_bytes(os.urandom(5 * PIECE_BYTES + 4096))
+    forget(database)
+    read_database_ahead(database)
+    wait_until(lambda: is_in_memory(database), 5.0, "the database is in memory")
