@@ -9,9 +9,11 @@ python -m tests.sim --mutants [NAME ...]       put bugs in on purpose, and count
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import sys
 import time
+import traceback
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -133,7 +135,10 @@ def mutants(names: list[str], seeds: Iterable[int], jobs: int) -> int:
 
         def play(seed: int, put_in: object = mutant.put_in) -> Verdict:
             assert callable(put_in)
-            put_in()
+            try:
+                put_in()
+            except Exception:
+                return dataclasses.replace(Verdict.of_dead(seed), problems=[traceback.format_exc()])
             return run(seed).brief()
 
         tried, found = 0, None

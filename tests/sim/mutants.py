@@ -7,14 +7,13 @@ mutant whose target has gone fails loudly, so that the list stays true.
 from __future__ import annotations
 
 import asyncio
-import collections
 import contextlib
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import dataserver.directory
 import dataserver.durable
-import dataserver.index
 import dataserver.reading
 import dataserver.segment
 import dataserver.segments
@@ -55,8 +54,19 @@ def stumbles(problem: str) -> bool:
 
 
 def _change(owner: Any, name: str, make: Callable[[Any], Any]) -> None:
-    """Replace a function by what `make` makes of it. Raises AttributeError if it is not there."""
-    setattr(owner, name, make(getattr(owner, name)))
+    """Replace a function by what `make` makes of it.
+
+    Raises:
+        AttributeError: it is not there.
+        TypeError: it takes other parameters than its replacement: each call would fail, and count as found.
+    """
+    usual = getattr(owner, name)
+    changed = make(usual)
+    if inspect.isfunction(usual) and inspect.isfunction(changed):
+        taken, wanted = (inspect.signature(each).parameters.values() for each in (changed, usual))
+        if not any(each.kind is each.VAR_POSITIONAL for each in taken) and len(taken) != len(wanted):
+            raise TypeError(f"{name} takes {len(wanted)} parameters, not {len(taken)}")
+    setattr(owner, name, changed)
 
 
 def vote_counts_corrupt() -> None:
@@ -176,28 +186,14 @@ def description_named_before_it_is_synced() -> None:
     _change(dataserver.directory, "write_file", lambda _: write)
 
 
-def damaged_index_trusted() -> None:
-    """A data server's index is held to be right as long as SQLite can read it."""
-
-    def make(check: Any) -> Any:
-        def trusting(connection: Any) -> Any:
-            try:
-                return check(connection)
-            except dataserver.index.IndexUnusable:
-                rows = connection.execute("SELECT segment, length, checksum FROM blocks").fetchall()
-                total = sum(checksum for *_, checksum in rows) % dataserver.index._SUM_MODULUS
-                counts = collections.Counter(segment for segment, *_ in rows)
-                return dataserver.index.Totals(len(rows), sum(row[1] for row in rows), total), counts
-
-        return trusting
-
-    _change(dataserver.index, "_check", make)
-
-
 def returned_server_not_refilled() -> None:
-    """What a server lacks is forgotten, and found by the inspection only; that does not come either."""
-    _change(mediator.refill.Refills, "came_up", lambda _: lambda self, server: None)
-    _change(mediator.refill.Refills, "begin", lambda _: lambda self, *args, **more: None)
+    """A refill ends at once, as if nothing lacked; those that an inspection begins too."""
+
+    async def nothing(self: Any, server: Any, progress: Any) -> tuple[int, int]:
+        progress.passes += 1
+        return 0, 0
+
+    _change(mediator.refill.Refills, "_run_once", lambda _: nothing)
 
 
 def lag_forgotten_at_a_mediator_restart() -> None:
@@ -221,11 +217,11 @@ def refill_skips_blocks_written_meanwhile() -> None:
     newest: dict[int, bytes] = {}
 
     def make(fill: Any) -> Any:
-        async def older(self: Any, server: Any, records: Any, progress: Any) -> Any:
+        async def older(self: Any, server: Any, records: Any, progress: Any, unknown: int = 0) -> Any:
             if records:
                 newest.setdefault(server.number, max(record.block for record in records))
             wanted = [record for record in records if record.block <= newest[server.number]]
-            return await fill(self, server, wanted, progress)
+            return await fill(self, server, wanted, progress, unknown)
 
         return older
 
@@ -257,7 +253,7 @@ def collection_races_a_commit() -> None:
 
 def call_sent_again_is_done_twice() -> None:
     def make(_: Any) -> Any:
-        def work(self: Any, ticket: Any, do: Any, args: Any, kwargs: Any) -> Any:
+        def work(self: Any, ticket: Any, newest: Any, do: Any, args: Any, kwargs: Any) -> Any:
             return do(ticket.session, *args, **kwargs)
 
         return work
@@ -269,11 +265,11 @@ def late_call_is_carried_out() -> None:
     """The order of a slot's calls is not looked at, only whether it was the very last."""
 
     def make(work_or_recall: Any) -> Any:
-        def work(self: Any, ticket: Any, do: Any, args: Any, kwargs: Any) -> Any:
+        def work(self: Any, ticket: Any, newest: Any, do: Any, args: Any, kwargs: Any) -> Any:
             from wire.errors import SequenceError
 
             try:
-                return work_or_recall(self, ticket, do, args, kwargs)
+                return work_or_recall(self, ticket, newest, do, args, kwargs)
             except SequenceError:
                 return do(ticket.session, *args, **kwargs)
 
@@ -390,7 +386,6 @@ MUTANTS = [
         fsync_of_an_unchanged_file_does_nothing,
         directory_not_synced,
         description_named_before_it_is_synced,
-        damaged_index_trusted,
         returned_server_not_refilled,
         lag_forgotten_at_a_mediator_restart,
         refill_skips_blocks_written_meanwhile,

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import traceback
+import types
 from pathlib import Path
 from typing import ClassVar
 
@@ -110,6 +111,23 @@ def test_a_bug_that_does_not_fit_the_code_is_told_from_one_that_is_found() -> No
     assert mutants.stumbles(told(object()))
     assert not mutants.stumbles("a read was answered, right, without its quorum")
     assert not mutants.stumbles("a traceback in a log\nTypeError: of the code itself")
+
+
+def test_every_bug_fits_the_code() -> None:
+    """What it replaces is there, and takes the same parameters."""
+    put_in = "from tests.sim.mutants import MUTANTS\nfor mutant in MUTANTS: mutant.put_in()"
+    told = subprocess.run(
+        [sys.executable, "-c", put_in], cwd=ROOT, check=False, capture_output=True, text=True, timeout=60
+    )
+    assert told.returncode == 0, told.stderr
+
+
+def test_a_bug_with_other_parameters_does_not_fit() -> None:
+    def usual(a: int, b: int) -> None: ...
+    def changed(a: int) -> None: ...
+
+    with pytest.raises(TypeError, match="takes 2 parameters, not 1"):
+        mutants._change(types.SimpleNamespace(usual=usual), "usual", lambda _: changed)
 
 
 def test_a_bug_that_is_put_in_is_found() -> None:
