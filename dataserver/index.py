@@ -24,13 +24,14 @@ import threading
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from dataserver.record import PAGE_BYTES, record_bytes
 from wire.digest import BLOCK_BYTES
 from wire.messages import BLOCK_ID_BYTES, BlockRecord
+from wire.read_ahead import read_file_ahead
 
 INDEX_FORMAT = 1
 _SUM_MODULUS = 2**63
@@ -101,6 +102,9 @@ class Index:
         self._highest: dict[bytes, bytes] = {}  # no row of this writer has a greater id
         self._uncounted: list[tuple[Entry, int]] = []  # changes that the sum of checksums lacks
         self.is_new = not path.exists()
+        if not self.is_new:
+            with suppress(OSError):  # connecting tells what is wrong
+                read_file_ahead(path)  # _check goes through all of it
         self._writer = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         self._reader = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         try:
@@ -381,15 +385,19 @@ def _check(connection: sqlite3.Connection) -> tuple[Totals, Counter[int]]:
         "SELECT block, segment, offset, length, digest, checksum, 1 AS live FROM blocks UNION ALL"
         " SELECT block, segment, offset, length, digest, checksum, 0 FROM freed ORDER BY segment, offset"
     )
-    for *fields, checksum, live in rows:
-        entry = Entry(*fields)
-        if _checksum(entry) != checksum or entry.length > BLOCK_BYTES or entry.offset % PAGE_BYTES:
+    pack, crc32 = _PACKED.pack, zlib.crc32  # a million rows are gone through at a start
+    for block, in_segment, offset, length, digest, checksum, live in rows:
+        if crc32(pack(block, in_segment, offset, length, digest)) != checksum:
             raise IndexUnusable("a row is damaged")
-        if entry.segment == segment and entry.offset < end:
+        if length > BLOCK_BYTES or offset % PAGE_BYTES:
+            raise IndexUnusable("a row is damaged")
+        if in_segment != segment:
+            segment, end = in_segment, 0
+        if offset < end:
             raise IndexUnusable("two records overlap")
-        segment, end = entry.segment, entry.offset + record_bytes(entry.length)
+        end = offset + record_bytes(length)
         if live:
-            blocks, total_bytes, checksums = blocks + 1, total_bytes + entry.length, checksums + checksum
+            blocks, total_bytes, checksums = blocks + 1, total_bytes + length, checksums + checksum
             counts[segment] += 1
     if (blocks, checksums % _SUM_MODULUS) != (meta.get("blocks"), meta.get("sum")):
         raise IndexUnusable("rows are missing")

@@ -17,8 +17,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from metaserver import pages
+from metaserver.log_ahead import LogAhead
 from metaserver.log_mark import LogMark
-from metaserver.read_ahead import LogAhead
 from metaserver.store import LOG_PAGES_MAX, Store
 from wire.errors import InternalError
 from wire.shared_sync import SharedSync
@@ -95,7 +95,7 @@ class Checkpointer:
     """Moves the log's pages into the database, in a thread with a connection of its own.
 
     It never makes a transaction wait, and has the log read ahead, so that none waits for that (see
-    metaserver.read_ahead). Under a load without any pause the log still grows; from store.LOG_PAGES_MAX on, a
+    metaserver.log_ahead). Under a load without any pause the log still grows; from store.LOG_PAGES_MAX on, a
     commit then finishes the (mostly done) work itself, and the log starts over.
     """
 

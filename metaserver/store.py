@@ -20,7 +20,6 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 from metaserver import answers, fence, pages, sums
 from metaserver.connection import ReadingConnection
 from metaserver.log_mark import LogMark, mark_file
-from metaserver.read_ahead import read_database_ahead
 from metaserver.schema import ADDED_SCHEMA, APPLICATION_ID, FORMAT_VERSION, SCHEMA
 from wire.config import ConfigError
 from wire.errors import (
@@ -32,6 +31,7 @@ from wire.errors import (
     SessionUnknown,
 )
 from wire.messages import ROOT_INODE, Attributes, Ticket
+from wire.read_ahead import read_file_ahead
 
 SLOTS_PER_SESSION = 1024
 SLOTS_REMEMBERED = 16 * 1024
@@ -129,7 +129,7 @@ class Store:
             pages.refuse_unstamped(path)
             sums.begin(path)
             self.log_mark.begin()
-            read_database_ahead(path)  # _count goes through all of it
+            read_file_ahead(path)  # _count goes through all of it
         except OSError as error:
             raise ConfigError(f"{path}: cannot be used: {error.strerror}") from None
 

@@ -1,51 +1,25 @@
-"""What the kernel is asked to read into its memory before it is needed: advice only, which decides nothing.
+"""What the log's file has where it is written next, read into the kernel's memory before a commit needs it.
 
-The log: SQLite begins it over in place, and its frames are no multiple of the kernel's pages: to write one,
-the kernel needs the rest of the pages at its ends, and where it has forgotten these, each commit waits for
-the disk, some eight times. So it is asked to read a little from where the log is written now, and from its
-beginning, where it goes on when all of it is in the database. In the event loop's thread; each call takes
-some 0.1 ms.
-
-The database: at a start its rows are counted, page by page in the order of each table, of which the kernel
-guesses little. Source: posix_fadvise(2)
+SQLite begins the log over in place, and its frames are no multiple of the kernel's pages: to write one, the
+kernel needs the rest of the pages at its ends, and where it has forgotten these, each commit waits for the
+disk, some eight times. So it is asked to read them ahead: a little from where the log is written now, and
+from its beginning, where it goes on when all of it is in the database. Decides nothing, changes nothing. In
+the event loop's thread; each call takes some 0.1 ms.
 """
 
 from __future__ import annotations
 
 import os
-from contextlib import suppress
 from pathlib import Path
 
 from metaserver import frames
 from metaserver.log_mark import Durable, LogMark
+from wire.read_ahead import PIECE_BYTES, advise
 
 AHEAD_BYTES = 4 * 1024 * 1024
 """More than is written in 0.1 s by clients that wait for their calls."""
-PIECE_BYTES = 1024 * 1024
-"""Linux reads no more than a large request for one call."""
 IDLE_TURNS = 10
 """Of calls at which nothing was written, so many are one."""
-MOST_BYTES = 1 << 30
-"""Of a larger database the rest is left to the kernel, which might have forgotten it again by then."""
-
-
-def read_database_ahead(database: Path) -> None:
-    """Have the kernel read a database, all of which is about to be gone through.
-
-    No connection may be open: to close a file drops the locks that SQLite has on it. Raises OSError.
-    """
-    descriptor = os.open(database, os.O_RDONLY)
-    try:
-        size = os.fstat(descriptor).st_size
-        for start in range(0, min(size, MOST_BYTES), PIECE_BYTES):
-            _advise(descriptor, start, PIECE_BYTES)
-    finally:
-        os.close(descriptor)
-
-
-def _advise(descriptor: int, start: int, length: int) -> None:
-    with suppress(OSError):
-        os.posix_fadvise(descriptor, start, length, os.POSIX_FADV_WILLNEED)
 
 
 class LogAhead:
@@ -67,7 +41,7 @@ class LogAhead:
         self._seen, self._idle_turns = durable, 0
         size = os.fstat(self._descriptor).st_size
         for start, length in pieces(durable.frames * frames.FRAME_BYTES, size):
-            _advise(self._descriptor, start, length)
+            advise(self._descriptor, start, length)
 
     def close(self) -> None:
         """Close the descriptor."""
