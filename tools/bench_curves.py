@@ -280,7 +280,7 @@ def size_text(size: float) -> str:
 
 def count_text(count: float) -> str:
     """Return a count."""
-    return f"{count:g}" if count < 1e5 else f"{count:.0e}"
+    return f"{count:,g}" if count < 1e5 else f"{count:,.0f}"
 
 
 def mebibytes_text(count: float) -> str:

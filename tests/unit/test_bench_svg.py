@@ -90,4 +90,4 @@ def test_times_on_the_axis(seconds: float, text: str) -> None:
 
 def test_sizes_and_counts_on_the_axis() -> None:
     assert [size_text(1024), size_text(64 << 20)] == ["1 KiB", "64 MiB"]
-    assert [count_text(7), count_text(10_000), count_text(1e5)] == ["7", "10000", "1e+05"]
+    assert [count_text(7), count_text(10_000), count_text(1e6)] == ["7", "10,000", "1,000,000"]
