@@ -111,7 +111,7 @@ def test_a_checkpoint_cut_off_at_any_write_leaves_all_that_was_durable(disk: Dis
 def outcomes(root: Path, seed: int, sync: set[str]) -> set[bytes | None]:
     """Return what may be left of a new file after a power loss, when so much of it was synced."""
     found: set[bytes | None] = set()
-    for turn in range(40):
+    for turn in range(200):
         place = root / f"{turn}"
         place.mkdir(parents=True)
         disk = Disk(place, random.Random(seed + turn))
@@ -143,7 +143,7 @@ def test_a_new_file_stays_only_once_it_and_its_name_are_synced(tmp_path: Path) -
 def test_a_new_directory_stays_only_once_its_name_is_synced(tmp_path: Path) -> None:
     rng = random.Random(take_seed())
     left = set()
-    for turn in range(20):
+    for turn in range(60):
         place = tmp_path / f"{turn}"
         place.mkdir()
         disk = Disk(place, rng)
