@@ -70,7 +70,7 @@ class Record:
         if not length > 0 or aligned(length) > len(room):
             return None
         offset = self._entry.offset + PAGE_BYTES + span.start
-        got = self._reading(lambda segment: segment.read_into(room[: aligned(length)], offset))
+        got = self._reading(lambda segment: segment.read_into(room[: aligned(length)], offset, header.length))
         return BlockPart(header.length, header.pieces, room[: min(got, length)])
 
     def _record_in(self, room: memoryview) -> BlockPart | None:
@@ -114,7 +114,8 @@ class Record:
 
     def _look_at(self, start: int, length: int, use: Callable[[Buffer], _T]) -> _T:
         """Return what `use` makes of bytes of the record, `start` counted from its header."""
-        return self._reading(lambda segment: segment.look(self._entry.offset + start, length, use))
+        entry = self._entry
+        return self._reading(lambda segment: segment.look(entry.offset + start, length, use, entry.length))
 
     def _reading(self, read: Callable[[Segment], _T]) -> _T:
         entry = self._entry

@@ -39,7 +39,7 @@ T = TypeVar("T")
 RECORD_BYTES = PAGE_BYTES + BLOCK_BYTES
 """The longest record."""
 DIRECT_BYTES = 256 * 1024
-"""Longer payloads go past the page cache, in and out: see docs/decisions/0003-segments-not-files.md."""
+"""Longer payloads, and parts of them, go past the page cache, in and out: see docs/decisions/0003."""
 AHEAD_BYTES = 2 * 1024 * 1024
 """How far past the end zeros are written, where records are made durable one by one."""
 _ZEROS_BYTES = 256 * 1024
@@ -259,24 +259,25 @@ class Segment:
 
     def read(self, offset: int, length: int) -> bytes:
         """Return the bytes of the file from `offset`; fewer where it ends. Raises OSError."""
-        return self.look(offset, length, bytes)
+        return self.look(offset, length, bytes, length)
 
-    def look(self, offset: int, length: int, use: Callable[[Buffer], T]) -> T:
+    def look(self, offset: int, length: int, use: Callable[[Buffer], T], payload: int) -> T:
         """Return what `use` makes of the bytes from `offset`, which are its own only until it returns.
 
-        There are fewer where the file ends. Raises OSError.
+        There are fewer where the file ends. `payload` is how long that of their record is. Raises OSError.
         """
-        if self._reader and DIRECT_BYTES <= length <= RECORD_BYTES and not offset % PAGE_BYTES:
+        is_direct = payload >= DIRECT_BYTES and 0 < length <= RECORD_BYTES and not offset % PAGE_BYTES
+        if self._reader and is_direct:
             with self._reader.lend(offset, length) as lent:
                 return use(lent)
         return use(os.pread(self._handle, length, offset))
 
-    def read_into(self, room: memoryview, offset: int) -> int:
+    def read_into(self, room: memoryview, offset: int, payload: int) -> int:
         """Read whole pages from a page's offset on; return how many bytes came. `room` begins at a page.
 
-        Raises OSError.
+        `payload` is how long that of their record is. Raises OSError.
         """
-        return os.preadv(self._reading_handle(len(room)), [room], offset)
+        return os.preadv(self._reading_handle(payload), [room], offset)
 
     def read_record_into(self, room: memoryview, offset: int) -> tuple[Header | None, int]:
         """Read a header, and what follows it into `room`, at once; return it, and how many bytes followed.
@@ -290,9 +291,9 @@ class Segment:
         finally:
             _pages.append(page)
 
-    def _reading_handle(self, length: int) -> int:
-        """Return the descriptor by which so many bytes are read."""
-        return self._reader.fileno() if self._reader and length >= DIRECT_BYTES else self._handle
+    def _reading_handle(self, payload: int) -> int:
+        """Return the descriptor by which a payload of this length is read."""
+        return self._reader.fileno() if self._reader and payload >= DIRECT_BYTES else self._handle
 
     def free(self, offset: int, length: int) -> None:
         """Give a range of whole records back to the file system."""

@@ -96,10 +96,10 @@ def test_a_block_that_is_deleted_meanwhile_is_missing(
 ) -> None:
     real = getattr(segment.Segment, name)
 
-    def read(self: segment.Segment, view: memoryview, offset: int) -> object:
+    def read(self: segment.Segment, view: memoryview, offset: int, *more: int) -> object:
         store.delete([BLOCK])
         store.maintain()
-        return real(self, view, offset)
+        return real(self, view, offset, *more)
 
     monkeypatch.setattr(segment.Segment, name, read)
     with pytest.raises(BlockMissing):

@@ -340,11 +340,11 @@ def test_a_moved_block_is_read_at_its_new_place(store: SegmentStore, monkeypatch
     real = segment.Segment.look
     pending = [True]
 
-    def look(self: segment.Segment, offset: int, length: int, use: Callable[[Buffer], T]) -> T:
+    def look(self: segment.Segment, offset: int, length: int, use: Callable[[Buffer], T], of: int) -> T:
         if pending.pop() if pending else False:
             store.repair(block_id(1), block_digest(content(1)), content(1), "test")
             store.maintain()
-        return real(self, offset, length, use)
+        return real(self, offset, length, use, of)
 
     monkeypatch.setattr(segment.Segment, "look", look)
     assert store.get(block_id(1), 0, 0).data == content(1)
@@ -392,12 +392,12 @@ def test_bytes_of_a_place_that_was_freed_meanwhile_are_not_given_out(
     real = segment.Segment.look
     pending = [True]
 
-    def look(self: segment.Segment, offset: int, length: int, use: Callable[[Buffer], T]) -> T:
+    def look(self: segment.Segment, offset: int, length: int, use: Callable[[Buffer], T], of: int) -> T:
         if pending:
             pending.pop()
             store.delete([block_id(1)])
             store.maintain()
-        return real(self, offset, length, use)
+        return real(self, offset, length, use, of)
 
     monkeypatch.setattr(segment.Segment, "look", look)
     with pytest.raises(BlockMissing):
