@@ -27,7 +27,7 @@ STUTTER_SECONDS = 0.05
 WHOLE_SECONDS = 20.0
 LOOK_SECONDS = 0.5
 DAMAGES = (1, 12)
-METADATA, RESTORE = "metadata", "restore"
+METADATA, RESTORE, KILL_MOUNT = "metadata", "restore", "kill mount"
 ALONE = (METADATA, RESTORE)
 """What comes of these is known only if nothing else is in its way."""
 PAGE = 4096
@@ -68,7 +68,7 @@ class Nemesis:
             "cut off": (3, self._cut_off),
             "one way": (3, self._one_way),
             "reset": (2, self._reset),
-            "kill mount": (1, self._kill_mount),
+            KILL_MOUNT: (1, self._kill_mount),
             METADATA: (3, self._damage_metadata),
             RESTORE: (1, self._restore_metadata),
         }
@@ -96,7 +96,8 @@ class Nemesis:
             yield next((fault.during for fault in begun if fault.kind == "slow"), time.sleep)
         finally:
             self._dice.shuffle(begun)
-            for fault in begun:
+            # Who mounts is told at once that no mediator is there: a mount comes after the servers it needs.
+            for fault in sorted(begun, key=lambda fault: fault.kind == KILL_MOUNT):
                 fault.end()
                 self._timeline("ended", fault=fault.kind, target=fault.target)
 
@@ -255,7 +256,7 @@ class Nemesis:
             made = self._cluster.mount(place, deadline_seconds=60.0)
             assert made == name, f"{made} in the place of {name}"
 
-        return Fault("kill mount", name, lambda: self._cluster.kill(name), mount_again)
+        return Fault(KILL_MOUNT, name, lambda: self._cluster.kill(name), mount_again)
 
 
 def damage(segments: Path, dice: random.Random, count: int) -> int:
