@@ -106,7 +106,7 @@ class BlockingClient:
                     self._outages.pop(_table_of(method), None)
                 return result  # type: ignore[no-any-return]
             except QuorumfsError as error:
-                error.resent = backoff is not None
+                error.resent = error.resent or backoff is not None
                 backoff = backoff or Backoff()
                 wait_seconds = backoff.next_seconds()
                 self._note_outage(_table_of(method), error, begun)
@@ -170,6 +170,7 @@ class BlockingClient:
             try:
                 result = self._pools[index].call(until, spec.name, params)
             except QuorumfsError as error:
+                error.resent = turn > 0  # the one before may have passed it on, and its answer was lost
                 if not error.temporary or turn == count - 1:
                     raise
                 continue

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import threading
 import time
 from contextlib import suppress
@@ -24,6 +25,7 @@ from wire.client import Client
 from wire.client_msgpack import REFUSED_SECONDS, MsgpackLink
 from wire.config import Encoding
 from wire.errors import (
+    BadRequest,
     DeadlineExceeded,
     QuorumfsError,
     TransportError,
@@ -208,6 +210,29 @@ def test_the_blocking_client_sends_again_until_the_server_is_back(loop: LoopThre
         client.call_once(0.3, BookkeepingMethods.renew, 5)
     assert not caught.value.resent
     client.close()
+
+
+def test_an_answer_of_a_second_server_tells_that_the_first_had_the_call_too(
+    loop: LoopThread, rpc: Encoding
+) -> None:
+    """The first may have passed it on, and lost the answer: what the second says is not all there is."""
+    _, server, real = slow_server(loop)
+    with socket.create_server(("127.0.0.1", 0)) as losing:
+
+        def lose_an_answer() -> None:
+            taken, _ = losing.accept()
+            with taken:
+                taken.recv(1 << 16)
+
+        thread = threading.Thread(target=lose_an_answer)
+        thread.start()
+        client = BlockingClient([f"127.0.0.1:{losing.getsockname()[1]}", real], rpc)
+        with pytest.raises(BadRequest) as caught:
+            client.call(10, BookkeepingMethods.renew, "no number")  # type: ignore[arg-type]
+        thread.join()
+    assert caught.value.resent
+    client.close()
+    loop.run(server.drain())
 
 
 def test_calls_that_wait_for_each_other_do_not_add_up_their_deadlines(
