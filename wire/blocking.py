@@ -164,13 +164,16 @@ class BlockingClient:
         return begun + max(least, min(deadline_seconds, known.since + deadline_seconds - begun))
 
     def _try_all(self, spec: Method, until: float, params: list[Any]) -> Any:
-        first, count = self._first, len(self._pools)
+        first, count, sent = self._first, len(self._pools), False
         for turn in range(count):
-            index = (first + turn) % count
+            index, sent_before = (first + turn) % count, sent
+            pool = self._pools[index]
             try:
-                result = self._pools[index].call(until, spec.name, params)
+                link = pool.take(until)
+                sent = True
+                result = pool.call(link, until, spec.name, params)
             except QuorumfsError as error:
-                error.resent = turn > 0  # the one before may have passed it on, and its answer was lost
+                error.resent = sent_before  # who had it before may have passed it on, and lost the answer
                 if not error.temporary or turn == count - 1:
                     raise
                 continue
@@ -187,8 +190,8 @@ class _Pool:
         self._idle: list[Link] = []
         self._closed = False
 
-    def call(self, until: float, name: str, params: Sequence[Any]) -> Any:
-        link = self._take(until)
+    def call(self, link: Link, until: float, name: str, params: Sequence[Any]) -> Any:
+        """Call by a connection that was taken; it is idle afterwards, if it is of use still."""
         keep = False
         try:
             result = link.call(until, name, params)
@@ -205,7 +208,8 @@ class _Pool:
             else:
                 link.close()
 
-    def _take(self, until: float) -> Link:
+    def take(self, until: float) -> Link:
+        """Return a connection for one call. Raises Unavailable: there is none, and nothing was sent."""
         if self._closed:
             raise Unavailable("this client was closed")
         while self._idle:

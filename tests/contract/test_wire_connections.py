@@ -231,6 +231,9 @@ def test_an_answer_of_a_second_server_tells_that_the_first_had_the_call_too(
             client.call(10, BookkeepingMethods.renew, "no number")  # type: ignore[arg-type]
         thread.join()
     assert caught.value.resent
+    with pytest.raises(BadRequest) as caught:
+        client.call(10, BookkeepingMethods.renew, "no number")  # type: ignore[arg-type]
+    assert not caught.value.resent, "the first refuses connections now: nothing was sent there"
     client.close()
     loop.run(server.drain())
 
