@@ -387,9 +387,8 @@ def _check(connection: sqlite3.Connection) -> tuple[Totals, Counter[int]]:
     )
     pack, crc32 = _PACKED.pack, zlib.crc32  # a million rows are gone through at a start
     for block, in_segment, offset, length, digest, checksum, live in rows:
-        if crc32(pack(block, in_segment, offset, length, digest)) != checksum:
-            raise IndexUnusable("a row is damaged")
-        if length > BLOCK_BYTES or offset % PAGE_BYTES:
+        is_as_saved = crc32(pack(block, in_segment, offset, length, digest)) == checksum
+        if not is_as_saved or length > BLOCK_BYTES or offset % PAGE_BYTES:
             raise IndexUnusable("a row is damaged")
         if in_segment != segment:
             segment, end = in_segment, 0
