@@ -55,6 +55,7 @@ class Quarantine:
         self._most_bytes = most_bytes
         self._most_seconds = most_seconds
         self._lock = threading.RLock()
+        self._opened_at, self._opened = time.time(), time.monotonic()
         directory.mkdir(exist_ok=True)
         sync_directory(directory.parent)
         for draft in directory.glob("*.tmp"):
@@ -63,6 +64,10 @@ class Quarantine:
         for file in directory.glob("*.raw"):
             found = file.stat()
             self._kept[file.stem] = Kept(found.st_mtime, found.st_size)
+
+    def _now(self) -> float:
+        """Return the time by which ages are counted: nothing gets old by the date being set."""
+        return self._opened_at + time.monotonic() - self._opened
 
     @property
     def count(self) -> int:
@@ -103,7 +108,7 @@ class Quarantine:
             }
             write_file(raw_path.with_suffix(".json"), json.dumps(told, indent=1).encode())
             write_file(raw_path, raw)
-            self._kept[stem] = Kept(time.time(), len(raw))
+            self._kept[stem] = Kept(self._now(), len(raw))
 
     def page(self, after: str, limit: int) -> list[dict[str, Any]]:
         """Return what is known of up to `limit` copies, in the order of their names, all after `after`."""
@@ -144,7 +149,7 @@ class Quarantine:
     def trim(self) -> int:
         """Destroy the copies that are too old, and the oldest while they are too large; return how many."""
         with self._lock:
-            going = too_many(self._kept, time.time(), self._most_bytes, self._most_seconds)
+            going = too_many(self._kept, self._now(), self._most_bytes, self._most_seconds)
             removed = self.remove(going)
         if removed:
             _log.info("%d old copies left the quarantine", removed)

@@ -184,6 +184,7 @@ class FileLocks:
         """The session has died: fail all handles that had locks, and drop what they had not committed."""
         with self._mutex:
             self._generation += 1
+            self._epoch = 0  # the next session may be of a database that was begun anew
             handles, self._users, self._held, self._doubtful = list(self._users), {}, {}, {}
             error = LocksLost("this mount was cut off for longer than its lease: its locks are gone")
             for handle in handles:

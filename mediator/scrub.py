@@ -83,15 +83,21 @@ class ScrubPass:
 
 
 def is_due(last: ScrubPass, now_ns: int, period_seconds: float) -> bool:
-    """Tell whether a new pass should begin: half a period after the last one's end, to be done by its end."""
-    return last.ended_ns > 0 and (now_ns - last.ended_ns) / 1e9 >= period_seconds / 2
+    """Tell whether a new pass should begin: half a period after the last one's end, to be done by its end.
+
+    One that ended at a time that is still to come, as the date was wrong, is as good as an old one.
+    """
+    return last.ended_ns > 0 and not 0 <= (now_ns - last.ended_ns) / 1e9 < period_seconds / 2
 
 
 def pace(state: ScrubPass, now_ns: int, period_seconds: float, most_bytes_per_second: float) -> float:
-    """Return how many bytes to read a second, so that a pass takes half a period; at most so many."""
+    """Return how many bytes to read a second, so that a pass takes half a period; at most so many.
+
+    Nor does it take longer if the date is set back meanwhile.
+    """
     if state.hurried:
         return most_bytes_per_second
-    seconds_left = period_seconds / 2 - (now_ns - state.begun_ns) / 1e9
+    seconds_left = period_seconds / 2 - max(0.0, (now_ns - state.begun_ns) / 1e9)
     bytes_left = max(BATCH_BYTES, state.total_bytes - state.checked_bytes)
     if seconds_left <= 0:
         return most_bytes_per_second

@@ -44,9 +44,7 @@ async def serve_metadata(config: ClusterConfig) -> None:
         await log.sync()
         if not directory.complete:
             directory.describe()
-        lease_seconds = config.lease_seconds
-        put_back = store.was_put_back(lease_seconds)
-        sessions = Sessions(store, lease_seconds, was_put_back=put_back)
+        sessions = Sessions(store, config.lease_seconds)
         before = config.grant_seconds if sessions.count() or sessions.may_reclaim() else 0.0
         grants = Grants(sessions, config.grant_seconds, before)
         service = MetaService(store, sessions, log, config.cluster, config.reserve_bytes, grants)

@@ -44,12 +44,20 @@ class Bookkeeping:
         return None if row is None else BlockRecord(block, *row)
 
     def garbage(self, limit: int, min_age_ms: int) -> list[bytes]:
-        """Return up to `limit` blocks that are garbage since `min_age_ms` at least, oldest first."""
-        rows = self._execute(
+        """Return up to `limit` blocks that are garbage since `min_age_ms` at least, oldest first.
+
+        What is so since a time that is still to come, as the date was wrong, is as good as old.
+        """
+        now_ns, most = self._store.now_ns(), _bounded(limit)
+        old = self._execute(
             "SELECT block FROM garbage WHERE since_ns <= ? ORDER BY since_ns LIMIT ?",
-            (self._store.now_ns() - min_age_ms * 1_000_000, _bounded(limit)),
+            (now_ns - min_age_ms * 1_000_000, most),
         ).fetchall()
-        return [row[0] for row in rows]
+        to_come = self._execute(
+            "SELECT block FROM garbage WHERE since_ns > ? ORDER BY since_ns LIMIT ?",
+            (now_ns, most - len(old)),
+        ).fetchall()
+        return [block for (block,) in [*old, *to_come]]
 
     def forget(self, blocks: list[bytes]) -> None:
         """Drop garbage blocks that no data server has any more; others are left as they are."""

@@ -7,7 +7,8 @@ extents again. In the event loop's thread.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 
 from metaserver.blocks import Blocks
 from metaserver.extent_rules import Replacement
@@ -21,45 +22,62 @@ REFERENCES_MOST = 1000
 SHORTEST_BYTES = 64 * 1024
 DEAD_SHARE = 0.75
 """Blocks with at least so much that no file refers to are told."""
+DATE_SET_SECONDS = 1.0
+"""A date that went so much further than the time that passed was set."""
 
 
 class Compaction:
     """The metadata server's part of compacting."""
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self, store: Store, clock: Callable[[], float] = time.monotonic) -> None:
+        self._store, self._clock = store, clock
         self._blocks = Blocks(store)
+        self._date_ahead = self._date_less_time()
+        self._steady_since = clock()
+
+    def _date_less_time(self) -> float:
+        return self._store.now_ns() / 1e9 - self._clock()
+
+    def _steady_seconds(self) -> float:
+        """Return how long the date was not set, as far as is known: since the start at most."""
+        ahead = self._date_less_time()
+        if abs(ahead - self._date_ahead) > DATE_SET_SECONDS:
+            self._date_ahead, self._steady_since = ahead, self._clock()
+        return self._clock() - self._steady_since
 
     def sparse(self, after: bytes, limit: int, min_age_ms: int) -> SparsePage:
         """Look at up to `limit` blocks, in the order of their ids; return those that are mostly dead.
 
         Left out are those of files that changed within the last `min_age_ms`: a commit in several steps may
-        be going to refer to more of them.
+        be going to refer to more of them. Nobody can tell which did if the date was set meanwhile.
         """
+        if self._steady_seconds() < min_age_ms / 1000:
+            return SparsePage(b"", [])
         rows = self._store.execute(
             "SELECT b.block, b.length, b.digest, coalesce((SELECT sum(e.length) FROM extents AS e"
             " WHERE e.block = b.block), 0), b.refs FROM blocks AS b WHERE b.block > ?"
             " ORDER BY b.block LIMIT ?",
             (after, max(1, min(limit, PAGE_MOST))),
         ).fetchall()
-        before_ns = self._store.now_ns() - min_age_ms * 1_000_000
+        now_ns = self._store.now_ns()
+        recent = range(now_ns - min_age_ms * 1_000_000, now_ns + 1)
         found = []
         for block, length, digest, used, refs in rows:
             if length < SHORTEST_BYTES or used > length * (1 - DEAD_SHARE) or refs > REFERENCES_MOST:
                 continue
-            references = self._references(block, before_ns)
+            references = self._references(block, recent)
             if references:
                 found.append(SparseBlock(BlockRecord(block, length, digest), references))
         return SparsePage(rows[-1][0] if rows else b"", found)
 
-    def _references(self, block: bytes, before_ns: int) -> list[Reference]:
-        """Return what refers to a block; nothing, if a file of them changed later or is being removed."""
+    def _references(self, block: bytes, recent: range) -> list[Reference]:
+        """Return what refers to a block; nothing, if a file of them changed lately or is being removed."""
         rows = self._store.execute(
             "SELECT e.ino, e.offset, e.length, e.block_offset, i.ctime_ns, i.nlink FROM extents AS e"
             " JOIN inodes AS i ON i.ino = e.ino WHERE e.block = ? ORDER BY e.block_offset, e.ino, e.offset",
             (block,),
         ).fetchall()
-        if any(ctime_ns >= before_ns or nlink < 0 for *_, ctime_ns, nlink in rows):
+        if any(ctime_ns in recent or nlink < 0 for *_, ctime_ns, nlink in rows):
             return []
         return [Reference(*row[:4]) for row in rows]
 

@@ -9,15 +9,28 @@ its present contents. `put_up` is called inside of the transaction that makes a 
 
 from __future__ import annotations
 
+import secrets
 import sqlite3
 from typing import NamedTuple
 
 from metaserver.schema import ADDED_SCHEMA
 
-JUMP = 2**32
-"""Numbers go on so far above the copy's at least, however the clock stands."""
+LEAST_JUMP = 2**32
+"""Numbers go on so far above the copy's at least; no counter grew so much since it was made."""
 NUMBER_LIMIT = 2**62
 """A higher number was never given: it is damage."""
+
+
+class Given(NamedTuple):
+    """The next numbers of a database, and the highest version of a file; 0 where nobody knows."""
+
+    session: int = 0
+    inode: int = 0
+    epoch: int = 0
+    version: int = 0
+
+
+NOTHING = Given()
 
 
 class Fence(NamedTuple):
@@ -32,19 +45,32 @@ class Fence(NamedTuple):
         return self.first_session <= session < self.next_session or session in self.living
 
 
-def number_after(copied: int, known: int, now_ns: int) -> int:
+def draw_jump() -> int:
+    """Return how far numbers go on: another one each time that a copy is put back, whatever the date."""
+    return LEAST_JUMP + secrets.randbelow(LEAST_JUMP)
+
+
+def number_after(copied: int, known: int, jump: int, now_ns: int) -> int:
     """Return a number above every one that was given since a copy was made.
 
     Args:
         copied: the copy's next number.
         known: a number that was perhaps given since (0: none is known).
-        now_ns: the clock. A database that is put back twice from the same copy gets different numbers: no
-            counter grows by a million in a second.
+        jump: what `draw_jump` gave.
+        now_ns: the date. While it is right, a database that is put back twice from the same copy gets higher
+            numbers the second time, as no counter grows by a million in a second.
     """
-    return max(copied + JUMP, known + 1 if known < NUMBER_LIMIT else 0, now_ns // 1000)
+    return max(copied + jump, known + 1 if known < NUMBER_LIMIT else 0, now_ns // 1000)
 
 
-def put_up(connection: sqlite3.Connection, now_ns: int, known_session: int = 0) -> Fence:
+def given(connection: sqlite3.Connection) -> Given:
+    """Return what a database has given last. Raises sqlite3.Error."""
+    counters = dict(connection.execute("SELECT name, next FROM counters"))
+    (version,) = connection.execute("SELECT max(version) FROM inodes").fetchone()
+    return Given(counters["session"], counters["inode"], counters.get("epoch", 0), version or 0)
+
+
+def put_up(connection: sqlite3.Connection, now_ns: int, known: Given = NOTHING) -> Fence:
     """Fence a copy that is to be the database. Only inside of a transaction.
 
     All sessions end, so that open mounts begin new ones; the numbers of sessions, inodes and versions go on
@@ -52,23 +78,22 @@ def put_up(connection: sqlite3.Connection, now_ns: int, known_session: int = 0) 
 
     Args:
         connection: to the copy.
-        now_ns: the clock.
-        known_session: the highest session whose blocks were seen somewhere, 0 if nobody looked.
+        now_ns: the date.
+        known: numbers that were perhaps given since the copy was made.
     """
     for statement in filter(None, map(str.strip, ADDED_SCHEMA.split(";"))):
         connection.execute(statement)
     living = [session for (session,) in connection.execute("SELECT session FROM sessions ORDER BY session")]
-    counters = dict(connection.execute("SELECT name, next FROM counters"))
-    first = counters["session"]
-    fence = Fence(first, number_after(first, known_session, now_ns), living)
+    copied, jump = given(connection), draw_jump()
+    first = copied.session
+    after = Given(*(number_after(*numbers, jump, now_ns) for numbers in zip(copied, known, strict=True)))
+    fence = Fence(first, after.session, living)
     rows = [(first, fence.next_session - 1), *((session, session) for session in living)]
     connection.executemany("INSERT OR REPLACE INTO fences VALUES (?, ?, ?)", [(*row, now_ns) for row in rows])
     connection.execute("INSERT INTO restorations VALUES (?)", (now_ns,))
-    connection.execute("UPDATE counters SET next = ? WHERE name = 'session'", (fence.next_session,))
-    connection.execute(
-        "UPDATE counters SET next = ? WHERE name = 'inode'", (number_after(counters["inode"], 0, now_ns),)
-    )
-    connection.execute("UPDATE inodes SET version = max(version + ?, ?)", (JUMP, now_ns // 1000))
+    for name in ("session", "inode", "epoch"):
+        connection.execute("UPDATE counters SET next = ? WHERE name = ?", (getattr(after, name), name))
+    connection.execute("UPDATE inodes SET version = ?", (after.version,))
     connection.execute("DELETE FROM slots")
     connection.execute("DELETE FROM sessions")
     return fence

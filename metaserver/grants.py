@@ -15,7 +15,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
-from metaserver.sessions import Sessions
+from metaserver.sessions import CLOCKS_APART, Sessions
 
 QUIET_SECONDS = 3.0
 """So long nobody begins or ends a session before one is granted: mounts that come together never wait."""
@@ -52,7 +52,7 @@ class Grants:
         sessions.on_end(self._session_ended)
 
     def extend(self, session: int) -> float:
-        """Return how many seconds from now a session that has just been renewed counts as alone."""
+        """Return how long a session that has just been renewed may count itself alone, in its own seconds."""
         now = self._clock()
         if self._joining or self._sessions.count() != 1:
             return 0.0
@@ -61,7 +61,7 @@ class Grants:
         if now < self._quiet_since + QUIET_SECONDS:
             return 0.0
         self._ends, self._granted = now + self._seconds, session
-        return self._seconds
+        return self._seconds * (1 - CLOCKS_APART)
 
     @asynccontextmanager
     async def joining(self) -> AsyncIterator[None]:

@@ -46,6 +46,8 @@ class Reaper:
         for session in self._sessions.expired():
             logger.warning("session %d ended: it was not renewed in time", session)
             self._sessions.end(session)
+        if self._store.was_put_back and not self._sessions.may_reclaim():
+            self._store.change(self._store.settle)
         await self.remove_orphans()
 
     async def remove_orphans(self) -> None:

@@ -52,7 +52,8 @@ def restore(
             partial = directory / (RESTORED_NAME + ".partial")
             with closing(pages.connect(copy, read_only=True)) as source:
                 copies.write(source, partial, None)
-            known = max(known_session, _last_session(claimed.database))
+            known = _given(claimed.database)
+            known = known._replace(session=max(known_session, known.session))
             with closing(pages.connect(partial, isolation_level=None)) as made:
                 (copied,) = made.execute("SELECT value FROM facts WHERE name = 'copied_ns'").fetchone()
                 made.execute("PRAGMA synchronous = FULL")
@@ -70,13 +71,12 @@ def restore(
     return Restored(int(copied), put_up, aside)
 
 
-def _last_session(database: Path) -> int:
-    """Return the last session's number as far as the database can still tell, 0 if it cannot."""
+def _given(database: Path) -> fence.Given:
+    """Return the numbers that were given, as far as the database can still tell."""
     if not database.exists():
-        return 0
+        return fence.NOTHING
     try:
         with closing(pages.connect(database, read_only=True)) as connection:
-            (following,) = connection.execute("SELECT next FROM counters WHERE name = 'session'").fetchone()
-            return int(following)
-    except (sqlite3.Error, TypeError, ValueError):
-        return 0
+            return fence.given(connection)
+    except (sqlite3.Error, TypeError, ValueError, KeyError):
+        return fence.NOTHING

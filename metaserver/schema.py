@@ -10,9 +10,9 @@ facts           what the database is
                 copies of this database; when the copy was made
 
 counters        numbers that are never given twice
-    name        "inode" or "session"
+    name        "inode", "session" or "epoch"
     next        no number from here on was ever given. Inode numbers are reserved in runs, so some
-                below it were not given either
+                below it were not given either. Each start of the server takes one epoch
 
 inodes          one row a file, directory, symbolic link, FIFO, socket or device
     ino         the inode number; 1 is the root
@@ -61,7 +61,8 @@ fences          one row a run of sessions whose blocks are kept though nothing r
     first, last the sessions' numbers, both included
     since_ns    when it was put back, or begun
 
-restorations    one row a time that a copy took this database's place: mounts may not know it for a while
+restorations    one row a time that a copy took this database's place; gone when it has been served for a
+                lease, as mounts may not know it until then
     since_ns    when
 
 xattrs          one row an extended attribute

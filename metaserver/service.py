@@ -7,7 +7,7 @@ documented there. All run in the event loop's thread; those that must wait for t
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from metaserver.bookkeeping import Bookkeeping
@@ -70,8 +70,9 @@ class MetaService:
         cluster: str,
         reserve_bytes: int = 0,
         grants: Grants | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._compaction = Compaction(store)
+        self._compaction = Compaction(store, clock)
         self._ledger = Ledger(store.path.parent)
         self._room = Room(store, reserve_bytes)
         inodes = Inodes(store, sessions)

@@ -16,6 +16,8 @@ from metaserver.store import Store
 from wire.errors import Busy, SessionUnknown
 from wire.messages import SessionInfo
 
+CLOCKS_APART = 0.1
+"""A mount's clock may be slower than this server's by such a share: it is told so much less than it has."""
 SESSIONS_MAX = 10_000
 NAME_CHARACTERS = 255
 
@@ -42,18 +44,16 @@ class Sessions:
         store: Store,
         lease_seconds: float,
         clock: Callable[[], float] = time.monotonic,
-        *,
-        was_put_back: bool = False,
     ) -> None:
-        """Begin with those of the database; more may go on if it `was_put_back` from a copy a moment ago."""
+        """Begin with those of the database; more may go on if it was put back from a copy a moment ago."""
         self._store = store
         self._lease_seconds = lease_seconds
         self._clock = clock
-        self.epoch = store.now_ns()
+        self.epoch = store.epoch
         now = clock()
         self._leases = {session: Lease(now, reclaimed=False) for session in store.sessions}
         self._unreclaimed = set(self._leases)
-        self._unknown_until = now + lease_seconds if was_put_back else now
+        self._unknown_until = now + lease_seconds if store.was_put_back else now
         """Until then mounts may rely on sessions that are not known: the next renewal tells them."""
         self._holders: dict[int, int] = {}
         self._asked: dict[int, int] = {}
@@ -72,7 +72,7 @@ class Sessions:
         session = self._store.change(self._insert, name[:NAME_CHARACTERS])
         self._store.sessions.add(session)
         self._leases[session] = Lease(self._clock(), reclaimed=True)
-        return SessionInfo(session, int(self._lease_seconds * 1000), self.epoch)
+        return SessionInfo(session, int(self._lease_seconds * (1 - CLOCKS_APART) * 1000), self.epoch)
 
     def _insert(self, name: str) -> int:
         session = self._store.take_session_number()

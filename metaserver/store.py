@@ -62,6 +62,9 @@ class Store:
         execute: runs one statement (inside of a transaction if it changes anything).
         executemany: the same for many rows.
         end_reading, keep_reading: see metaserver.connection.
+        epoch: a number that grows at each start on this database, whatever the date is.
+        was_put_back: this database took the place of one lately, whose sessions it does not know. They ended
+            then: until it has served for a lease (`settle`), their mounts may still rely on them.
         sessions: the numbers of the living sessions (kept by metaserver.sessions).
         totals: how many inodes, entries, blocks, block_bytes, garbage_blocks and
             lagging_replicas there are; changed by
@@ -112,6 +115,8 @@ class Store:
                 self.totals = self._count()
                 (self._next_inode,) = self._fetch("SELECT next FROM counters WHERE name = 'inode'")
                 self._reserve_inodes(self._next_inode)
+                self.epoch = self._begin_epoch()
+                self.was_put_back = self._fetch("SELECT 1 FROM restorations LIMIT 1") is not None
             except BaseException:
                 self._connection.close()
                 self.log_mark.close()
@@ -344,13 +349,16 @@ class Store:
         self.execute("UPDATE counters SET next = ? WHERE name = 'session'", (session + 1,))
         return int(session)
 
-    def was_put_back(self, within_seconds: float) -> bool:
-        """Tell whether this database took the place of one lately, whose sessions it does not know.
+    def _begin_epoch(self) -> int:
+        self.execute("INSERT OR IGNORE INTO counters VALUES ('epoch', ?)", (self.now_ns(),))
+        (epoch,) = self._fetch("SELECT next FROM counters WHERE name = 'epoch'")
+        self.execute("UPDATE counters SET next = ? WHERE name = 'epoch'", (epoch + 1,))
+        return int(epoch)
 
-        They ended then: within a lease their mounts may still rely on them.
-        """
-        (since_ns,) = self._fetch("SELECT max(since_ns) FROM restorations")
-        return since_ns is not None and abs(self.now_ns() - int(since_ns)) < within_seconds * 1e9
+    def settle(self) -> None:
+        """Note that nobody relies any more on what was before this database. Only inside of a transaction."""
+        self.execute("DELETE FROM restorations")
+        self.was_put_back = False
 
     def changed_rows(self) -> int:
         """Return how many rows were changed since the start."""

@@ -105,6 +105,11 @@ class Actor:
             else:
                 self._choose_deed()(place)
             self.world.scheduler.sleep(self.rng.expovariate(1 / 0.1))
+        if self.world.with_shared:
+            try:
+                self.shared.check_unlocked(place, self.number)
+            except QuorumfsError as error:
+                self.world.problem(f"{self.name} gets no lock when all is well again: {error}")
         self.idle = True
 
     def _settle(self, place: LibraryPlace) -> None:

@@ -39,6 +39,7 @@ import wire.server
 import wire.shared_sync
 from fusefs.connect import connect
 from tests.sim import seams, sqlite_files, threads
+from tests.sim.clocks import Clocks
 from tests.sim.disk import Disk
 from tests.sim.loop import PROCESS, Process, SimLoop
 from tests.sim.network import Listening, Network
@@ -86,6 +87,7 @@ class World:
         self.events: list[tuple[float, str, str]] = []
         self._hash = hashlib.blake2b(digest_size=8)
         self.problems: list[str] = []
+        self.clocks = Clocks(seed, self.note)
         self.network = Network(self.loop, self.rng, self.note)
         self.loop.network = self.network
         self.scheduler = threads.Scheduler(self.loop, self.rng)
@@ -180,6 +182,7 @@ class World:
         data_main.resource = _NoLimits()  # type: ignore[attr-defined]
         seams.install(
             self.loop.time,
+            self.loop.wall_clock,
             self.scheduler.sleep,
             threads.make(self.scheduler),
             _HostOs(self),
@@ -254,7 +257,7 @@ class World:
 
     def spawn(self, name: str, main: Callable[[], Coroutine[Any, Any, None]]) -> Process:
         """Start a process on the host of its name."""
-        process = Process(name, name)
+        process = Process(name, name, self.clocks.of(name))
         self.processes[name] = process
         self.all_processes.append(process)
         self.ready[name] = self.loop.create_future()
@@ -396,7 +399,7 @@ class World:
 
     def client(self, name: str, work: Callable[[Any], None]) -> Process:
         """Start a client: a process whose threads use the client library."""
-        process = Process(name, name)
+        process = Process(name, name, self.clocks.of(name))
         self.processes[name] = process
         self.all_processes.append(process)
 

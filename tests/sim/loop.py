@@ -13,7 +13,10 @@ from contextvars import Context, ContextVar, copy_context
 from heapq import heapify, heappop, heappush
 from typing import Any
 
+from tests.sim.clocks import Clock
+
 PROCESS: ContextVar[Process | None] = ContextVar("process", default=None)
+_CORRECT = Clock()
 
 
 TURNS_MAX = 1_000_000
@@ -30,8 +33,8 @@ class Stuck(Exception):
 class Process:
     """One life of one simulated process: it ends with a kill and does not come back."""
 
-    def __init__(self, name: str, host: str) -> None:
-        self.name, self.host = name, host
+    def __init__(self, name: str, host: str, clock: Clock) -> None:
+        self.name, self.host, self.clock = name, host, clock
         self.alive = True
         self.paused = False
         self.backlog: list[Soon] = []
@@ -113,7 +116,14 @@ class SimLoop(asyncio.BaseEventLoop):
         self.set_task_factory(_make_task)
 
     def time(self) -> float:
-        return self.now
+        """Return what the clock of the process that runs now shows."""
+        process = PROCESS.get()
+        return self.now if process is None else process.clock.monotonic(self.now)
+
+    def wall_clock(self) -> float:
+        """Return the date of the host of the process that runs now, in seconds since 1970."""
+        process = PROCESS.get()
+        return (_CORRECT if process is None else process.clock).wall(self.now)
 
     def _write_to_self(self) -> None:
         pass
@@ -124,13 +134,21 @@ class SimLoop(asyncio.BaseEventLoop):
         return soon
 
     def call_at(self, when: float, callback: Any, *args: Any, context: Context | None = None) -> Any:
-        timer = Timer(when)
+        process = PROCESS.get()
+        moment = when if process is None else process.clock.moment(when)
+        return self.call_at_moment(moment, callback, *args, context=context)
+
+    def call_at_moment(self, moment: float, callback: Any, *args: Any, context: Context | None = None) -> Any:
+        """Call it at this virtual time, whatever a clock shows then."""
+        timer = Timer(moment)
         timer.soon, timer.loop, timer.is_scheduled = Soon(callback, args, context), self, True
         heappush(self._timers, timer)
         return timer
 
     def call_later(self, delay: float, callback: Any, *args: Any, context: Context | None = None) -> Any:
-        return self.call_at(self.now + delay, callback, *args, context=context)
+        process = PROCESS.get()
+        seconds = delay if process is None else delay / process.clock.rate
+        return self.call_at_moment(self.now + seconds, callback, *args, context=context)
 
     def _run_once(self) -> None:
         """Take a turn: call what is ready, or let time pass until something is."""

@@ -202,9 +202,9 @@ class Transport(asyncio.Transport):
             delay = network.delay(self.process.host, peer.process.host)
             network.loop.call_later(delay, self._refuse, context=self.context.copy())
             return
-        arrival = network.loop.time() + network.delay(self.process.host, peer.process.host)
+        arrival = network.loop.now + network.delay(self.process.host, peer.process.host)
         peer._last_arrival = max(arrival, peer._last_arrival + 1e-9)
-        network.loop.call_at(
+        network.loop.call_at_moment(
             peer._last_arrival, peer._arrive, chunk, peer._generation, context=peer.context.copy()
         )
 

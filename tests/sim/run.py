@@ -199,6 +199,7 @@ def _play(
     while world.loop.now < end and not world.problems:
         world.pass_time(nemesis.pause_seconds())
         nemesis.step()
+        world.clocks.step(world.loop.now, world.processes)
     if world.problems:
         return
     world.note("quiet", "all faults end")

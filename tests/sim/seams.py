@@ -24,7 +24,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 PACKAGES = ("wire", "fusefs", "mediator", "metaserver", "dataserver", "tools")
-WALL_CLOCK_START_SECONDS = 1_800_000_000
 
 
 class StandIn(types.SimpleNamespace):
@@ -60,6 +59,7 @@ class LoopJobs(LoopThreads):
 
 def install(
     now: Callable[[], float],
+    wall_clock: Callable[[], float],
     sleep: Callable[[float], None],
     threads: Any,
     host_os: Any,
@@ -70,7 +70,8 @@ def install(
     """Replace what all loaded modules of the project use.
 
     Args:
-        now: virtual seconds since the simulation began.
+        now: the monotonic clock, in seconds.
+        wall_clock: seconds since 1970.
         sleep: what a client's thread calls.
         threads: stands for `threading` and the pools, in fusefs.
         host_os: stands for `os`, in the servers.
@@ -80,7 +81,7 @@ def install(
     """
 
     def time_ns() -> int:
-        return int((WALL_CLOCK_START_SECONDS + now()) * 1e9)
+        return int(wall_clock() * 1e9)
 
     def disk_usage(path: Any) -> Any:
         return host_os.disk_usage(path)  # of whichever process runs then
@@ -89,7 +90,7 @@ def install(
         time,
         monotonic=now,
         perf_counter=now,
-        time=lambda: WALL_CLOCK_START_SECONDS + now(),
+        time=wall_clock,
         time_ns=time_ns,
         monotonic_ns=lambda: int(now() * 1e9),
         sleep=sleep,

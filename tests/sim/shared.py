@@ -12,7 +12,7 @@ from tests.sim.cluster import Failure, World
 from tests.sim.handles import read_if_there
 from tests.sim.recorded import Recorded
 from tests.twins import LibraryPlace
-from wire.errors import DeadlineExceeded, GracePeriod, NotFound, QuorumfsError, StaleFile, WouldBlock
+from wire.errors import NotFound, QuorumfsError, StaleFile
 from wire.messages import ROOT_INODE, FileLock
 
 if TYPE_CHECKING:
@@ -124,19 +124,18 @@ class Shared:
         if not self.counted <= value <= self.tried:
             raise Failure(f"the counter is {value}: {self.counted} acknowledged, {self.tried} tried")
 
-    def check_unlocked(self, place: LibraryPlace) -> None:
-        """All who had locks are gone, and their locks with them. Raises QuorumfsError."""
-        _open_now(place, 6, "counter", os.O_RDWR)
-        lock = FileLock(place.slots[6].inode.ino, False, 99, 0, 2**63 - 1, True, 99)
-        until = self.world.loop.now + self.world.config.lease_seconds * 2
+    def check_unlocked(self, place: LibraryPlace, owner: int = 99) -> None:
+        """Get the counter's lock: all who had it and are gone have it no more. Raises QuorumfsError."""
+        until = self.world.loop.now + self.world.config.lease_seconds * 4
         while True:
             try:
+                _open_now(place, 6, "counter", os.O_RDWR)
+                lock = FileLock(place.slots[6].inode.ino, False, owner, 0, 2**63 - 1, True, owner)
                 place.filesystem.locks.set(place.slots[6], lock)
-            except (WouldBlock, GracePeriod, DeadlineExceeded):  # one that was tried until its end may end so
+                break
+            except QuorumfsError:  # somebody has it for a moment, or an answer is lost
                 if self.world.loop.now > until:
                     raise
                 self.world.scheduler.sleep(1.0)
-            else:
-                break
-        place.filesystem.locks.closing(place.slots[6], 99)
+        place.filesystem.locks.closing(place.slots[6], owner)
         place.close(6)

@@ -34,7 +34,7 @@ def socket_type(world: World) -> type:
             return self._client.connected
 
         def call(self, until: float, name: str, params: Sequence[Any]) -> Any:
-            seconds = max(0.001, until - world.loop.now)
+            seconds = max(0.001, until - world.loop.time())
             answer = world.scheduler.wait(self._client.forward(seconds, name, list(params)))
             changes = _has_ticket(params)
             if world.rng.random() < world.lost_answers * (1.0 if changes else 0.1):

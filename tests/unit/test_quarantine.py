@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+import dataserver.quarantine
 from dataserver.quarantine import Kept, Quarantine, too_many
 from metaserver.ledger import MOST_ENTRIES, Ledger
 from wire.errors import BlockMissing, InvalidArgument
@@ -51,6 +53,18 @@ def test_a_quarantine_is_found_again_listed_and_trimmed(tmp_path: Path) -> None:
             again.remove([name])
     with pytest.raises(BlockMissing):
         again.read("ab-0123456789abcdef")
+
+
+def test_copies_do_not_get_old_by_the_date_being_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = {"time": 0.0, "monotonic": 50.0}
+    clocks = {name: lambda name=name: now[name] for name in now}
+    monkeypatch.setattr(dataserver.quarantine, "time", SimpleNamespace(**clocks))
+    kept = Quarantine(tmp_path / "quarantine", most_seconds=100.0)
+    kept.keep(bytes(16), b"raw", bytes(32), None, "of 1970")
+    now["time"] += 1e9
+    assert kept.trim() == 0
+    now["monotonic"] += 101.0
+    assert kept.trim() == 1
 
 
 def test_the_ledger_is_bounded_and_survives_a_torn_line(tmp_path: Path) -> None:

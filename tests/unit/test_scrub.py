@@ -16,7 +16,7 @@ WEEK = 7 * 86_400.0
 MIB = 1024 * 1024
 
 
-@pytest.mark.parametrize(("days", "due"), [(3.4, False), (3.6, True), (30, True)])
+@pytest.mark.parametrize(("days", "due"), [(3.4, False), (3.6, True), (30, True), (0, False), (-1, True)])
 def test_a_pass_is_due_half_a_period_after_the_last(days: float, due: bool) -> None:
     assert is_due(ScrubPass(begun_ns=1, ended_ns=10**9), int((1 + days * 86_400) * 1e9), WEEK) is due
 
@@ -32,6 +32,7 @@ def test_the_pace_fits_half_a_period_and_the_limit() -> None:
     assert pace(state, 0, WEEK, 100 * MIB) == pytest.approx(MIB / 2)
     assert pace(state, int(WEEK * 0.499 * 1e9), WEEK, 100 * MIB) == 100 * MIB
     assert pace(state, int(WEEK * 1e9), WEEK, 100 * MIB) == 100 * MIB
+    assert pace(state, int(-30 * 86_400 * 1e9), WEEK, 100 * MIB) == pytest.approx(MIB / 2)
     state.hurried = True
     assert pace(state, 0, WEEK, 100 * MIB) == 100 * MIB
 

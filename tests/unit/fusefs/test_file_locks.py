@@ -16,6 +16,19 @@ from wire.messages import FileLock, LockGrant
 OWNER = 7
 
 
+def test_a_new_session_may_be_of_a_server_that_counts_its_starts_anew(
+    fs: FileSystem, server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ino = make(fs, b"a", b"1234")
+    monkeypatch.setattr(server, "set_lock", lambda _: LockGrant(3, server.getattr(ino)), raising=False)
+    fs.locks.reclaim(1000)
+    fs.locks.lose()
+    fs.locks.reclaim(3)
+    handle, _ = fs.files.open(ino, os.O_RDWR)
+    fs.locks.set(handle, FileLock(ino, False, OWNER, 0, 9, True, 1))
+    assert len(fs.locks.reclaim(3)) == 1
+
+
 @pytest.mark.parametrize(
     ("error", "given_up"),
     [

@@ -39,14 +39,15 @@ class Harness:
         self._sequence = 0
         self._block = 0
 
-    def start(self, *, was_put_back: bool = False) -> None:
+    def start(self) -> None:
         """Begin on the database as it is."""
         self.store = Store(self.path, "test", now_ns=self._tick)
         self.log = LogSync(self.path, self.store.changed_rows, self.store.log_mark)
-        self.sessions = Sessions(
-            self.store, LEASE_SECONDS, clock=lambda: self.seconds, was_put_back=was_put_back
-        )
-        self.service = MetaService(self.store, self.sessions, self.log, "test")
+        self.sessions = Sessions(self.store, LEASE_SECONDS, self._clock)
+        self.service = MetaService(self.store, self.sessions, self.log, "test", clock=self._clock)
+
+    def _clock(self) -> float:
+        return self.seconds
 
     def _tick(self) -> int:
         self.now_ns += 1000

@@ -21,6 +21,11 @@ def sparse_file(meta: Harness, name: bytes) -> tuple[int, BlockRecord]:
     return ino, first
 
 
+def pass_time(meta: Harness, seconds: int) -> None:
+    meta.seconds += seconds
+    meta.now_ns += seconds * 10**9
+
+
 def test_mostly_dead_blocks_are_told_page_by_page(meta: Harness) -> None:
     ino, first = sparse_file(meta, b"a")
     whole = meta.write(meta.create(1, b"whole").ino, 0, MIB)
@@ -39,10 +44,22 @@ def test_mostly_dead_blocks_are_told_page_by_page(meta: Harness) -> None:
 def test_files_that_changed_lately_are_left_alone(meta: Harness) -> None:
     ino, _ = sparse_file(meta, b"a")
     assert not meta.service.sparse_blocks(b"", 100, 60_000).blocks
-    meta.now_ns += 61 * 10**9
+    pass_time(meta, 61)
     assert meta.service.sparse_blocks(b"", 100, 60_000).blocks
     meta.service.setattr(meta.ticket(), ino, AttributeChanges(mode=0o600))
     assert not meta.service.sparse_blocks(b"", 100, 60_000).blocks
+
+
+@pytest.mark.parametrize("set_by_seconds", [10**9, -(10**9)])
+def test_when_the_date_is_set_all_files_may_have_changed_lately(meta: Harness, set_by_seconds: int) -> None:
+    sparse_file(meta, b"a")
+    pass_time(meta, 61)
+    meta.now_ns += set_by_seconds * 10**9
+    assert not meta.service.sparse_blocks(b"", 100, 60_000).blocks
+    pass_time(meta, 59)
+    assert not meta.service.sparse_blocks(b"", 100, 60_000).blocks
+    pass_time(meta, 2)
+    assert meta.service.sparse_blocks(b"", 100, 60_000).blocks
 
 
 def test_an_exchange_frees_the_old_block_and_nothing_else_changes(meta: Harness) -> None:

@@ -382,6 +382,18 @@ def test_counts(meta: Harness) -> None:
     assert meta.service.counts()["block_bytes"] == 20
 
 
+def test_garbage_of_a_date_that_is_still_to_come_is_told_too(meta: Harness) -> None:
+    file = meta.create(1, b"a")
+    first, second = meta.write(file.ino, 0, 10), meta.write(file.ino, 10, 10)
+    meta.commit(file.ino, cut=10)
+    meta.now_ns += 10**18
+    meta.commit(file.ino, cut=0)
+    meta.now_ns -= 10**18 - 5_000_000_000
+    assert meta.wait(meta.service.garbage(10, 1000)) == [second.block, first.block]
+    assert meta.wait(meta.service.garbage(1, 1000)) == [second.block]
+    assert meta.wait(meta.service.garbage(10, 10_000)) == [first.block]
+
+
 def test_what_is_abandoned_is_garbage_and_cannot_be_committed(meta: Harness) -> None:
     file = meta.create(1, b"a")
     committed = meta.write(file.ino, 0, 100)

@@ -20,13 +20,13 @@ def copied(meta: Harness) -> bytes:
     return contents
 
 
-def put_back(meta: Harness, copy: bytes, known_session: int = 0) -> fence.Fence:
+def put_back(meta: Harness, copy: bytes, known: fence.Given = fence.NOTHING) -> fence.Fence:
     """Restart on a copy behind a fence."""
     meta.stop()
     meta.put_back(copy)
     with closing(pages.connect(meta.path)) as connection, connection:
         connection.execute("BEGIN IMMEDIATE")
-        made = fence.put_up(connection, meta.store.now_ns(), known_session)
+        made = fence.put_up(connection, meta.store.now_ns(), known)
     meta.start()
     return made
 
@@ -99,11 +99,34 @@ def test_numbers_go_on_above_all_that_were_given(meta: Harness) -> None:
     assert meta.create(1, b"d").ino > inode
 
 
+def test_numbers_go_on_above_those_that_are_known(meta: Harness) -> None:
+    file = meta.create(1, b"a")
+    copy = copied(meta)
+    known = fence.Given(*(2**50 + number for number in range(4)))
+    assert put_back(meta, copy, known).next_session == known.session + 1
+    meta.session = meta.open_session()
+    assert meta.service.getattr(file.ino).version == known.version + 1
+    assert meta.create(1, b"b").ino > known.inode
+    assert meta.store.epoch > known.epoch
+
+
+def test_the_same_copy_once_more_gives_other_numbers_when_the_date_is_the_same(meta: Harness) -> None:
+    file = meta.create(1, b"a")
+    copy = copied(meta)
+    date_ns, seen = meta.now_ns, []
+    for _ in range(2):
+        meta.now_ns = date_ns
+        made = put_back(meta, copy)
+        seen.append((made.next_session, meta.service.getattr(file.ino).version, meta.store.epoch))
+    assert all(one != other for one, other in zip(*seen, strict=True))
+
+
 def test_a_number_after() -> None:
-    assert fence.number_after(5, 0, 0) == 5 + fence.JUMP
-    assert fence.number_after(5, 2**40, 0) == 2**40 + 1
-    assert fence.number_after(5, 2**63, 0) == 5 + fence.JUMP, "a number that was never given is damage"
-    assert fence.number_after(5, 0, 2**60) == 2**60 // 1000
+    jump = fence.LEAST_JUMP
+    assert fence.number_after(5, 0, jump, 0) == 5 + jump
+    assert fence.number_after(5, 2**40, jump, 0) == 2**40 + 1
+    assert fence.number_after(5, 2**63, jump, 0) == 5 + jump, "a number that was never given is damage"
+    assert fence.number_after(5, 0, jump, 2**60) == 2**60 // 1000
 
 
 def test_a_database_of_an_older_release_is_fenced_too(tmp_path: Path) -> None:

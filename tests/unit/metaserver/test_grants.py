@@ -45,7 +45,7 @@ def test_a_session_is_granted_when_it_was_alone_for_a_while(meta: Harness) -> No
     grants_of(meta)
     assert alone_ms(meta) == 0
     meta.seconds += QUIET_SECONDS
-    assert alone_ms(meta) == SECONDS * 1000
+    assert alone_ms(meta) == SECONDS * 900, "a tenth less than it has, as its clock may be slow"
 
 
 def test_of_two_sessions_none_is_granted(meta: Harness) -> None:
@@ -122,13 +122,20 @@ def test_after_a_restart_nothing_is_granted_before_all_have_reclaimed(meta: Harn
 
 
 def test_a_database_that_was_put_back_is_known_as_such(meta: Harness) -> None:
-    assert not meta.store.was_put_back(LEASE_SECONDS)
+    assert not meta.store.was_put_back
     with meta.changing() as connection:
         put_up(connection, meta.now_ns)
         release(connection)
-    assert meta.store.was_put_back(LEASE_SECONDS)
-    meta.now_ns += int(LEASE_SECONDS * 1e9)
-    assert not meta.store.was_put_back(LEASE_SECONDS)
+    for _ in range(2):
+        meta.now_ns += int(LEASE_SECONDS * 1e9)  # whatever the date is, and however often it is started
+        meta.restart()
+        assert meta.store.was_put_back
+        meta.wait(meta.service.reaper.run_once())
+    meta.seconds += LEASE_SECONDS
+    meta.wait(meta.service.reaper.run_once())
+    assert not meta.store.was_put_back
+    meta.restart()
+    assert not meta.store.was_put_back
 
 
 def test_a_plain_renewal_grants_nothing(meta: Harness) -> None:

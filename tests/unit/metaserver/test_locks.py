@@ -192,7 +192,8 @@ def test_sessions_that_a_database_put_back_does_not_know_may_hold_locks_for_a_le
     with meta.changing() as connection:
         connection.execute("DELETE FROM slots")
         connection.execute("DELETE FROM sessions")
-    meta.start(was_put_back=True)
+        connection.execute("INSERT INTO restorations VALUES (0)")
+    meta.start()
     meta.session = meta.open_session()
     with pytest.raises(GracePeriod):
         meta.service.set_lock(meta.ticket(), lock)

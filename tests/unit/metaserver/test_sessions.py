@@ -190,6 +190,20 @@ def test_a_lease_renewed_after_a_stop_is_not_longer_than_others(meta: Harness) -
         meta.service.renew(other)
 
 
+def test_each_start_has_a_higher_epoch_whatever_the_date_is(meta: Harness) -> None:
+    epochs = [meta.store.epoch]
+    for date_ns in (5, 2**60, 7):
+        meta.now_ns = date_ns
+        meta.restart()
+        epochs.append(meta.service.renew(meta.session))
+    assert epochs == sorted(set(epochs))
+
+
+def test_a_mount_is_told_of_a_shorter_lease_than_it_has(meta: Harness) -> None:
+    told_ms = meta.wait(meta.service.open_session("told")).lease_ms
+    assert told_ms == LEASE_SECONDS * 900, "its clock may be slow by a tenth"
+
+
 def test_after_a_restart_nothing_is_removed_before_all_have_reclaimed(meta: Harness) -> None:
     other = meta.open_session()
     open_file = create(meta, meta.ticket(), b"open", open_it=True)
