@@ -52,7 +52,14 @@ class Mediator:
         self.ledger = Ledger(self.metadata)
         self.repairs = Repairs(quorum, self.health, self.metadata, self.background, self.ledger, vote_seconds)
         turns = Turns(Pace(config.refill_bytes_per_second))
-        self.refills = Refills(self.health, self.metadata, self.repairs, self.background, turns)
+        self.refills = Refills(
+            self.health,
+            self.metadata,
+            self.repairs,
+            self.background,
+            turns,
+            is_only=len(config.mediators) == 1,
+        )
         numbers = [server.number for server in servers]
         self.lag = LagKeeper(numbers, self.metadata, self.background, self.refills.heal)
         self.risk = RiskWatch(quorum, self.metadata)

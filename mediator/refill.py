@@ -97,8 +97,16 @@ class Refills:
     """Refills servers that came up, each at most once at a time."""
 
     def __init__(
-        self, health: Health, metadata: Metadata, repairs: Repairs, background: Background, turns: Turns
+        self,
+        health: Health,
+        metadata: Metadata,
+        repairs: Repairs,
+        background: Background,
+        turns: Turns,
+        *,
+        is_only: bool,
     ) -> None:
+        """`is_only`: there is no other mediator, so that the lag that this one told is all there is."""
         self.others: Callable[[], int] = lambda: 0
         """Tells how many blocks a server may have that are neither committed nor garbage."""
         self._turns = turns
@@ -107,6 +115,7 @@ class Refills:
         self._whole: set[int] = set()
         self._compared: set[int] = set()
         self._vouched = False
+        self._is_only = is_only
         self._health = health
         self._metadata = metadata
         self._repairs = repairs
@@ -173,11 +182,14 @@ class Refills:
                     self.begin(server)
 
     def metadata_came_up(self) -> None:
-        """The metadata server was restarted: it does not know any more which puts were open."""
+        """The metadata server was restarted: it does not know any more which puts were open.
+
+        This mediator knows of its own. Another one may have been killed with some.
+        """
         self._metadata_back.set()
         self._metadata_back = asyncio.Event()
         self._compared.clear()
-        if self._vouched:
+        if self._vouched and self._is_only:
             self._background.start(self._vouch_later(), "vouching for the newest blocks")
 
     async def _vouch_later(self) -> None:

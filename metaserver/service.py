@@ -323,8 +323,9 @@ class MetaService:
     def blocks(self, after: bytes, limit: int) -> list[BlockRecord]:
         return self._store.read(self._bookkeeping.blocks, after, limit)
 
-    def note_lag(self, lag: list[Lag]) -> None:
+    async def note_lag(self, lag: list[Lag]) -> None:
         self._store.change(self._lag.note, lag)
+        await self._log.sync()  # nobody else remembers it from now on
 
     def clear_lag(self, server: int, blocks: list[bytes]) -> None:
         self._store.change(self._lag.clear, server, blocks)

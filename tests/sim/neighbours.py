@@ -50,8 +50,8 @@ class Neighbours:
         except (QuorumfsError, OSError) as error:
             self.world.note("failed", f"{self.home} neighbours: {type(error).__name__}: {error}")
             self._known_for = None
-            same = session.number == number and self.world.power_losses == known_for[1]
-            if isinstance(error, StaleFile) and same:
+            lives = session.number == number and self.world.loop.time() < session._alive_until
+            if isinstance(error, StaleFile) and lives and self.world.power_losses == known_for[1]:
                 self.world.problem(f"{self.home}: a file that is open is gone: {error}")
 
     def _await_grant(self, place: LibraryPlace) -> None:

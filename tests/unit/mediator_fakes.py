@@ -344,7 +344,7 @@ class FakeClient:
 class World:
     """A mediator over fakes. Blocks that `commit` makes are on all data servers."""
 
-    def __init__(self, quorum: Quorum, seed: int = 1) -> None:
+    def __init__(self, quorum: Quorum, seed: int = 1, more_mediators: tuple[str, ...] = ()) -> None:
         self.random = random.Random(seed)
         self.data = {number: FakeDataServer(number) for number in range(1, quorum.servers + 1)}
         self.meta = FakeMetaserver()
@@ -360,6 +360,7 @@ class World:
                 DataServerConfig(n, f"127.0.0.1:{8000 + n}", Path(f"data-{n}")) for n in self.data
             ),
             deadlines=Deadlines(vote_seconds=VOTE_SECONDS, metadata_seconds=VOTE_SECONDS),
+            more_mediators=more_mediators,
         )
         self.open_calls: set[asyncio.Task[None]] = set()
         self.mediator = Mediator(config, lambda address, _: FakeClient(by_address[address], self.open_calls))
@@ -419,9 +420,11 @@ def run(scenario: Coroutine[Any, Any, Any]) -> None:
 
 
 @asynccontextmanager
-async def world(servers: int = 5, read: int = 3, write: int = 5, seed: int = 1) -> AsyncIterator[World]:
+async def world(
+    servers: int = 5, read: int = 3, write: int = 5, seed: int = 1, more_mediators: tuple[str, ...] = ()
+) -> AsyncIterator[World]:
     """A world whose mediator has looked at every server; nothing is left running at the end."""
-    made = World(Quorum(servers, read, write), seed)
+    made = World(Quorum(servers, read, write), seed, more_mediators)
     await made.look()
     try:
         yield made

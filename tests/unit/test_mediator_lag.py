@@ -201,6 +201,26 @@ def test_inventories_are_compared_when_metadata_server_and_mediator_were_killed(
     run(scenario())
 
 
+@pytest.mark.parametrize(
+    ("others", "vouches"), [((), True), (("127.0.0.1:9",), False)], ids=["the only one", "one of two"]
+)
+def test_only_the_only_mediator_vouches_after_a_restart_of_the_metadata_server(
+    others: tuple[str, ...], vouches: bool
+) -> None:
+    """Another one that was killed with it knew of puts that nobody else does."""
+
+    async def scenario() -> None:
+        async with world(5, 3, 3, more_mediators=others) as w:
+            w.mediator.refills.came_up(w.mediator.health.servers[0])
+            await w.settle()
+            w.meta.complete = False
+            w.mediator.refills.metadata_came_up()
+            await w.settle()
+            assert w.meta.complete is vouches
+
+    run(scenario())
+
+
 def test_a_block_that_another_mediator_put_lags_everywhere_until_it_is_looked_for() -> None:
     async def scenario() -> None:
         async with world(5, 3, 3) as w:

@@ -314,7 +314,7 @@ class BookkeepingMethods:
         raise NotImplementedError
 
     def note_lag(self, lag: list[Lag]) -> None:
-        """Remember that data servers do not have these blocks; those that are not committed are left out."""
+        """Remember durably that data servers lack blocks; those that are not committed are left out."""
         raise NotImplementedError
 
     def clear_lag(self, server: int, blocks: list[bytes]) -> None:
