@@ -176,6 +176,7 @@ class Actor:
     ) -> bool:
         """Carry out a call whose whole effect is the last of `outcomes`; return whether it succeeded."""
         world, losses, begun = self.world, self._power_losses, self.world.loop.now
+        stops = world.stops.counts[self.name]
         expected = self.model.nothing_late
         self.pending = outcomes
         self.calls += 1
@@ -198,7 +199,7 @@ class Actor:
             self.model.anything()
         self.pending = None
         took = world.loop.now - begun
-        if took > CALL_SECONDS_MAX:
+        if took > CALL_SECONDS_MAX and stops == world.stops.counts[self.name]:
             world.problem(f"{self.name} {what} took {took:.1f} s")
         return self.model.certain
 

@@ -44,6 +44,7 @@ from tests.sim.disk import Disk
 from tests.sim.loop import PROCESS, Process, SimLoop
 from tests.sim.network import Listening, Network
 from tests.sim.sockets import socket_type
+from tests.sim.stops import Stops
 from wire.config import ClusterConfig, ConfigError, DataServerConfig, Deadlines, dumps, load
 from wire.errors import QuorumfsError
 from wire.quorum import Quorum
@@ -106,6 +107,7 @@ class World:
         self.power_losses = 0
         self._unburied: list[tuple[Process, bool]] = []
         """What failed in the middle of a write a moment ago, and whether its power did."""
+        self.stops = Stops(seed, self)
         self.exiles: dict[str, float] = {}
         """Clients that are cut off for longer than their lease, and until when."""
         self.sync_probability = self.rng.choice([0.05, 0.4, 1.0])

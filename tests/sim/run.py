@@ -200,6 +200,7 @@ def _play(
         world.pass_time(nemesis.pause_seconds())
         nemesis.step()
         world.clocks.step(world.loop.now, world.processes)
+        world.stops.step([actor.name for actor in actors])
     if world.problems:
         return
     world.note("quiet", "all faults end")
