@@ -24,7 +24,7 @@ from mediator.servers import Metadata, Server
 from mediator.vote import Verdict
 from mediator.write_path import WritePath
 from wire.digest import BLOCK_BYTES, block_digest
-from wire.errors import Busy, InternalError, QuorumfsError
+from wire.errors import BlockDamaged, BlockMissing, Busy, InternalError, QuorumfsError
 from wire.messages import BlockRecord
 from wire.methods import BookkeepingMethods, DataMethods
 from wire.quorum import Quorum
@@ -57,6 +57,8 @@ class MetadataCopies:
         self._write_path = write_path
         self._period_seconds = period_seconds
         self._changes = ""
+        self._lost: set[int] = set()
+        """Copies that are not whole, and will not be: they stand for none."""
         self._newest = 0
         self._error = ""
         self._failures = 0
@@ -89,27 +91,36 @@ class MetadataCopies:
             self._failures += 1
 
     async def run_once(self) -> bool:
-        """Make a copy if one is due; then have it everywhere, and delete older ones. Tell whether it was due.
+        """Have copies everywhere, and delete older ones; then make one if that is due. Tell whether it was.
 
         Raises:
             QuorumfsError: the metadata server does not answer or cannot copy, or there is no write quorum.
         """
-        held = await self._held()
-        kept = await self._complete(held)
+        kept = await self._keep_up()
         counts = await self._metadata.ask(BookkeepingMethods.counts)
         now_ms = time.time_ns() // 1_000_000
         changed = counts["changes"] != self._changes
         due = manifest.is_due(kept[0] if kept else 0, now_ms, self._period_seconds, changed=changed)
         if due:
+            held = await self._held()
             if counts["fenced"] and (known := manifest.complete(held.values(), 1)):
                 await self._require_same(known[0], counts["database"], held)
             await self._make(counts["database"])
-            held = await self._held()
-            kept = await self._complete(held)
+            kept = await self._keep_up()
         self._newest = kept[0] if kept else 0
-        await self._spread(kept, held)
-        await self._delete_old(kept, held)
         return due
+
+    async def _keep_up(self) -> list[int]:
+        """Give servers what they lack, and delete what is superseded; return the complete copies."""
+        held = await self._held()
+        kept = await self._complete(held)
+        if lost := await self._spread(kept, held):
+            log.warning("%d copies of the metadata have parts that no server has whole any more", len(lost))
+            self._lost |= lost
+            self._changes = ""  # make up for it, if nothing is changed either
+            kept = await self._complete(held)
+        await self._delete_old(kept, held)
+        return kept
 
     async def records(self, server: Server) -> list[BlockRecord]:
         """Return what the blocks of complete copies that a server has must be, as their manifests say."""
@@ -156,6 +167,8 @@ class MetadataCopies:
         """
         found: list[int] = []
         for copy in manifest.complete(held.values(), self._quorum.read):
+            if copy in self._lost:
+                continue
             record = manifest.most_common(manifest.block_of(copy, 0), held.values())
             data = await self._read(record, self._health.up)
             if not manifest.lacks_parts(copy, data, held.values()):
@@ -271,12 +284,19 @@ class MetadataCopies:
         await self._write_path.put_block(block, digest, data, durable)
         return digest
 
-    async def _spread(self, kept: Sequence[int], held: Mapping[int, Sequence[BlockRecord]]) -> None:
-        """Give servers what they lack of the complete copies, the newest copy and its parts first."""
+    async def _spread(self, kept: Sequence[int], held: Mapping[int, Sequence[BlockRecord]]) -> set[int]:
+        """Give servers what they lack of the complete copies, the newest copy and its parts first.
+
+        Returns:
+            Copies of which no server has some block right, though all were asked and have answered.
+        """
         servers = {server.number: server for server in self._health.up}
+        lost: set[int] = set()
         for number, wanted in manifest.lacking(kept, held).items():
             for record, holders in wanted:
                 data = await self._read(record, [servers[k] for k in holders if k in servers])
+                if data is None and len(held) == len(self._health.servers) and await self._is_lost(record):
+                    lost.add(manifest.copy_of(record.block))
                 if data is None or number not in servers:
                     continue
                 put = servers[number].call(
@@ -284,6 +304,17 @@ class MetadataCopies:
                 )
                 if isinstance(await outcome_of(put), QuorumfsError):
                     break
+        return lost
+
+    async def _is_lost(self, record: BlockRecord) -> bool:
+        """Tell whether every server says that it has a block not at all, or damaged."""
+        for server in self._health.servers:
+            digest = await outcome_of(
+                server.call(self._metadata.deadline_seconds, DataMethods.digest, record.block, 0, 0)
+            )
+            if digest == record.digest or not isinstance(digest, bytes | BlockMissing | BlockDamaged):
+                return False
+        return True
 
     async def _read(self, record: BlockRecord, holders: Sequence[Server]) -> bytes | None:
         """Return a block's bytes from the first server that has them right."""

@@ -143,6 +143,57 @@ def test_without_a_write_quorum_the_old_copy_stays() -> None:
                 await copies.run_once()
             assert copies_on(world, 1) == before
 
+    run(scenario())
+
+
+def test_copies_are_given_to_who_lacks_them_though_none_can_be_made() -> None:
+    async def scenario() -> None:
+        world = World(Quorum(4, 2, 4))
+        async with copying(world) as (copies, meta):
+            await copies.run_once()
+            world.data[2].delete([block for block in world.data[2].held if manifest.is_reserved(block)])
+            world.data[3].down = True
+            await world.look()
+            meta.changes = "2"
+            await asyncio.sleep(0.002)
+            with pytest.raises(QuorumfsError):
+                await copies.run_once()
+            assert copies_on(world, 2) == copies_on(world, 1)
+
+    run(scenario())
+
+
+def test_a_copy_of_which_a_part_is_right_nowhere_stands_for_none() -> None:
+    """One that failed came back with the only server that had taken it, and rotted there."""
+
+    async def scenario() -> None:
+        world = World(Quorum(3, 1, 3))
+        async with copying(world) as (copies, meta):
+            for text in ("1", "2"):
+                meta.changes = text
+                await asyncio.sleep(0.002)
+                await copies.run_once()
+            older, newer = sorted(copies_on(world, 1))
+            part = manifest.block_of(newer, 1)
+            world.data[1].damage(part)
+            for number in (2, 3):
+                world.data[number].delete([part])
+            world.data[3].down = True
+            await world.look()
+            await copies.run_once()
+            assert set(copies_on(world, 1)) == {older, newer}, "the third may have it"
+            world.data[3].down = False
+            await world.look()
+            for _ in range(2):
+                await asyncio.sleep(0.002)
+                await copies.run_once()
+            assert meta.made == 3, "another one is made in its place, though nothing was changed"
+            for number in world.data:
+                assert len(whole_copies(world, number)) == 2
+                assert older in copies_on(world, number) and newer not in copies_on(world, number)
+
+    run(scenario())
+
 
 def test_what_is_left_of_a_copy_that_fails_is_deleted() -> None:
     async def scenario() -> None:
