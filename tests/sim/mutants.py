@@ -356,11 +356,6 @@ def epoch_is_the_date_of_a_start() -> None:
     _change(metaserver.store.Store, "_begin_epoch", lambda _: date)
 
 
-def mount_is_told_of_all_that_it_is_granted() -> None:
-    """Its clock may be slower than the server's."""
-    _change(metaserver.grants, "CLOCKS_APART", lambda _: 0.0)
-
-
 def name_removed_before_the_server_knows_who_has_it_open() -> None:
     def removing(self: Any) -> Any:
         return contextlib.nullcontext()
@@ -413,7 +408,6 @@ MUTANTS = [
         expired_session_keeps_its_open_files,
         second_session_does_not_wait_for_the_grant,
         epoch_is_the_date_of_a_start,
-        mount_is_told_of_all_that_it_is_granted,
         name_removed_before_the_server_knows_who_has_it_open,
         bytes_fetched_ahead_are_used_for_any_version,
     )
