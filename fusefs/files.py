@@ -175,8 +175,7 @@ class Files:
             self._namespace.sync_metadata()  # its name, its mode and so on may still be in the log only
 
     def _commit(self, handle: Handle, durable: bool, thread: int | None = None) -> bool:
-        if handle.lost is not None:
-            raise handle.lost
+        handle.require_locks()
         if handle.error is not None:
             raise handle.error
         committed = self._writeback.commit(handle.inode, durable, thread)
@@ -249,6 +248,11 @@ class Files:
         """
         self._note_request(handle)
         self._locks.confirm(handle)
+        found = self._read(handle, offset, size)
+        handle.require_locks()  # else what was written under them may be missing in this
+        return found
+
+    def _read(self, handle: Handle, offset: int, size: int) -> bytes | memoryview:
         inode = handle.inode
         self._reads_follow = True
         for attempt in range(MAP_ATTEMPTS):
@@ -383,7 +387,7 @@ class Files:
         if handle.appending and _may_continue(handle, offset, len(data)):
             unfinished = Unfinished(thread, time.monotonic() + UNFINISHED_SECONDS)
         self._writeback.write(
-            handle.inode,
+            handle,
             None if handle.appending else offset,
             data,
             unfinished,
@@ -408,7 +412,9 @@ class Files:
         if handle.error is not None:
             raise handle.error
         self._permission.require_writable()
-        self._writeback.truncate(handle.inode, size)
+        with handle.inode.lock:
+            handle.require_locks()
+            self._writeback.truncate(handle.inode, size)
 
     def truncate_unopened(self, ino: int, size: int) -> Attributes:
         """Change the size of a file by name, as truncate(2): committed at once if nobody else writes it."""
@@ -446,6 +452,7 @@ class Files:
         self._permission.require_writable()
         inode = handle.inode
         with inode.lock:
+            handle.require_locks()
             size = inode.size()
             if action and offset < size:
                 self._writeback.punch(inode, offset, min(offset + length, size))

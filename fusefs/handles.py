@@ -71,6 +71,11 @@ class Handle:
         self.window = 0
         """How many blocks are read ahead."""
 
+    def require_locks(self) -> None:
+        """Raise LocksLost if its locks are gone. Held under the inode's lock, what is done then is still theirs."""
+        if self.lost is not None:
+            raise self.lost
+
     @property
     def may_commit(self) -> bool:
         """Whether a close may have something to commit: bytes, or the file itself, though it is only read."""

@@ -165,8 +165,7 @@ class FileLocks:
         """
         if handle in self._users:
             self._namespace.confirm_session()
-        if handle.lost is not None:
-            raise handle.lost
+        handle.require_locks()
 
     # with the session
 
@@ -207,8 +206,7 @@ class FileLocks:
     ) -> None:
         """Make a call, and follow it if the server and the session that answered are still there."""
         for _ in range(ATTEMPTS):
-            if handle.lost is not None:
-                raise handle.lost
+            handle.require_locks()
             generation = self._generation
             try:
                 epoch = call(handle.inode, lock)

@@ -19,6 +19,7 @@ from functools import partial
 from fusefs.budget import Budget
 from fusefs.cache import NameCache
 from fusefs.commits import divide, record_of
+from fusefs.handles import Handle
 from fusefs.inodes import ChangeSet, Inode, PendingBlock, Unfinished
 from fusefs.pages import PageLedger
 from fusefs.patience import LOOK_SECONDS, MOST_WAITING, Patience
@@ -79,7 +80,7 @@ class Writeback:
 
     def write(
         self,
-        inode: Inode,
+        handle: Handle,
         offset: int | None,
         data: memoryview,
         unfinished: Unfinished | None = None,
@@ -90,8 +91,13 @@ class Writeback:
 
         `unfinished`: more of the same write(2) may follow. Both parts go into one commit then, so that no
         other mount's bytes come between them. `past_pages`: the kernel has not put the bytes in its pages.
+
+        Raises:
+            LocksLost: the handle had locks, and they are gone: somebody else may have them.
         """
+        inode = handle.inode
         with inode.lock:
+            handle.require_locks()
             inode.note_part(unfinished)
             added = inode.append(data) if offset is None else inode.write(offset, data)
             (self._pages.bypassed if past_pages else self._pages.filled)(inode.ino)

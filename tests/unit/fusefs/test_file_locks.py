@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import pytest
 
 from fusefs.filesystem import FileSystem
+from fusefs.handles import Handle
 from tests.unit.fusefs.fakes import FakeServer
 from tests.unit.fusefs.work import close, make
-from wire.errors import DeadlineExceeded, Interrupted, QuorumfsError, WouldBlock
+from wire.errors import DeadlineExceeded, Interrupted, LocksLost, QuorumfsError, WouldBlock
 from wire.locks import LAST
 from wire.messages import FileLock, LockGrant
 
@@ -27,6 +29,52 @@ def test_a_new_session_may_be_of_a_server_that_counts_its_starts_anew(
     handle, _ = fs.files.open(ino, os.O_RDWR)
     fs.locks.set(handle, FileLock(ino, False, OWNER, 0, 9, True, 1))
     assert len(fs.locks.reclaim(3)) == 1
+
+
+@pytest.fixture
+def locked(fs: FileSystem, server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> Handle:
+    """A file of four bytes, open and locked."""
+    ino = make(fs, b"a", b"1234")
+    monkeypatch.setattr(server, "set_lock", lambda _: LockGrant(1, server.getattr(ino)), raising=False)
+    monkeypatch.setattr(server, "confirm_session", lambda: None, raising=False)
+    handle, _ = fs.files.open(ino, os.O_RDWR)
+    fs.locks.set(handle, FileLock(ino, False, OWNER, 0, 9, True, 1))
+    return handle
+
+
+@pytest.mark.parametrize("size", [4, 40], ids=["bytes", "beyond the end"])
+def test_a_read_during_which_locks_are_lost_fails(
+    fs: FileSystem, locked: Handle, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    """It would have the old bytes where its process has written others: to SQLite, a malformed database."""
+    fs.files.write(locked, 0, b"new " * 10)
+    plan = fs.files._plan
+
+    def late_plan(*args: Any) -> Any:
+        fs.locks.lose()  # the session is found dead while a server is waited for
+        return plan(*args)
+
+    monkeypatch.setattr(fs.files, "_plan", late_plan)
+    with pytest.raises(LocksLost):
+        fs.files.read(locked, size - 4, 4)
+
+
+@pytest.mark.parametrize("change", ["write", "truncate", "allocate"])
+def test_a_change_that_waited_while_locks_were_lost_is_not_taken(
+    fs: FileSystem, server: FakeServer, locked: Handle, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    """It would be committed later, over what somebody else has written under the same lock."""
+    monkeypatch.setattr(server, "require_writable", fs.locks.lose)
+    with pytest.raises(LocksLost):
+        if change == "write":
+            fs.files.write(locked, 0, b"new")
+        elif change == "truncate":
+            fs.files.truncate(locked, 2)
+        else:
+            fs.files.allocate(locked, 0, 0, 100)
+    with locked.inode.lock:
+        assert not locked.inode.is_changed()
+    assert locked.inode.view().size == 4
 
 
 @pytest.mark.parametrize(
