@@ -72,7 +72,7 @@ class Handle:
         """How many blocks are read ahead."""
 
     def require_locks(self) -> None:
-        """Raise LocksLost if its locks are gone. Under the inode's lock, what is done next is still theirs."""
+        """Raise LocksLost if its locks are gone; under the inode's lock, they stay for what is done next."""
         if self.lost is not None:
             raise self.lost
 

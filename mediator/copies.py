@@ -103,8 +103,8 @@ class MetadataCopies:
         due = manifest.is_due(kept[0] if kept else 0, now_ms, self._period_seconds, changed=changed)
         if due:
             held = await self._held()
-            if counts["fenced"] and (known := manifest.complete(held.values(), 1)):
-                await self._require_same(known[0], counts["database"], held)
+            if counts["fenced"]:
+                await self._require_same(counts["database"], held)
             await self._make(counts["database"])
             kept = await self._keep_up()
         self._newest = kept[0] if kept else 0
@@ -177,22 +177,36 @@ class MetadataCopies:
                 break
         return found
 
-    async def _require_same(
-        self, copy: int, database: str, held: Mapping[int, Sequence[BlockRecord]]
-    ) -> None:
-        """Raise InternalError if a copy is of another database: it may be all that is left of that one."""
-        block = manifest.block_of(copy, 0)
+    async def _require_same(self, database: str, held: Mapping[int, Sequence[BlockRecord]]) -> None:
+        """See whose the newest copy is of which a manifest can be read.
+
+        Raises:
+            InternalError: another database's: it may be all that is left of that one.
+            QuorumfsError: a server does not say now whether its manifest can be read.
+        """
+        for copy in manifest.complete(held.values(), 1):
+            whose = await self._databases_of(copy, held)
+            if database in whose:
+                return
+            if whose:
+                raise InternalError(
+                    "the data servers hold copies of another metadata database: stop the cluster and bring "
+                    "that back with `quorumfs rebuild --replace`, or let it go with `quorumfs restore --release`"
+                )
+
+    async def _databases_of(self, copy: int, held: Mapping[int, Sequence[BlockRecord]]) -> set[str]:
+        """Return the names in those manifests of a copy that are not damaged."""
+        found: set[str] = set()
         for server in self._health.up:
-            records = [record for record in held.get(server.number, ()) if record.block == block]
-            for record in records:
-                data = await self._read(record, [server])
-                with suppress(ValueError):
-                    if data is not None and manifest.decode(data).database == database:
-                        return
-        raise InternalError(
-            "the data servers hold copies of another metadata database: stop the cluster and bring that back "
-            "with `quorumfs rebuild --replace`, or let it go with `quorumfs restore --release`"
-        )
+            for record in held.get(server.number, ()):
+                if record.block != manifest.block_of(copy, 0):
+                    continue
+                deadline = self._metadata.deadline_seconds
+                with suppress(BlockDamaged, BlockMissing, ValueError):
+                    part = await server.call(deadline, DataMethods.get, record.block, 0, 0)
+                    if block_digest(part.data) == record.digest:
+                        found.add(manifest.decode(bytes(part.data)).database)
+        return found
 
     async def _held(self) -> dict[int, list[BlockRecord]]:
         """Return the blocks of copies that each server has that is up."""

@@ -227,6 +227,25 @@ def test_copies_of_a_lost_database_are_left_alone_until_they_are_let_go() -> Non
     run(scenario())
 
 
+def test_a_copy_whose_manifest_cannot_be_read_is_nobodys() -> None:
+    """One that failed was left on one server, and rotted there: no other copy was ever made."""
+
+    async def scenario() -> None:
+        world = World(Quorum(3, 2, 2))
+        async with copying(world) as (copies, meta):
+            await copies.run_once()
+            (copy,) = copies_on(world, 1)
+            for number in (2, 3):
+                world.data[number].delete(list(world.data[number].held))
+            world.data[1].damage(manifest.block_of(copy, 0))
+            meta.changes = "2"
+            await asyncio.sleep(0.002)
+            assert await copies.run_once()
+            assert [len(whole_copies(world, number)) for number in world.data] == [1, 1, 1]
+
+    run(scenario())
+
+
 def test_a_damaged_holder_does_not_spread_its_bytes() -> None:
     async def scenario() -> None:
         world = World(Quorum(3, 2, 3))
