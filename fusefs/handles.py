@@ -72,7 +72,7 @@ class Handle:
         """How many blocks are read ahead."""
 
     def require_locks(self) -> None:
-        """Raise LocksLost if its locks are gone; under the inode's lock, they stay for what is done next."""
+        """Raise LocksLost if its locks are gone. Under the lock of the inode, none goes meanwhile."""
         if self.lost is not None:
             raise self.lost
 
