@@ -190,8 +190,9 @@ class MetadataCopies:
                 return
             if whose:
                 raise InternalError(
-                    "the data servers hold copies of another metadata database: stop the cluster and bring "
-                    "that back with `quorumfs rebuild --replace`, or let it go with `quorumfs restore --release`"
+                    "the data servers hold copies of another metadata database: stop the cluster and "
+                    "bring that back with `quorumfs rebuild --replace`, or let it go with "
+                    "`quorumfs restore --release`"
                 )
 
     async def _databases_of(self, copy: int, held: Mapping[int, Sequence[BlockRecord]]) -> set[str]:
