@@ -58,7 +58,8 @@ class Sessions:
         self._holders: dict[int, int] = {}
         self._asked: dict[int, int] = {}
         """Sessions that may have opened files without a call, each with the number that it is asked with."""
-        self._last_asked = self.epoch
+        self._last_asked = store.now_ns()
+        """Epochs are next to each other: counted from there, two starts would ask with the same numbers."""
         self._on_end: list[Callable[[int], None]] = []
 
     def on_end(self, forget: Callable[[int], None]) -> None:

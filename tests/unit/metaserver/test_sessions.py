@@ -199,6 +199,17 @@ def test_each_start_has_a_higher_epoch_whatever_the_date_is(meta: Harness) -> No
     assert epochs == sorted(set(epochs))
 
 
+def test_no_start_asks_with_the_numbers_of_another(meta: Harness) -> None:
+    """A late answer to an earlier one would be taken for all that is open."""
+    asked = []
+    for _ in range(3):
+        for _ in range(4):
+            meta.sessions.ask_opens(meta.session)
+            asked.append(meta.sessions.asks_opens(meta.session))
+        meta.restart()
+    assert len(set(asked)) == len(asked)
+
+
 def test_a_mount_is_told_of_a_shorter_lease_than_it_has(meta: Harness) -> None:
     told_ms = meta.wait(meta.service.open_session("told")).lease_ms
     assert told_ms == LEASE_SECONDS * 900, "its clock may be slow by a tenth"
