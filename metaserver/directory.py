@@ -5,6 +5,7 @@
     meta.sqlite     the database (metaserver.schema), with -wal and -shm beside it while in use
     meta.sqlite-sums        the checksums that its pages must have (metaserver.sums)
     meta.sqlite-mark        how far its log is durable (metaserver.log_mark)
+    reserve         room that is given up when the disk is full (metaserver.reserve)
     meta.sqlite.copy        a copy of it that is being read (metaserver.copying)
     meta.sqlite.restored    a database that is to take the place of meta.sqlite: from when it has this name
                     on it will, if need be when the directory is claimed next (metaserver.restore)

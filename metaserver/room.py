@@ -1,26 +1,23 @@
 """Keeps a reserve on the database's disk: what makes the database grow is refused while less is free.
 
-A part of the reserve is a file of its own, which is given up when something else has filled the disk, so that
-deleting still goes. In the event loop's thread only; asks the file system a few times a second.
+A part of the reserve is a file of its own (metaserver.reserve), made here. In the event loop's thread only;
+asks the file system a few times a second.
 """
 
 from __future__ import annotations
 
-import logging
 import os
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 from metaserver.store import Store
 from wire.errors import NoSpace
 
 LOOK_SECONDS = 0.1
-RESERVE_NAME = "reserve"
+LOOK_CALLS = 16
+"""And so often at least: a fast program must not use up the reserve between two looks."""
 FILE_PART = 4
 """The file has one part in so many of the reserve."""
-
-logger = logging.getLogger("metaserver")
 
 
 class Room:
@@ -28,13 +25,11 @@ class Room:
 
     def __init__(self, store: Store, reserve_bytes: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._store = store
-        self._file: Path = store.path.with_name(RESERVE_NAME)
         self._reserve_bytes = reserve_bytes
         self._clock = clock
         self._looked = clock()
         self._calls = 0
         self._enough = True
-        store.when_full = self.release
         self._look()
 
     def require(self) -> None:
@@ -53,30 +48,14 @@ class Room:
             # The log's pages may need as much room again in the database: see to it while there is some.
             self._store.empty_log()
             self._enough = self._free_bytes() >= self._reserve_bytes
-        elif not self._file.exists():
-            self._make_file()
+        elif not self._store.reserve.exists():
+            self._make_reserve()
 
     def _free_bytes(self) -> int:
-        disk = os.statvfs(self._file.parent)
+        disk = os.statvfs(self._store.path.parent)
         return disk.f_bavail * disk.f_frsize
 
-    def _make_file(self) -> None:
+    def _make_reserve(self) -> None:
         size = self._reserve_bytes // FILE_PART
-        if not size or self._free_bytes() < self._reserve_bytes + size:
-            return
-        try:
-            with self._file.open("wb") as file:
-                os.posix_fallocate(file.fileno(), 0, size)
-        except OSError as error:
-            self._file.unlink(missing_ok=True)
-            logger.warning("no room was reserved on the disk: %s", error)
-
-    def release(self) -> None:
-        """Give up the file: something else has filled the disk."""
-        if self._file.exists():
-            logger.warning("the disk is full: the reserve is given up")
-            self._file.unlink()
-
-
-LOOK_CALLS = 16
-"""And so often at least: a fast program must not use up the reserve between two looks."""
+        if size and self._free_bytes() >= self._reserve_bytes + size:
+            self._store.reserve.make(size)

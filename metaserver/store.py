@@ -8,6 +8,7 @@ power loss.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import secrets
@@ -20,6 +21,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 from metaserver import answers, fence, pages, sums
 from metaserver.connection import ReadingConnection
 from metaserver.log_mark import LogMark, mark_file
+from metaserver.reserve import Reserve
 from metaserver.schema import ADDED_SCHEMA, APPLICATION_ID, FORMAT_VERSION, SCHEMA
 from wire.config import ConfigError
 from wire.errors import (
@@ -47,6 +49,8 @@ PAGE_CACHE_KIB = 64 * 1024
 CHECKPOINT_TRIES, CHECKPOINT_RETRY_SECONDS = 50, 0.01
 LOG_PAGES_MAX = 16 * 1024
 """A log longer than this (64 MiB) is checkpointed by the next commit itself; see metaserver.log."""
+
+_NO_ROOM = "{}: its disk is full, so that the metadata server cannot start; nothing is lost: make room on it"
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -90,9 +94,21 @@ class Store:
         self._answered: dict[tuple[int, int], int] = {}
         """The sequence that a slot keeps an answer of, as far as is known; by session and slot."""
         self._damaged_frames = pages.damaged_frames(path)
-        self.when_full: Callable[[], None] = lambda: None
-        """Called when the disk is full, before a transaction is tried once more."""
+        self.reserve = Reserve(path)
         self.now_ns = now_ns
+        try:
+            self._open(cluster, complete)
+        except NoSpace:
+            if not self.reserve.release():
+                raise ConfigError(_NO_ROOM.format(path)) from None
+            try:
+                self._open(cluster, complete)
+            except NoSpace:
+                raise ConfigError(_NO_ROOM.format(path)) from None
+
+    def _open(self, cluster: str, complete: bool) -> None:
+        """Do what the constructor says. Raises NoSpace too; nothing is open then."""
+        path = self.path
         self.log_mark = LogMark(path)
         try:
             self._prepare(path, complete)
@@ -122,9 +138,11 @@ class Store:
                 self.log_mark.close()
                 raise
         except sqlite3.Error as error:
-            raise ConfigError(
-                f"{path}: the database is damaged or cannot be used ({error}); {pages.ADVICE}"
-            ) from None
+            if pages.is_damage(error):
+                raise ConfigError(f"{path}: the database is damaged ({error}); {pages.ADVICE}") from None
+            if _is_full(error):
+                raise NoSpace("the metadata server's disk is full") from None
+            raise ConfigError(f"{path}: the database cannot be used ({error})") from None
 
     def _prepare(self, path: Path, complete: bool) -> None:
         try:
@@ -136,6 +154,8 @@ class Store:
             self.log_mark.begin()
             read_file_ahead(path)  # _count goes through all of it
         except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise NoSpace("the metadata server's disk is full") from None
             raise ConfigError(f"{path}: cannot be used: {error.strerror}") from None
 
     def _configure(self) -> None:
@@ -232,7 +252,7 @@ class Store:
         try:
             return self._change(work, *args, **kwargs)
         except NoSpace:
-            self.when_full()
+            self.reserve.release()
             self.empty_log()
         return self._change(work, *args, **kwargs)
 
@@ -375,11 +395,16 @@ class Store:
         self.log_mark.close()
 
 
+def _is_full(error: sqlite3.Error) -> bool:
+    """Tell whether an error says that there is no room: for a file, or for the memory that it shares."""
+    return getattr(error, "sqlite_errorcode", None) in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE)
+
+
 def _told(error: sqlite3.Error | OverflowError, path: Path) -> QuorumfsError:
     """Return what the caller is told of an error of the database; log what is the server's own trouble."""
     if isinstance(error, OverflowError):
         return InvalidArgument("a number does not fit 64 bits")
-    if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
+    if _is_full(error):
         return NoSpace("the metadata server's disk is full")
     if pages.is_damage(error):
         damaged = pages.damaged_pages(path)

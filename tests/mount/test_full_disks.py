@@ -161,9 +161,7 @@ def test_a_full_metadata_server(cluster: LocalCluster, small_disk: SmallDisk, mo
     assert refused.value.errno == errno.ENOSPC
     assert made > 100
     # Somebody else takes the reserve as well: SQLite itself meets the end of the disk, half-way.
-    with (cluster.directory / "meta" / "strange").open("wb", buffering=0) as file, pytest.raises(OSError):
-        while True:
-            file.write(bytes(4096))
+    take_all_room(cluster.directory / "meta" / "strange")
     links = {mountpoint / f"link-{number}" for number in range(made)}
     assert set(mountpoint.iterdir()) == links
     for link in links:
@@ -172,6 +170,43 @@ def test_a_full_metadata_server(cluster: LocalCluster, small_disk: SmallDisk, mo
     (cluster.directory / "meta" / "strange").unlink()
     wait_until(lambda: can_write(mountpoint / "again"), SECONDS, "files can be made again")
     assert_content(mountpoint, {"again": b"again"})
+
+
+def take_all_room(strange: Path) -> None:
+    """Fill the disk to its last byte with what is none of ours."""
+    with strange.open("wb", buffering=0) as file, pytest.raises(OSError):
+        while True:
+            file.write(bytes(4096))
+
+
+@pytest.mark.parametrize("end", ["kill", "stop"])
+def test_servers_start_on_disks_without_a_byte_of_room(
+    cluster: LocalCluster, small_disk: SmallDisk, mountpoint: Path, end: str
+) -> None:
+    names = ("metaserver", "data-1", "data-2", "data-3")
+    places = [cluster.directory / name.replace("metaserver", "meta") for name in names]
+    for place in places:
+        small_disk(place, 16 * MIB)
+    cluster.start()
+    cluster.mount(mountpoint)
+    kept = {f"file-{number}": os.urandom(MIB) for number in range(3)}
+    for name, data in kept.items():
+        write(mountpoint / name, data)
+    for place in places:
+        take_all_room(place / "strange")
+    for name in names:
+        cluster.kill(name) if end == "kill" else cluster.stop(name)
+    for place in places:
+        take_all_room(place / "stranger")
+    cluster.start(*names)
+    assert_content(mountpoint, kept)
+    (mountpoint / "file-0").unlink()
+    del kept["file-0"]
+    assert_content(mountpoint, kept)
+    for place in places:
+        (place / "strange").unlink()
+    wait_until(lambda: can_write(mountpoint / "again"), SECONDS, "files can be made again")
+    assert_content(mountpoint, kept | {"again": b"again"})
 
 
 def can_write(path: Path) -> bool:
