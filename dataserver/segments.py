@@ -280,6 +280,7 @@ class SegmentStore:
             "total_bytes": usage.total,
             "segments": len(self._segments),
             "damaged_regions": sum(self._damaged.values()),
+            "disk_failure": None if self._failure is None else str(self._failure.strerror),
         }
 
     # -- blocks gone

@@ -19,7 +19,7 @@ from dataserver.contract import BlockStore
 from dataserver.marks import ScrubMark
 from dataserver.quarantine import Quarantine
 from wire.digest import PIECE_BYTES, Buffer
-from wire.errors import BadRequest, BlockDamaged, BlockMissing
+from wire.errors import BadRequest, BlockDamaged, BlockMissing, InternalError
 from wire.lending import is_borrowed
 from wire.messages import SMALL_FILES_AT_ONCE, BlockPart, BlockRecord, Identity, SmallReplicas
 from wire.shared_sync import SharedSync
@@ -202,6 +202,10 @@ class DataService:
             except OSError as error:
                 if not failed:
                     _log.error("the disk failed in the background: %s; it is tried again", error)
+                failed = True
+            except InternalError as error:
+                if not failed:
+                    _log.error("no background work is done: %s", error)
                 failed = True
             except Exception:
                 if not failed:

@@ -205,6 +205,7 @@ class Mediator:
             "blocks": said.get("blocks"),
             "quarantined": said.get("quarantined"),
             "full": server.full,
+            "disk_failure": said.get("disk_failure"),
             "reads_us": {
                 size: {"median": _microseconds(window.median), "p95": _microseconds(window.p95)}
                 for size, window in server.reads.items()

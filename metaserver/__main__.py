@@ -18,7 +18,8 @@ from metaserver.log import Checkpointer, LogSync
 from metaserver.service import MetaService
 from metaserver.sessions import Sessions
 from metaserver.store import Store
-from wire.config import ClusterConfig, load
+from wire.config import ClusterConfig, ConfigError, load
+from wire.errors import InternalError
 from wire.methods import BookkeepingMethods, CommonMethods, NamespaceMethods
 from wire.process import run, serve
 from wire.server import Server
@@ -40,10 +41,13 @@ async def serve_metadata(config: ClusterConfig) -> None:
         stack.callback(store.close)
         log = LogSync(directory.database, store.changed_rows, store.log_mark)
         stack.callback(log.close)
-        directory.sync()  # the name of the log, before anything is noted to be in it
-        await log.sync()
-        if not directory.complete:
-            directory.describe()
+        try:
+            directory.sync()  # the name of the log, before anything is noted to be in it
+            await log.sync()
+            if not directory.complete:
+                directory.describe()
+        except (OSError, InternalError) as error:
+            raise ConfigError(f"{directory.path} cannot be made durable: {error}") from None
         sessions = Sessions(store, config.lease_seconds)
         before = config.grant_seconds if sessions.count() or sessions.may_reclaim() else 0.0
         grants = Grants(sessions, config.grant_seconds, before)

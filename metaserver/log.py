@@ -16,7 +16,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from metaserver import pages
+from metaserver import log_failure, pages
 from metaserver.log_ahead import LogAhead
 from metaserver.log_mark import LogMark
 from metaserver.store import LOG_PAGES_MAX, Store
@@ -47,39 +47,39 @@ class LogSync:
             mark: where to note how far the log is durable.
         """
         self._mark = mark
+        self._database = database.absolute()
+        self._name = os.fsencode(self._database)
         self._damaged_frames = pages.damaged_frames(database)
         self._descriptor = os.open(f"{database}-wal", os.O_RDONLY)
         self._thread = ThreadPoolExecutor(1, "log-sync")
         self._changed_rows = changed_rows
         self._rows = 0
-        self._failure: OSError | None = None
         self._shared = SharedSync(self._thread, self._sync, self._is_little)
 
     async def sync(self) -> None:
         """Return when all that was committed before this call is on disk.
 
         Raises:
-            InternalError: the disk failed. From then on every call raises it, because the kernel may
-                have dropped what it could not write; a restart reads what is really there. Or the log
-                was met damaged.
+            InternalError: the disk failed. From then on every call raises it (metaserver.log_failure).
+                Or the log was met damaged.
         """
         await asyncio.shield(self._shared())
 
     def _sync(self) -> None:
-        if self._failure is None:
+        if log_failure.reason(self._name) is None:
+            committed = self._mark.look()
             try:
-                committed = self._mark.look()
                 os.fdatasync(self._descriptor)
-                self._mark.keep(committed)
             except OSError as error:
-                logger.error("the log could not be made durable: %s", error)
-                self._failure = error
+                log_failure.note(self._database, str(error.strerror))
+            else:
+                self._mark.keep(committed)
         if self._damaged_frames:
             raise InternalError(
                 "the log of the metadata database is damaged: what comes behind it would be lost at a restart"
             )
-        if self._failure is not None:
-            raise InternalError(f"the metadata server's disk failed: {self._failure}")
+        if (why := log_failure.reason(self._name)) is not None:
+            raise InternalError(f"the metadata server's disk failed: {why}")
 
     def _is_little(self) -> bool:
         before, self._rows = self._rows, self._changed_rows()

@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from metaserver import frames, pages
+from metaserver.log_failure import write_again
 from wire.config import ConfigError
 
 SUFFIX = "-mark"
@@ -92,19 +93,22 @@ class LogMark:
     def begin(self) -> None:
         """Refuse a wrong log; note that a log may be begun, if there is none. Before any connection is open.
 
+        A log that is there is made durable, as what wrote it may have failed to.
+
         Raises:
             ConfigError: the log is gone, damaged, or older than what was durable.
-            OSError: the mark can neither be written nor be removed.
+            OSError: the log cannot be made durable, or the mark can neither be written nor be removed.
             sqlite3.Error: the database cannot be read.
         """
-        marked = _marked(self._database)
-        if marked is None:
-            return
-        found = _find_log(self._database)
-        _refuse_wrong_log(self._database, marked, found)
-        if found is None or not found.frames:
-            self._expect_any_log()
-            self._noted = None
+        marked, found = _marked(self._database), _find_log(self._database)
+        if marked is not None:
+            _refuse_wrong_log(self._database, marked, found)
+            if found is None or not found.frames:
+                self._expect_any_log()
+                self._noted = None
+        if found is not None:
+            durable = marked.frames if marked and marked.salts == found.salts else 0
+            write_again(_log_file(self._database), durable, found.frames)
 
     def _expect_any_log(self) -> None:
         """Note that a log may follow whose salts say nothing."""

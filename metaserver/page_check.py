@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import sqlite3
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +16,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from metaserver import pages
+from metaserver import log_failure, pages
 
 PERIOD_SECONDS = 24 * 3600.0
 PAGES_SHOWN = 20
@@ -86,6 +87,7 @@ class PageCheck:
         frames = sorted(pages.damaged_frames(self._database))
         return {
             "damaged": bool(damaged or frames or self._found),
+            "log_failure": log_failure.reason(os.fsencode(self._database.absolute())),
             "damaged_pages": damaged[:PAGES_SHOWN],
             "damaged_log_pages": frames[:PAGES_SHOWN],
             "found": self._found,

@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any, TypeVar, overload
 from urllib.parse import quote
 
-from metaserver import frames
+from metaserver import frames, log_failure
 from metaserver.sums import Sums, sums_file
 from wire.config import ConfigError
 
@@ -48,7 +48,7 @@ ADVICE = "put it back with `quorumfs restore FILE` or `quorumfs rebuild --replac
 """What to do about a database that is lost or damaged."""
 
 _NAME = b"quorumfs-pages"
-_OK, _IOERR, _SHORT_READ = 0, 10, 10 | 2 << 8
+_OK, _IOERR, _SHORT_READ, _IOERR_SYNC = 0, 10, 10 | 2 << 8, 10 | 4 << 8
 _OPEN_MAIN_DB = 0x100
 _OPEN_LOG = 0x80000
 _LOG_SUFFIX, _SHARED_SUFFIX = b"-wal", b"-shm"
@@ -64,6 +64,18 @@ _Transfer = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, cty
 C = TypeVar("C", bound=sqlite3.Connection)
 
 logger = logging.getLogger("metaserver")
+
+
+class _UnreadableError(Exception):
+    """SQLite's own file layer could not read what a page is compared with.
+
+    Attributes:
+        result: what it returned.
+    """
+
+    def __init__(self, result: int) -> None:
+        super().__init__(result)
+        self.result = result
 
 
 class _Methods(ctypes.Structure):
@@ -261,6 +273,7 @@ def _opened(path: bytes) -> None:
         if _open_files[path] > 1:
             return
         _damaged_frames.get(path, set()).clear()
+        log_failure.forget(path)
         _sums.pop(path, None)
         database = Path(os.fsdecode(path))
         if sums_file(database).exists():
@@ -279,9 +292,13 @@ def _hooked(path: bytes, usual: _Methods) -> _Methods:
 
 
 def _hooked_log(log: bytes, usual: _Methods) -> _Methods:
-    """Return the log's operations; only reading is another one."""
+    """Return the log's operations; only reading and making durable are others."""
     path = log.removesuffix(_LOG_SUFFIX)
-    return _with_hooks(usual, {"read": _Transfer(_log_reader(path, _Transfer(usual.read)))})
+    hooks = {
+        "read": _Transfer(_log_reader(path, _Transfer(usual.read))),
+        "sync": _Sync(_log_syncer(path, _Sync(usual.sync))),
+    }
+    return _with_hooks(usual, hooks)
 
 
 def _with_hooks(usual: _Methods, hooks: dict[str, Any]) -> _Methods:
@@ -318,6 +335,25 @@ def _syncer(path: bytes, usual: Callable[..., int]) -> Callable[..., int]:
             return result
         except Exception:
             logger.exception("the checksums of the pages could not be made durable")
+            return _IOERR
+
+    return sync
+
+
+def _log_syncer(path: bytes, usual: Callable[..., int]) -> Callable[..., int]:
+    """Return the operation that makes the log durable: after one that failed it fails."""
+    database = Path(os.fsdecode(path))
+
+    def sync(file: int, flags: int) -> int:
+        try:
+            if log_failure.reason(path) is not None:
+                return _IOERR_SYNC
+            result = usual(file, flags)
+            if result != _OK:
+                log_failure.note(database, "SQLite could not sync it")
+            return result
+        except Exception:
+            logger.exception("the log could not be made durable")
             return _IOERR
 
     return sync
@@ -361,7 +397,10 @@ def _log_reader(path: bytes, usual: Callable[..., int]) -> Callable[..., int]:
 
     def read_bytes(file: int, length: int, offset: int) -> bytes:
         buffer = ctypes.create_string_buffer(length)
-        return buffer.raw if usual(file, ctypes.addressof(buffer), length, offset) == _OK else b""
+        result = usual(file, ctypes.addressof(buffer), length, offset)
+        if result not in (_OK, _SHORT_READ):
+            raise _UnreadableError(result)
+        return buffer.raw if result == _OK else b""
 
     def is_as_written(file: int, page: bytes, start: int) -> bool:
         before = start - frames.FRAME_BYTES + 16 if start > frames.LOG_HEADER_BYTES else start - 8
@@ -383,6 +422,8 @@ def _log_reader(path: bytes, usual: Callable[..., int]) -> Callable[..., int]:
                 return _OK
             _note_frame(path, start // frames.FRAME_BYTES + 1)
             return DAMAGED
+        except _UnreadableError as error:
+            return error.result  # the disk fails: that says nothing about the page
         except Exception:
             logger.exception("a page of the log could not be compared")
             return _IOERR

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from metaserver import answers, fence, pages, sums
+from metaserver import answers, fence, log_failure, pages, sums
 from metaserver.connection import ReadingConnection
 from metaserver.log_mark import LogMark, mark_file
 from metaserver.reserve import Reserve
@@ -90,6 +90,7 @@ class Store:
             ConfigError: it is damaged, missing, foreign, or of another format.
         """
         self.path = path
+        self._name = os.fsencode(path.absolute())
         self._next_inode = self._inode_limit = 0
         self._answered: dict[tuple[int, int], int] = {}
         """The sequence that a slot keeps an answer of, as far as is known; by session and slot."""
@@ -247,7 +248,8 @@ class Store:
 
         Raises:
             NoSpace: the disk is full; nothing was changed.
-            InternalError: the database failed, or its log was met damaged; nothing was changed.
+            InternalError: the database failed, or its log was met damaged, or could not be made durable;
+                nothing was changed.
         """
         try:
             return self._change(work, *args, **kwargs)
@@ -275,6 +277,10 @@ class Store:
             raise InternalError(
                 "the log of the metadata database is damaged, so that a change would be lost at the next "
                 f"start; see `quorumfs status`; {pages.ADVICE}"
+            )
+        if (why := log_failure.reason(self._name)) is not None:
+            raise InternalError(
+                f"the metadata server's disk failed ({why}): it takes no change until it is started anew"
             )
         execute = self.execute
         totals, inode_limit = self.totals.copy(), self._inode_limit

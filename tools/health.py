@@ -66,7 +66,7 @@ def assess(
             reason,
             advice or ["look into the mediator's log, or restart it with: quorumfs fault restart mediator"],
         )
-    advice += _copies_advice(mediator)
+    advice += _copies_advice(mediator) + _disk_advice(mediator)
     writable, reason = bool(mediator["writable"]), str(mediator["reason"])
     if not writable and not reason:
         reason = f"fewer than Qw={quorum.write} data servers are up"
@@ -89,8 +89,13 @@ def _advice(process: ProcessStatus) -> list[str]:
 
 
 def _damage_advice(metaserver: dict[str, Any] | None) -> list[str]:
-    """Say what to do about a damaged metadata database."""
+    """Say what to do about a damaged metadata database, or one whose disk failed."""
     pages = (metaserver or {}).get("pages", {})
+    if (why := pages.get("log_failure")) is not None:
+        return [
+            f"the metadata server's disk failed ({why}), and every change is refused; look after "
+            "the disk, then start it anew with: quorumfs fault restart metaserver"
+        ]
     if not pages.get("damaged"):
         return []
     frames = ", ".join(map(str, pages.get("damaged_log_pages", [])))
@@ -114,6 +119,16 @@ def _copies_advice(mediator: dict[str, Any]) -> list[str]:
     return (
         [f"no copy of the metadata can be stored on the data servers: {copies['error']}"] if failing else []
     )
+
+
+def _disk_advice(mediator: dict[str, Any]) -> list[str]:
+    """Say which data servers take no write any more, as their disk failed to make something durable."""
+    return [
+        f"the disk of data-{server['number']} failed ({why}), and it takes no more writes; look after it, "
+        f"then start it anew with: quorumfs fault restart {server['number']}"
+        for server in mediator["servers"]
+        if (why := server.get("disk_failure"))
+    ]
 
 
 def ask_mediator(cluster: LocalCluster, deadline_seconds: float = STATUS_SECONDS) -> dict[str, Any] | None:

@@ -38,6 +38,8 @@ import wire.msgpack_long
 import wire.server
 import wire.shared_sync
 from fusefs.connect import connect
+from metaserver import reserve
+from metaserver.pages import ADVICE
 from tests.sim import seams, sqlite_files, threads
 from tests.sim.clocks import Clocks
 from tests.sim.disk import Disk
@@ -66,6 +68,7 @@ CHECKPOINTS = [
 ]
 """The metadata's log is moved into the database after so many rows, or by a commit after so many pages: in a
 third of the lives as in a real cluster, where a life is too short for it."""
+RESERVE_BYTES = 1024 * 1024
 QUICK_SYNC_SECONDS = [0.0, 1.0]
 """A disk takes no virtual time in the loop: a server waits for it there never, or whenever it may."""
 ROOMS_BYTES = [wire.msgpack_long.LONG_BYTES + 4096, wire.msgpack_codec.ROOM_BYTES]
@@ -105,6 +108,8 @@ class World:
         self.ready: dict[str, asyncio.Future[str]] = {}
         self.ends: dict[str, asyncio.Event] = {}
         self.power_losses = 0
+        self._with_reserve: set[str] = set()
+        """The servers that had a reserve when they began last: they must start on a full disk."""
         self._unburied: list[tuple[Process, bool]] = []
         """What failed in the middle of a write a moment ago, and whether its power did."""
         self.stops = Stops(seed, self)
@@ -139,6 +144,7 @@ class World:
             dirty_bytes=8 * 1024 * 1024,
             commit_age_seconds=5.0,
             metadata_copy_seconds=self.rng.choice(COPY_SECONDS),
+            reserve_bytes=RESERVE_BYTES,
         )
 
     def _disk_seconds(self) -> float:
@@ -281,13 +287,24 @@ class World:
             if not self.ready[process.name].done():
                 self.ready[process.name].set_exception(Failure(f"{process.name}: {error}"))
                 self.ready[process.name].exception()
-            disk = self.disks.get(process.host)
-            if isinstance(error, ConfigError) and disk is not None and disk.failing:
+            if isinstance(error, ConfigError) and self._may_end(process, str(error)):
                 return  # it says so, and ends: what else could it do
             self.problem(f"{process.name} ended by itself: {type(error).__name__}: {error}")
 
+    def _may_end(self, process: Process, said: str) -> bool:
+        """Tell whether a server may refuse to start for its disk; never, if it advises to put a copy back."""
+        disk = self.disks.get(process.host)
+        if disk is None or ADVICE in said:
+            return False
+        return disk.fails or (disk.full and process.name not in self._with_reserve)
+
     def start(self, name: str) -> Process:
         """Start the server process of this name."""
+        if (disk := self.disks.get(name)) is not None:
+            disk.sync_failed = False
+            self._with_reserve.discard(name)
+            if (disk.root / reserve.NAME).exists():
+                self._with_reserve.add(name)
         if name == "meta":
             return self.spawn(name, lambda: meta_main.serve_metadata(self.config))
         if name in self.mediators:

@@ -41,6 +41,7 @@ class Moment(NamedTuple):
 
     files: dict[Path, bytes]
     undo: dict[str, list[Change]]
+    dropped: dict[str, list[Change]]
     names: list[tuple[str, str, str | None]]
 
 
@@ -66,15 +67,25 @@ class Disk:
         self.paths: dict[int, str] = {}
         self.undo: dict[str, list[Change]] = {}
         """Of each file what no sync made durable, the oldest first."""
+        self.dropped: dict[str, list[Change]] = {}
+        """What a sync failed to make durable: it can be read, and no later sync writes it."""
         self.names: list[tuple[str, str, str | None]] = []
         """What is not durable: (create, mkdir, rename or unlink, path, where the old file is kept)."""
         self.full = False
         self.refusal = errno.ENOSPC
         """What writes that need room are refused with while it is full."""
+        self.budget: int | None = None
+        """So many bytes there is room for while it is full; None: for none."""
+        self.tells_room = False
+        """Whether it says that it is full before a write is refused."""
         self.slow = 1.0
         """So many times longer its jobs take."""
         self.failing = False
         """Reads fail with EIO."""
+        self.syncs_fail = False
+        """Syncs that have something to write fail with EIO, each other one."""
+        self.sync_failed = False
+        """One has, since the process that uses it began."""
         self.lying = False
         """Some writes are lost or go to another place, and nobody is told."""
         self.has_lost = False
@@ -86,6 +97,11 @@ class Disk:
         self._fails_at = ""
         self._kept = 0
         self._old: dict[Path, bytes] = {}
+
+    @property
+    def fails(self) -> bool:
+        """Whether it is plain that something is wrong with it now, other than that it is full."""
+        return self.failing or self.syncs_fail or (self.full and self.refusal != errno.ENOSPC)
 
     # failing in the middle of something
 
@@ -106,9 +122,14 @@ class Disk:
             self._steps_left -= 1
             return
         failure, self.failure = self.failure, None
-        undo = {path: list(changes) for path, changes in self.undo.items()}
-        self._moment = Moment(self._read("*"), undo, list(self.names))
+        self._moment = self._now("*")
         failure()
+
+    def _now(self, names: str) -> Moment:
+        undo, dropped = (
+            {path: list(changes) for path, changes in each.items()} for each in (self.undo, self.dropped)
+        )
+        return Moment(self._read(names), undo, dropped, list(self.names))
 
     def _read(self, names: str) -> dict[Path, bytes]:
         """Return the files of such names, but for the memory that SQLite shares."""
@@ -122,16 +143,14 @@ class Disk:
         """Have everything as it is now, or was when it failed, whatever `end` does to the files."""
         moment, self._moment, self.failure = self._moment, None, None
         names = "*" if moment else "*.sqlite*"
-        if moment is None:
-            undo = {path: list(changes) for path, changes in self.undo.items()}
-            moment = Moment(self._read(names), undo, list(self.names))
+        moment = moment or self._now(names)
         end()
         for file in self.root.rglob(names):
             if file.is_file():
                 file.unlink()
         for file, content in moment.files.items():
             file.write_bytes(content)
-        self.undo, self.names = moment.undo, moment.names
+        self.undo, self.dropped, self.names = moment.undo, moment.dropped, moment.names
 
     # what stands for os
 
@@ -140,7 +159,7 @@ class Disk:
             flags = flags & ~os.O_ACCMODE | os.O_RDWR  # what is overwritten is read first, to be undone
         is_new = bool(flags & os.O_CREAT) and not os.path.lexists(path)
         handle = os.open(path, flags & ~os.O_DIRECT, mode, **more)
-        self.paths[handle] = os.fspath(path)
+        self.paths[handle] = os.fsdecode(path)
         if is_new:
             self.names.append(("create", os.fspath(path), None))
         return handle
@@ -172,11 +191,30 @@ class Disk:
         path = self.paths.get(handle)
         if path is None:
             return
-        if self.full and grows:
-            raise OSError(self.refusal, os.strerror(self.refusal))
         size = os.fstat(handle).st_size
+        if grows:
+            self.require_room(max(0, offset + length - size))
         before = os.pread(handle, length, offset) if offset < size else b""
         self.note(path, offset, before + bytes(length - len(before)), size, cuts=not grows)
+
+    def require_room(self, growth: int) -> None:
+        """Raise OSError if a file cannot be written, so that it grows by so many bytes."""
+        if self.full and (
+            self.refusal != errno.ENOSPC or self.budget is None or self.used() + growth > self.budget
+        ):
+            raise OSError(self.refusal, os.strerror(self.refusal))
+
+    def used(self) -> int:
+        """Return how many bytes its files have, but for the memory that SQLite shares."""
+        files = (path for path in self.root.rglob("*") if not path.name.endswith("-shm"))
+        return sum(path.stat().st_size for path in files if path.is_file())
+
+    def posix_fallocate(self, handle: int, offset: int, length: int) -> None:
+        size = os.fstat(handle).st_size
+        if offset + length > size:
+            self.require_room(offset + length - size)
+            self.note(self.paths[handle], size, b"", size)
+            os.ftruncate(handle, offset + length)
 
     def note(self, path: str, offset: int, before: bytes, size: int, *, cuts: bool = False) -> None:
         """A file of this size is about to be changed where it has `before`, or cut off there."""
@@ -210,8 +248,12 @@ class Disk:
 
     def _fail_reads(self, handle: int, offset: int) -> None:
         """A file's first page, which is written just before it is read, is still in memory."""
-        if self.failing and handle in self.paths and offset and self.rng.random() < 0.5:
+        if offset and self.fails_to_read(self.paths.get(handle)):
             raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    def fails_to_read(self, path: str | None) -> bool:
+        """Tell whether a read of a file fails now; that of the memory that SQLite shares never does."""
+        return self.failing and path is not None and not path.endswith("-shm") and self.rng.random() < 0.5
 
     def pread(self, handle: int, length: int, offset: int) -> bytes:
         self._fail_reads(handle, offset)
@@ -231,13 +273,25 @@ class Disk:
 
     def fdatasync(self, handle: int) -> None:
         path = self.paths.get(handle, "")
+        if not Path(path).is_dir():
+            self.sync(path)
+            return
         self.step(path)
-        if Path(path).is_dir():
-            self.names = [name for name in self.names if str(Path(name[1]).parent) != path]
-        else:
-            self.undo.pop(path, None)
+        self.names = [name for name in self.names if str(Path(name[1]).parent) != path]
 
     fsync = fdatasync
+
+    def sync(self, path: str) -> None:
+        """Make a file durable, but for what an earlier sync failed to write. Raises OSError."""
+        self.step(path)
+        if self.syncs_fail and path in self.undo and self.rng.random() < 0.5:
+            self.sync_failed = True
+            lost = (change for change in self.undo.pop(path) if not change.cuts)
+            self.dropped.setdefault(path, []).extend(lost)
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        written = self.undo.pop(path, [])
+        if path in self.dropped:
+            self.dropped[path] = [left for change in self.dropped[path] for left in _without(change, written)]
 
     def unlink(self, path: Any, **more: Any) -> None:
         self._keep("unlink", os.fspath(path), os.unlink, path, **more)
@@ -260,13 +314,17 @@ class Disk:
         do(*args, **more)
         if path.startswith(str(self.root)):
             self.names.append((what, path, kept))
-            self.undo.pop(path, None)
-            if what == "rename" and (changes := self.undo.pop(os.fspath(args[0]), None)):
-                self.undo[path] = changes
+            for changes in (self.undo, self.dropped):
+                changes.pop(path, None)
+                if what == "rename" and (moved := changes.pop(os.fspath(args[0]), None)):
+                    changes[path] = moved
 
     def statvfs(self, _: Any) -> os.statvfs_result:
         """Tell of a large disk: how much room this machine has in memory is no part of a life."""
-        blocks, free, names, length = DISK_BYTES // TORN_BYTES, FREE_BYTES // TORN_BYTES, 1 << 24, 255
+        free_bytes = FREE_BYTES
+        if self.full and self.tells_room and self.budget is not None:
+            free_bytes = max(0, self.budget - self.used())
+        blocks, free, names, length = DISK_BYTES // TORN_BYTES, free_bytes // TORN_BYTES, 1 << 24, 255
         return os.statvfs_result((TORN_BYTES, TORN_BYTES, blocks, free, free, names, names, names, 0, length))
 
     fstatvfs = statvfs
@@ -282,11 +340,14 @@ class Disk:
 
     def lose_power(self) -> None:
         """Take back what is not durable, wholly, in part, or not at all. All processes must be dead."""
-        self.has_lost |= bool(self.undo or self.names)
-        for path, writes in self.undo.items():
+        self.has_lost |= bool(self.undo or self.dropped or self.names)
+        for path in {**self.dropped, **self.undo}:
             if Path(path).exists():
-                self._tear(path, writes)
+                undo = self.undo.get(path, [])
+                size = undo[0].size if undo else Path(path).stat().st_size
+                self._tear(path, _clipped(self.dropped.get(path, []), size) + undo)
         self.undo.clear()
+        self.dropped.clear()
         keep = self.rng.randrange(len(self.names) + 1)  # a journal keeps the names' changes in order
         for what, path, kept in reversed(self.names[keep:]):
             if what == "mkdir":
@@ -370,4 +431,26 @@ class Disk:
         shutil.rmtree(self.root)
         self.root.mkdir()
         self.undo.clear()
+        self.dropped.clear()
         self.names.clear()
+
+
+def _without(change: Change, written: list[Change]) -> list[Change]:
+    """Return what is left of a change when others were made durable over it."""
+    begin = change.offset
+    pieces = [(begin, begin + len(change.before))]
+    for start, end in ((other.offset, other.offset + len(other.before)) for other in written):
+        halves = (half for low, high in pieces for half in ((low, min(high, start)), (max(low, end), high)))
+        pieces = [(low, high) for low, high in halves if low < high]
+    return [
+        change._replace(offset=low, before=change.before[low - begin : high - begin]) for low, high in pieces
+    ]
+
+
+def _clipped(changes: list[Change], size: int) -> list[Change]:
+    """Return what of some changes is within a file of this size, none of which gave it its size."""
+    return [
+        change._replace(before=change.before[: size - change.offset], size=size)
+        for change in changes
+        if change.offset < size
+    ]

@@ -31,7 +31,10 @@ import mediator.write_path
 import metaserver.bookkeeping
 import metaserver.grants
 import metaserver.log
+import metaserver.log_failure
+import metaserver.log_mark
 import metaserver.pages
+import metaserver.reserve
 import metaserver.service
 import metaserver.sessions
 import metaserver.store
@@ -356,6 +359,42 @@ def epoch_is_the_date_of_a_start() -> None:
     _change(metaserver.store.Store, "_begin_epoch", lambda _: date)
 
 
+def failed_sync_of_the_log_is_told_once() -> None:
+    """The next one succeeds, without what the kernel has dropped."""
+
+    def make(_: Any) -> Any:
+        def once(database: bytes) -> str | None:
+            return metaserver.log_failure._failures.pop(database, None)
+
+        return once
+
+    _change(metaserver.log_failure, "reason", make)
+
+
+def log_not_written_again_at_a_start() -> None:
+    def nothing(log: Any, durable: int, committed: int) -> None:
+        pass
+
+    _change(metaserver.log_mark, "write_again", lambda _: nothing)
+
+
+def unreadable_frame_of_the_log_is_taken_for_damage() -> None:
+    def make(log_reader: Any) -> Any:
+        def reader(path: bytes, usual: Any) -> Any:
+            return log_reader(path, lambda *args: 0 if usual(*args) == 0 else metaserver.pages._SHORT_READ)
+
+        return reader
+
+    _change(metaserver.pages, "_log_reader", make)
+
+
+def reserve_is_not_given_up() -> None:
+    def release(self: Any) -> bool:
+        return False
+
+    _change(metaserver.reserve.Reserve, "release", lambda _: release)
+
+
 def name_removed_before_the_server_knows_who_has_it_open() -> None:
     def removing(self: Any) -> Any:
         return contextlib.nullcontext()
@@ -408,6 +447,10 @@ MUTANTS = [
         expired_session_keeps_its_open_files,
         second_session_does_not_wait_for_the_grant,
         epoch_is_the_date_of_a_start,
+        failed_sync_of_the_log_is_told_once,
+        log_not_written_again_at_a_start,
+        unreadable_frame_of_the_log_is_taken_for_damage,
+        reserve_is_not_given_up,
         name_removed_before_the_server_knows_who_has_it_open,
         bytes_fetched_ahead_are_used_for_any_version,
     )

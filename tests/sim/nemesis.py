@@ -54,7 +54,10 @@ class Nemesis:
             self._blank,
             self._restart_all,
             self._fill_disk,
+            self._fill_metadata_disk,
             self._fail_reads,
+            self._fail_metadata_reads,
+            self._fail_syncs,
             self._lie,
             self._roll_back,
             self._swizzle,
@@ -101,8 +104,16 @@ class Nemesis:
 
     def _start_some(self) -> None:
         for name in self.servers:
-            if not self.world.alive(name) and self.rng.random() < 0.7:
-                self.world.start(name)
+            if self.rng.random() < 0.7:
+                self._start_anew(name)
+
+    def _start_anew(self, name: str) -> None:
+        """Start a server that is down, or one that must be started anew, as a sync of its disk failed."""
+        disk = self.world.disks.get(name)
+        if self.world.alive(name) and disk is not None and disk.sync_failed and not disk.syncs_fail:
+            self.world.kill(name)
+        if not self.world.alive(name):
+            self.world.start(name)
 
     def _some_client(self) -> Actor:
         """One that holds something open or locked, if there is one and chance will have it so."""
@@ -232,6 +243,14 @@ class Nemesis:
         how = "no longer full" if not disk.full else "full" if disk.refusal == errno.ENOSPC else "broken"
         self._note(f"{host} is {how}")
 
+    def _fill_metadata_disk(self) -> None:
+        disk = self.world.disks["meta"]
+        disk.full, disk.refusal = not disk.full, self.rng.choice([errno.ENOSPC, errno.ENOSPC, errno.EIO])
+        disk.tells_room, left = self.rng.random() < 0.5, self.rng.choice([0, 5000, 60_000])
+        disk.budget = disk.used() + left
+        how = "no longer full" if not disk.full else f"full but for {left} bytes"
+        self._note(f"meta is {how if disk.refusal == errno.ENOSPC or not disk.full else 'broken'}")
+
     def _slow_disk(self) -> None:
         host, factor = self.rng.choice([*self.data, "meta"]), self.rng.choice([10, 100, 1000])
         self._note(f"the disk of {host} is {factor} times slower")
@@ -242,6 +261,18 @@ class Nemesis:
             host = self.rng.choice(self.frail)
             self.world.disks[host].failing = not self.world.disks[host].failing
             self._note(f"reads of {host} {'fail' if self.world.disks[host].failing else 'work again'}")
+
+    def _fail_metadata_reads(self) -> None:
+        disk = self.world.disks["meta"]
+        disk.failing = not disk.failing
+        self._note(f"reads of meta {'fail' if disk.failing else 'work again'}")
+
+    def _fail_syncs(self) -> None:
+        """What a sync failed to write may go with the power, after a later one that did not fail too."""
+        host = self.rng.choice([*self.frail, "meta"])
+        disk = self.world.disks[host]
+        disk.syncs_fail = not disk.syncs_fail
+        self._note(f"syncs of {host} {'fail' if disk.syncs_fail else 'work again'}")
 
     def _lie(self) -> None:
         if self.frail:
@@ -288,7 +319,7 @@ class Nemesis:
         self._heal()
         self._go_on()
         for disk in self.world.disks.values():
-            disk.full = disk.failing = disk.lying = False
+            disk.full = disk.failing = disk.lying = disk.syncs_fail = False
             disk.slow, disk.failure = 1.0, None
         self._start_all([*self.data, "meta"])
         if self.mediators_last:
@@ -300,5 +331,4 @@ class Nemesis:
 
     def _start_all(self, names: list[str]) -> None:
         for name in names:
-            if not self.world.alive(name):
-                self.world.start(name)
+            self._start_anew(name)

@@ -7,6 +7,7 @@ Each write, cut and sync is told to the disk before it is done, so that it can b
 from __future__ import annotations
 
 import ctypes
+import errno
 import logging
 import os
 from collections.abc import Callable
@@ -15,7 +16,8 @@ from typing import Any
 from metaserver import pages
 from tests.sim.disk import Disk
 
-IOERR = 10
+FULL, IOERR = 13, 10
+IOERR_READ, IOERR_WRITE, IOERR_SYNC = (IOERR | kind << 8 for kind in (1, 3, 4))
 
 _Cut = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_longlong)
 
@@ -56,8 +58,17 @@ def _noted(disk: Disk, path: str, usual: Any) -> Any:
         usual_read(file, ctypes.addressof(buffer), length, offset)
         return buffer.raw
 
+    def read(file: int, buffer: int, length: int, offset: int) -> int:
+        if disk.fails_to_read(path):
+            return IOERR_READ
+        return int(usual_read(file, buffer, length, offset))
+
     def write(file: int, buffer: int, length: int, offset: int) -> int:
         before = size_now()
+        try:
+            disk.require_room(max(0, offset + length - before))
+        except OSError as error:
+            return FULL if error.errno == errno.ENOSPC else IOERR_WRITE
         disk.note(path, offset, content(file, offset, length, before), before)
         return int(usual_write(file, buffer, length, offset))
 
@@ -68,11 +79,14 @@ def _noted(disk: Disk, path: str, usual: Any) -> Any:
         return int(usual_cut(file, size))
 
     def sync(file: int, flags: int) -> int:
-        disk.step(path)
-        disk.undo.pop(path, None)
+        try:
+            disk.sync(path)
+        except OSError:
+            return IOERR_SYNC
         return int(usual_sync(file, flags))
 
     hooks = {
+        "read": pages._Transfer(_never_raises(read)),
         "write": pages._Transfer(_never_raises(write)),
         "truncate": _Cut(_never_raises(cut)),
         "sync": pages._Sync(_never_raises(sync)),

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
+import sqlite3
 import zlib
 from pathlib import Path
 
 import pytest
 
-from metaserver import log, log_mark, pages, sums
+from metaserver import log, log_failure, log_mark, pages, sums
 from tests.sim import sqlite_files
 from tests.sim.disk import Disk
 from tests.support import take_seed
 from tests.unit.metaserver.harness import Harness
 from tests.unit.metaserver.torn import change, is_whole
+from wire.errors import InternalError
 
 
 @pytest.fixture
@@ -25,7 +28,7 @@ def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Disk:
     for name in ("_hooked", "_hooked_log"):
         monkeypatch.setattr(pages, name, getattr(pages, name))  # put back in the end
     sqlite_files.install(lambda path: made if path.startswith(str(root)) else None)
-    for module in (log, log_mark, sums):
+    for module in (log, log_failure, log_mark, sums):
         monkeypatch.setattr(module, "os", made)
     return made
 
@@ -106,6 +109,101 @@ def test_a_checkpoint_cut_off_at_any_write_leaves_all_that_was_durable(disk: Dis
     assert (torn > 0) == power, f"{torn} torn pages"
     life.meta.close()  # checks every page and every rule
     assert not any(is_torn(n, page) for n, page in enumerate(pages_of(disk.root / "meta.sqlite"), 1))
+
+
+@pytest.mark.parametrize("asked_by", ["a checkpoint", "an fsync"])
+def test_what_a_failed_sync_left_in_the_log_is_durable_after_the_next_start(
+    disk: Disk, asked_by: str
+) -> None:
+    """The kernel has dropped it, and can read it still: a second sync would succeed without it."""
+    life = Life(disk)
+    failures = dropped = 0
+    for _ in range(30):
+        life.change(disk.rng.randrange(1, 4))
+        life.sync()
+        life.change(disk.rng.randrange(1, 4))
+        disk.syncs_fail = True
+        with contextlib.suppress(sqlite3.OperationalError, InternalError):
+            life.checkpoint() if asked_by == "a checkpoint" else life.sync()
+        disk.syncs_fail = False
+        if log_failure.reason(os.fsencode(life.meta.path)):  # not that of another file
+            failures += 1
+            assert_takes_no_change(life)
+        dropped += bool(disk.dropped.get(f"{life.meta.path}-wal"))
+        disk.go_back(life.meta.stop)
+        life.begin()  # it must sync before it serves
+        life.durable = len(life.done)
+        life.fail_in_a_checkpoint(disk.rng.randrange(12), power=True)
+        life.begin()
+        life.look()
+        assert pages.damaged_pages(life.meta.path) == []
+    assert failures > 3
+    assert dropped > 3
+    life.meta.close()
+
+
+def assert_takes_no_change(life: Life) -> None:
+    """Neither it, nor any checkpoint, relies on the log before the next start; `status` says so."""
+    size = life.meta.path.stat().st_mtime_ns
+    with pytest.raises(InternalError, match="disk failed"):
+        change(life.meta, b"one more")
+    with pytest.raises(InternalError, match="disk failed"):
+        life.sync()
+    with pytest.raises(sqlite3.OperationalError):
+        life.checkpoint()
+    assert life.meta.path.stat().st_mtime_ns == size
+    assert life.meta.service.status()["pages"]["log_failure"]
+    life.look()
+
+
+def test_a_log_that_cannot_be_read_for_a_moment_is_not_taken_for_damage(disk: Disk) -> None:
+    life = Life(disk)
+    refused = 0
+    for _ in range(40):
+        life.change(2)
+        disk.failing = True
+        try:
+            life.checkpoint()
+            life.look()
+        except (sqlite3.OperationalError, InternalError) as error:
+            refused += 1
+            assert not pages.is_damage(error)
+        disk.failing = False
+        assert not pages.damaged_frames(life.meta.path)
+        life.look()
+    assert refused > 3
+    life.meta.close()
+
+
+def test_what_a_later_sync_writes_over_is_durable(tmp_path: Path) -> None:
+    """The rest of what an earlier one dropped is not."""
+    rng = random.Random(take_seed())
+    lost = 0
+    for turn in range(300):
+        place = tmp_path / f"{turn}"
+        place.mkdir()
+        disk = Disk(place, rng)
+        handle = disk.open(place / "file", os.O_CREAT | os.O_RDWR)
+        disk.pwrite(handle, bytes(64), 0)
+        disk.sync(str(place / "file"))
+        disk.names.clear()
+        disk.pwrite(handle, b"a" * 40, begin := rng.randrange(24))
+        disk.syncs_fail = True
+        with contextlib.suppress(OSError):
+            disk.fdatasync(handle)
+        disk.syncs_fail = False
+        disk.pwrite(handle, b"b" * rng.randrange(1, 64), other := rng.randrange(64))
+        expected = os.pread(handle, 200, 0)
+        disk.fdatasync(handle)
+        disk.close(handle)
+        disk.lose_power()
+        found = (place / "file").read_bytes()
+        assert len(found) == len(expected)
+        dropped = range(begin, begin + 40) if disk.sync_failed else range(0)
+        for at, (old, new) in enumerate(zip(found, expected, strict=True)):
+            assert old == new or (at in dropped and new == ord("a") and old == 0), (at, other)
+        lost += found != expected
+    assert lost > 30
 
 
 def outcomes(root: Path, seed: int, sync: set[str]) -> set[bytes | None]:

@@ -83,8 +83,21 @@ def test_a_damaged_metadata_database_is_told_with_what_to_do() -> None:
     logged = pages | {"damaged_log_pages": [3]}
     health = assess(QUORUM, processes(), mediator("up", "up", "up"), {"pages": logged})
     assert "log of the metadata database" in health.advice[0] and "its pages: 3" in health.advice[0]
-    whole = {"pages": pages | {"damaged": False, "damaged_pages": []}}
+    failed = {"pages": {"damaged": False, "log_failure": "Input/output error"}}
+    health = assess(QUORUM, processes(), mediator("up", "up", "up"), failed)
+    assert "Input/output error" in health.advice[0] and "fault restart metaserver" in health.advice[0]
+    assert "restore" not in health.advice[0]
+    whole = {"pages": pages | {"damaged": False, "damaged_pages": [], "log_failure": None}}
     assert assess(QUORUM, processes(), mediator("up", "up", "up"), whole).word == "healthy"
+
+
+def test_a_data_server_whose_disk_failed_is_told_with_what_to_do() -> None:
+    said = mediator("up", "up", "up")
+    said["servers"][1]["disk_failure"] = "Input/output error"
+    health = assess(QUORUM, processes(), said)
+    assert health[:2] == ("degraded", True)
+    (advice,) = health.advice
+    assert "data-2" in advice and "Input/output error" in advice and "fault restart 2" in advice
 
 
 def test_copies_of_the_metadata_that_fail_again_and_again_are_told() -> None:

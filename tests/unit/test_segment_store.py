@@ -291,8 +291,10 @@ def test_after_a_failed_sync_nothing_more_is_written(
         store.sync()
     with pytest.raises(InternalError):
         put(store, 2)
+    assert store.status()["disk_failure"] == "broken disk"
     assert store.get(block_id(1), 0, 0).data == content(1)
     store.close()
+    assert SegmentStore(directory).status()["disk_failure"] is None
 
 
 def test_a_put_that_the_disk_fails_is_refused_and_no_defect(
