@@ -72,10 +72,18 @@ class LagKeeper:
         self._telling = False
 
     def begin(self, block: bytes, holders: Iterable[int], targets: Iterable[int]) -> None:
-        """A block is put to `targets`, of all that should hold it."""
-        self._puts[block] = Put(mask_of(targets), mask_of(holders))
-        if len(self._puts) > MOST_PUTS:
-            self._puts.popitem(last=False)
+        """A block is put to `targets`, of all that should hold it.
+
+        One that was put before, for a call that is sent again, stays what it is: perhaps committed, with puts
+        that are open still and must be told of if they fail.
+        """
+        put = self._puts.get(block)
+        if put is None:
+            self._puts[block] = Put(mask_of(targets), mask_of(holders))
+            if len(self._puts) > MOST_PUTS:
+                self._puts.popitem(last=False)
+        else:
+            put.open |= mask_of(targets)
 
     def acknowledged(self, block: bytes, number: int) -> None:
         """A server has the block."""

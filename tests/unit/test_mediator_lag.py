@@ -12,7 +12,7 @@ from mediator.progress import RefillProgress
 from mediator.refill import must_compare
 from mediator.turns import AT_ONCE, Turns
 from tests.unit.mediator_fakes import VOTE_SECONDS, World, commit_of, run, world
-from wire.errors import InternalError
+from wire.errors import InternalError, SequenceError
 from wire.messages import BlockRecord, LagCount, Ticket
 
 
@@ -128,6 +128,33 @@ def test_a_put_that_fails_after_the_commit_is_told_then() -> None:
             await w.settle()
             assert w.data[5].is_good(record)
             assert not any(w.meta.lag.values())
+
+    run(scenario())
+
+
+def test_a_put_that_fails_after_the_call_came_once_more_is_told_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The late copy puts the block again, and commits nothing (seed 351 of the simulation)."""
+
+    async def scenario() -> None:
+        async with world(5, 3, 3) as w:
+            w.data[5].paused = True
+            record = await write(w, b"content", 1)
+
+            def refuse(*_: object, **__: object) -> None:
+                raise SequenceError("a late copy of an older call")
+
+            with monkeypatch.context() as late:
+                late.setattr(w.meta, "commit", refuse)
+                with pytest.raises(SequenceError):
+                    await w.mediator.write_path.write_file(
+                        Ticket(1, 0, 1), 7, commit_of([record]), [b"content"]
+                    )
+            async with asyncio.timeout(10):
+                while record.block not in w.meta.lag.get(5, ()):  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+            w.data[5].paused = False
+            await w.settle()
+            assert w.data[5].is_good(record)
 
     run(scenario())
 
