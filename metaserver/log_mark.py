@@ -17,6 +17,7 @@ Threading: any thread; `begin` and `retire` in that of the database's only conne
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sqlite3
@@ -29,8 +30,7 @@ from enum import IntEnum
 from pathlib import Path
 from typing import NamedTuple
 
-from metaserver import frames, pages
-from metaserver.log_failure import write_again
+from metaserver import frames, log_failure, pages
 from wire.config import ConfigError
 
 SUFFIX = "-mark"
@@ -104,17 +104,19 @@ class LogMark:
         if marked is not None:
             _refuse_wrong_log(self._database, marked, found)
             if found is None or not found.frames:
-                self._expect_any_log()
+                if not self._expect_any_log():
+                    raise OSError(errno.EIO, "what is known of the log can neither be noted nor be forgotten")
                 self._noted = None
         if found is not None:
             durable = marked.frames if marked and marked.salts == found.salts else 0
-            write_again(_log_file(self._database), durable, found.frames)
+            log_failure.write_again(_log_file(self._database), durable, found.frames)
 
-    def _expect_any_log(self) -> None:
-        """Note that a log may follow whose salts say nothing."""
+    def _expect_any_log(self) -> bool:
+        """Note that a log may follow whose salts say nothing; return whether that is durable."""
         marked = self._noted or _marked(self._database)
-        if marked and marked.need is not Need.MOVED:
-            self._note_durably(marked._replace(need=Need.MOVED))
+        if marked is None or marked.need is Need.MOVED:
+            return True
+        return self._note_durably(marked._replace(need=Need.MOVED))
 
     def look(self) -> Durable | None:
         """Return what is committed now; None if there is no log, or it is being changed at this moment."""
@@ -175,10 +177,8 @@ class LogMark:
         if durable is None or busy or not 0 <= pages_logged == pages_moved:
             return False
         if durable.frames:
-            self._note_durably(durable._replace(need=Need.LAST))
-        else:
-            self._expect_any_log()  # on a full disk it may be emptied any number of times
-        return True
+            return self._note_durably(durable._replace(need=Need.LAST))
+        return self._expect_any_log()  # on a full disk it may be emptied any number of times
 
     def checkpoint(self, execute: Callable[[str], sqlite3.Cursor]) -> None:
         """Move what nobody reads of the log into the database, and note how far that was.
@@ -197,17 +197,37 @@ class LogMark:
         # SQLite makes durable what it moves; it begins the log over when all of it was moved
         self.keep(after._replace(frames=pages_moved) if after.salts == before.salts else before)
 
-    def _note_durably(self, durable: Durable) -> None:
-        """Note that the log is not needed any more. Without room for that, nothing is known of it."""
+    def _note_durably(self, durable: Durable) -> bool:
+        """Note that the log is not needed any more, or have no mark if the disk does not let us.
+
+        Returns:
+            Whether either is durable. If not, the disk failed: a power loss may bring back a mark that asks
+            for the log, so that it must stay, and nothing more is put into it.
+        """
         with self._lock:
-            self._noted = durable
             try:
                 self._write(durable)
                 os.fdatasync(self._mark)
+                self._noted = durable
+                return True
             except OSError as error:
                 logger.warning("that the log is in the database cannot be noted: %s", error)
+            self._noted = None
+            self._close_mark()
+            try:
                 mark_file(self._database).unlink(missing_ok=True)
-                self._close_mark()
+                self._sync_directory()
+                return True
+            except OSError as error:
+                log_failure.note(self._database, f"what is known of it cannot be forgotten: {error.strerror}")
+                return False
+
+    def _sync_directory(self) -> None:
+        directory = os.open(self._database.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
 
     def close(self) -> None:
         """Let go, after the database was closed, the last connection of which may have removed the log.

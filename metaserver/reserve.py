@@ -27,15 +27,17 @@ class Reserve:
         """
         self._file = database.with_name(NAME)
 
-    def exists(self) -> bool:
-        """Tell whether it takes its room now."""
-        return self._file.exists()
-
-    def make(self, size: int) -> None:
-        """Make it, of so many bytes; where the disk does not let us, there is none."""
+    def keep(self, size: int) -> None:
+        """Make it, of so many bytes, if it is not there; where the disk does not let us, there is none."""
+        try:
+            if self._file.stat().st_size >= size:
+                return
+        except FileNotFoundError:
+            pass
         try:
             with self._file.open("wb") as file:
                 os.posix_fallocate(file.fileno(), 0, size)
+                os.fsync(file.fileno())  # else a power loss may leave the name of an empty file
         except OSError as error:
             self._file.unlink(missing_ok=True)
             logger.warning("no room was reserved on the disk: %s", error)

@@ -43,19 +43,15 @@ class Room:
             raise NoSpace("the metadata server's disk is full; delete files, or give it a larger one")
 
     def _look(self) -> None:
-        self._enough = self._free_bytes() >= self._reserve_bytes
-        if not self._enough:
+        free_bytes, part = self._free_bytes(), self._reserve_bytes // FILE_PART
+        if free_bytes >= self._reserve_bytes + part and part:
+            self._store.reserve.keep(part)
+        if free_bytes < self._reserve_bytes:
             # The log's pages may need as much room again in the database: see to it while there is some.
             self._store.empty_log()
-            self._enough = self._free_bytes() >= self._reserve_bytes
-        elif not self._store.reserve.exists():
-            self._make_reserve()
+            free_bytes = self._free_bytes()
+        self._enough = free_bytes >= self._reserve_bytes
 
     def _free_bytes(self) -> int:
         disk = os.statvfs(self._store.path.parent)
         return disk.f_bavail * disk.f_frsize
-
-    def _make_reserve(self) -> None:
-        size = self._reserve_bytes // FILE_PART
-        if size and self._free_bytes() >= self._reserve_bytes + size:
-            self._store.reserve.make(size)

@@ -40,6 +40,7 @@ import wire.shared_sync
 from fusefs.connect import connect
 from metaserver import reserve
 from metaserver.pages import ADVICE
+from metaserver.room import FILE_PART
 from tests.sim import seams, sqlite_files, threads
 from tests.sim.clocks import Clocks
 from tests.sim.disk import Disk
@@ -303,7 +304,7 @@ class World:
         if (disk := self.disks.get(name)) is not None:
             disk.sync_failed = False
             self._with_reserve.discard(name)
-            if (disk.root / reserve.NAME).exists():
+            if _size_of(disk.root / reserve.NAME) >= RESERVE_BYTES // FILE_PART:
                 self._with_reserve.add(name)
         if name == "meta":
             return self.spawn(name, lambda: meta_main.serve_metadata(self.config))
@@ -439,6 +440,10 @@ class World:
         context.run(PROCESS.set, process)
         context.run(self.scheduler.start, body)
         return process
+
+
+def _size_of(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
 
 
 class _HostOs:

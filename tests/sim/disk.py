@@ -277,7 +277,11 @@ class Disk:
             self.sync(path)
             return
         self.step(path)
-        self.names = [name for name in self.names if str(Path(name[1]).parent) != path]
+        names = [name for name in self.names if str(Path(name[1]).parent) != path]
+        if self.syncs_fail and len(names) < len(self.names) and self.rng.random() < 0.5:
+            self.sync_failed = True
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        self.names = names
 
     fsync = fdatasync
 

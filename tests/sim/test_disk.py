@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import pathlib
 import random
 import sqlite3
 import zlib
@@ -154,6 +156,32 @@ def assert_takes_no_change(life: Life) -> None:
     assert life.meta.path.stat().st_mtime_ns == size
     assert life.meta.service.status()["pages"]["log_failure"]
     life.look()
+
+
+@pytest.mark.parametrize("directory_fails", [False, True])
+def test_a_mark_that_cannot_be_written_asks_for_no_log_that_was_emptied(
+    disk: Disk, monkeypatch: pytest.MonkeyPatch, directory_fails: bool
+) -> None:
+    """A power loss may bring back the mark that was removed instead."""
+    life = Life(disk)
+    emptied = failed = 0
+    for _ in range(20):
+        life.change(disk.rng.randrange(1, 4))
+        life.sync()
+        life.checkpoint()
+        disk.full, disk.refusal, disk.syncs_fail = True, errno.EIO, directory_fails
+        with monkeypatch.context() as pathlib_too:
+            pathlib_too.setattr(pathlib, "os", disk)
+            life.meta.store.empty_log()
+        emptied += not Path(f"{life.meta.path}-wal").stat().st_size
+        failed += bool(log_failure.reason(os.fsencode(life.meta.path)))
+        disk.full = disk.syncs_fail = False
+        disk.go_back(life.meta.stop)
+        disk.lose_power()
+        life.begin()
+        life.look()
+    assert emptied if not directory_fails else failed, (emptied, failed)
+    life.meta.close()
 
 
 def test_a_log_that_cannot_be_read_for_a_moment_is_not_taken_for_damage(disk: Disk) -> None:
