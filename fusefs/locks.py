@@ -25,6 +25,7 @@ from wire.errors import (
     LocksLost,
     QuorumfsError,
     SessionUnknown,
+    StaleEpoch,
     TransportError,
     Unavailable,
 )
@@ -210,7 +211,7 @@ class FileLocks:
             generation = self._generation
             try:
                 epoch = call(handle.inode, lock)
-            except SessionUnknown:
+            except (SessionUnknown, StaleEpoch):
                 continue
             if self._note(handle, lock, change, generation, epoch):
                 return

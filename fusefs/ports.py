@@ -79,11 +79,14 @@ class NamespacePort(Protocol):
     def file_map(self, ino: int, offset: int, limit: int) -> FileMap: ...
 
     def set_lock(self, lock: FileLock) -> LockGrant:
-        """As NamespaceMethods.set_lock; SessionUnknown means that a new session was begun meanwhile."""
+        """As NamespaceMethods.set_lock; SessionUnknown means that a new session was begun meanwhile.
+
+        StaleEpoch means that the metadata server was restarted meanwhile, and was told what is held here.
+        """
         ...
 
     def unlock(self, lock: FileLock) -> int:
-        """As NamespaceMethods.unlock; SessionUnknown means that a new session was begun meanwhile."""
+        """As NamespaceMethods.unlock; SessionUnknown and StaleEpoch as above."""
         ...
 
     def get_lock(self, lock: FileLock) -> LockHolder | None:

@@ -119,23 +119,29 @@ class RemoteNamespace:
     def open(self, ino: int, writing: bool, start: int, names: Sequence[bytes]) -> Opened:
         walk = list(names)
         return self._in_any_session(
-            lambda session: self._ask(NamespaceMethods.open, session, ino, writing, start, walk)
+            lambda session: self._ask(
+                NamespaceMethods.open, session, ino, writing, start, walk, self._session.closes
+            )
         )
 
     def open_and_read(self, ino: int, start: int, names: Sequence[bytes]) -> Opened:
         walk = list(names)
         return self._in_any_session(
-            lambda session: self._ask(MediatorMethods.open_and_read, session, ino, start, walk)
+            lambda session: self._ask(
+                MediatorMethods.open_and_read, session, ino, start, walk, self._session.closes
+            )
         )
 
     def tell_open(self, inodes: Sequence[int], asked: int) -> None:
-        opened = list(inodes)
+        opened, closes = list(inodes), self._session.closes
         if asked:  # by a heartbeat, which must not wait for servers
             self._client.call_once(
-                self._seconds, NamespaceMethods.tell_open, self._session.number, opened, asked
+                self._seconds, NamespaceMethods.tell_open, self._session.number, opened, asked, closes
             )
         else:
-            self._in_any_session(lambda session: self._ask(NamespaceMethods.tell_open, session, opened))
+            self._in_any_session(
+                lambda session: self._ask(NamespaceMethods.tell_open, session, opened, 0, closes)
+            )
 
     def read_small_files(self, inodes: Sequence[int]) -> Sequence[Opened | None]:
         return self._client.call_once(self._seconds, MediatorMethods.read_small_files, list(inodes))
@@ -150,7 +156,8 @@ class RemoteNamespace:
         return ask(self._session.number)
 
     def close(self, inodes: Sequence[int]) -> None:
-        self._ask(NamespaceMethods.close, self._session.number, list(inodes))
+        number = self._session.take_close_number()
+        self._ask(NamespaceMethods.close, self._session.number, list(inodes), number)
 
     def file_map(self, ino: int, offset: int, limit: int) -> FileMap:
         return self._ask(NamespaceMethods.file_map, ino, offset, limit)
@@ -161,11 +168,11 @@ class RemoteNamespace:
     def unlock(self, lock: FileLock) -> int:
         return self._in_session(NamespaceMethods.unlock, lock)
 
-    def _in_session(self, method: Callable[[Any, Ticket, FileLock], R], lock: FileLock) -> R:
+    def _in_session(self, method: Callable[[Any, Ticket, FileLock, int], R], lock: FileLock) -> R:
         """Locks do not outlive their session: a call is not made again by itself under a new one."""
         session = self._session.number
         try:
-            return self._session.mutate(lambda ticket: self._ask(method, ticket, lock))
+            return self._session.mutate(lambda ticket: self._ask(method, ticket, lock, self._session.epoch))
         except SessionUnknown:
             self._renew(session)
             raise

@@ -12,13 +12,14 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import TypeVar
 
 from fusefs.grant import Grant, is_certain
 from fusefs.patience import Patience
 from wire.blocking import BlockingClient
 from wire.config import Deadlines
-from wire.errors import NoSpace, QuorumfsError, SessionUnknown, Unavailable, WriteRefused
+from wire.errors import NoSpace, QuorumfsError, SessionUnknown, StaleEpoch, Unavailable, WriteRefused
 from wire.messages import FileLock, Heartbeat, Ticket
 from wire.methods import MediatorMethods, NamespaceMethods
 
@@ -45,6 +46,8 @@ class Session:
 
     Attributes:
         number: the session's number as it is now.
+        epoch: the start of the metadata server that knows, or is about to be told, what this mount holds.
+        closes: the number of the newest call that told the server that files are closed.
         open_inodes: returns the inodes that the server must hold open for this mount.
         tell_open: tells the server, which asked with this number, what was opened without a call.
         held_locks: returns the locks that this mount holds, to be told a server of a new epoch.
@@ -70,7 +73,11 @@ class Session:
         self._last: Heartbeat | None = None
         self._failing = False
         self.number = 0
-        self._epoch = 0
+        self.epoch = 0
+        self._reclaimed_at = 0
+        """The newest epoch at which the server was told what this mount holds."""
+        self.closes = 0
+        self._numbering = threading.Lock()
         self._lease_seconds = 0.0
         self._alive_until = 0.0
 
@@ -81,7 +88,8 @@ class Session:
         info = self._client.call(seconds, NamespaceMethods.open_session, self._name)
         self._lease_seconds = info.lease_ms / 1000
         self._alive_until = asked + self._lease_seconds
-        self.number, self._epoch = info.session, info.epoch
+        self.number = info.session
+        self.epoch = self._reclaimed_at = info.epoch
 
     def keep_alive(self) -> None:
         """Send heartbeats from now on."""
@@ -108,7 +116,8 @@ class Session:
             log.warning("session %d expired; beginning a new one", dead)
             self.lose_locks()
             self.begin(self._deadlines.metadata_seconds)
-            self._reclaim(self._epoch)
+            with suppress(StaleEpoch):  # the next heartbeat tells of the newer one
+                self._reclaim(self.epoch)
 
     def confirm(self) -> None:
         """Return if the session lives for certain, or a new one has been begun instead.
@@ -125,6 +134,12 @@ class Session:
     def new_block(self) -> bytes:
         """Return a block id of this session that was never used."""
         return struct.pack(">QQ", self.number, next(self._counter))
+
+    def take_close_number(self) -> int:
+        """Return the number of a new call that tells the server that files are closed."""
+        with self._numbering:
+            self.closes += 1
+            return self.closes
 
     def owns(self, block: bytes) -> bool:
         """Tell whether a block id is of the session as it is now."""
@@ -202,7 +217,7 @@ class Session:
         self._client.forget_outages()
         self._last = answer
         self._alive_until = asked + self._lease_seconds
-        if answer.epoch != self._epoch:
+        if answer.epoch != self._reclaimed_at:
             self.grant.end()
             self._try_to_reclaim(answer.epoch)
         elif session == self.number:
@@ -233,13 +248,17 @@ class Session:
         except QuorumfsError as error:
             log.warning("open files were not reclaimed yet: %s", error)
             return
-        self._epoch = epoch
+        self._reclaimed_at = epoch
 
     def _reclaim(self, epoch: int) -> None:
+        # Before it is said what is held: what is asked for, or closed, from now on comes behind that.
+        self.epoch, closes = epoch, self.closes
         self._client.call(
             self._deadlines.metadata_seconds,
             NamespaceMethods.reclaim,
             self.number,
+            epoch,
             list(self.open_inodes()),
             list(self.held_locks(epoch)),
+            closes,
         )

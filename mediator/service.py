@@ -85,8 +85,11 @@ class Service:
             ino, "read", self._mediator.read_path.read_block(witness, first_piece, piece_count)
         )
 
-    async def open_and_read(self, session: int, ino: int, start: int, names: list[bytes]) -> Opened:
-        opened = await self._mediator.metadata.ask(NamespaceMethods.open, session, ino, False, start, names)
+    async def open_and_read(
+        self, session: int, ino: int, start: int, names: list[bytes], closes: int
+    ) -> Opened:
+        walk = (start, names, closes)
+        opened = await self._mediator.metadata.ask(NamespaceMethods.open, session, ino, False, *walk)
         part = await self._mediator.read_path.read_small(opened.map)
         return opened._replace(part=part)
 
@@ -106,9 +109,16 @@ class Service:
         )
 
     def open(
-        self, session: int, ino: int, writing: bool, start: int = 0, names: list[bytes] | None = None
+        self,
+        session: int,
+        ino: int,
+        writing: bool,
+        start: int = 0,
+        names: list[bytes] | None = None,
+        closes: int = 0,
     ) -> Awaitable[Opened]:
-        send = partial(self._mediator.metadata.forward, "open", [session, ino, writing, start, names])
+        params = [session, ino, writing, start, names, closes]
+        send = partial(self._mediator.metadata.forward, "open", params)
         if not writing:
             return send()
         return self._when_writable(ino, "open for writing", self._mediator.write_path.check_writable, send)

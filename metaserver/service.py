@@ -28,7 +28,7 @@ from metaserver.room import Room
 from metaserver.sessions import Sessions
 from metaserver.store import Store
 from metaserver.xattrs import ExtendedAttributes
-from wire.errors import GracePeriod, InvalidArgument, NoSpace, SessionUnknown
+from wire.errors import GracePeriod, InvalidArgument, NoSpace, SessionUnknown, StaleEpoch
 from wire.messages import (
     AttributeChanges,
     Attributes,
@@ -126,22 +126,32 @@ class MetaService:
     def close_session(self, session: int) -> None:
         self._remove_orphans_of(self._sessions.end(session))
 
-    def reclaim(self, session: int, inodes: list[int], locks: list[FileLock] | None = None) -> None:
+    def reclaim(
+        self,
+        session: int,
+        epoch: int,
+        inodes: list[int],
+        locks: list[FileLock] | None = None,
+        closes: int = 0,
+    ) -> None:
+        self._require_epoch(epoch)
         first = not self._sessions.has_reclaimed(session)
         if first and not self._locks.reclaim(session, locks or []):
             raise SessionUnknown(f"session {session}: others hold its locks by now")
-        self._sessions.reclaim(session, inodes)
+        self._sessions.reclaim(session, inodes, closes)
 
     # NamespaceMethods: locks
 
-    def set_lock(self, ticket: Ticket, lock: FileLock) -> LockGrant:
+    def set_lock(self, ticket: Ticket, lock: FileLock, epoch: int) -> LockGrant:
         self._require_reclaimed(ticket.session)
+        self._require_epoch(epoch)
         attributes = self._store.read(self._inodes.load, lock.ino)
         self._locks.set(ticket, lock)
         return LockGrant(self._sessions.epoch, attributes)
 
-    def unlock(self, ticket: Ticket, lock: FileLock) -> int:
+    def unlock(self, ticket: Ticket, lock: FileLock, epoch: int) -> int:
         self._require_reclaimed(ticket.session)
+        self._require_epoch(epoch)
         self._locks.unset(ticket, lock)
         return self._sessions.epoch
 
@@ -149,6 +159,11 @@ class MetaService:
         """Raise GracePeriod: what a session reclaims later must not undo what it was answered before."""
         if not self._sessions.has_reclaimed(session):
             raise GracePeriod(f"session {session} has not said yet what it holds")
+
+    def _require_epoch(self, epoch: int) -> None:
+        """Raise StaleEpoch: a late copy must not undo what was reclaimed or done since."""
+        if epoch != self._sessions.epoch:
+            raise StaleEpoch("the metadata server was restarted since this call was made")
 
     def get_lock(self, session: int, lock: FileLock) -> LockHolder | None:
         self._sessions.require(session)
@@ -255,20 +270,26 @@ class MetaService:
     # NamespaceMethods: open files
 
     def open(
-        self, session: int, ino: int, writing: bool, start: int = 0, names: list[bytes] | None = None
+        self,
+        session: int,
+        ino: int,
+        writing: bool,
+        start: int = 0,
+        names: list[bytes] | None = None,
+        closes: int = 0,
     ) -> Opened:
         if names:
             found = self._store.read(self._namespace.arrive, start, names, ino)
         else:
             found = self._store.read(self._inodes.load, ino)
-        self._sessions.hold(session, ino)
+        self._sessions.hold(session, ino, closes)
         return Opened(found, self._store.read(self._contents.map_of, found, 0, FIRST_RUN_EXTENTS))
 
-    def tell_open(self, session: int, inodes: list[int], asked: int = 0) -> None:
-        self._sessions.tell_open(session, inodes, asked)
+    def tell_open(self, session: int, inodes: list[int], asked: int = 0, closes: int = 0) -> None:
+        self._sessions.tell_open(session, inodes, asked, closes)
 
-    def close(self, session: int, inodes: list[int]) -> None:
-        self._sessions.let_go(session, inodes)
+    def close(self, session: int, inodes: list[int], number: int) -> None:
+        self._sessions.let_go(session, inodes, number)
         self._remove_orphans_of(inodes)
 
     def _remove_orphans_of(self, inodes: list[int] | set[int]) -> None:

@@ -29,7 +29,8 @@ class Lease:
     renewed: float
     reclaimed: bool
     first_renewal: float | None = None
-    inodes: set[int] = field(default_factory=set)
+    inodes: dict[int, int] = field(default_factory=dict)
+    """What it has open, each with the number of the newest close that was made before it was opened."""
 
 
 class Sessions:
@@ -90,7 +91,8 @@ class Sessions:
         self._unreclaimed.discard(session)
         self._asked.pop(session, None)
         held = set(lease.inodes)
-        self.let_go(session, held)
+        for ino in held:
+            self._let_go(lease, ino)
         del self._leases[session]
         for forget in self._on_end:
             forget(session)
@@ -139,21 +141,27 @@ class Sessions:
         """Tell whether a session lives."""
         return session in self._leases
 
-    def reclaim(self, session: int, inodes: Iterable[int]) -> None:
+    def reclaim(self, session: int, inodes: Iterable[int], closes: int) -> None:
         """Note what a session had open before the restart. Raises SessionUnknown."""
         lease = self._lease(session)
         for ino in inodes:
-            self.hold(session, ino)
+            self.hold(session, ino, closes)
         lease.renewed = self._clock()
         lease.reclaimed = True
         self._unreclaimed.discard(session)
 
-    def hold(self, session: int, ino: int) -> None:
-        """Count an inode as opened by a session, once. Raises SessionUnknown."""
+    def hold(self, session: int, ino: int, closes: int = 0) -> None:
+        """Count an inode as opened by a session, once. Raises SessionUnknown.
+
+        Args:
+            session: its number.
+            ino: the inode.
+            closes: the number of its newest close before that; 0 of a new inode, which none can name.
+        """
         lease = self._lease(session)
         if ino not in lease.inodes:
-            lease.inodes.add(ino)
             self._holders[ino] = self._holders.get(ino, 0) + 1
+        lease.inodes[ino] = max(closes, lease.inodes.get(ino, 0))
 
     def ask_opens(self, session: int) -> None:
         """Take any inode to be open in a session (if it lives) until it has told which it has."""
@@ -165,23 +173,29 @@ class Sessions:
         """Return the number with which a session is asked what it has open; 0 if it is not."""
         return self._asked.get(session, 0)
 
-    def tell_open(self, session: int, inodes: Iterable[int], asked: int) -> None:
+    def tell_open(self, session: int, inodes: Iterable[int], asked: int, closes: int) -> None:
         """Note what a session has open; with the number it was asked with, all. Raises SessionUnknown."""
         for ino in inodes:
-            self.hold(session, ino)
+            self.hold(session, ino, closes)
         self.require(session)
         if asked and self._asked.get(session) == asked:
             del self._asked[session]
 
-    def let_go(self, session: int, inodes: Iterable[int]) -> None:
-        """Count inodes as not opened by a session any more. Raises SessionUnknown."""
+    def let_go(self, session: int, inodes: Iterable[int], number: int) -> None:
+        """Count inodes as not opened by a session any more; not those opened since its close of this number.
+
+        Raises SessionUnknown.
+        """
         lease = self._lease(session)
         for ino in inodes:
-            if ino in lease.inodes:
-                lease.inodes.remove(ino)
-                self._holders[ino] -= 1
-                if not self._holders[ino]:
-                    del self._holders[ino]
+            if lease.inodes.get(ino, number) < number:
+                self._let_go(lease, ino)
+
+    def _let_go(self, lease: Lease, ino: int) -> None:
+        del lease.inodes[ino]
+        self._holders[ino] -= 1
+        if not self._holders[ino]:
+            del self._holders[ino]
 
     def may_be_open(self, ino: int) -> bool:
         """Tell whether a session has an inode open, or may have it open and could not say so yet."""

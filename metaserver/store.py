@@ -270,6 +270,8 @@ class Store:
             except sqlite3.Error as error:
                 logger.warning("the disk is full: %s", error)
                 return
+            if log_failure.reason(self._name) is not None:
+                return
             time.sleep(CHECKPOINT_RETRY_SECONDS)  # the thread that keeps the log short is at it
 
     def _change(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -12,6 +12,7 @@
     |   |-- Interrupted                a mount's own: a signal ended the wait for servers that are away
     |   |-- LocksLost                  a mount's own: the file's locks went with their session
     |   |-- GracePeriod                after a restart: who holds which lock is not known yet (temporary)
+    |   |-- StaleEpoch                 made for an earlier start of the metadata server, which forgot it
     |   `-- SequenceError              a late copy of an older call
     |-- NamespaceError                 what a POSIX call answers, one class an errno
     |   |-- NotFound, AlreadyExists, NotADirectory, IsADirectory, NotEmpty, NameTooLong, AccessDenied,
@@ -119,6 +120,10 @@ class LocksLost(SessionError):
 
 class Interrupted(SessionError):
     fault_code, errno = 305, errno.EINTR
+
+
+class StaleEpoch(SessionError):
+    fault_code = 306
 
 
 class NamespaceError(QuorumfsError):

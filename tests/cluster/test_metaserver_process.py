@@ -98,7 +98,7 @@ def test_every_method_over_the_wire(make_cluster: ClusterFactory, rpc: str) -> N
         meta(NamespaceMethods.unlink, next(tickets), 1, b"third")
     assert meta(NamespaceMethods.getattr, made.ino).nlink == 0
     meta(NamespaceMethods.sync_metadata)
-    meta(NamespaceMethods.close, session, [made.ino])
+    meta(NamespaceMethods.close, session, [made.ino], 1)
     assert meta(BookkeepingMethods.garbage, 10, 0) == [record.block]
     assert meta(BookkeepingMethods.collectable, [record.block]) == [record.block]
     meta(BookkeepingMethods.forget, [record.block])
@@ -110,7 +110,7 @@ def test_every_method_over_the_wire(make_cluster: ClusterFactory, rpc: str) -> N
     assert (said["state"], said["findings"], said["done"]) == ("done", [], said["total"])
     epoch = meta(BookkeepingMethods.renew, session)
     assert epoch == meta(CommonMethods.identity).epoch
-    meta(NamespaceMethods.reclaim, session, [made.ino])
+    meta(NamespaceMethods.reclaim, session, epoch, [made.ino])
     assert meta(CommonMethods.status)["counts"]["inodes"] == 2
     meta(NamespaceMethods.close_session, session)
     with pytest.raises(SessionUnknown):
@@ -256,7 +256,8 @@ def test_an_open_file_without_a_name_survives_a_restart_and_then_goes(make_clust
     client.call(DEADLINE, NamespaceMethods.unlink, Ticket(session, 0, 2), 1, b"a")
     cluster.kill("metaserver")
     cluster.start("metaserver")
-    client.call(DEADLINE, NamespaceMethods.reclaim, session, [made.ino])
+    epoch = client.call(DEADLINE, BookkeepingMethods.renew, session)
+    client.call(DEADLINE, NamespaceMethods.reclaim, session, epoch, [made.ino])
     assert client.call(DEADLINE, NamespaceMethods.open, session, made.ino, True).attributes.nlink == 0
 
     def inodes() -> int:

@@ -32,7 +32,6 @@ import metaserver.bookkeeping
 import metaserver.grants
 import metaserver.log
 import metaserver.log_failure
-import metaserver.log_mark
 import metaserver.pages
 import metaserver.reserve
 import metaserver.service
@@ -375,7 +374,7 @@ def log_not_written_again_at_a_start() -> None:
     def nothing(log: Any, durable: int, committed: int) -> None:
         pass
 
-    _change(metaserver.log_mark, "write_again", lambda _: nothing)
+    _change(metaserver.log_failure, "write_again", lambda _: nothing)
 
 
 def unreadable_frame_of_the_log_is_taken_for_damage() -> None:
@@ -393,6 +392,23 @@ def reserve_is_not_given_up() -> None:
         return False
 
     _change(metaserver.reserve.Reserve, "release", lambda _: release)
+
+
+def late_copies_of_lock_calls_are_carried_out_after_a_restart() -> None:
+    def nothing(self: Any, epoch: int) -> None:
+        pass
+
+    _change(metaserver.service.MetaService, "_require_epoch", lambda _: nothing)
+
+
+def late_close_lets_go_of_what_was_opened_since() -> None:
+    def make(let_go: Any) -> Any:
+        def any_time(self: Any, session: int, inodes: Any, number: int) -> None:
+            let_go(self, session, inodes, 2**63)
+
+        return any_time
+
+    _change(metaserver.sessions.Sessions, "let_go", make)
 
 
 def name_removed_before_the_server_knows_who_has_it_open() -> None:
@@ -447,6 +463,8 @@ MUTANTS = [
         expired_session_keeps_its_open_files,
         second_session_does_not_wait_for_the_grant,
         epoch_is_the_date_of_a_start,
+        late_copies_of_lock_calls_are_carried_out_after_a_restart,
+        late_close_lets_go_of_what_was_opened_since,
         failed_sync_of_the_log_is_told_once,
         log_not_written_again_at_a_start,
         unreadable_frame_of_the_log_is_taken_for_damage,

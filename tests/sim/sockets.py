@@ -18,8 +18,16 @@ LATE_SECONDS = 2.0
 """A request that arrives twice comes the second time at most so much later."""
 
 
-def _has_ticket(params: Sequence[Any]) -> bool:
-    return bool(params) and isinstance(params[0], list | tuple) and len(params[0]) == len(Ticket._fields)
+WITHOUT_TICKET = {"reclaim", "close", "tell_open", "abandon_blocks", "open", "close_session"}
+"""Calls that change what the metadata server remembers, though each of them may be made more than once."""
+
+
+def _changes(name: str, params: Sequence[Any]) -> bool:
+    """Tell whether a call changes something: it has a ticket, or needs none."""
+    has_ticket = (
+        bool(params) and isinstance(params[0], list | tuple) and len(params[0]) == len(Ticket._fields)
+    )
+    return has_ticket or name in WITHOUT_TICKET
 
 
 def socket_type(world: World) -> type:
@@ -36,7 +44,7 @@ def socket_type(world: World) -> type:
         def call(self, until: float, name: str, params: Sequence[Any]) -> Any:
             seconds = max(0.001, until - world.loop.time())
             answer = world.scheduler.wait(self._client.forward(seconds, name, list(params)))
-            changes = _has_ticket(params)
+            changes = _changes(name, params)
             if world.rng.random() < world.lost_answers * (1.0 if changes else 0.1):
                 world.note("fault", f"the answer to {name} is lost")
                 raise Unavailable(f"{self._address}: Connection reset by peer")

@@ -39,7 +39,7 @@ class MediatorMethods:
         """
         raise NotImplementedError
 
-    def open_and_read(self, session: int, ino: int, start: int, names: list[bytes]) -> Opened:
+    def open_and_read(self, session: int, ino: int, start: int, names: list[bytes], closes: int) -> Opened:
         """Open a file for reading as NamespaceMethods.open does, and read it if it is one small block.
 
         The vote is held after the file was opened. If it does not go well, or takes long, the file comes

@@ -45,32 +45,44 @@ class NamespaceMethods:
         """End a session: its open files are let go, its uncommitted blocks become garbage."""
         raise NotImplementedError
 
-    def reclaim(self, session: int, inodes: list[int], locks: list[FileLock] | None = None) -> None:
+    def reclaim(
+        self,
+        session: int,
+        epoch: int,
+        inodes: list[int],
+        locks: list[FileLock] | None = None,
+        closes: int = 0,
+    ) -> None:
         """After a restart of the metadata server: say again what this session has open and locked.
 
-        Locks are taken from the first such call after a restart only.
+        Locks are taken from the first such call after a restart only, which `epoch` names. `closes` is as in
+        `open`.
 
         Raises:
+            StaleEpoch: the server was restarted once more since.
             SessionUnknown: also when others hold the locks by now; a new session must be begun.
         """
         raise NotImplementedError
 
-    def set_lock(self, ticket: Ticket, lock: FileLock) -> LockGrant:
+    def set_lock(self, ticket: Ticket, lock: FileLock, epoch: int) -> LockGrant:
         """Grant a lock at once or not at all; it replaces what the owner holds in its range.
 
-        Not durable: a client says it again with `reclaim` after a restart of the metadata server.
+        Not durable: a client says it again with `reclaim` after a restart of the metadata server. The
+        answers are not kept over one either: so a call is for the server of one `epoch`.
 
         Raises:
+            StaleEpoch: the server was restarted since.
             WouldBlock: another owner's lock is there. An owner's flock of the other mode is lost then.
             GracePeriod: the server was restarted, and not all sessions have reclaimed yet.
             NoLocks: too many. StaleFile, SessionUnknown, InvalidArgument.
         """
         raise NotImplementedError
 
-    def unlock(self, ticket: Ticket, lock: FileLock) -> int:
-        """Give up a range of an owner's locks; return the server's epoch.
+    def unlock(self, ticket: Ticket, lock: FileLock, epoch: int) -> int:
+        """Give up a range of an owner's locks; return the server's epoch, which must be this one.
 
         Raises:
+            StaleEpoch: the server was restarted since.
             GracePeriod: the server was restarted, and this session has not reclaimed yet.
             SessionUnknown.
         """
@@ -226,12 +238,21 @@ class NamespaceMethods:
         raise NotImplementedError
 
     def open(
-        self, session: int, ino: int, writing: bool, start: int = 0, names: list[bytes] | None = None
+        self,
+        session: int,
+        ino: int,
+        writing: bool,
+        start: int = 0,
+        names: list[bytes] | None = None,
+        closes: int = 0,
     ) -> Opened:
         """Count a file as opened by the session (once, however often it opens it); return what it is now.
 
         With `names`, it is opened only if they lead from the directory `start` to `ino`: a client that found
         it by what it remembered has its path and its contents told by one call.
+
+        `closes` is the number of the session's newest `close` so far: these, and late copies of them, were
+        for earlier opens.
 
         Not durable: a client says it again with `reclaim` after a restart of the metadata server.
         The mediator refuses `writing` while fewer than Qw data servers are up.
@@ -241,19 +262,23 @@ class NamespaceMethods:
         """
         raise NotImplementedError
 
-    def tell_open(self, session: int, inodes: list[int], asked: int = 0) -> None:
+    def tell_open(self, session: int, inodes: list[int], asked: int = 0, closes: int = 0) -> None:
         """Count inodes as opened by the session, which opened them without a call while it was alone.
 
         It does so before it removes a name; and when it was asked, by a Renewal, with that number as `asked`:
-        then these are all that it has open and that the server does not know of.
+        then these are all that it has open and that the server does not know of. `closes` is as in `open`.
 
         Raises:
             SessionUnknown.
         """
         raise NotImplementedError
 
-    def close(self, session: int, inodes: list[int]) -> None:
-        """Say that the session has no open handle of these inodes any more. Raises SessionUnknown."""
+    def close(self, session: int, inodes: list[int], number: int) -> None:
+        """Say that the session has no open handle of these inodes any more. Raises SessionUnknown.
+
+        `number` grows from one such call of the session to the next. What was opened by a call that knew of
+        this number stays open: this is a late copy.
+        """
         raise NotImplementedError
 
     def file_map(self, ino: int, offset: int, limit: int) -> FileMap:

@@ -11,7 +11,7 @@ from fusefs.filesystem import FileSystem
 from fusefs.handles import Handle
 from tests.unit.fusefs.fakes import FakeServer
 from tests.unit.fusefs.work import close, make
-from wire.errors import DeadlineExceeded, Interrupted, LocksLost, QuorumfsError, WouldBlock
+from wire.errors import DeadlineExceeded, Interrupted, LocksLost, QuorumfsError, StaleEpoch, WouldBlock
 from wire.locks import LAST
 from wire.messages import FileLock, LockGrant
 
@@ -29,6 +29,26 @@ def test_a_new_session_may_be_of_a_server_that_counts_its_starts_anew(
     handle, _ = fs.files.open(ino, os.O_RDWR)
     fs.locks.set(handle, FileLock(ino, False, OWNER, 0, 9, True, 1))
     assert len(fs.locks.reclaim(3)) == 1
+
+
+def test_a_call_for_an_earlier_start_of_the_server_is_made_for_the_newer_one(
+    fs: FileSystem, server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ino, refusals = make(fs, b"a", b"1234"), [StaleEpoch("restarted"), None, StaleEpoch("restarted"), None]
+
+    def answer(_: FileLock) -> LockGrant:
+        if (error := refusals.pop(0)) is not None:
+            raise error
+        return LockGrant(3, server.getattr(ino))
+
+    monkeypatch.setattr(server, "set_lock", answer, raising=False)
+    monkeypatch.setattr(server, "unlock", lambda lock: answer(lock).epoch, raising=False)
+    handle, _ = fs.files.open(ino, os.O_RDWR)
+    wanted = FileLock(ino, False, OWNER, 0, 9, True, 1)
+    fs.locks.set(handle, wanted)
+    assert len(fs.locks.reclaim(3)) == 1
+    fs.locks.unset(handle, wanted)
+    assert not refusals and not fs.locks.reclaim(3)
 
 
 @pytest.fixture

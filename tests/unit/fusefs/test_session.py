@@ -35,7 +35,7 @@ class Heartbeats:
 def session_of(*answers: Heartbeat | Exception) -> tuple[Session, Heartbeats]:
     client = Heartbeats(*answers)
     session = Session(client, Deadlines(), "a test", Patience())  # type: ignore[arg-type]
-    session._epoch = 1
+    session._reclaimed_at = 1
     return session, client
 
 

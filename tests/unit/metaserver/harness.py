@@ -16,7 +16,16 @@ from metaserver.service import MetaService
 from metaserver.sessions import Sessions
 from metaserver.store import Store
 from metaserver.sums import sums_file
-from wire.messages import AttributeChanges, Attributes, BlockRecord, Commit, Extent, Ticket
+from wire.messages import (
+    AttributeChanges,
+    Attributes,
+    BlockRecord,
+    Commit,
+    Extent,
+    FileLock,
+    LockGrant,
+    Ticket,
+)
 
 T = TypeVar("T")
 
@@ -37,7 +46,7 @@ class Harness:
         self.start()
         self.session = self.open_session()
         self._sequence = 0
-        self._block = 0
+        self._block = self._closes = 0
 
     def start(self) -> None:
         """Begin on the database as it is."""
@@ -59,6 +68,19 @@ class Harness:
 
     def open_session(self) -> int:
         return self.wait(self.service.open_session("test")).session
+
+    def reclaim(self, session: int, inodes: list[int], locks: list[FileLock] | None = None) -> None:
+        self.service.reclaim(session, self.sessions.epoch, inodes, locks)
+
+    def close_files(self, session: int, inodes: list[int]) -> None:
+        self._closes += 1
+        self.service.close(session, inodes, self._closes)
+
+    def set_lock(self, ticket: Ticket, lock: FileLock) -> LockGrant:
+        return self.service.set_lock(ticket, lock, self.sessions.epoch)
+
+    def unlock(self, ticket: Ticket, lock: FileLock) -> int:
+        return self.service.unlock(ticket, lock, self.sessions.epoch)
 
     def restart(self, database: bytes | None = None) -> None:
         """Stop and start; with `database`, on an older state of it."""

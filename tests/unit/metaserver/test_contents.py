@@ -275,7 +275,7 @@ def test_a_large_file_is_removed_piece_by_piece(meta: Harness, monkeypatch: pyte
     meta.restart()
     with pytest.raises(StaleFile):
         meta.service.getattr(file.ino)
-    meta.service.reclaim(meta.session, [])
+    meta.reclaim(meta.session, [])
     meta.wait(meta.service.reaper.run_once())
     assert sorted(meta.wait(meta.service.garbage(100, 0))) == [record.block for record in records]
     assert meta.service.counts()["inodes"] == 1
@@ -318,7 +318,7 @@ def test_contents_of_removed_files_go_also_after_a_kill(meta: Harness) -> None:
     assert meta.service.counts()["garbage_blocks"] == 0
     assert meta.findings() == []
     meta.restart()
-    meta.service.reclaim(meta.session, [])
+    meta.reclaim(meta.session, [])
     meta.wait(meta.service.reaper.run_once())
     assert meta.wait(meta.service.garbage(100, 0)) == [record.block]
     assert meta.service.counts()["inodes"] == 1

@@ -117,7 +117,7 @@ def test_after_a_restart_nothing_is_granted_before_all_have_reclaimed(meta: Harn
     grants_of(meta, SECONDS)
     meta.seconds += QUIET_SECONDS
     assert alone_ms(meta) == 0
-    meta.service.reclaim(meta.session, [])
+    meta.reclaim(meta.session, [])
     assert alone_ms(meta) > 0
 
 
@@ -173,7 +173,7 @@ def test_what_was_opened_without_a_call_lives_until_the_session_has_told_it(meta
     assert exists(meta, kept)
     assert not exists(meta, gone)
     assert meta.service.getattr(kept).nlink == 0
-    meta.service.close(meta.session, [kept])
+    meta.close_files(meta.session, [kept])
     assert not exists(meta, kept)
 
 

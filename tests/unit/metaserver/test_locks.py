@@ -13,6 +13,7 @@ from wire.errors import (
     InvalidArgument,
     SequenceError,
     SessionUnknown,
+    StaleEpoch,
     StaleFile,
     WouldBlock,
 )
@@ -30,25 +31,62 @@ def lock(meta: Harness) -> FileLock:
 
 def test_what_a_grant_and_a_holder_tell(meta: Harness, lock: FileLock) -> None:
     other = meta.open_session()
-    grant = meta.service.set_lock(meta.ticket(), lock)
+    grant = meta.set_lock(meta.ticket(), lock)
     assert grant == (meta.sessions.epoch, meta.service.getattr(lock.ino))
     assert meta.service.get_lock(meta.session, lock) is None
     found = meta.service.get_lock(other, lock._replace(start=5, last=6))
     assert found == (meta.session, "test", lock)
     (row,) = meta.service.status()["locks"]
     assert (row["ino"], row["kind"], row["session"], row["pid"]) == (lock.ino, "fcntl", meta.session, 42)
-    assert meta.service.unlock(meta.ticket(), lock) == meta.sessions.epoch
+    assert meta.unlock(meta.ticket(), lock) == meta.sessions.epoch
     assert meta.service.get_lock(other, lock) is None
+
+
+def test_late_copies_of_before_a_restart_change_nothing(meta: Harness, lock: FileLock) -> None:
+    """What was answered is forgotten with the restart: only their epoch tells that they were carried out."""
+    other = meta.open_session()
+    locking, unlocking, again = meta.ticket(), meta.ticket(), meta.ticket()
+    meta.set_lock(locking, lock)
+    meta.unlock(unlocking, lock)
+    meta.set_lock(again, lock)
+    earlier = meta.sessions.epoch
+    meta.restart()
+    meta.reclaim(meta.session, [lock.ino], [lock])
+    meta.reclaim(other, [])
+    with pytest.raises(StaleEpoch):
+        meta.service.unlock(unlocking, lock, earlier)
+    with pytest.raises(WouldBlock):
+        meta.set_lock(meta.ticket(other), lock)
+    meta.unlock(meta.ticket(), lock)
+    with pytest.raises(StaleEpoch):
+        meta.service.set_lock(locking, lock, earlier)
+    meta.set_lock(meta.ticket(other), lock)
+
+
+def test_a_late_reclaim_of_before_another_restart_takes_nothing(meta: Harness, lock: FileLock) -> None:
+    other = meta.open_session()
+    meta.set_lock(meta.ticket(), lock)
+    meta.restart()
+    earlier = meta.sessions.epoch
+    meta.reclaim(other, [])
+    meta.reclaim(meta.session, [lock.ino], [lock])
+    meta.unlock(meta.ticket(), lock)
+    meta.restart()
+    meta.reclaim(other, [])
+    with pytest.raises(StaleEpoch):
+        meta.service.reclaim(meta.session, earlier, [lock.ino], [lock])
+    meta.reclaim(meta.session, [lock.ino], [])
+    meta.set_lock(meta.ticket(other), lock)
 
 
 def test_what_cannot_be(meta: Harness, lock: FileLock) -> None:
     for start, last in [(-1, 0), (5, 4)]:
         with pytest.raises(InvalidArgument):
-            meta.service.set_lock(meta.ticket(), lock._replace(start=start, last=last))
+            meta.set_lock(meta.ticket(), lock._replace(start=start, last=last))
     with pytest.raises(StaleFile):
-        meta.service.set_lock(meta.ticket(), lock._replace(ino=99))
+        meta.set_lock(meta.ticket(), lock._replace(ino=99))
     with pytest.raises(SessionUnknown):
-        meta.service.set_lock(Ticket(99, 0, 1), lock)
+        meta.set_lock(Ticket(99, 0, 1), lock)
     with pytest.raises(SessionUnknown):
         meta.wait(meta.service.wait_lock(99, lock))
 
@@ -57,16 +95,16 @@ def test_a_flock_that_cannot_change_its_mode_is_lost(meta: Harness, lock: FileLo
     shared = lock._replace(flock=True, exclusive=False)
     other = meta.open_session()
     for session in (meta.session, other):
-        meta.service.set_lock(meta.ticket(session), shared)
+        meta.set_lock(meta.ticket(session), shared)
     with pytest.raises(WouldBlock):
-        meta.service.set_lock(meta.ticket(), shared._replace(exclusive=True))
-    meta.service.set_lock(meta.ticket(other), shared._replace(exclusive=True))
+        meta.set_lock(meta.ticket(), shared._replace(exclusive=True))
+    meta.set_lock(meta.ticket(other), shared._replace(exclusive=True))
 
 
 @pytest.mark.parametrize("how", ["close", "expiry"])
 def test_locks_end_with_their_session(meta: Harness, lock: FileLock, how: str) -> None:
     other = meta.open_session()
-    meta.service.set_lock(meta.ticket(other), lock)
+    meta.set_lock(meta.ticket(other), lock)
     if how == "close":
         meta.service.close_session(other)
     else:
@@ -74,70 +112,70 @@ def test_locks_end_with_their_session(meta: Harness, lock: FileLock, how: str) -
         meta.service.renew(meta.session)
         meta.seconds += LEASE_SECONDS / 2 + 1
         meta.wait(meta.service.reaper.run_once())
-    meta.service.set_lock(meta.ticket(), lock)
+    meta.set_lock(meta.ticket(), lock)
 
 
 def test_after_a_restart_nothing_is_granted_before_all_have_reclaimed(meta: Harness, lock: FileLock) -> None:
     other = meta.open_session()
-    meta.service.set_lock(meta.ticket(), lock)
+    meta.set_lock(meta.ticket(), lock)
     meta.restart()
-    meta.service.reclaim(other, [])
+    meta.reclaim(other, [])
     with pytest.raises(GracePeriod):
-        meta.service.set_lock(meta.ticket(other), lock._replace(flock=True))
-    meta.service.reclaim(meta.session, [lock.ino], [lock])
-    meta.service.set_lock(meta.ticket(other), lock._replace(flock=True))
+        meta.set_lock(meta.ticket(other), lock._replace(flock=True))
+    meta.reclaim(meta.session, [lock.ino], [lock])
+    meta.set_lock(meta.ticket(other), lock._replace(flock=True))
     with pytest.raises(WouldBlock):
-        meta.service.set_lock(meta.ticket(other), lock)
-    meta.service.unlock(meta.ticket(), lock)
-    meta.service.reclaim(meta.session, [lock.ino], [lock])
-    meta.service.set_lock(meta.ticket(other), lock)
+        meta.set_lock(meta.ticket(other), lock)
+    meta.unlock(meta.ticket(), lock)
+    meta.reclaim(meta.session, [lock.ino], [lock])
+    meta.set_lock(meta.ticket(other), lock)
 
 
 def test_after_a_restart_those_who_do_not_come_back_hold_up_nobody_for_ever(
     meta: Harness, lock: FileLock
 ) -> None:
     dead = meta.open_session()
-    meta.service.set_lock(meta.ticket(dead), lock)
+    meta.set_lock(meta.ticket(dead), lock)
     meta.restart()
-    meta.service.reclaim(meta.session, [lock.ino])
+    meta.reclaim(meta.session, [lock.ino])
     meta.seconds += LEASE_SECONDS / 2
     meta.service.renew(meta.session)
     meta.seconds += LEASE_SECONDS / 2 + 1
     meta.wait(meta.service.reaper.run_once())
-    meta.service.set_lock(meta.ticket(), lock)
+    meta.set_lock(meta.ticket(), lock)
     with pytest.raises(SessionUnknown):
-        meta.service.reclaim(dead, [], [lock])
+        meta.reclaim(dead, [], [lock])
 
 
 def test_who_reclaims_too_late_must_begin_anew(meta: Harness, lock: FileLock) -> None:
     late = meta.open_session()
-    meta.service.set_lock(meta.ticket(late), lock)
+    meta.set_lock(meta.ticket(late), lock)
     meta.restart()
-    meta.service.reclaim(meta.session, [lock.ino])
+    meta.reclaim(meta.session, [lock.ino])
     for _ in range(3):  # it lives, and says nothing of its locks
         meta.service.renew(late)
         meta.service.renew(meta.session)
         meta.seconds += LEASE_SECONDS / 2 + 1
         meta.wait(meta.service.reaper.run_once())
-    meta.service.set_lock(meta.ticket(), lock)
+    meta.set_lock(meta.ticket(), lock)
     with pytest.raises(SessionUnknown):
-        meta.service.reclaim(late, [], [lock])
+        meta.reclaim(late, [], [lock])
 
 
 def test_calls_sent_twice(meta: Harness, lock: FileLock) -> None:
     other = meta.open_session()
     granted, refused, freed = Ticket(meta.session, 3, 1), Ticket(other, 3, 1), Ticket(meta.session, 4, 1)
-    meta.service.set_lock(granted, lock)
+    meta.set_lock(granted, lock)
     with pytest.raises(WouldBlock):
-        meta.service.set_lock(refused, lock)
-    meta.service.unlock(freed, lock)
-    meta.service.set_lock(granted, lock)
+        meta.set_lock(refused, lock)
+    meta.unlock(freed, lock)
+    meta.set_lock(granted, lock)
     with pytest.raises(WouldBlock):
-        meta.service.set_lock(refused, lock)
+        meta.set_lock(refused, lock)
     assert meta.service.get_lock(other, lock) is None, "a late copy changes nothing"
-    meta.service.set_lock(Ticket(meta.session, 3, 2), lock)
+    meta.set_lock(Ticket(meta.session, 3, 2), lock)
     with pytest.raises(SequenceError):
-        meta.service.set_lock(granted, lock)
+        meta.set_lock(granted, lock)
 
 
 def test_waiting(meta: Harness, lock: FileLock) -> None:
@@ -145,13 +183,13 @@ def test_waiting(meta: Harness, lock: FileLock) -> None:
 
     async def play() -> None:
         await meta.service.wait_lock(other, lock)
-        meta.service.set_lock(meta.ticket(), lock)
+        meta.set_lock(meta.ticket(), lock)
         waiting = asyncio.create_task(meta.service.wait_lock(other, lock))
         await asyncio.sleep(0)
-        meta.service.unlock(meta.ticket(), lock._replace(start=10))
+        meta.unlock(meta.ticket(), lock._replace(start=10))
         await asyncio.sleep(0)
         assert not waiting.done()
-        meta.service.unlock(meta.ticket(), lock)
+        meta.unlock(meta.ticket(), lock)
         await asyncio.wait_for(waiting, 1)
 
     meta.wait(play())
@@ -162,8 +200,8 @@ def test_a_circle_of_waiters(meta: Harness, lock: FileLock) -> None:
     first, second = lock._replace(last=0), lock._replace(start=1, last=1)
 
     async def play() -> None:
-        meta.service.set_lock(meta.ticket(), first)
-        meta.service.set_lock(meta.ticket(other), second)
+        meta.set_lock(meta.ticket(), first)
+        meta.set_lock(meta.ticket(other), second)
         waiting = asyncio.create_task(meta.service.wait_lock(meta.session, second))
         await asyncio.sleep(0)
         with pytest.raises(Deadlock):
@@ -176,12 +214,12 @@ def test_a_circle_of_waiters(meta: Harness, lock: FileLock) -> None:
 
 def test_after_a_restart_a_session_unlocks_only_what_it_has_reclaimed(meta: Harness, lock: FileLock) -> None:
     """Else a reclaim that comes after the unlock would leave a lock behind."""
-    meta.service.set_lock(meta.ticket(), lock)
+    meta.set_lock(meta.ticket(), lock)
     meta.restart()
     with pytest.raises(GracePeriod):
-        meta.service.unlock(meta.ticket(), lock)
-    meta.service.reclaim(meta.session, [lock.ino], [lock])
-    meta.service.unlock(meta.ticket(), lock)
+        meta.unlock(meta.ticket(), lock)
+    meta.reclaim(meta.session, [lock.ino], [lock])
+    meta.unlock(meta.ticket(), lock)
     assert meta.service.status()["locks"] == []
 
 
@@ -196,10 +234,10 @@ def test_sessions_that_a_database_put_back_does_not_know_may_hold_locks_for_a_le
     meta.start()
     meta.session = meta.open_session()
     with pytest.raises(GracePeriod):
-        meta.service.set_lock(meta.ticket(), lock)
+        meta.set_lock(meta.ticket(), lock)
     assert meta.sessions.may_be_open(lock.ino)
     assert meta.sessions.held() is None
     meta.seconds += LEASE_SECONDS
     meta.service.renew(meta.session)
-    meta.service.set_lock(meta.ticket(), lock)
+    meta.set_lock(meta.ticket(), lock)
     assert not meta.sessions.may_be_open(lock.ino)

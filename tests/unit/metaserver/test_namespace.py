@@ -145,7 +145,7 @@ def test_a_removed_directory_that_is_open_refuses_new_entries(meta: Harness) -> 
             attempt()
     assert meta.service.getattr(directory.ino).nlink == 0
     assert meta.names(directory.ino) == []
-    meta.service.close(meta.session, [directory.ino])
+    meta.close_files(meta.session, [directory.ino])
     with pytest.raises(StaleFile):
         meta.service.getattr(directory.ino)
 

@@ -184,12 +184,12 @@ class NamespaceMachine(RuleBasedStateMachine):
     def let_go(self, node: int) -> None:
         held = self.node(node)
         held.held = False
-        self.meta.service.close(self.meta.session, [held.ino])
+        self.meta.close_files(self.meta.session, [held.ino])
 
     @rule()
     def restart(self) -> None:
         self.meta.restart()
-        self.meta.service.reclaim(self.meta.session, [each.ino for each in self.nodes if each.held])
+        self.meta.reclaim(self.meta.session, [each.ino for each in self.nodes if each.held])
         self.meta.wait(self.meta.service.reaper.run_once())
 
     @invariant()

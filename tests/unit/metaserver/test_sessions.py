@@ -103,6 +103,31 @@ def test_session_numbers_are_never_given_again(meta: Harness) -> None:
         create(meta, Ticket(one, 0, 1), b"a")
 
 
+def test_a_late_copy_of_a_close_lets_go_of_nothing_that_was_opened_since(meta: Harness) -> None:
+    """It was sent again, by another mediator, as no answer came; then the file was opened anew."""
+    opened = [create(meta, meta.ticket(), name, open_it=True).ino for name in (b"a", b"b", b"c")]
+    meta.service.close(meta.session, opened, 1)
+    meta.service.open(meta.session, opened[0], False, closes=1)
+    meta.service.tell_open(meta.session, [opened[1]], closes=1)
+    meta.service.close(meta.session, opened, 1)
+    for name in (b"a", b"b", b"c"):
+        meta.unlink(1, name)
+    meta.wait(meta.service.reaper.run_once())
+    assert [meta.service.getattr(ino).nlink for ino in opened[:2]] == [0, 0]
+    with pytest.raises(StaleFile):
+        meta.service.getattr(opened[2])
+    meta.restart()
+    meta.service.reclaim(meta.session, meta.sessions.epoch, opened[:2], closes=1)
+    meta.service.close(meta.session, opened, 1)
+    meta.wait(meta.service.reaper.run_once())
+    assert [meta.service.getattr(ino).nlink for ino in opened[:2]] == [0, 0]
+    meta.service.close(meta.session, opened, 2)
+    meta.wait(meta.service.reaper.run_once())
+    for ino in opened:
+        with pytest.raises(StaleFile):
+            meta.service.getattr(ino)
+
+
 def test_there_are_not_too_many_sessions(meta: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sessions, "SESSIONS_MAX", 2)
     meta.open_session()
@@ -119,10 +144,10 @@ def test_a_file_without_names_lives_while_it_is_open(meta: Harness) -> None:
     meta.unlink(1, b"a")
     assert meta.service.getattr(file.ino).nlink == 0
     meta.write(file.ino, 10, 10)
-    meta.service.close(meta.session, [file.ino])
+    meta.close_files(meta.session, [file.ino])
     meta.wait(meta.service.reaper.run_once())
     assert meta.service.open(other, file.ino, False).attributes.size == 20
-    meta.service.close(other, [file.ino])
+    meta.close_files(other, [file.ino])
     with pytest.raises(StaleFile):
         meta.service.open(other, file.ino, False)
     assert block in meta.wait(meta.service.garbage(10, 0))
@@ -161,8 +186,8 @@ def test_a_session_that_is_not_renewed_ends(meta: Harness) -> None:
         lambda: meta.service.renew(other),
         lambda: create(meta, Ticket(other, 0, 2), b"b"),
         lambda: meta.service.open(other, 1, False),
-        lambda: meta.service.close(other, []),
-        lambda: meta.service.reclaim(other, []),
+        lambda: meta.close_files(other, []),
+        lambda: meta.reclaim(other, []),
     ):
         with pytest.raises(SessionUnknown):
             call()
@@ -227,11 +252,11 @@ def test_after_a_restart_nothing_is_removed_before_all_have_reclaimed(meta: Harn
     late = create(meta, Ticket(other, 0, 2), b"late")
     meta.unlink(1, b"late")
     meta.wait(meta.service.reaper.run_once())
-    meta.service.reclaim(meta.session, [open_file.ino])
+    meta.reclaim(meta.session, [open_file.ino])
     meta.wait(meta.service.reaper.run_once())
     for ino in (open_file.ino, forgotten.ino, late.ino):
         assert meta.service.getattr(ino).nlink == 0
-    meta.service.reclaim(other, [])
+    meta.reclaim(other, [])
     meta.wait(meta.service.reaper.run_once())
     for ino in (forgotten.ino, late.ino):
         with pytest.raises(StaleFile):
@@ -245,7 +270,7 @@ def test_a_session_that_never_reclaims_holds_nothing_up_for_ever(meta: Harness, 
     file = create(meta, Ticket(other, 0, 1), b"a", open_it=True)
     meta.unlink(1, b"a")
     meta.restart()
-    meta.service.reclaim(meta.session, [])
+    meta.reclaim(meta.session, [])
     for _ in range(5):
         meta.seconds += LEASE_SECONDS * 0.5
         meta.service.renew(meta.session)
@@ -262,7 +287,7 @@ def test_a_create_sent_again_after_a_restart_is_open_again(meta: Harness) -> Non
     file = create(meta, ticket, b"a", open_it=True)
     meta.restart()
     create(meta, ticket, b"a", open_it=True)
-    meta.service.reclaim(meta.session, [])
+    meta.reclaim(meta.session, [])
     meta.unlink(1, b"a")
     meta.wait(meta.service.reaper.run_once())
     assert meta.service.getattr(file.ino).nlink == 0
