@@ -26,14 +26,17 @@ log = logging.getLogger("mediator.lag")
 
 
 class Put:
-    """One block on its way: bit k of `open` and `lacking` stands for data server k."""
+    """One block on its way: bit k of `open` and `lacking` stands for data server k.
 
-    __slots__ = ("committed", "lacking", "open")
+    It is `doubtful` while nobody knows whether a commit of it that failed was carried out.
+    """
+
+    __slots__ = ("committed", "doubtful", "lacking", "open")
 
     def __init__(self, targets: int, holders: int) -> None:
         self.open = targets
         self.lacking = holders & ~targets
-        self.committed = False
+        self.committed = self.doubtful = False
 
 
 def mask_of(numbers: Iterable[int]) -> int:
@@ -99,7 +102,7 @@ class LagKeeper:
             return
         put.open &= ~(1 << number)
         put.lacking |= 1 << number
-        if put.committed:
+        if put.committed or put.doubtful:
             self._tell_later(block, 1 << number)
 
     def of_commit(self, records: Iterable[BlockRecord]) -> list[Lag]:
@@ -125,6 +128,19 @@ class LagKeeper:
                 self._tell_later(record.block, missed)
         for number in sorted({number for _, numbers in told for number in numbers}):
             self._lags(number)
+
+    def in_doubt(self, records: Iterable[BlockRecord]) -> None:
+        """A commit of these blocks failed, and may have been carried out: who lacks them is told in any case.
+
+        Of blocks that are not committed the metadata server remembers nothing; should the call come once
+        more, its commit tells it again.
+        """
+        for record in records:
+            put = self._puts.get(record.block)
+            if put is not None and not put.committed:
+                put.doubtful = True
+                if put.lacking:
+                    self._tell_later(record.block, put.lacking)
 
     def _tell_later(self, block: bytes, mask: int) -> None:
         self._untold[block] = self._untold.get(block, 0) | mask

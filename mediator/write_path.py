@@ -258,7 +258,11 @@ class WritePath:
                 raise
         lag = self._lag.of_commit(commit.blocks)
         params = [ticket, ino, commit, lag or None, birth] if lag or birth else [ticket, ino, commit]
-        attributes = await self._metadata.forward("commit", params)
+        try:
+            attributes = await self._metadata.forward("commit", params)
+        except BaseException:
+            self._lag.in_doubt(commit.blocks)
+            raise
         self._lag.committed(commit.blocks, lag)
         return attributes  # type: ignore[no-any-return]  # as they came: they are only passed on
 

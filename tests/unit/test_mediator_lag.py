@@ -159,6 +159,36 @@ def test_a_put_that_fails_after_the_call_came_once_more_is_told_too(monkeypatch:
     run(scenario())
 
 
+def test_who_lacks_a_block_is_told_if_its_commit_fails_and_was_carried_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its transaction was done, and could not be made durable (seed 3044 of the simulation)."""
+
+    async def scenario() -> None:
+        async with world(5, 3, 3) as w:
+            commit = w.meta.commit
+            w.data[5].paused = True
+
+            def fail_afterwards(*args: Any) -> None:
+                commit(*args)
+                raise InternalError("the metadata server's disk failed")
+
+            with monkeypatch.context() as failing:
+                failing.setattr(w.meta, "commit", fail_afterwards)
+                with pytest.raises(InternalError):
+                    await write(w, b"content", 1)
+            (record,) = w.meta.committed.values()
+            assert not w.meta.lag
+            async with asyncio.timeout(10):
+                while record.block not in w.meta.lag.get(5, ()):  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+            w.data[5].paused = False
+            await w.settle()
+            assert w.data[5].is_good(record)
+
+    run(scenario())
+
+
 def test_a_straggler_that_has_taken_the_block_is_not_sent_it_again() -> None:
     async def scenario() -> None:
         async with world(5, 3, 3) as w:
