@@ -9,6 +9,7 @@ file protects. In the event loop's thread only.
 from __future__ import annotations
 
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
@@ -20,6 +21,8 @@ CLOCKS_APART = 0.1
 """A mount's clock may be slower than this server's by such a share: it is told so much less than it has."""
 SESSIONS_MAX = 10_000
 NAME_CHARACTERS = 255
+CLOSED_REMEMBERED = 1024
+"""So many inodes that a session closed last are known: more than in the seconds by which copies are late."""
 
 
 @dataclass
@@ -31,6 +34,8 @@ class Lease:
     first_renewal: float | None = None
     inodes: dict[int, int] = field(default_factory=dict)
     """What it has open, each with the number of the newest close that was made before it was opened."""
+    closed: OrderedDict[int, int] = field(default_factory=OrderedDict)
+    """What it closed last, and by which close."""
 
 
 class Sessions:
@@ -151,7 +156,7 @@ class Sessions:
         self._unreclaimed.discard(session)
 
     def hold(self, session: int, ino: int, closes: int = 0) -> None:
-        """Count an inode as opened by a session, once. Raises SessionUnknown.
+        """Count an inode as opened by a session, once; not for a late copy of a call. Raises SessionUnknown.
 
         Args:
             session: its number.
@@ -159,6 +164,8 @@ class Sessions:
             closes: the number of its newest close before that; 0 of a new inode, which none can name.
         """
         lease = self._lease(session)
+        if closes < lease.closed.get(ino, 0):
+            return
         if ino not in lease.inodes:
             self._holders[ino] = self._holders.get(ino, 0) + 1
         lease.inodes[ino] = max(closes, lease.inodes.get(ino, 0))
@@ -190,6 +197,9 @@ class Sessions:
         for ino in inodes:
             if lease.inodes.get(ino, number) < number:
                 self._let_go(lease, ino)
+            lease.closed[ino] = max(number, lease.closed.pop(ino, 0))
+            if len(lease.closed) > CLOSED_REMEMBERED:
+                lease.closed.popitem(last=False)
 
     def _let_go(self, lease: Lease, ino: int) -> None:
         del lease.inodes[ino]

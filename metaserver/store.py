@@ -268,7 +268,7 @@ class Store:
                     if not busy:
                         return
             except sqlite3.Error as error:
-                logger.warning("the disk is full: %s", error)
+                logger.warning("the log cannot be emptied: %s", error)
                 return
             if log_failure.reason(self._name) is not None:
                 return

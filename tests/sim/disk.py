@@ -97,6 +97,8 @@ class Disk:
         self._fails_at = ""
         self._kept = 0
         self._old: dict[Path, bytes] = {}
+        self._made: dict[str, int] = {}
+        """The inodes of files that SQLite made."""
 
     @property
     def fails(self) -> bool:
@@ -150,6 +152,8 @@ class Disk:
                 file.unlink()
         for file, content in moment.files.items():
             file.write_bytes(content)
+            if str(file) in self._made:  # it is the same file
+                self._made[str(file)] = file.stat().st_ino
         self.undo, self.dropped, self.names = moment.undo, moment.dropped, moment.names
 
     # what stands for os
@@ -200,9 +204,18 @@ class Disk:
     def require_room(self, growth: int) -> None:
         """Raise OSError if a file cannot be written, so that it grows by so many bytes."""
         if self.full and (
-            self.refusal != errno.ENOSPC or self.budget is None or self.used() + growth > self.budget
+            self.refusal != errno.ENOSPC
+            or self.budget is None
+            or (growth and self.used() + growth > self.budget)
         ):
             raise OSError(self.refusal, os.strerror(self.refusal))
+
+    def note_new(self, path: str) -> None:
+        """An empty file is written that something else may have made: its name is new, unless it is known."""
+        number = os.stat(path).st_ino  # noqa: PTH116  for each write of SQLite
+        if self._made.get(path) != number:
+            self._made[path] = number
+            self.names.append(("create", path, None))
 
     def used(self) -> int:
         """Return how many bytes its files have, but for the memory that SQLite shares."""
@@ -361,6 +374,8 @@ class Disk:
             if kept is not None:
                 os.link(kept, path)
         self.names.clear()
+        if self.budget is not None:  # the room of a file goes to nobody while its removal may be undone
+            self.budget = max(self.budget, self.used())
         for index in list(self.root.rglob("index.sqlite")):
             self._harm_index(index)
 

@@ -29,6 +29,7 @@ import mediator.refill
 import mediator.repair
 import mediator.write_path
 import metaserver.bookkeeping
+import metaserver.directory
 import metaserver.grants
 import metaserver.log
 import metaserver.log_failure
@@ -173,6 +174,13 @@ def directory_not_synced() -> None:
     for module in (dataserver.durable, dataserver.segments, dataserver.segment):
         if hasattr(module, "sync_directory"):
             module.sync_directory = lambda directory: None  # type: ignore[attr-defined]
+
+
+def name_of_the_log_not_synced() -> None:
+    def nothing(self: Any) -> None:
+        pass
+
+    _change(metaserver.directory.Directory, "sync", lambda _: nothing)
 
 
 def description_named_before_it_is_synced() -> None:
@@ -447,6 +455,7 @@ MUTANTS = [
         garbage_told_before_it_is_durable,
         fsync_of_an_unchanged_file_does_nothing,
         directory_not_synced,
+        name_of_the_log_not_synced,
         description_named_before_it_is_synced,
         returned_server_not_refilled,
         lag_forgotten_at_a_mediator_restart,

@@ -69,6 +69,8 @@ def _noted(disk: Disk, path: str, usual: Any) -> Any:
             disk.require_room(max(0, offset + length - before))
         except OSError as error:
             return FULL if error.errno == errno.ENOSPC else IOERR_WRITE
+        if not before:
+            disk.note_new(path)
         disk.note(path, offset, content(file, offset, length, before), before)
         return int(usual_write(file, buffer, length, offset))
 

@@ -128,6 +128,27 @@ def test_a_late_copy_of_a_close_lets_go_of_nothing_that_was_opened_since(meta: H
             meta.service.getattr(ino)
 
 
+def test_a_late_copy_of_an_open_holds_nothing_that_was_closed_since(
+    meta: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the file would keep its room until the session ends."""
+    monkeypatch.setattr(sessions, "CLOSED_REMEMBERED", 3)
+    making = Ticket(meta.session, 7, 1)
+    made = create(meta, making, b"a", open_it=True)
+    other = create(meta, meta.ticket(), b"b").ino
+    meta.service.open(meta.session, other, False)
+    meta.service.close(meta.session, [made.ino, other], 1)
+    assert create(meta, making, b"a", open_it=True) == made
+    meta.service.open(meta.session, other, False)
+    meta.service.tell_open(meta.session, [other])
+    assert meta.sessions.held() == frozenset()
+    meta.service.open(meta.session, other, False, closes=1)
+    assert meta.sessions.held() == {other}
+    meta.service.close(meta.session, [100, 101, 102], 2)
+    meta.service.open(meta.session, made.ino, False)
+    assert meta.sessions.held() == {other, made.ino}, "what was closed long ago is not known any more"
+
+
 def test_there_are_not_too_many_sessions(meta: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sessions, "SESSIONS_MAX", 2)
     meta.open_session()
