@@ -285,6 +285,8 @@ class World:
             action()
         if error is not None:
             self.note("end", f"{process.name}: {type(error).__name__}: {error}")
+            if process.host in self.disks:
+                self.disks[process.host].failure = None  # it was to end this process in a write
             if not self.ready[process.name].done():
                 self.ready[process.name].set_exception(Failure(f"{process.name}: {error}"))
                 self.ready[process.name].exception()
@@ -297,7 +299,9 @@ class World:
         disk = self.disks.get(process.host)
         if disk is None or ADVICE in said:
             return False
-        return disk.fails or (disk.full and process.name not in self._with_reserve)
+        if disk.fails or disk.sync_failed:
+            return True
+        return disk.full and process.name not in self._with_reserve
 
     def start(self, name: str) -> Process:
         """Start the server process of this name."""
