@@ -102,9 +102,11 @@ class Locks:
         self._answered[key] = ticket.sequence, None
 
     def holder(self, session: int, asked: FileLock) -> Lock | None:
-        """Return a lock that stands in the way of `asked`, if there is one."""
+        """Return a lock that stands in the way of `asked`, if there is one. Raises GracePeriod."""
         place, wanted = _parse(session, asked)
         found = conflicts(self._held.get(place, []), wanted)
+        if not found and self._in_grace():
+            raise GracePeriod("sessions are still telling what they hold")
         return min(found, key=lambda lock: lock.start) if found else None
 
     async def wait(self, session: int, asked: FileLock, seconds: float) -> None:

@@ -124,7 +124,7 @@ class Actor:
     def _choose_deed(self) -> Callable[[LibraryPlace], None]:
         """Draw one; while somebody is cut off, the others are keen on the lock that may have been lost."""
         if self.world.about_locks and self.rng.random() < 0.7:
-            return self._count_up
+            return self.rng.choice([self._count_up, self._hold_own])
         others_away = self.world.with_shared and self.name not in self.world.exiles and self.world.exiles
         return self._count_up if others_away and self.rng.random() < 0.4 else self.rng.choice(self._deeds())
 
@@ -416,6 +416,9 @@ class Actor:
 
     def _add_record(self, place: LibraryPlace) -> None:
         self.shared.add_record(self, place)
+
+    def _hold_own(self, place: LibraryPlace) -> None:
+        self.shared.hold_own(self, place)
 
     def _count_up(self, place: LibraryPlace) -> None:
         self.shared.count_up(self, place)

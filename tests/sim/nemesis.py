@@ -68,7 +68,7 @@ class Nemesis:
         self.mediators_last = self.rng.random() < 0.5
         """In the end mediators begin anew, when all that lags is up: nobody sees it come up."""
         if world.about_locks:
-            self.kinds, self.mean_seconds = [self._exile], 3.0
+            self.kinds, self.mean_seconds = [self._exile, self._restart_metadata], 3.0
 
     def pause_seconds(self) -> float:
         """Draw how long it is to the next step."""
@@ -101,6 +101,12 @@ class Nemesis:
     def _kill_server(self) -> None:
         if names := self._alive(self.servers):
             self.world.kill(self.rng.choice(names))
+
+    def _restart_metadata(self) -> None:
+        """It forgets who has which lock, and what it answered about them."""
+        if self.world.alive("meta"):
+            self.world.kill("meta")
+            self.world.start("meta")
 
     def _start_some(self) -> None:
         for name in self.servers:

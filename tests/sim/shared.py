@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from tests.sim.actors import Actor
 
 RECORD_BYTES = 32
+OTHER_OWNER = 1000
+"""Of locks; none of the clients is it."""
 
 
 def _open_now(place: LibraryPlace, slot: int, name: str, flags: int) -> None:
@@ -101,12 +103,36 @@ class Shared:
             self.world.note("failed", f"{actor.name} count: {type(error).__name__}: {error}")
         finally:
             actor.holding = False
-            try:
-                handle = place.slots[4]
-                place.filesystem.locks.closing(handle, actor.number)
-                place.close(4)
-            except (QuorumfsError, OSError) as error:
-                self.world.note("failed", f"{actor.name} close counter: {type(error).__name__}: {error}")
+            self._close_locked(actor, place, 4)
+
+    def hold_own(self, actor: Actor, place: LibraryPlace) -> None:
+        """Lock a file that nobody else wants, and ask the server after a while whether it is held."""
+        try:
+            _open_now(place, 7, f"own-{actor.name}", os.O_RDWR)
+        except (QuorumfsError, OSError) as error:
+            self.world.note("failed", f"{actor.name} own lock: {type(error).__name__}: {error}")
+            return
+        try:
+            handle = place.slots[7]
+            lock = FileLock(handle.inode.ino, False, actor.number, 0, 2**63 - 1, True, actor.number)
+            place.filesystem.locks.set(handle, lock)
+            self.world.scheduler.sleep(actor.rng.choice([0.0, 1.0, 4.0]))
+            held = place.filesystem.locks.holder(lock._replace(owner=OTHER_OWNER))
+            place.filesystem.locks.confirm(handle)
+            if held is None:
+                self.world.problem(f"{actor.name} holds a lock of which the metadata server knows nothing")
+            place.filesystem.locks.unset(handle, lock._replace(exclusive=False))
+        except (QuorumfsError, OSError) as error:
+            self.world.note("failed", f"{actor.name} own lock: {type(error).__name__}: {error}")
+        finally:
+            self._close_locked(actor, place, 7)
+
+    def _close_locked(self, actor: Actor, place: LibraryPlace, slot: int) -> None:
+        try:
+            place.filesystem.locks.closing(place.slots[slot], actor.number)
+            place.close(slot)
+        except (QuorumfsError, OSError) as error:
+            self.world.note("failed", f"{actor.name} close what it locked: {type(error).__name__}: {error}")
 
     def check(self, place: LibraryPlace) -> None:
         """Hold the log and the counter against what was acknowledged. Raises QuorumfsError."""

@@ -14,8 +14,10 @@ from wire.messages import Ticket
 if TYPE_CHECKING:
     from tests.sim.cluster import World
 
-LATE_SECONDS = 2.0
-"""A request that arrives twice comes the second time at most so much later."""
+LATE_SECONDS, LATE_LOCK_SECONDS = 2.0, 8.0
+"""A request that arrives twice comes the second time at most so much later; one about locks may come after a
+restart of the metadata server, which forgets their answers."""
+LOCK_CALLS = {"set_lock", "unlock", "reclaim"}
 
 
 WITHOUT_TICKET = {"reclaim", "close", "tell_open", "abandon_blocks", "open", "close_session"}
@@ -55,7 +57,8 @@ def socket_type(world: World) -> type:
         async def _arrive_again(self, name: str, params: list[Any]) -> None:
             """What was answered arrives once more, by another connection: nothing may come of it."""
             losses, client = world.power_losses, Client(self._address, connect_seconds=1.0)
-            await asyncio.sleep(world.rng.random() * LATE_SECONDS)
+            seconds = LATE_LOCK_SECONDS if name in LOCK_CALLS else LATE_SECONDS
+            await asyncio.sleep(world.rng.random() * seconds)
             if losses == world.power_losses:  # the answer may be undone with what the call did
                 world.note("fault", f"{name} {params[0]} arrives once more")
                 with contextlib.suppress(QuorumfsError):

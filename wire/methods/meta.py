@@ -89,7 +89,12 @@ class NamespaceMethods:
         raise NotImplementedError
 
     def get_lock(self, session: int, lock: FileLock) -> LockHolder | None:
-        """Return a lock that stands in the way of `lock`, if there is one. Raises SessionUnknown."""
+        """Return a lock that stands in the way of `lock`, if there is one.
+
+        Raises:
+            GracePeriod: the server was restarted, and not all sessions have reclaimed yet.
+            SessionUnknown.
+        """
         raise NotImplementedError
 
     def wait_lock(self, session: int, lock: FileLock) -> None:

@@ -122,6 +122,8 @@ def test_after_a_restart_nothing_is_granted_before_all_have_reclaimed(meta: Harn
     meta.reclaim(other, [])
     with pytest.raises(GracePeriod):
         meta.set_lock(meta.ticket(other), lock._replace(flock=True))
+    with pytest.raises(GracePeriod):
+        meta.service.get_lock(other, lock)
     meta.reclaim(meta.session, [lock.ino], [lock])
     meta.set_lock(meta.ticket(other), lock._replace(flock=True))
     with pytest.raises(WouldBlock):
