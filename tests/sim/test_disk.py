@@ -57,6 +57,7 @@ class Life:
     def begin(self) -> None:
         self.meta = Harness(self.disk.root)
         self.meta.wait(self.meta.log.sync())
+        self.disk.names.clear()  # a server syncs its directory before it serves
 
     def change(self, count: int) -> None:
         for _ in range(count):
