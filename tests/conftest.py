@@ -17,6 +17,7 @@ from typing import Any
 import hypothesis
 import pytest
 
+import tools.cluster
 from tools.cluster import CONFIG_NAME, LocalCluster
 from tools.whole import DIFFERING, LACKING, UNSEEN, check_stopped
 from wire.config import load
@@ -27,6 +28,11 @@ UNEXPECTED = re.compile(r"Traceback \(most recent|\b(ERROR|CRITICAL)\b|never awa
 hypothesis.settings.register_profile("seeded", derandomize=True)
 if os.environ.get("QUORUMFS_SEED"):
     hypothesis.settings.load_profile("seeded")
+
+# Test processes that run side by side draw from ports of their own: a free one is taken only a moment later.
+_worker, _workers = (os.environ.get(f"PYTEST_XDIST_WORKER{name}") for name in ("", "_COUNT"))
+if _worker and _workers:
+    tools.cluster.PORTS = tools.cluster.PORTS[int(_worker.removeprefix("gw")) :: int(_workers)]
 
 ClusterFactory = Callable[..., LocalCluster]
 
