@@ -22,7 +22,8 @@ CLOCKS_APART = 0.1
 SESSIONS_MAX = 10_000
 NAME_CHARACTERS = 255
 CLOSED_REMEMBERED = 1024
-"""So many inodes that a session closed last are known: more than in the seconds by which copies are late."""
+"""So many inodes that a session closed last are known. A copy of an open that comes later than that holds its
+file until the session ends, which keeps room, and loses nothing."""
 
 
 @dataclass

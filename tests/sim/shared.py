@@ -76,10 +76,7 @@ class Shared:
 
     def count_up(self, actor: Actor, place: LibraryPlace) -> None:
         """Add one to the counter, under an exclusive record lock."""
-        try:
-            _open_now(place, 4, "counter", os.O_RDWR)
-        except (QuorumfsError, OSError) as error:
-            self.world.note("failed", f"{actor.name} count: {type(error).__name__}: {error}")
+        if not self._open_to_lock(actor, place, 4, "counter"):
             return
         try:
             handle = place.slots[4]
@@ -107,10 +104,7 @@ class Shared:
 
     def hold_own(self, actor: Actor, place: LibraryPlace) -> None:
         """Lock a file that nobody else wants, and ask the server after a while whether it is held."""
-        try:
-            _open_now(place, 7, f"own-{actor.name}", os.O_RDWR)
-        except (QuorumfsError, OSError) as error:
-            self.world.note("failed", f"{actor.name} own lock: {type(error).__name__}: {error}")
+        if not self._open_to_lock(actor, place, 7, f"own-{actor.name}"):
             return
         try:
             handle = place.slots[7]
@@ -126,6 +120,14 @@ class Shared:
             self.world.note("failed", f"{actor.name} own lock: {type(error).__name__}: {error}")
         finally:
             self._close_locked(actor, place, 7)
+
+    def _open_to_lock(self, actor: Actor, place: LibraryPlace, slot: int, name: str) -> bool:
+        try:
+            _open_now(place, slot, name, os.O_RDWR)
+        except (QuorumfsError, OSError) as error:
+            self.world.note("failed", f"{actor.name} open {name}: {type(error).__name__}: {error}")
+            return False
+        return True
 
     def _close_locked(self, actor: Actor, place: LibraryPlace, slot: int) -> None:
         try:

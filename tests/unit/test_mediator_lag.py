@@ -22,6 +22,16 @@ async def write(w: World, data: bytes, sequence: int) -> BlockRecord:
     return record
 
 
+async def expect_told_and_healed(w: World, record: BlockRecord) -> None:
+    """The put to server 5, which is paused, fails: that is told, and the replica made once it goes on."""
+    async with asyncio.timeout(10):
+        while record.block not in w.meta.lag.get(5, ()):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    w.data[5].paused = False
+    await w.settle()
+    assert w.data[5].is_good(record)
+
+
 def test_with_all_servers_up_nothing_is_told_of_lag() -> None:
     async def scenario() -> None:
         async with world(5, 3, 3) as w:
@@ -121,12 +131,7 @@ def test_a_put_that_fails_after_the_commit_is_told_then() -> None:
             w.data[5].paused = True
             record = await write(w, b"content", 1)
             assert not w.meta.lag
-            async with asyncio.timeout(10):
-                while record.block not in w.meta.lag.get(5, ()):  # noqa: ASYNC110
-                    await asyncio.sleep(0.01)
-            w.data[5].paused = False
-            await w.settle()
-            assert w.data[5].is_good(record)
+            await expect_told_and_healed(w, record)
             assert not any(w.meta.lag.values())
 
     run(scenario())
@@ -149,12 +154,7 @@ def test_a_put_that_fails_after_the_call_came_once_more_is_told_too(monkeypatch:
                     await w.mediator.write_path.write_file(
                         Ticket(1, 0, 1), 7, commit_of([record]), [b"content"]
                     )
-            async with asyncio.timeout(10):
-                while record.block not in w.meta.lag.get(5, ()):  # noqa: ASYNC110
-                    await asyncio.sleep(0.01)
-            w.data[5].paused = False
-            await w.settle()
-            assert w.data[5].is_good(record)
+            await expect_told_and_healed(w, record)
 
     run(scenario())
 
@@ -179,12 +179,7 @@ def test_who_lacks_a_block_is_told_if_its_commit_fails_and_was_carried_out(
                     await write(w, b"content", 1)
             (record,) = w.meta.committed.values()
             assert not w.meta.lag
-            async with asyncio.timeout(10):
-                while record.block not in w.meta.lag.get(5, ()):  # noqa: ASYNC110
-                    await asyncio.sleep(0.01)
-            w.data[5].paused = False
-            await w.settle()
-            assert w.data[5].is_good(record)
+            await expect_told_and_healed(w, record)
 
     run(scenario())
 
