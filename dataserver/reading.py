@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from dataserver.index import Entry
+from dataserver.known_headers import KnownHeaders
 from dataserver.pieces import Span, span_of, vote
 from dataserver.record import PAGE_BYTES, Header, aligned, decode_header
 from dataserver.segment import Segment
@@ -27,11 +28,13 @@ class Record:
     Args:
         segment: the file; None if it is gone.
         entry: what the index says.
+        known: headers that parts of blocks are read with.
     """
 
-    def __init__(self, segment: Segment | None, entry: Entry) -> None:
+    def __init__(self, segment: Segment | None, entry: Entry, known: KnownHeaders) -> None:
         self._segment = segment
         self._entry = entry
+        self._known = known
 
     def header(self) -> Header | None:
         """Return the header, None if it cannot be trusted."""
@@ -64,7 +67,7 @@ class Record:
         """Read pieces into memory that begins at a page; return None if they do not fit."""
         if self._is_whole(first_piece, piece_count):
             return self._record_in(room)
-        header = self._trusted(self.header())
+        header = self._known_header()
         span = span_of(header.length, first_piece, piece_count)
         length = span.end - span.start
         if not length > 0 or aligned(length) > len(room):
@@ -106,7 +109,7 @@ class Record:
     def _look_at_part(
         self, first_piece: int, piece_count: int, use: Callable[[Header, Span, Buffer], _T]
     ) -> _T:
-        header = self._trusted(self.header())
+        header = self._known_header()
         span = span_of(header.length, first_piece, piece_count)
         return self._look_at(
             PAGE_BYTES + span.start, span.end - span.start, lambda data: use(header, span, data)
@@ -126,6 +129,14 @@ class Record:
         except OSError as error:
             _log.error("segment %08x cannot be read at %d: %s", entry.segment, entry.offset, error)
             raise BlockDamaged(f"the bytes of block {entry.block.hex()} cannot be read: {error}") from None
+
+    def _known_header(self) -> Header:
+        """Return the header as it was when it was last read or written."""
+        header = self._known.get(self._entry)
+        if header is None:
+            header = self._trusted(self.header())
+            self._known.note(self._entry, header)
+        return header
 
     def _trusted(self, header: Header | None) -> Header:
         if header is None or header.block != self._entry.block:

@@ -160,24 +160,25 @@ class Segment:
         """Return the file's size now, in bytes."""
         return os.fstat(self._handle).st_size
 
-    def append(self, block: bytes, digest: bytes, pieces: bytes, data: Buffer) -> int:
-        """Write a record at the end; return its offset.
+    def append(self, block: bytes, digest: bytes, pieces: bytes, data: Buffer) -> Header:
+        """Write a record at the end; return its header.
 
         The payload goes first, or all in one direct write, which a kill does not divide: a header that can
         be read means that its write was complete (only a power loss may keep the header and lose bytes).
         After an OSError the file is as before.
         """
         offset = self.end
-        header = encode_header(Header(LIVE, block, len(data), digest, pieces, self.number, offset))
+        header = Header(LIVE, block, len(data), digest, pieces, self.number, offset)
+        page = encode_header(header)
         end = offset + record_bytes(len(data))
         if end <= self.ready_to:
-            self._write(header, data, offset)
+            self._write(page, data, offset)
         else:
             with self._tail:
-                self._write(header, data, offset)
+                self._write(page, data, offset)
                 self.ready_to = max(self.ready_to, end)
         self.end = end
-        return offset
+        return header
 
     def _write(self, header: bytes, data: Buffer, offset: int) -> None:
         try:

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, TypeVar
 from dataserver.contract import check_id, check_limit, check_put
 from dataserver.durable import sync_directory
 from dataserver.index import Entry
+from dataserver.known_headers import KnownHeaders
 from dataserver.quarantine import DAY_SECONDS, Quarantine
 from dataserver.reading import Record
 from dataserver.record import PAGE_BYTES, Header, record_bytes
@@ -88,6 +89,7 @@ class SegmentStore:
         self._index, self._segments, self._active = state.index, state.segments, state.active
         self._damaged = state.damaged
         self._next_number = max([-1, *self._segments]) + 1
+        self._known = KnownHeaders()
         self._unsynced = {s.number for s in self._segments.values() if s.durable_to < s.end}
         self._failure: OSError | None = None
         self._saved_rows = segment_rows(self._segments, self._damaged)
@@ -170,9 +172,9 @@ class SegmentStore:
         try:
             segment = self._segment_for(size)
             self._reserve.require(segment, size, repairing=repairing)
-            offset = segment.append(block, digest, pieces, data)
+            header = segment.append(block, digest, pieces, data)
             if not is_as_lent(data):
-                segment.cut(offset)
+                segment.cut(header.offset)
                 raise DigestMismatch(f"the memory of block {block.hex()} was used for other bytes meanwhile")
         except OSError as error:
             if error.errno in _NO_ROOM:
@@ -181,7 +183,10 @@ class SegmentStore:
             raise InternalError(f"the disk failed: {error}") from None
         self._unsynced.add(segment.number)
         self._appended_bytes += size
-        self._index.put(Entry(block, segment.number, offset, len(data), digest), before)
+        entry = Entry(block, segment.number, header.offset, len(data), digest)
+        self._index.put(entry, before)
+        if pieces:
+            self._known.note(entry, header)
         if self._index.unsaved > UNSAVED_LIMIT:
             self._save_index()
 
@@ -223,10 +228,14 @@ class SegmentStore:
         return self._read(block, lambda record: record.vote(first_piece, piece_count))
 
     def locate(self, block: bytes) -> Place:
-        """Return where a block's record is now. Raises BlockMissing."""
+        """Return where a block's record is now, for who may damage it: what is known of it is forgotten.
+
+        Raises BlockMissing.
+        """
         entry = self._index.get(block)
         if entry is None:
             raise _missing(block)
+        self._known.forget(entry)
         path = self._segments[entry.segment].path
         return Place(path, entry.offset, entry.offset + PAGE_BYTES, entry.length)
 
@@ -248,7 +257,7 @@ class SegmentStore:
                 return result
 
     def _record(self, entry: Entry) -> Record:
-        return Record(self._segments.get(entry.segment), entry)
+        return Record(self._segments.get(entry.segment), entry, self._known)
 
     # -- what is here
 

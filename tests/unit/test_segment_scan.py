@@ -16,7 +16,7 @@ LENGTHS = (10, 5000, 0, 100_000, 4096, 70_000, 1)
 
 
 def add(segment: Segment, number: int, data: bytes) -> int:
-    return segment.append(number.to_bytes(16, "big"), block_digest(data), piece_digests(data), data)
+    return segment.append(number.to_bytes(16, "big"), block_digest(data), piece_digests(data), data).offset
 
 
 @pytest.fixture
