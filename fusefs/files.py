@@ -344,7 +344,7 @@ class Files:
 
     def _note_read(self, handle: Handle, offset: int, end: int) -> bool:
         """Follow a handle's reads; fetch ahead if they are sequential. Returns whether they are."""
-        if not follows(handle.read_from, handle.read_to, offset):
+        if not follows(handle.read_from, handle.read_to, offset, end - offset):
             handle.read_from, handle.read_to, handle.window = offset, end, 0
             return False
         handle.read_to = max(handle.read_to, end)

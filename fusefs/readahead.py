@@ -26,13 +26,17 @@ FETCHES = 6
 """So many blocks are fetched ahead at the same time."""
 ATTEMPTS = 3
 """So often a part that does not match its witness is asked for before the read fails."""
-NEAR_BYTES = 2 * BLOCK_BYTES
-"""A read that begins this close to the run read so far goes on with it: the kernel reorders its requests."""
+NEAR_READS = 2
+"""A read goes on with a run that ends within so many of its own lengths: the kernel reorders its requests.
+
+Not within so many blocks: of small reads all over a file a few would end near the one before by chance, and
+each of those would fetch whole blocks that nobody wants.
+"""
 
 
-def follows(read_from: int, read_to: int, offset: int) -> bool:
-    """Tell whether a read at `offset` goes on with the run [read_from, read_to) that was read before."""
-    return read_from >= 0 and read_to - NEAR_BYTES <= offset <= read_to + NEAR_BYTES and offset >= read_from
+def follows(read_from: int, read_to: int, offset: int, length: int) -> bool:
+    """Tell whether a read of [offset, offset+length) goes on with the run [read_from, read_to)."""
+    return read_from >= 0 and offset >= read_from and abs(offset - read_to) <= NEAR_READS * length
 
 
 class _Fetched(NamedTuple):

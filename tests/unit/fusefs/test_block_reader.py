@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from fusefs.patience import Patience
-from fusefs.readahead import BlockReader
+from fusefs.readahead import BlockReader, follows
 from wire.digest import PIECE_BYTES, block_digest, piece_digests
 from wire.messages import BlockPart, BlockRecord
 
@@ -66,3 +66,27 @@ def test_any_range_is_right_whatever_came_together(reader: BlockReader, blocks: 
         assert b"".join(parts) == SIX_PIECES[start:end], f"seed {seed}: [{start}, {end})"
         assert len(parts) <= len(asked)
     assert blocks.asked == asked  # all the rest came from the cache
+
+
+KIB, MIB = 1024, 1024 * 1024
+
+
+@pytest.mark.parametrize(
+    ("offset", "length", "goes_on"),
+    [
+        (8 * MIB, 4 * KIB, True),
+        (8 * MIB, MIB, True),
+        (9 * MIB, MIB, True),  # the kernel sends the one before it later
+        (7 * MIB, MIB, True),  # this is that one
+        (3 * MIB, MIB, False),
+        (11 * MIB, MIB, False),
+        (8 * MIB + 100 * KIB, 4 * KIB, False),  # near by chance
+        (7 * MIB, 4 * KIB, False),
+    ],
+)
+def test_which_reads_go_on_with_the_run_before(offset: int, length: int, goes_on: bool) -> None:
+    assert follows(4 * MIB, 8 * MIB, offset, length) is goes_on
+
+
+def test_a_first_read_goes_on_with_nothing() -> None:
+    assert not follows(-1, -1, 0, MIB)
