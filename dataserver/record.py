@@ -15,14 +15,14 @@ from wire.digest import BLOCK_BYTES, DIGEST_BYTES, PIECE_BYTES, Buffer, piece_co
 
 PAGE_BYTES = 4096
 """Headers and payloads begin at multiples of it."""
-RECORD_FORMAT = 1
+RECORD_FORMAT = 2
 MAGIC = b"QfsBlock"
 SEGMENT_MAGIC = b"QfsSegmt"
 
 LIVE, FREED = 1, 2
 """Kinds of records. A freed one is a deleted block where the file system cannot punch holes."""
 
-_HEADER = struct.Struct(">8sHHI16sQQ32s512s")
+_HEADER = struct.Struct(">8sHHI16sQQ32s2048s")
 _HEAD = struct.Struct(">8sHxxxxxxQ16s")
 _CHECKSUM_BYTES = 32
 HEADER_BYTES = _HEADER.size + _CHECKSUM_BYTES

@@ -18,17 +18,24 @@ from typing import Any, ParamSpec, TypeVar
 from dataserver.contract import BlockStore
 from dataserver.marks import ScrubMark
 from dataserver.quarantine import Quarantine
-from wire.digest import PIECE_BYTES, Buffer
+from wire.digest import BLOCK_BYTES, PIECE_BYTES, Buffer
 from wire.errors import BadRequest, BlockDamaged, BlockMissing, InternalError
 from wire.lending import is_borrowed
-from wire.messages import SMALL_FILES_AT_ONCE, BlockPart, BlockRecord, Identity, SmallReplicas
+from wire.messages import (
+    SMALL_BLOCK_BYTES,
+    SMALL_FILES_AT_ONCE,
+    BlockPart,
+    BlockRecord,
+    Identity,
+    SmallReplicas,
+)
 from wire.shared_sync import SharedSync
 
 _log = logging.getLogger(__name__)
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
-INLINE_BYTES = PIECE_BYTES
+INLINE_BYTES = 64 * 1024
 """Calls that move more bytes go to a thread."""
 THREADS = 4
 MAINTAIN_SECONDS = 2.0
@@ -104,7 +111,8 @@ class DataService:
 
     def _is_short(self, block: bytes, piece_count: int) -> bool:
         """Tell whether reading so many pieces of a block is done before a thread would have begun."""
-        return piece_count == 1 or (self._store.length(block) or 0) <= INLINE_BYTES
+        wanted = piece_count * PIECE_BYTES or BLOCK_BYTES
+        return wanted <= INLINE_BYTES or (self._store.length(block) or 0) <= INLINE_BYTES
 
     async def digests(self, blocks: list[bytes]) -> list[bytes | None]:
         return await self._in_thread(self._digests, blocks)
@@ -131,7 +139,7 @@ class DataService:
         digests: dict[bytes, bytes | None] = {}
         to_send, to_vote = set(sent), set(voted)
         for block in self._store.in_disk_order(list(dict.fromkeys([*sent, *voted]))):
-            is_small = (self._store.length(block) or 0) <= PIECE_BYTES
+            is_small = (self._store.length(block) or 0) <= SMALL_BLOCK_BYTES
             if block in to_send:
                 data[block] = self._bytes_of(block) if is_small else b""
             if block in to_vote:

@@ -8,8 +8,7 @@ from __future__ import annotations
 import stat
 from collections.abc import Sequence
 
-from wire.digest import PIECE_BYTES
-from wire.messages import SMALL_FILES_AT_ONCE, Entry
+from wire.messages import SMALL_BLOCK_BYTES, SMALL_FILES_AT_ONCE, Entry
 
 RUN_OPENS = 3
 """So many neighbours opened one after the other are a run: the next ones will follow."""
@@ -95,4 +94,4 @@ class Listing:
 
 
 def _is_small(mode: int, size: int) -> bool:
-    return stat.S_ISREG(mode) and 0 < size <= PIECE_BYTES
+    return stat.S_ISREG(mode) and 0 < size <= SMALL_BLOCK_BYTES

@@ -118,8 +118,8 @@ class BlockReader:
             self._pool.submit(self._fetch_for, future, ino, record)
 
     def offer(self, record: BlockRecord, part: BlockPart) -> None:
-        """Keep a whole block of one piece that came unasked, if it matches the witness."""
-        if record.length <= PIECE_BYTES and part_matches(record.digest, record.length, 0, b"", part.data):
+        """Keep a whole block that came unasked, if it matches the witness."""
+        if part_matches(record.digest, record.length, 0, part.piece_digests, part.data):
             self._keep(record.block, 0, memoryview(part.data))
 
     def forget(self) -> None:

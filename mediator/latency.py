@@ -13,7 +13,7 @@ from typing import Literal
 
 SizeClass = Literal["small", "large", "several"]
 SIZE_CLASSES: tuple[SizeClass, ...] = ("small", "large", "several")
-"""Reads of at most one piece, longer ones, and those of several small blocks by one call."""
+"""Short reads, longer ones, and those of several small blocks by one call."""
 
 SMALL_BYTES = 64 * 1024
 """A read of at most so many bytes is small."""

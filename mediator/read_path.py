@@ -18,9 +18,9 @@ from mediator.later_votes import LaterVotes
 from mediator.repair import Repairs
 from mediator.servers import Metadata
 from mediator.vote import ReadOutcome, Verdict, describe_read, part_bytes
-from wire.digest import BLOCK_BYTES, DIGEST_BYTES, PIECE_BYTES, piece_count
+from wire.digest import BLOCK_BYTES, DIGEST_BYTES, piece_count
 from wire.errors import InvalidArgument, QuorumfsError, ReadRefused, Unavailable
-from wire.messages import BLOCK_ID_BYTES, BlockPart, BlockRecord, FileMap
+from wire.messages import BLOCK_ID_BYTES, SMALL_BLOCK_BYTES, BlockPart, BlockRecord, FileMap
 from wire.quorum import Quorum
 
 LAST_VOTES_SECONDS = 0.05
@@ -44,11 +44,11 @@ def check_request(witness: BlockRecord, first_piece: int, pieces: int) -> None:
 
 
 def only_small_block(file: FileMap) -> BlockRecord | None:
-    """Return the block of a file that has one extent, in a block of at most one piece; else None."""
+    """Return the block of a file that has one extent, in a small block; else None."""
     if not file.complete or len(file.extents) != 1:
         return None
     extent = file.extents[0]
-    if extent.block_length > PIECE_BYTES:
+    if extent.block_length > SMALL_BLOCK_BYTES:
         return None
     return BlockRecord(extent.block, extent.block_length, extent.digest)
 

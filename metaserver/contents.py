@@ -13,9 +13,9 @@ from metaserver import extent_rules, rules
 from metaserver.blocks import Blocks
 from metaserver.inodes import Inodes
 from metaserver.store import Store
-from wire.digest import PIECE_BYTES
 from wire.errors import InvalidArgument, StaleFile
 from wire.messages import (
+    SMALL_BLOCK_BYTES,
     SMALL_FILES_AT_ONCE,
     Attributes,
     Commit,
@@ -146,7 +146,7 @@ class Contents:
         )
 
     def small_files(self, inodes: Sequence[int]) -> list[Opened | None]:
-        """Return attributes and map of each file that is one block of at most one piece; None for others.
+        """Return attributes and map of each file that is one small block; None for others.
 
         Raises:
             InvalidArgument: they are too many.
@@ -160,10 +160,10 @@ class Contents:
             file = self._inodes.load(ino)
         except StaleFile:
             return None
-        if not 0 < file.allocated_bytes <= PIECE_BYTES:
+        if not 0 < file.allocated_bytes <= SMALL_BLOCK_BYTES:
             return None
         found = self.map_of(file, 0, 1)
-        whole = found.complete and found.extents[0].block_length <= PIECE_BYTES
+        whole = found.complete and found.extents[0].block_length <= SMALL_BLOCK_BYTES
         return Opened(file, found) if whole else None
 
     def condemn(self, ino: int) -> None:

@@ -87,7 +87,7 @@ from __future__ import annotations
 APPLICATION_ID = 0x51464D44
 """PRAGMA application_id: "QFMD"."""
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """PRAGMA user_version: raised with every change that an older release cannot read."""
 
 SCHEMA = """

@@ -16,7 +16,7 @@ import tomli_w
 
 from wire.quorum import Quorum
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Raised with every change of what is kept on disk that an older release cannot read."""
 
 Encoding = Literal["msgpack", "xml"]

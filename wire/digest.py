@@ -1,7 +1,8 @@
 """The digest of a block, and of a part of it. Pure functions, safe in any thread.
 
-A block of at most one piece (64 KiB) has the BLAKE3 digest of its bytes; a longer one has the
+A block of at most one piece (16 KiB) has the BLAKE3 digest of its bytes; a longer one has the
 BLAKE3 digest of the list of its pieces' digests, so that some pieces can be verified alone.
+Why pieces of this length: docs/decisions/0029.
 The length is always checked beside the digest: a short block may equal a list of digests.
 Source: https://github.com/BLAKE3-team/BLAKE3-specs
 """
@@ -15,7 +16,7 @@ from blake3 import blake3
 Buffer = bytes | bytearray | memoryview
 
 DIGEST_BYTES = 32
-PIECE_BYTES = 64 * 1024
+PIECE_BYTES = 16 * 1024
 BLOCK_BYTES = 1024 * 1024
 """The longest a block may be."""
 
@@ -57,11 +58,11 @@ def part_matches(witness: bytes, length: int, first_piece: int, joined_digests: 
         witness: the committed digest of the whole block.
         length: the committed length of the whole block, in bytes.
         first_piece: the index of the first piece in `data`.
-        joined_digests: the digests of all pieces of the block (empty for a block of one piece).
+        joined_digests: the digests of all pieces of the block; may be empty if `data` is all of it.
         data: one or more whole pieces (the block's last piece may be short).
     """
-    if length <= PIECE_BYTES:
-        return first_piece == 0 and len(data) == length and blake3(data).digest() == witness
+    if not joined_digests or length <= PIECE_BYTES:
+        return first_piece == 0 and len(data) == length and block_digest(data) == witness
     if len(joined_digests) != piece_count(length) * DIGEST_BYTES or digest_of_list(joined_digests) != witness:
         return False
     start = first_piece * PIECE_BYTES

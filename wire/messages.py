@@ -199,7 +199,7 @@ class FileMap(NamedTuple):
 class Opened(NamedTuple):
     """An open file: fresh attributes and the first run of its extents.
 
-    `part` is its only block after the vote, if that was asked for, is at most one piece, and went well.
+    `part` is its only block after the vote, if that was asked for, is small, and went well.
     """
 
     attributes: Attributes
@@ -208,11 +208,13 @@ class Opened(NamedTuple):
 
 
 SMALL_FILES_AT_ONCE = 64
-"""The most files that are read by one call, each at most one piece."""
+"""The most files that are read by one call, each one small block."""
+SMALL_BLOCK_BYTES = 64 * 1024
+"""A block of at most so many bytes is small: it comes whole, with the open of its file or several at once."""
 
 
 class SmallReplicas(NamedTuple):
-    """What one data server says of several of its replicas, each at most one piece, in the order asked.
+    """What one data server says of several of its small replicas, in the order asked.
 
     Bytes are a vote, as a digest is one. None: it is not here. b"": its record cannot be trusted.
     """
@@ -290,7 +292,8 @@ class LockHolder(NamedTuple):
 class BlockPart(NamedTuple):
     """Some pieces of a block: all its pieces' digests (32 bytes each, joined) and the pieces' bytes.
 
-    `length` is the whole block's. A block of one piece has an empty list of piece digests. The bytes may lie
+    `length` is the whole block's. A block of one piece has an empty list of piece digests, and so may
+    all of a small one that was asked for together with others. The bytes may lie
     in memory that is used again when nobody refers to them.
     """
 

@@ -130,11 +130,11 @@ def test_a_directory_of_another_cluster(here: Path, name: str) -> None:
 def test_a_newer_format(here: Path) -> None:
     cluster = LocalCluster.create(here / ".quorumfs", servers=3, read_quorum=2, write_quorum=3)
     text = cluster.config_file.read_text()
-    cluster.config_file.write_text(text.replace("format = 1\n", "format = 2\n"))
-    up_is_refused(here, words=["format", "2", "newer release"])
+    cluster.config_file.write_text(text.replace("format = 2\n", "format = 3\n"))
+    up_is_refused(here, words=["format", "3", "newer release"])
 
 
-@pytest.mark.parametrize("damage", ["", "format = 1\n", "format = ", "\x00", 'format = 1\nquorum = "x"\n'])
+@pytest.mark.parametrize("damage", ["", "format = 2\n", "format = ", "\x00", 'format = 2\nquorum = "x"\n'])
 def test_a_damaged_configuration(here: Path, damage: str) -> None:
     LocalCluster.create(here / ".quorumfs")
     (here / ".quorumfs" / CONFIG_NAME).write_text(damage)

@@ -17,7 +17,7 @@ from dataserver.segments import SegmentStore
 from dataserver.service import DataService
 from wire.digest import BLOCK_BYTES, DIGEST_BYTES, PIECE_BYTES, block_digest, part_matches, piece_digests
 from wire.errors import BadRequest, BlockConflict, BlockMissing, DigestMismatch, MessageTooLarge
-from wire.messages import SMALL_FILES_AT_ONCE, BlockRecord, Identity
+from wire.messages import SMALL_BLOCK_BYTES, SMALL_FILES_AT_ONCE, BlockRecord, Identity
 
 LENGTHS = [
     0,
@@ -201,13 +201,14 @@ def test_a_page_is_bounded(store: BlockStore) -> None:
 
 
 def test_small_replicas_are_told_together(store: BlockStore, tmp_path: Path) -> None:
-    small, full, long = (put(store, n, some_bytes(n, n)) for n in (7, PIECE_BYTES, PIECE_BYTES + 1))
+    lengths = (7, SMALL_BLOCK_BYTES, SMALL_BLOCK_BYTES + 1)
+    small, full, long = (put(store, length, some_bytes(length, length)) for length in lengths)
     identity = Identity("dataserver", "test", 1, 1)
     service = DataService(store, identity, ScrubMark(tmp_path), Quarantine(tmp_path / "losers", 1, 1.0))
     sent = [full.block, block_id(1), small.block, long.block]
     voted = [small.block, block_id(1), full.block, long.block, small.block]
     found = asyncio.run(service.read_small(sent, voted))
-    assert found.data == [some_bytes(PIECE_BYTES, PIECE_BYTES), None, some_bytes(7, 7), b""]
+    assert found.data == [some_bytes(SMALL_BLOCK_BYTES, SMALL_BLOCK_BYTES), None, some_bytes(7, 7), b""]
     assert found.digests[1:4] == [None, full.digest, b""]
     with pytest.raises(BadRequest):
         asyncio.run(service.read_small([small.block] * SMALL_FILES_AT_ONCE, [small.block]))

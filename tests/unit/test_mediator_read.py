@@ -14,7 +14,7 @@ from tests.support import take_seed
 from tests.unit.mediator_fakes import VOTE_SECONDS, run, world
 from wire.digest import PIECE_BYTES, piece_digests
 from wire.errors import DeadlineExceeded, InvalidArgument, ReadRefused, Unavailable
-from wire.messages import BlockRecord, FileMap, MappedExtent
+from wire.messages import SMALL_BLOCK_BYTES, BlockRecord, FileMap, MappedExtent
 
 
 async def check_pattern(read: int, pattern: str, data: bytes) -> None:
@@ -384,7 +384,7 @@ def test_the_only_small_block_comes_with_open_after_a_vote_of_all_and_nothing_el
             assert await read_small(FileMap(1, 5, [], True)) is None
             assert await read_small(whole._replace(extents=[extent, extent._replace(offset=5)])) is None
             assert await read_small(whole._replace(complete=False)) is None
-            large = extent._replace(block_length=PIECE_BYTES + 1)
+            large = extent._replace(block_length=SMALL_BLOCK_BYTES + 1)
             assert await read_small(whole._replace(extents=[large])) is None
             assert w.mediator.read_path.votes == 1
             for number in (1, 2, 3):

@@ -18,8 +18,8 @@ def bytes_of(files: list[Opened | None]) -> list[bytes | None]:
 
 
 def commit_files(w: World, count: int) -> tuple[list[BlockRecord], list[bytes]]:
-    """Commit small files; the inode of each is its index."""
-    data = [b"file %d" % number * (number + 1) for number in range(count)]
+    """Commit small files, of one piece and of several; the inode of each is its index."""
+    data = [b"file %d" % number * (200 * number + 1) for number in range(count)]
     return [w.commit(each) for each in data], data
 
 

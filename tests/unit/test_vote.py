@@ -240,6 +240,9 @@ def test_judge_bytes() -> None:
     assert judge(witness, part(data)._replace(length=5)) is C
     lie = bytes(len(data))
     assert judge(witness, part(lie)) is C, "consistent in itself, but not what was committed"
+    assert judge(witness, part(data)._replace(piece_digests=b"")) is G, "all of it needs no list"
+    assert judge(witness, part(lie)._replace(piece_digests=b"")) is C
+    assert judge(witness, part(data, 1, 1)._replace(piece_digests=b""), 1, 1) is C
 
 
 def test_refusals_are_said_in_plain_words() -> None:

@@ -91,7 +91,7 @@ def test_damaged_files_are_refused_in_one_line(tmp_path: Path) -> None:
         "",
         "no toml",
         "\0",
-        good.replace("format = 1", "format = 2"),
+        good.replace("format = 2", "format = 3"),
         good.replace("N = 2", 'N = "2"'),
         good.replace("Qw = 2", "Qw = 1"),
         good.replace("Qw = 2", "Qw = 3"),

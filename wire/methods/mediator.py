@@ -31,7 +31,7 @@ class MediatorMethods:
         Args:
             ino: the file on whose behalf it is read, to look up a refusal later.
             witness: the block as the file's map gave it.
-            first_piece: index of the first 64 KiB piece.
+            first_piece: index of the first piece, of 16 KiB.
             piece_count: how many pieces.
 
         Raises:
@@ -52,8 +52,8 @@ class MediatorMethods:
     def read_small_files(self, inodes: list[int]) -> list[Opened | None]:
         """Look at several files as open does, but open none of them; read those that are one small block.
 
-        The votes on all blocks are held at once. What does not exist, or is no file of one block of at most
-        one piece, is None; a file whose vote does not go well, or takes long, comes without the bytes.
+        The votes on all blocks are held at once. What does not exist, or is no file of one small
+        block, is None; a file whose vote does not go well, or takes long, comes without the bytes.
 
         Raises:
             InvalidArgument: more than SMALL_FILES_AT_ONCE files.

@@ -382,7 +382,7 @@ class BookkeepingMethods:
     def small_files(self, inodes: list[int]) -> list[Opened | None]:
         """Tell of several files what open would, but open none of them.
 
-        None stands for what does not exist, or is no file of one block of at most one piece.
+        None stands for what does not exist, or is no file of one small block.
 
         Raises:
             InvalidArgument: more than SMALL_FILES_AT_ONCE files.

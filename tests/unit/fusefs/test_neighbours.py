@@ -5,8 +5,7 @@ from __future__ import annotations
 import stat
 
 from fusefs.neighbours import FIRST_WINDOW, MOST_DISORDER, MOST_SKIPPED, MOST_WINDOW, RUN_OPENS, Listing
-from wire.digest import PIECE_BYTES
-from wire.messages import Attributes, Entry
+from wire.messages import SMALL_BLOCK_BYTES, Attributes, Entry
 
 MOST = 1 << 40
 
@@ -81,9 +80,9 @@ def test_only_small_files_are_neighbours() -> None:
         entry(3, kind=stat.S_IFDIR),
         entry(4, kind=stat.S_IFLNK),
         entry(5, size=0),
-        entry(6, size=PIECE_BYTES + 1),
+        entry(6, size=SMALL_BLOCK_BYTES + 1),
     ]
-    program = Program(*others, *(entry(7, PIECE_BYTES), *files(5)))
+    program = Program(*others, *(entry(7, SMALL_BLOCK_BYTES), *files(5)))
     assert [ino for ino in range(20) if ino in program.listing] == [7, 10, 11, 12, 13, 14]
     assert [program.open(ino) for ino in (7, 10, 11)] == [[], [], [12, 13, 14]]
 

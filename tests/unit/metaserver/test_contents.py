@@ -11,9 +11,16 @@ import pytest
 
 from metaserver import contents
 from tests.unit.metaserver.harness import DIRECTORY, Harness
-from wire.digest import PIECE_BYTES
 from wire.errors import FileTooLarge, InvalidArgument, SessionUnknown, StaleFile
-from wire.messages import SMALL_FILES_AT_ONCE, AttributeChanges, BlockRecord, Commit, Extent, Ticket
+from wire.messages import (
+    SMALL_BLOCK_BYTES,
+    SMALL_FILES_AT_ONCE,
+    AttributeChanges,
+    BlockRecord,
+    Commit,
+    Extent,
+    Ticket,
+)
 
 MAX_BYTES = 2**63 - 1
 
@@ -438,7 +445,7 @@ def test_garbage_is_told_only_when_a_power_loss_cannot_bring_back_who_needed_it(
 def test_small_files_are_told_together_and_opened_by_none(meta: Harness) -> None:
     small, long, two, empty, gone = (meta.create(1, name).ino for name in (b"s", b"l", b"t", b"e", b"g"))
     meta.write(small, 0, 1000)
-    meta.write(long, 0, PIECE_BYTES + 1)
+    meta.write(long, 0, SMALL_BLOCK_BYTES + 1)
     meta.write(two, 0, 1000)
     meta.write(two, 500, 100)
     meta.service.unlink(meta.ticket(), 1, b"g")
