@@ -28,6 +28,7 @@ from wire.messages import (
     BlockRecord,
     Identity,
     SmallReplicas,
+    VotedPart,
 )
 from wire.shared_sync import SharedSync
 
@@ -114,16 +115,19 @@ class DataService:
         wanted = piece_count * PIECE_BYTES or BLOCK_BYTES
         return wanted <= INLINE_BYTES or (self._store.length(block) or 0) <= INLINE_BYTES
 
-    async def digests(self, blocks: list[bytes]) -> list[bytes | None]:
-        return await self._in_thread(self._digests, blocks)
+    async def digests(self, parts: list[VotedPart]) -> list[bytes | None]:
+        return await self._in_thread(self._digests, parts)
 
-    def _digests(self, blocks: list[bytes]) -> list[bytes | None]:
-        found = {block: self._whole_vote(block) for block in self._store.in_disk_order(blocks)}
-        return [found[block] for block in blocks]
+    def _digests(self, parts: list[VotedPart]) -> list[bytes | None]:
+        blocks = self._store.in_disk_order(list({part.block for part in parts}))
+        place = {block: index for index, block in enumerate(blocks)}
+        order = sorted(set(parts), key=lambda part: (place[part.block], part.first_piece))
+        found = {part: self._vote(part) for part in order}
+        return [found[part] for part in parts]
 
-    def _whole_vote(self, block: bytes) -> bytes | None:
+    def _vote(self, part: VotedPart) -> bytes | None:
         try:
-            return self._store.digest(block, 0, 0)
+            return self._store.digest(*part)
         except BlockMissing:
             return None
         except BlockDamaged:
@@ -143,7 +147,7 @@ class DataService:
             if block in to_send:
                 data[block] = self._bytes_of(block) if is_small else b""
             if block in to_vote:
-                digests[block] = self._whole_vote(block) if is_small else b""
+                digests[block] = self._vote(VotedPart(block, 0, 0)) if is_small else b""
         return SmallReplicas([data[block] for block in sent], [digests[block] for block in voted])
 
     def _bytes_of(self, block: bytes) -> bytes | None:

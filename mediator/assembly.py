@@ -13,7 +13,6 @@ from mediator.explain import Explainer, quorum_as_data
 from mediator.fanout import Background
 from mediator.health import Health
 from mediator.lag import LagKeeper
-from mediator.later_votes import LaterVotes
 from mediator.ledger import Ledger
 from mediator.pace import Pace
 from mediator.read_path import ReadPath
@@ -64,9 +63,8 @@ class Mediator:
         self.lag = LagKeeper(numbers, self.metadata, self.background, self.refills.heal)
         self.risk = RiskWatch(quorum, self.metadata)
         self.collector = Collector(self.health, self.metadata, config.garbage_grace_seconds, vote_seconds)
-        self.later_votes = LaterVotes([server.number for server in servers], self._count_user_calls)
         self.read_path = ReadPath(
-            quorum, self.health, self.metadata, self.repairs, self.later_votes, vote_seconds
+            quorum, self.health, self.metadata, self.repairs, self._count_user_calls, vote_seconds
         )
         self.small_reads = SmallReads(quorum, self.metadata, self.repairs, vote_seconds)
         self.room = Room(
@@ -186,7 +184,7 @@ class Mediator:
             ],
             "metaserver": self._describe_link(self.health.metaserver),
             "votes": self.votes,
-            "later_votes": self.later_votes.status(),
+            "later_votes": self.read_path.later_votes.status(),
             "repairs": self.repairs.status(),
             "risk": self.risk.status(),
             "refusals": self.refusals.newest(),

@@ -80,22 +80,27 @@ class Ballot:
         for number in voters:
             self.ask(number)
 
-    def ask(self, number: int, then: Callable[[], None] = lambda: None) -> None:
-        """Ask a server to vote unless it was; `then` is called when its vote is in."""
+    def ask(self, number: int) -> None:
+        """Ask a server to vote, unless it was asked."""
+        if self.calls_for(number):
+            if self._vote is None:
+                self._vote = request_of(DataMethods.digest, self.witness.block, *self.pieces)
+            self.servers[number].begin(self._vote_seconds, self._vote, partial(self._answered, number))
+
+    def calls_for(self, number: int) -> bool:
+        """Tell whether a server is to be asked to vote, which then counts as done: `voted` tells its vote.
+
+        Not if it was asked, nor if it is down by now.
+        """
         if number not in self.unasked:
-            then()
-            return
+            return False
         self.unasked.remove(number)
-        server = self.servers[number]
-        if not server.up:
+        if not self.servers[number].up:
             self.verdicts[number] = Verdict.DOWN
             self._note_change(True)
-            then()
-            return
-        if self._vote is None:
-            self._vote = request_of(DataMethods.digest, self.witness.block, *self.pieces)
+            return False
         self._voting[number] = time.monotonic()
-        server.begin(self._vote_seconds, self._vote, partial(self._voted, number, then))
+        return True
 
     def ask_rest(self) -> None:
         """Ask all that were not asked yet: the votes of those that were will not do, or are late."""
@@ -107,16 +112,19 @@ class Ballot:
         for number in self._voting:
             self.servers[number].votes[self.size].note(seconds)
 
-    def _voted(self, number: int, then: Callable[[], None], answer: bytes | QuorumfsError) -> None:
-        begun = self._voting.pop(number)
+    def _answered(self, number: int, answer: bytes | QuorumfsError) -> None:
+        self.voted(number, answer, time.monotonic() - self._voting[number])
+
+    def voted(self, number: int, answer: bytes | QuorumfsError, seconds: float) -> None:
+        """Count a server's vote, or the error that came instead, which it took so long for."""
+        del self._voting[number]
         late = isinstance(answer, TransportError)
-        self.servers[number].votes[self.size].note(self._vote_seconds if late else time.monotonic() - begun)
+        self.servers[number].votes[self.size].note(self._vote_seconds if late else seconds)
         if self.verdicts[number] is None:
             self.verdicts[number] = judge(self.witness, answer, *self.pieces)
         if self.verdicts[number] is not Verdict.GOOD:
             self.ask_rest()
         self._note_change(self.outcome is not ReadOutcome.WAIT)
-        then()
 
     def ask_for_bytes(self, number: int) -> None:
         """Ask a server for the pieces; what it sends is its vote, whatever it voted before."""

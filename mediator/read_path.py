@@ -9,6 +9,8 @@ One loop.
 from __future__ import annotations
 
 import asyncio
+import time
+from collections.abc import Callable
 from functools import partial
 
 from mediator.ballot import Ballot
@@ -19,9 +21,11 @@ from mediator.repair import Repairs
 from mediator.servers import Metadata
 from mediator.vote import ReadOutcome, Verdict, describe_read, part_bytes
 from wire.digest import BLOCK_BYTES, DIGEST_BYTES, piece_count
-from wire.errors import InvalidArgument, QuorumfsError, ReadRefused, Unavailable
-from wire.messages import BLOCK_ID_BYTES, SMALL_BLOCK_BYTES, BlockPart, BlockRecord, FileMap
+from wire.errors import BlockMissing, InvalidArgument, QuorumfsError, ReadRefused, Unavailable
+from wire.messages import BLOCK_ID_BYTES, SMALL_BLOCK_BYTES, BlockPart, BlockRecord, FileMap, VotedPart
+from wire.methods import DataMethods
 from wire.quorum import Quorum
+from wire.request import request_of
 
 LAST_VOTES_SECONDS = 0.05
 """A refusal waits so long for one more vote, so that it can say how all replicas stand."""
@@ -62,10 +66,11 @@ class ReadPath:
         health: Health,
         metadata: Metadata,
         repairs: Repairs,
-        later: LaterVotes,
+        count_calls: Callable[[], int],
         vote_seconds: float,
     ) -> None:
-        self._later = later
+        numbers = [server.number for server in health.servers]
+        self.later_votes: LaterVotes[Ballot] = LaterVotes(numbers, count_calls, self._ask_later)
         self._quorum = quorum
         self._health = health
         self._metadata = metadata
@@ -105,7 +110,28 @@ class ReadPath:
     def _let_the_others_vote(self, ballot: Ballot) -> None:
         size = part_bytes(ballot.witness.length, *ballot.pieces)
         for number in sorted(ballot.unasked):  # a copy: where too many votes wait, it is asked for right now
-            self._later.add(number, size, partial(ballot.ask, number))
+            self.later_votes.add(number, size, ballot)
+
+    def _ask_later(self, number: int, ballots: list[Ballot], end: Callable[[], None]) -> None:
+        """Ask a server by one call for its votes on several blocks, as far as they are still wanted."""
+        ballots = [ballot for ballot in ballots if ballot.calls_for(number)]
+        if not ballots:
+            end()
+            return
+        begun = time.monotonic()
+
+        def answered(answer: list[bytes | None] | QuorumfsError) -> None:
+            seconds = (time.monotonic() - begun) / len(ballots)
+            if not isinstance(answer, QuorumfsError) and len(answer) != len(ballots):
+                answer = Unavailable(f"{len(answer)} votes came, not {len(ballots)}")
+            for index, ballot in enumerate(ballots):
+                said = answer if isinstance(answer, QuorumfsError) else answer[index]
+                ballot.voted(number, BlockMissing() if said is None else said, seconds)
+            end()
+
+        parts = [VotedPart(ballot.witness.block, *ballot.pieces) for ballot in ballots]
+        server = ballots[0].servers[number]
+        server.begin(self._vote_seconds, request_of(DataMethods.digests, parts), answered)
 
     async def read_small(self, file: FileMap) -> BlockPart | None:
         """Return the bytes of a file that is one small block; None if it is not, or without a good vote."""

@@ -25,7 +25,7 @@ from mediator.repair import Repaired, Repairs
 from mediator.servers import Metadata, Server
 from mediator.vote import Verdict, judge
 from wire.errors import BlockDamaged, BlockMissing, QuorumfsError
-from wire.messages import BlockRecord
+from wire.messages import BlockRecord, VotedPart
 from wire.methods import BookkeepingMethods, CommonMethods, DataMethods
 
 log = logging.getLogger("mediator")
@@ -268,15 +268,15 @@ class Scrubs:
         self, server: Server, state: ScrubPass, batch: list[BlockRecord], mend: Mend
     ) -> None:
         await self._give_way()
-        blocks = [record.block for record in batch]
-        digests = await server.call(BATCH_SECONDS, DataMethods.digests, blocks)
+        parts = [VotedPart(record.block, 0, 0) for record in batch]
+        digests = await server.call(BATCH_SECONDS, DataMethods.digests, parts)
         for record, digest in zip(batch, digests, strict=True):
             verdict = verdict_of(record, digest)
             if verdict is not Verdict.GOOD:
                 await mend(server, state, record, verdict)
         state.checked += len(batch)
         state.checked_bytes += sum(record.length for record in batch)
-        state.after = blocks[-1].hex()
+        state.after = batch[-1].block.hex()
 
     async def _mend(self, server: Server, state: ScrubPass, record: BlockRecord, verdict: Verdict) -> None:
         """Have a vote on what is not good, and count it, unless the block is no file's by now."""

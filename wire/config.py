@@ -174,14 +174,19 @@ def load(path: Path) -> ClusterConfig:
         raise ConfigError(f"{path}: {error}") from None
 
 
+def _advice(version: Any) -> str:
+    """Return what to do about a configuration of another format."""
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        return "it is no configuration of quorumfs"
+    return f"use the {'newer' if version > FORMAT_VERSION else 'older'} release that wrote it"
+
+
 def parse(raw: dict[str, Any], base: Path) -> ClusterConfig:
     """Build the configuration from a parsed TOML document. Raises ConfigError."""
     raw = {key: dict(value) if isinstance(value, dict) else value for key, value in raw.items()}
     if (version := raw.pop("format", None)) != FORMAT_VERSION:
-        newer = isinstance(version, int) and version > FORMAT_VERSION
         raise ConfigError(
-            f"format = {version!r}: this release reads format {FORMAT_VERSION} only; "
-            + ("use the newer release that wrote it" if newer else "it is no configuration of quorumfs")
+            f"format = {version!r}: this release reads format {FORMAT_VERSION} only; {_advice(version)}"
         )
     try:
         quorum = raw.pop("quorum")

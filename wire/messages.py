@@ -207,6 +207,14 @@ class Opened(NamedTuple):
     part: BlockPart | None = None
 
 
+class VotedPart(NamedTuple):
+    """Pieces of a block that are voted on: `piece_count` of them, 0 for all from the first on."""
+
+    block: bytes
+    first_piece: int
+    piece_count: int
+
+
 SMALL_FILES_AT_ONCE = 64
 """The most files that are read by one call, each one small block."""
 SMALL_BLOCK_BYTES = 64 * 1024

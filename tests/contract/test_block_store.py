@@ -17,7 +17,7 @@ from dataserver.segments import SegmentStore
 from dataserver.service import DataService
 from wire.digest import BLOCK_BYTES, DIGEST_BYTES, PIECE_BYTES, block_digest, part_matches, piece_digests
 from wire.errors import BadRequest, BlockConflict, BlockMissing, DigestMismatch, MessageTooLarge
-from wire.messages import SMALL_BLOCK_BYTES, SMALL_FILES_AT_ONCE, BlockRecord, Identity
+from wire.messages import SMALL_BLOCK_BYTES, SMALL_FILES_AT_ONCE, BlockRecord, Identity, VotedPart
 
 LENGTHS = [
     0,
@@ -212,4 +212,20 @@ def test_small_replicas_are_told_together(store: BlockStore, tmp_path: Path) -> 
     assert found.digests[1:4] == [None, full.digest, b""]
     with pytest.raises(BadRequest):
         asyncio.run(service.read_small([small.block] * SMALL_FILES_AT_ONCE, [small.block]))
+    service.close()
+
+
+def test_many_votes_are_what_each_is_alone(store: BlockStore, tmp_path: Path) -> None:
+    records = [put(store, number, some_bytes(number, length)) for number, length in enumerate(LENGTHS, 1)]
+    service = DataService(
+        store,
+        Identity("dataserver", "test", 1, 1),
+        ScrubMark(tmp_path),
+        Quarantine(tmp_path / "losers", 1, 1.0),
+    )
+    parts = [VotedPart(r.block, first, count) for r in records for first, count in ((0, 0), (1, 1), (0, 2))]
+    parts += [VotedPart(block_id(99), 0, 1), parts[0]]
+    found = asyncio.run(service.digests(parts))
+    assert found == [None if part.block == block_id(99) else store.digest(*part) for part in parts]
+    assert found[0] == records[0].digest
     service.close()

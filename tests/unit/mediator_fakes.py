@@ -39,6 +39,7 @@ from wire.messages import (
     RecentBlocks,
     Renewal,
     SmallReplicas,
+    VotedPart,
 )
 from wire.quorum import Quorum
 from wire.request import Request, Then
@@ -115,12 +116,12 @@ class FakeDataServer(Fake):
             return piece_digest(data)
         return digest_of_list(self._digests(data, recorded, first_piece, piece_count))
 
-    def digests(self, blocks: list[bytes]) -> list[bytes | None]:
-        return [self.digest(block, 0, 0) if block in self.held else None for block in blocks]
+    def digests(self, parts: list[VotedPart]) -> list[bytes | None]:
+        return [self.digest(*part) if part.block in self.held else None for part in parts]
 
     def read_small(self, sent: list[bytes], voted: list[bytes]) -> SmallReplicas:
         data = [self.held[block][1] if block in self.held else None for block in sent]
-        return SmallReplicas(data, self.digests(voted))
+        return SmallReplicas(data, self.digests([VotedPart(block, 0, 0) for block in voted]))
 
     def keep_scrub(self, state: dict[str, Any]) -> None:
         self.scrub = state
@@ -396,7 +397,9 @@ class World:
         """Wait until nothing runs in the background."""
         async with asyncio.timeout(20):
             while (  # noqa: ASYNC110
-                len(self.mediator.background) or self.open_calls or self.mediator.later_votes.waiting
+                len(self.mediator.background)
+                or self.open_calls
+                or self.mediator.read_path.later_votes.waiting
             ):
                 await asyncio.sleep(0.002)
 

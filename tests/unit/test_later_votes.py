@@ -19,11 +19,9 @@ from tests.unit.mediator_fakes import VOTE_SECONDS, run, world
 
 
 def test_a_vote_is_asked_for_when_users_are_quiet_or_it_is_due() -> None:
-    assert is_time(1.0, 3.0, 0, quiet=True)
-    assert not is_time(1.0, 3.0, 0, quiet=False)
-    assert is_time(3.0, 3.0, AT_ONCE - 1, quiet=False)
-    assert not is_time(3.0, 3.0, AT_ONCE, quiet=False)
-    assert not is_time(1.0, 3.0, AT_ONCE, quiet=True)
+    assert is_time(1.0, 3.0, quiet=True)
+    assert not is_time(1.0, 3.0, quiet=False)
+    assert is_time(3.0, 3.0, quiet=False)
 
 
 def test_the_fastest_vote_first_and_those_alike_in_turn() -> None:
@@ -37,23 +35,24 @@ def test_the_fastest_vote_first_and_those_alike_in_turn() -> None:
 
 
 class Users:
-    """Calls of users, and votes that are asked for and answered by hand."""
+    """Calls of users, and votes that are asked for and answered by hand, or at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, at_once: bool = False) -> None:
         self.calls = 0
-        self.asked: list[int] = []
+        self.asked: list[list[int]] = []
         self.open: list[Callable[[], None]] = []
-        self.later = LaterVotes([1, 2], lambda: self.calls)
+        self.at_once = at_once
+        self.later: LaterVotes[int] = LaterVotes([1, 2], lambda: self.calls, self.ask)
 
-    def add(self, name: int, *, server: int = 1, size: int = 10, at_once: bool = False) -> None:
-        def ask(done: Callable[[], None]) -> None:
-            self.asked.append(name)
-            if at_once:
-                done()
-            else:
-                self.open.append(done)
+    def ask(self, _server: int, names: list[int], end: Callable[[], None]) -> None:
+        self.asked.append(names)
+        if self.at_once:
+            end()
+        else:
+            self.open.append(end)
 
-        self.later.add(server, size, ask)
+    def add(self, name: int, *, server: int = 1, size: int = 10) -> None:
+        self.later.add(server, size, name)
 
     async def until(self, holds: Callable[[], bool], busy: bool = False) -> None:
         async with asyncio.timeout(10):
@@ -64,21 +63,23 @@ class Users:
 
 def test_votes_wait_for_users_and_go_out_oldest_first_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(later_votes, "WITHIN_SECONDS", 60.0)
+    monkeypatch.setattr(later_votes, "CALL_VOTES", 2)
 
     async def scenario() -> None:
         users = Users()
-        for name in range(6):
+        for name in range(9):
             users.add(name)
-        assert users.later.status() == {"waiting": 6, "bytes": 60}
+        assert users.later.status() == {"waiting": 9, "bytes": 90}
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(4 * later_votes.LOOK_SECONDS):
                 await users.until(lambda: False, busy=True)
         assert users.asked == []
         await users.until(lambda: len(users.asked) == AT_ONCE)
+        assert users.later.status() == {"waiting": 9, "bytes": 50}
         while users.open:
             assert len(users.open) <= AT_ONCE
             users.open.pop(0)()
-        assert users.asked == list(range(6))
+        assert users.asked == [[0, 1], [2, 3], [4, 5], [6, 7], [8]]
         assert users.later.status() == {"waiting": 0, "bytes": 0}
 
     run(scenario())
@@ -91,7 +92,7 @@ def test_a_vote_that_is_due_goes_out_though_users_are_busy(monkeypatch: pytest.M
         users = Users()
         users.add(1)
         users.add(2, server=2)
-        await users.until(lambda: users.asked == [1, 2], busy=True)
+        await users.until(lambda: users.asked == [[1], [2]], busy=True)
 
     run(scenario())
 
@@ -99,27 +100,79 @@ def test_a_vote_that_is_due_goes_out_though_users_are_busy(monkeypatch: pytest.M
 def test_what_waits_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(later_votes, "MOST_BYTES", 100)
     monkeypatch.setattr(later_votes, "MOST_VOTES", 20)
+    monkeypatch.setattr(later_votes, "CALL_VOTES", 3)
 
     async def scenario() -> None:
         users = Users()
         for name in range(12):
             users.add(name)
-        assert users.asked == [10, 11]
+        assert users.asked == [[0, 1, 2]]
         for name in range(100, 122):
             users.add(name, server=2, size=0)
-        assert users.asked == [10, 11, 120, 121]
-        assert users.later.status()["bytes"] == 100
+        assert users.asked == [[0, 1, 2], [100, 101, 102]]
+        assert users.later.status() == {"waiting": 34, "bytes": 90}
 
     run(scenario())
 
 
 def test_thousands_of_votes_of_a_server_that_is_gone_end_at_once() -> None:
     async def scenario() -> None:
-        users = Users()
+        users = Users(at_once=True)
         for name in range(5000):
-            users.add(name, at_once=True)
+            users.add(name)
         await users.until(lambda: not users.later.waiting)
-        assert users.asked == list(range(5000))
+        assert [name for names in users.asked for name in names] == list(range(5000))
+
+    run(scenario())
+
+
+def test_one_call_asks_for_votes_on_so_many_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(later_votes, "CALL_BYTES", 100)
+
+    async def scenario() -> None:
+        users = Users(at_once=True)
+        for name, size in enumerate([40, 40, 40, 500, 60, 40, 1]):
+            users.add(name, size=size)
+        await users.until(lambda: not users.later.waiting)
+        assert users.asked == [[0, 1], [2], [3], [4, 5], [6]]
+
+    run(scenario())
+
+
+def test_votes_on_several_blocks_are_one_call_and_each_counts() -> None:
+    async def scenario() -> None:
+        async with world(read=1) as w:
+            records = [w.commit(bytes([number]) * 100_000) for number in range(10)]
+            third = w.data[3]
+            later = []
+            for number, record in enumerate(records):
+                third.calls.clear()
+                await w.read(record, 6 - number % 2, 2)  # the last of seven pieces is damaged below
+                if not third.calls:
+                    later.append(record)
+            assert len(later) == 8, "those alike take turns in sending bytes"
+            for server in w.data.values():
+                server.calls.clear()
+            third.damage(later[2].block)
+            third.delete([later[5].block])
+            await w.settle()
+            assert third.calls.count("digests") == 1
+            assert all(server.calls.count("digests") == 1 for server in w.data.values())
+            assert all(third.is_good(record) for record in records)
+            assert [block for block, _, _ in third.quarantine] == [later[2].block]
+
+    run(scenario())
+
+
+def test_a_server_that_answers_other_votes_than_it_was_asked_for_has_not_voted() -> None:
+    async def scenario() -> None:
+        async with world(read=1) as w:
+            records = [w.commit(bytes([number]) * 1000) for number in range(5)]
+            w.data[3].digests = lambda parts: [None] * (len(parts) - 1)  # type: ignore[method-assign]
+            for record in records:
+                await w.read(record)
+            await w.settle()
+            assert w.mediator.repairs.status()["done"] == 0
 
     run(scenario())
 
@@ -237,6 +290,6 @@ def test_votes_that_wait_for_a_server_that_goes_down_end_and_what_the_others_sai
             async with asyncio.timeout(VOTE_SECONDS * 10):
                 await w.settle()
             assert w.data[1].is_good(record)
-            assert w.mediator.later_votes.status() == {"waiting": 0, "bytes": 0}
+            assert w.mediator.read_path.later_votes.status() == {"waiting": 0, "bytes": 0}
 
     run(scenario())

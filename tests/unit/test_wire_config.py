@@ -82,6 +82,17 @@ def test_settings_that_cannot_work(changes: dict[str, Any], reason: str, tmp_pat
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("said", "advice"),
+    [("1", "older release"), ("3", "newer release"), ("0", "no configuration"), ("true", "no configuration")],
+)
+def test_another_format_is_refused_with_advice(tmp_path: Path, said: str, advice: str) -> None:
+    file = tmp_path / "cluster.toml"
+    file.write_text(dumps(example(tmp_path), tmp_path).replace("format = 2", f"format = {said}"))
+    with pytest.raises(ConfigError, match=advice):
+        load(file)
+
+
 def test_damaged_files_are_refused_in_one_line(tmp_path: Path) -> None:
     file = tmp_path / "cluster.toml"
     with pytest.raises(ConfigError, match="no such configuration file"):

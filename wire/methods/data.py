@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from wire.digest import Buffer
-from wire.messages import BlockPart, BlockRecord, SmallReplicas
+from wire.messages import BlockPart, BlockRecord, SmallReplicas, VotedPart
 
 
 class DataMethods:
@@ -55,12 +55,12 @@ class DataMethods:
         """
         raise NotImplementedError
 
-    def digests(self, blocks: list[bytes]) -> list[bytes | None]:
-        """Vote on many blocks at once, reading each whole, in the order in which they lie on disk.
+    def digests(self, parts: list[VotedPart]) -> list[bytes | None]:
+        """Vote on many blocks, or pieces of them, at once, in the order in which they lie on disk.
 
         Returns:
-            For each of `blocks` its digest computed from the bytes now, None if it is not here, b"" if its
-            record's header cannot be trusted.
+            For each of `parts` what `digest` would: None if the block is not here, b"" if its record cannot
+            be trusted.
         """
         raise NotImplementedError
 
