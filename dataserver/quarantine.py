@@ -87,7 +87,7 @@ class Quarantine:
             block: its id.
             raw: the record as it is on disk: its header's page, then its bytes.
             expected: the digest that it should have had.
-            found: the digest that its bytes have, None if its header is damaged.
+            found: the digest that its bytes have, None if its header is damaged or they cannot be read.
             note: why it lost, for people.
 
         Raises:

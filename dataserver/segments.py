@@ -125,7 +125,7 @@ class SegmentStore:
                     continue
                 record = self._record(entry)
                 header = record.header()
-                found = None if header is None else record.whole_vote(header)
+                found = _found_of(record, header)
                 if header is not None and (header.digest, header.length, header.pieces, found) == (
                     digest,
                     len(data),
@@ -416,6 +416,14 @@ class SegmentStore:
 
 def _missing(block: bytes) -> BlockMissing:
     return BlockMissing(f"block {block.hex()} is not here")
+
+
+def _found_of(record: Record, header: Header | None) -> bytes | None:
+    """Return the digest of a record's bytes as they are now, None if they cannot be read."""
+    try:
+        return None if header is None else record.whole_vote(header)
+    except BlockDamaged:
+        return None
 
 
 def _runs(entries: list[Entry]) -> list[tuple[int, int]]:

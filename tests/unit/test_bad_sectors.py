@@ -1,0 +1,91 @@
+"""Sectors that a disk cannot read: they cost the block that they are of, and hold up nothing else."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import dataserver.segment
+from dataserver.record import PAGE_BYTES
+from dataserver.segments import SegmentStore
+from tests.unit.segment_support import SMALL, block_id, check, content, put
+from wire.digest import block_digest
+
+SHORT, LONG = 7, 19
+"""The blocks of 9,000 and 300,001 bytes: read through the page cache, and past it."""
+
+
+class BadSectors:
+    """Stands for `os`: a page that is named cannot be read. It can be written and freed, as on a disk."""
+
+    def __init__(self) -> None:
+        self.pages: set[tuple[str, int]] = set()
+
+    def spoil(self, path: Path, offset: int) -> None:
+        self.pages.add((str(path), offset // PAGE_BYTES))
+
+    def _check(self, handle: int, offset: int, length: int) -> None:
+        path = str(Path(f"/proc/self/fd/{handle}").readlink())
+        pages = range(offset // PAGE_BYTES, (offset + length - 1) // PAGE_BYTES + 1)
+        if any((path, page) in self.pages for page in pages):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    def pread(self, handle: int, length: int, offset: int) -> bytes:
+        self._check(handle, offset, length)
+        return os.pread(handle, length, offset)
+
+    def preadv(self, handle: int, buffers: Sequence[memoryview], offset: int) -> int:
+        self._check(handle, offset, sum(len(buffer) for buffer in buffers))
+        return os.preadv(handle, buffers, offset)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(os, name)
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> BadSectors:
+    made = BadSectors()
+    monkeypatch.setattr(dataserver.segment, "os", made)
+    return made
+
+
+@pytest.fixture
+def store(tmp_path: Path, disk: BadSectors) -> Iterator[SegmentStore]:
+    made = SegmentStore(tmp_path, segment_bytes=SMALL)
+    yield made
+    made.close()
+
+
+def spoil_header(disk: BadSectors, store: SegmentStore, number: int) -> None:
+    place = store.locate(block_id(number))
+    disk.spoil(place.path, place.header_offset)
+
+
+def spoil_payload(disk: BadSectors, store: SegmentStore, number: int) -> None:
+    place = store.locate(block_id(number))
+    disk.spoil(place.path, place.payload_offset)
+
+
+@pytest.mark.parametrize("spoil", [spoil_payload])
+@pytest.mark.parametrize("number", [SHORT, LONG])
+def test_a_copy_that_cannot_be_read_is_repaired(
+    store: SegmentStore, disk: BadSectors, spoil: Any, number: int
+) -> None:
+    put(store, SHORT, LONG)
+    spoil(disk, store, number)
+    assert store.repair(block_id(number), block_digest(content(number)), content(number), "") == "replaced"
+    check(store, SHORT, LONG)
+
+
+def test_putting_a_block_again_heals_a_copy_that_cannot_be_read(
+    store: SegmentStore, disk: BadSectors
+) -> None:
+    put(store, SHORT)
+    spoil_payload(disk, store, SHORT)
+    put(store, SHORT)
+    check(store, SHORT)
