@@ -329,14 +329,19 @@ class Index:
             [("format", INDEX_FORMAT), ("blocks", totals.blocks), ("sum", totals.sum)],
         )
 
-    def freed(self, limit: int) -> list[Entry]:
-        """Return up to `limit` places whose space can be freed, in the order of their places."""
+    def freed(self, limit: int, after: tuple[int, int] = (-1, 0)) -> list[Entry]:
+        """Return up to `limit` places whose space can be freed, in their order, all beyond `after`.
+
+        `after`: a segment and an offset.
+        """
         with self._writes, self._lock:
             rows = self._reader.execute(
-                "SELECT block, segment, offset, length, digest FROM freed ORDER BY segment, offset LIMIT ?",
-                (limit,),
+                "SELECT block, segment, offset, length, digest FROM freed WHERE (segment, offset) > (?, ?)"
+                " ORDER BY segment, offset LIMIT ?",
+                (*after, limit),
             ).fetchall()
-            places = {(row[1], row[2]): Entry(*row) for row in rows} | self._freed
+            places = {(row[1], row[2]): Entry(*row) for row in rows}
+            places |= {place: entry for place, entry in self._freed.items() if place > after}
         return [places[place] for place in sorted(places)[:limit]]
 
     def forget_freed(self, entries: Iterable[Entry]) -> None:

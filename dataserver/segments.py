@@ -12,6 +12,7 @@ import logging
 import shutil
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -41,6 +42,8 @@ QUARANTINE_SECONDS = 90 * DAY_SECONDS
 UNSAVED_LIMIT = 32768
 LITTLE_BYTES = 256 * 1024
 """Zeros are written ahead where no more than this is put between two syncs."""
+UNREADABLE_SECONDS = 600.0
+"""A place whose header could not be read, and which is to be freed, is looked at again after so long."""
 _RECLAIM_AT_ONCE = 4096
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -94,6 +97,8 @@ class SegmentStore:
         self._failure: OSError | None = None
         self._saved_rows = segment_rows(self._segments, self._damaged)
         self._frees = 0
+        self._unreadable: set[Entry] = set()
+        self._look_again_at = 0.0
         self._appended_bytes = 0
         self._syncs_little = False
         self._appends, self._repairs, self._syncs = threading.Lock(), threading.Lock(), threading.Lock()
@@ -303,24 +308,43 @@ class SegmentStore:
 
     def _reclaim(self) -> None:
         """Free the space of deleted and replaced records, neighbours together; unlink empty segments."""
-        while entries := self._index.freed(_RECLAIM_AT_ONCE):
+        if time.monotonic() >= self._look_again_at:
+            self._unreadable.clear()
+            self._look_again_at = time.monotonic() + UNREADABLE_SECONDS
+        after = (-1, 0)
+        while entries := self._index.freed(_RECLAIM_AT_ONCE, after):
+            after = entries[-1].segment, entries[-1].offset
+            judged = {entry: self._may_free(entry) for entry in entries}
             self._frees += 1
             for number, group in groupby(entries, key=lambda entry: entry.segment):
                 if segment := self._segments.get(number):
-                    for offset, length in _runs([e for e in group if self._may_free(segment, e)]):
+                    for offset, length in _runs([entry for entry in group if judged[entry]]):
                         segment.free(offset, length)
                     self._unsynced.add(number)
             self.sync()
             try:
-                self._index.forget_freed(entries)
+                self._index.forget_freed([entry for entry in entries if judged[entry] is not None])
             except sqlite3.Error as error:
                 _log.warning("the index cannot be saved now: %s", error)
                 return
         self._unlink_empty()
 
-    def _may_free(self, segment: Segment, entry: Entry) -> bool:
-        """Tell whether a place can be freed: never where a record of another block lies."""
-        header = segment.read_header(entry.offset)
+    def _may_free(self, entry: Entry) -> bool | None:
+        """Tell whether a place can be freed: never where a record of another block lies.
+
+        None: what lies there cannot be read now.
+        """
+        segment = self._segments.get(entry.segment)
+        if segment is None:
+            return False
+        if entry in self._unreadable:
+            return None
+        try:
+            header = segment.read_header(entry.offset)
+        except OSError as error:
+            _log.error("%s is not freed at %d: it cannot be read: %s", segment.path, entry.offset, error)
+            self._unreadable.add(entry)
+            return None
         return header is None or (header.block == entry.block and header.length == entry.length)
 
     def _unlink_empty(self) -> None:

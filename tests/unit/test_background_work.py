@@ -1,4 +1,4 @@
-"""A data server's background work on a disk that cannot be read: told in one line, and tried again."""
+"""A data server's background work on a disk that frees nothing: told in one line, and tried again."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 import dataserver.segment
 import dataserver.service
+from dataserver import durable
 from dataserver.marks import ScrubMark
 from dataserver.quarantine import Quarantine
 from dataserver.segments import SegmentStore
@@ -24,19 +24,16 @@ from wire.messages import Identity
 DEADLINE_SECONDS = 10.0
 
 
-class UnreadableOs:
-    """Stands for `os` where segments are read: while it is failing, no page of them can be."""
+class StubbornDisk:
+    """While it is failing, no hole can be punched."""
 
     def __init__(self) -> None:
         self.failing = False
 
-    def pread(self, handle: int, length: int, offset: int) -> bytes:
+    def punch_hole(self, handle: int, offset: int, length: int) -> bool:
         if self.failing:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
-        return os.pread(handle, length, offset)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(os, name)
+        return durable.punch_hole(handle, offset, length)
 
 
 async def until(done: Callable[[], bool]) -> None:
@@ -45,11 +42,11 @@ async def until(done: Callable[[], bool]) -> None:
             await asyncio.sleep(0.005)
 
 
-def test_an_unreadable_page_is_told_once_without_a_traceback_and_the_work_goes_on(
+def test_a_failure_is_told_once_without_a_traceback_and_the_work_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    disk = UnreadableOs()
-    monkeypatch.setattr(dataserver.segment, "os", disk)
+    disk = StubbornDisk()
+    monkeypatch.setattr(dataserver.segment, "punch_hole", disk.punch_hole)
     monkeypatch.setattr(dataserver.service, "MAINTAIN_SECONDS", 0.005)
     store = SegmentStore(tmp_path, segment_bytes=SMALL)
     service = DataService(

@@ -71,7 +71,7 @@ def spoil_payload(disk: BadSectors, store: SegmentStore, number: int) -> None:
     disk.spoil(place.path, place.payload_offset)
 
 
-@pytest.mark.parametrize("spoil", [spoil_payload])
+@pytest.mark.parametrize("spoil", [spoil_header, spoil_payload])
 @pytest.mark.parametrize("number", [SHORT, LONG])
 def test_a_copy_that_cannot_be_read_is_repaired(
     store: SegmentStore, disk: BadSectors, spoil: Any, number: int
@@ -89,3 +89,34 @@ def test_putting_a_block_again_heals_a_copy_that_cannot_be_read(
     spoil_payload(disk, store, SHORT)
     put(store, SHORT)
     check(store, SHORT)
+
+
+def test_space_is_freed_beside_a_record_whose_header_cannot_be_read(
+    store: SegmentStore, disk: BadSectors
+) -> None:
+    put(store, SHORT, LONG, 1, 2, 3)
+    spoil_header(disk, store, SHORT)
+    store.delete([block_id(number) for number in (SHORT, LONG, 1)])
+    used = _used_bytes(store)
+    store.maintain()
+    assert _used_bytes(store) < used - len(content(LONG))
+    assert len(store._index.freed(9)) == 1, "it is remembered"
+    check(store, 2, 3)
+
+
+def test_a_header_that_can_be_read_again_is_freed_later(
+    store: SegmentStore, disk: BadSectors, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(store, SHORT, 1)
+    spoil_header(disk, store, SHORT)
+    store.delete([block_id(SHORT)])
+    store.maintain()
+    disk.pages.clear()
+    monkeypatch.setattr(store, "_look_again_at", 0.0)
+    store.maintain()
+    assert not store._index.freed(1)
+    check(store, 1)
+
+
+def _used_bytes(store: SegmentStore) -> int:
+    return sum(segment.path.stat().st_blocks * 512 for segment in store._segments.values())
