@@ -320,7 +320,8 @@ class SegmentStore:
                 if segment := self._segments.get(number):
                     for offset, length in _runs([entry for entry in group if judged[entry]]):
                         segment.free(offset, length)
-                    self._unsynced.add(number)
+                    with self._appends:
+                        self._unsynced.add(number)
             self.sync()
             try:
                 self._index.forget_freed([entry for entry in entries if judged[entry] is not None])
@@ -349,16 +350,17 @@ class SegmentStore:
 
     def _unlink_empty(self) -> None:
         counts = self._index.segment_counts
-        empty = [
-            segment
-            for number, segment in self._segments.items()
-            if counts[number] == 0 and not self._damaged.get(number) and number + 1 < self._next_number
-        ]
-        if not empty:
-            return
-        gone = {segment.number for segment in empty}
-        self._segments = {n: segment for n, segment in self._segments.items() if n not in gone}
-        self._unsynced -= gone
+        with self._appends:  # one of these may begin a segment
+            empty = [
+                segment
+                for number, segment in self._segments.items()
+                if counts[number] == 0 and not self._damaged.get(number) and number + 1 < self._next_number
+            ]
+            if not empty:
+                return
+            gone = {segment.number for segment in empty}
+            self._segments = {n: segment for n, segment in self._segments.items() if n not in gone}
+            self._unsynced -= gone
         for segment in empty:
             segment.path.unlink()
         sync_directory(self._segment_directory)

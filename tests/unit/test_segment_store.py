@@ -6,7 +6,8 @@ import errno
 import json
 import os
 import random
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, ItemsView, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -208,6 +209,52 @@ def test_space_comes_back_and_empty_segments_go(directory: Path, store: SegmentS
     store.maintain()
     left = {file.name for file in (directory / "segments").iterdir()}
     assert left == {max(names)}, "only the newest segment stays, so that no number is used again"
+
+
+class Watched(dict[int, segment.Segment]):
+    """The segments of a store; `looked` is called when all of them are about to be gone through."""
+
+    looked: Callable[[], None]
+
+    def items(self) -> ItemsView[int, segment.Segment]:
+        self.looked()
+        return super().items()
+
+
+def test_a_segment_that_is_begun_while_others_are_unlinked_is_kept(store: SegmentStore) -> None:
+    put(store, *range(40))
+    store.delete([block_id(number) for number in range(40)])
+    begun = [threading.Thread(target=put, args=(store, *numbers)) for numbers in ((41, 42), (43, 44, 45))]
+    waiting = list(begun)
+
+    def looked() -> None:
+        """Let a put have the time that it needs, if it does not wait for this."""
+        if waiting:
+            thread = waiting.pop()
+            thread.start()
+            thread.join(0.2)
+
+    store._segments = Watched(store._segments)
+    store._segments.looked = looked
+    store._unlink_empty()
+    for thread in begun:
+        thread.join()
+    check(store, *range(41, 46))
+
+
+def test_what_is_to_be_synced_is_only_changed_by_who_appends(store: SegmentStore) -> None:
+    """A sync goes through it, and then forgets it."""
+
+    class Guarded(set[int]):
+        def add(self, number: int) -> None:
+            assert store._appends.locked()
+            super().add(number)
+
+    store._unsynced = Guarded()
+    put(store, 1, 2)
+    store.delete([block_id(1)])
+    store.maintain()
+    check(store, 2)
 
 
 def test_deleted_blocks_do_not_come_back_on_a_rebuild(directory: Path, store: SegmentStore) -> None:
