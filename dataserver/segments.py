@@ -45,6 +45,8 @@ LITTLE_BYTES = 256 * 1024
 UNREADABLE_SECONDS = 600.0
 """A place whose header could not be read, and which is to be freed, is looked at again after so long."""
 _RECLAIM_AT_ONCE = 4096
+_NOTE_BYTES = PAGE_BYTES
+"""What is written down of a losing copy takes so much, one page of the disk."""
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -138,7 +140,7 @@ class SegmentStore:
                     digest,
                 ):
                     return "good"
-                self._keep_loser(entry, header, digest, found, note)
+                self._keep_loser(entry, header, digest, found, note, record_bytes(len(data)))
                 if self._replace(entry, digest, pieces, data):
                     return "replaced"
 
@@ -208,8 +210,15 @@ class SegmentStore:
         return active
 
     def _keep_loser(
-        self, entry: Entry, header: Header | None, expected: bytes, found: bytes | None, note: str
+        self,
+        entry: Entry,
+        header: Header | None,
+        expected: bytes,
+        found: bytes | None,
+        note: str,
+        winner_bytes: int,
     ) -> None:
+        """Keep a losing copy, if there is room for it and for the record that is to take its place."""
         length = entry.length if header is None else header.length
         segment = self._segments.get(entry.segment)
         try:
@@ -217,6 +226,9 @@ class SegmentStore:
         except OSError as error:
             raw, note = b"", f"{note}; its bytes cannot be read: {error}"
         try:
+            if segment:
+                needed = record_bytes(length) + _NOTE_BYTES + winner_bytes
+                self._reserve.require(segment, needed, repairing=True)
             self.quarantine.keep(entry.block, raw, expected, found, note)
         except OSError as error:
             if error.errno in _NO_ROOM:

@@ -9,6 +9,7 @@ import random
 import threading
 from collections.abc import Callable, ItemsView, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TypeVar
 
 import pytest
@@ -318,6 +319,33 @@ def test_the_reserve_is_kept_for_deleting(directory: Path) -> None:
         put(store, 1)
     assert store.status()["free_bytes"] == 0
     assert store.count() == 0
+    store.close()
+
+
+def test_losing_copies_leave_the_reserve_alone(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk at its reserve on which many copies are damaged: the quarantine must not fill it."""
+    reserve = 1_000_000
+    room = 10_000_000
+
+    def free() -> int:
+        return room - sum(file.stat().st_blocks * 512 for file in directory.rglob("*") if file.is_file())
+
+    monkeypatch.setattr(os, "fstatvfs", lambda _: SimpleNamespace(f_bavail=free(), f_frsize=1))
+    store = SegmentStore(directory, reserve_bytes=reserve)
+    long = [number for number in range(40) if len(content(number)) >= 150_000]
+    put(store, *long)
+    for number in long:
+        damage_payload(store, number)
+    room -= free() - reserve
+    refused = 0
+    for number in long:
+        try:
+            store.repair(block_id(number), block_digest(content(number)), content(number), "")
+        except NoSpace:
+            refused += 1
+    assert 0 < refused < len(long)
+    assert free() >= reserve // 2 - 3 * 4096, "but for what was written down of the copies"
+    assert store.quarantine.count == len(long) - refused, "what was not replaced stays where it is"
     store.close()
 
 
