@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from wire.digest import Buffer
@@ -30,11 +31,16 @@ def sync_directory(directory: Path) -> None:
 def write_file(path: Path, content: bytes) -> None:
     """Give a file new contents, whole and durable, or leave it as it was."""
     draft = path.with_name(path.name + ".tmp")
-    with draft.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)
+    try:
+        with draft.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    except OSError:
+        with suppress(OSError):
+            draft.unlink()  # on a full disk it would be in the way of what makes room
+        raise
     sync_directory(path.parent)
 
 

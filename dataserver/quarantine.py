@@ -11,6 +11,7 @@ import logging
 import re
 import threading
 import time
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -106,8 +107,15 @@ class Quarantine:
                 "raw": "the record's header (4096 bytes), then the block's bytes",
                 "note": note,
             }
-            write_file(raw_path.with_suffix(".json"), json.dumps(told, indent=1).encode())
-            write_file(raw_path, raw)
+            told_path = raw_path.with_suffix(".json")
+            write_file(told_path, json.dumps(told, indent=1).encode())
+            try:
+                write_file(raw_path, raw)
+            except OSError:
+                with suppress(OSError):
+                    told_path.unlink(missing_ok=True)
+                    raw_path.unlink(missing_ok=True)
+                raise
             self._kept[stem] = Kept(self._now(), len(raw))
 
     def page(self, after: str, limit: int) -> list[dict[str, Any]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -53,6 +55,25 @@ def test_a_quarantine_is_found_again_listed_and_trimmed(tmp_path: Path) -> None:
             again.remove([name])
     with pytest.raises(BlockMissing):
         again.read("ab-0123456789abcdef")
+
+
+@pytest.mark.parametrize("file", ["json", "raw"])
+def test_a_copy_that_cannot_be_kept_leaves_nothing(
+    file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What fails for lack of room must not take any."""
+    kept = Quarantine(tmp_path / "quarantine")
+    real = os.fsync
+
+    def fsync(handle: int) -> None:
+        if f".{file}." in str(Path(f"/proc/self/fd/{handle}").readlink()):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(OSError, match="space"):
+        kept.keep(bytes(16), b"raw" * 1000, bytes(32), None, "")
+    assert (kept.count, list((tmp_path / "quarantine").iterdir())) == (0, [])
 
 
 def test_copies_do_not_get_old_by_the_date_being_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
