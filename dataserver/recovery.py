@@ -116,6 +116,8 @@ def _scan_from(state: Recovered, segment: Segment, start: int, trusted: bool) ->
                     _log.warning("block %s is torn, and not taken", header.block.hex())
                     _note_damage(state, segment)
                 else:
+                    if trusted:
+                        _write_again(segment, header)
                     _adopt(state, _entry_of(header))
             case Unfinished(offset) if trusted:
                 segment.cut(offset)
@@ -133,6 +135,14 @@ def _scan_from(state: Recovered, segment: Segment, start: int, trusted: bool) ->
         if number % _SAVE_EVERY == 0:
             _save(state)
     return appendable
+
+
+def _write_again(segment: Segment, header: Header) -> None:
+    """Have the next sync mean a record too: one that failed before this start may have left it out."""
+    try:
+        segment.write_again(header)
+    except OSError as error:
+        _log.warning("block %s cannot be written again: %s", header.block.hex(), error)
 
 
 def _save(state: Recovered) -> None:

@@ -296,6 +296,16 @@ class Segment:
         """Return the descriptor by which a payload of this length is read."""
         return self._reader.fileno() if self._reader and payload >= DIRECT_BYTES else self._handle
 
+    def write_again(self, header: Header) -> None:
+        """Have the kernel write a record that it may have, and not the disk: as after a failed sync.
+
+        It keeps none that was written past the page cache. Raises OSError.
+        """
+        if self._reader and header.length >= DIRECT_BYTES:
+            return
+        raw = os.pread(self._handle, record_bytes(header.length), header.offset)
+        write_all(self._handle, raw, header.offset)
+
     def free(self, offset: int, length: int) -> None:
         """Give a range of whole records back to the file system."""
         if punch_hole(self._handle, offset, length):

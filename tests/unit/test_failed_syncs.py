@@ -1,0 +1,58 @@
+"""A data server that is started anew after a sync of its disk has failed."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from dataserver import durable, segment
+from dataserver.segments import SegmentStore
+from tests.sim.disk import Disk
+from tests.support import take_seed
+from tests.unit.segment_support import SMALL, block_id, content, put
+from wire.digest import block_digest
+from wire.errors import InternalError
+
+LIVES = 20
+SHORT = [number for number in range(40) if len(content(number)) < segment.DIRECT_BYTES]
+
+
+def test_what_a_failed_sync_left_out_is_durable_after_the_first_sync_of_the_next_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel can still read it, and takes it for written."""
+    dice = random.Random(take_seed())
+    failed = 0
+    for life in range(LIVES):
+        place = tmp_path / f"{life}"
+        place.mkdir()
+        disk = Disk(place, dice)
+        for module in (durable, segment):
+            monkeypatch.setattr(module, "os", disk)
+        failing = SegmentStore(place, segment_bytes=SMALL)
+        put(failing, *SHORT[:3])
+        failing.maintain()
+        put(failing, *SHORT[3:12])
+        disk.syncs_fail = True
+        try:
+            failing.sync()
+        except InternalError:
+            failed += 1
+        disk.syncs_fail = False
+        failing._index.close()  # a kill
+
+        started = SegmentStore(place, segment_bytes=SMALL)
+        started.sync()
+        missing = [number for number in SHORT[:12] if started.length(block_id(number)) is None]
+        started._index.close()
+        disk.names.clear()
+        disk.lose_power()
+
+        left = SegmentStore(place, segment_bytes=SMALL)
+        for number in SHORT[:12]:
+            if number not in missing:
+                assert left.digest(block_id(number), 0, 0) == block_digest(content(number)), (life, number)
+        left.close()
+    assert failed > LIVES // 10
