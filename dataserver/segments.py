@@ -427,9 +427,11 @@ class SegmentStore:
 
     def maintain(self) -> None:
         self.sync()
-        self._save_index()
-        self._reclaim()
-        self.quarantine.trim()
+        try:
+            self._save_index()
+        finally:  # what is freed may be the room that the index lacks
+            self.quarantine.trim()
+            self._reclaim()
 
     def _save_index(self) -> None:
         rows = segment_rows(self._segments, self._damaged)

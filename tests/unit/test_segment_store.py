@@ -6,15 +6,17 @@ import errno
 import json
 import os
 import random
+import sqlite3
 import threading
-from collections.abc import Callable, ItemsView, Iterator
+from collections.abc import Callable, ItemsView, Iterable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TypeVar
 
 import pytest
 
-from dataserver import durable, segment
+from dataserver import durable, segment, segments
+from dataserver.index import SegmentRow
 from dataserver.record import PAGE_BYTES, decode_head, decode_header, encode_header
 from dataserver.segments import SegmentStore
 from tests.unit.segment_support import (
@@ -347,6 +349,30 @@ def test_losing_copies_leave_the_reserve_alone(directory: Path, monkeypatch: pyt
     assert free() >= reserve // 2 - 3 * 4096, "but for what was written down of the copies"
     assert store.quarantine.count == len(long) - refused, "what was not replaced stays where it is"
     store.close()
+
+
+def test_deleting_makes_room_while_the_index_cannot_be_saved(
+    directory: Path, store: SegmentStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a full disk there is no room for the index, before something was freed."""
+
+    def save(_: Iterable[SegmentRow]) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    def used() -> int:
+        return sum(file.stat().st_blocks for file in (directory / "segments").iterdir())
+
+    monkeypatch.setattr(segments, "UNSAVED_LIMIT", 1)
+    put(store, *range(40))
+    store.maintain()
+    before = used()
+    with monkeypatch.context() as full:
+        full.setattr(store._index, "save", save)
+        store.delete([block_id(number) for number in range(35)])
+        with pytest.raises(NoSpace):
+            store.maintain()
+    assert used() < before / 3
+    check(store, *range(35, 40))
 
 
 def test_after_a_failed_sync_nothing_more_is_written(
