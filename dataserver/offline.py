@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 from dataserver.directory import read_identity
 from dataserver.record import PAGE_BYTES, Header
 from dataserver.recovery import is_whole, winner
-from dataserver.scan import Blank, Cut, Damaged, Found, Unfinished, scan
+from dataserver.scan import Blank, Cut, Damaged, Found, Unfinished, Unreadable, scan
 from dataserver.segment import Segment, segment_paths
 from wire.config import ConfigError
 
@@ -116,13 +116,15 @@ def _take(current: dict[bytes, tuple[Segment, Header]], segment: Segment, header
         current[header.block] = winner(older, newer, lambda record: is_whole(*record))
 
 
-def _region(segment: Segment, finding: Blank | Cut | Damaged | Unfinished) -> Region | None:
+def _region(segment: Segment, finding: Blank | Cut | Damaged | Unfinished | Unreadable) -> Region | None:
     match finding:
         case Cut(header):
             length = segment.size() - header.offset
             return Region(segment.path, header.offset, length, f"block {header.block.hex()} is cut short")
         case Damaged(offset, length):
             return Region(segment.path, offset, length, "no record can be read here")
+        case Unreadable(offset, length):
+            return Region(segment.path, offset, length, "the disk cannot read all of this")
         case Unfinished() | Blank():
             return None
 

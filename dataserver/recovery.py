@@ -1,8 +1,9 @@
 """Bringing the index up to what the segments hold, when a store is opened.
 
 Segments are the truth: every record below a saved place is in the index already; what lies past it is
-scanned, and taken if its bytes are whole. Nothing that cannot be read is destroyed; only a last write whose
-header was never written is cut off. Runs before the store serves, in one thread.
+scanned, and taken if its bytes are whole. Nothing that cannot be read is destroyed, and what the disk could
+not give is looked for again at the next start; only a last write whose header was never written is cut off.
+Runs before the store serves, in one thread.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import TypeVar
 
 from dataserver.index import Entry, Index, IndexUnusable, SegmentRow, discard
 from dataserver.record import PAGE_BYTES, Header
-from dataserver.scan import Blank, Cut, Damaged, Found, Unfinished, scan
+from dataserver.scan import Blank, Cut, Damaged, Found, Unfinished, Unreadable, scan
 from dataserver.segment import Segment, segment_paths
 from wire.config import ConfigError
 from wire.digest import block_digest
@@ -65,9 +66,15 @@ def recover(segment_directory: Path, index_path: Path) -> Recovered:
 def segment_rows(segments: dict[int, Segment], damaged: dict[int, int]) -> list[SegmentRow]:
     """Return what the index is to save of the segments."""
     return [
-        SegmentRow(segment.number, segment.identity, segment.durable_to, damaged.get(segment.number, 0))
+        SegmentRow(segment.number, segment.identity, _known_to(segment), damaged.get(segment.number, 0))
         for segment in segments.values()
     ]
+
+
+def _known_to(segment: Segment) -> int:
+    """Return the place below which all records are known, and durable."""
+    unread = segment.unread_from
+    return segment.durable_to if unread is None else min(segment.durable_to, unread)
 
 
 def _open_index(path: Path) -> Index:
@@ -128,6 +135,12 @@ def _scan_from(state: Recovered, segment: Segment, start: int, trusted: bool) ->
             case Damaged(offset, length):
                 _log.error("%s: %d bytes at %d cannot be read", segment.path.name, length, offset)
                 _note_damage(state, segment)
+            case Unreadable(offset, length):
+                _log.error(
+                    "%s: the disk cannot read all of %d bytes at %d", segment.path.name, length, offset
+                )
+                segment.unread_from = min(offset, segment.unread_from or offset)
+                appendable = False
             case Cut(header):
                 _log.error("%s: the record at %d is cut short", segment.path.name, header.offset)
                 _note_damage(state, segment)
@@ -170,7 +183,11 @@ def _freed_since_saved(state: Recovered) -> list[Entry]:
 
 
 def _has_header(state: Recovered, entry: Entry) -> bool:
-    return state.segments[entry.segment].read_header(entry.offset) is not None
+    """Tell whether there is a header, or may be one."""
+    try:
+        return state.segments[entry.segment].read_header(entry.offset) is not None
+    except OSError:
+        return True
 
 
 def _note_damage(state: Recovered, segment: Segment) -> None:
@@ -215,7 +232,10 @@ def _adopt(state: Recovered, found: Entry) -> None:
 
 def _is_good(state: Recovered, entry: Entry) -> bool:
     segment = state.segments.get(entry.segment)
-    header = segment.read_header(entry.offset) if segment else None
+    try:
+        header = segment.read_header(entry.offset) if segment else None
+    except OSError:
+        return False
     return (
         segment is not None
         and header is not None

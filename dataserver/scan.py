@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import NamedTuple
 
 from dataserver.record import (
@@ -22,6 +23,8 @@ from dataserver.record import (
 
 _CHUNK_BYTES = 1024 * 1024
 _ZERO_PAGE = bytes(PAGE_BYTES)
+_UNREADABLE_PAGE = b"\xff" * PAGE_BYTES
+"""Stands for a page that the disk could not give: neither zero nor a header."""
 
 
 class Found(NamedTuple):
@@ -43,6 +46,13 @@ class Damaged(NamedTuple):
     length: int
 
 
+class Unreadable(NamedTuple):
+    """The same, but that the disk could not give some of it: there may be records."""
+
+    offset: int
+    length: int
+
+
 class Unfinished(NamedTuple):
     """Bytes up to the file's end whose header was never written (payloads are written first)."""
 
@@ -57,7 +67,7 @@ class Blank(NamedTuple):
     length: int
 
 
-Finding = Found | Cut | Damaged | Unfinished | Blank
+Finding = Found | Cut | Damaged | Unreadable | Unfinished | Blank
 
 
 def scan(handle: int, segment: int, start: int) -> Iterator[Finding]:
@@ -71,7 +81,7 @@ def scan(handle: int, segment: int, start: int) -> Iterator[Finding]:
     size = os.fstat(handle).st_size
     position = start
     while position < size:
-        header = decode_header(os.pread(handle, HEADER_BYTES, position), segment, position)
+        header = _header_at(handle, segment, position)
         if header is None:
             following = _next_header(handle, segment, position, size)
             yield from _between(handle, position, following, size)
@@ -82,6 +92,14 @@ def scan(handle: int, segment: int, start: int) -> Iterator[Finding]:
         elif header.kind != FREED:
             yield Found(header)
         position += record_bytes(header.length)
+
+
+def _header_at(handle: int, segment: int, position: int) -> Header | None:
+    """Return the header at a place, None if none can be trusted or read."""
+    try:
+        return decode_header(os.pread(handle, HEADER_BYTES, position), segment, position)
+    except OSError:
+        return None
 
 
 def _next_header(handle: int, segment: int, position: int, size: int) -> int:
@@ -100,7 +118,9 @@ def _next_header(handle: int, segment: int, position: int, size: int) -> int:
 def _between(handle: int, start: int, end: int, size: int) -> Iterator[Finding]:
     """Yield what lies between two records, or past the last; nothing for zeros between two."""
     first = last = -1
+    is_read = True
     for position, chunk in _data_chunks(handle, start, min(end, size)):
+        is_read = is_read and chunk is not _UNREADABLE_PAGE
         for at in range(0, len(chunk), PAGE_BYTES):
             page = chunk[at : at + PAGE_BYTES]
             if page != _ZERO_PAGE[: len(page)]:
@@ -110,7 +130,9 @@ def _between(handle: int, start: int, end: int, size: int) -> Iterator[Finding]:
         if end >= size:
             yield Blank(start, size - start)
         return
-    if end >= size and first > start:
+    if not is_read:
+        yield Unreadable(first, min(last + PAGE_BYTES, size) - first)
+    elif end >= size and first > start:
         yield Unfinished(start, size - start)
     else:
         yield Damaged(first, min(last + PAGE_BYTES, size) - first)
@@ -124,8 +146,16 @@ def _data_chunks(handle: int, position: int, end: int) -> Iterator[tuple[int, by
         except OSError:
             return
         position = max(position, data // PAGE_BYTES * PAGE_BYTES)
-        chunk = os.pread(handle, min(_CHUNK_BYTES, end - position), position)
+        chunk = _chunk_at(handle, min(_CHUNK_BYTES, end - position), position)
         if not chunk or position >= end:
             return
         yield position, chunk
         position += aligned(len(chunk))
+
+
+def _chunk_at(handle: int, length: int, position: int) -> bytes:
+    """Return what can be read at a place, or a page if that is all; _UNREADABLE_PAGE if nothing can."""
+    for wanted in (length, min(length, PAGE_BYTES)):
+        with suppress(OSError):
+            return os.pread(handle, wanted, position)
+    return _UNREADABLE_PAGE

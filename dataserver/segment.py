@@ -131,10 +131,12 @@ class Segment:
         self._handle = -1
         self._direct: DirectFile | None = None
         self._handle = os.open(path, os.O_RDWR if writable else os.O_RDONLY)
-        head = decode_head(os.pread(self._handle, PAGE_BYTES, 0))
+        head = self._read_head()
         self.identity = head.identity if head and head.number == number else b""
         self.end = max(PAGE_BYTES, aligned(self.size()))
         self.durable_to = PAGE_BYTES
+        self.unread_from: int | None = None
+        """From here on there may be records that the disk could not give when it was scanned."""
         self.ready_to = self.end
         self._tail = threading.RLock()
         self._is_sealed = not writable
@@ -144,6 +146,12 @@ class Segment:
     def __del__(self) -> None:
         if self._handle >= 0:
             os.close(self._handle)
+
+    def _read_head(self) -> SegmentHead | None:
+        try:
+            return decode_head(os.pread(self._handle, PAGE_BYTES, 0))
+        except OSError:
+            return None
 
     def _open_reader(self) -> DirectReader | None:
         try:

@@ -297,6 +297,7 @@ class SegmentStore:
 
     def status(self) -> dict[str, Any]:
         usage, totals = shutil.disk_usage(self._segment_directory), self._index.totals
+        segments = self._segments.values()
         return {
             "blocks": totals.blocks,
             "bytes_live": totals.length,
@@ -304,8 +305,8 @@ class SegmentStore:
             "bytes_quarantined": self.quarantine.length,
             "free_bytes": max(0, usage.free - self._reserve.size),
             "total_bytes": usage.total,
-            "segments": len(self._segments),
-            "damaged_regions": sum(self._damaged.values()),
+            "segments": len(segments),
+            "damaged_regions": sum(self._damaged.values()) + sum(1 for s in segments if s.unread_from),
             "disk_failure": None if self._failure is None else str(self._failure.strerror),
         }
 
@@ -366,7 +367,7 @@ class SegmentStore:
             empty = [
                 segment
                 for number, segment in self._segments.items()
-                if counts[number] == 0 and not self._damaged.get(number) and number + 1 < self._next_number
+                if counts[number] == 0 and not self._is_damaged(segment) and number + 1 < self._next_number
             ]
             if not empty:
                 return
@@ -376,6 +377,9 @@ class SegmentStore:
         for segment in empty:
             segment.path.unlink()
         sync_directory(self._segment_directory)
+
+    def _is_damaged(self, segment: Segment) -> bool:
+        return bool(self._damaged.get(segment.number)) or segment.unread_from is not None
 
     # -- durability
 

@@ -10,10 +10,13 @@ from typing import Any
 
 import pytest
 
+import dataserver.scan
 import dataserver.segment
+from dataserver import offline
+from dataserver.directory import DataDirectory
 from dataserver.record import PAGE_BYTES
 from dataserver.segments import SegmentStore
-from tests.unit.segment_support import SMALL, block_id, check, content, put
+from tests.unit.segment_support import SMALL, block_id, check, content, put, remove_index
 from wire.digest import block_digest
 
 SHORT, LONG = 7, 19
@@ -50,7 +53,8 @@ class BadSectors:
 @pytest.fixture
 def disk(monkeypatch: pytest.MonkeyPatch) -> BadSectors:
     made = BadSectors()
-    monkeypatch.setattr(dataserver.segment, "os", made)
+    for module in (dataserver.scan, dataserver.segment):
+        monkeypatch.setattr(module, "os", made)
     return made
 
 
@@ -120,3 +124,67 @@ def test_a_header_that_can_be_read_again_is_freed_later(
 
 def _used_bytes(store: SegmentStore) -> int:
     return sum(segment.path.stat().st_blocks * 512 for segment in store._segments.values())
+
+
+@pytest.mark.parametrize("victim", range(5))
+@pytest.mark.parametrize("has_index", [True, False])
+def test_a_start_finds_all_but_the_record_whose_header_cannot_be_read(
+    tmp_path: Path, disk: BadSectors, victim: int, has_index: bool
+) -> None:
+    """Nothing of it is lost: it is there again when the disk can read it."""
+    numbers = [SHORT, LONG, 1, 2, 3]
+    store = SegmentStore(tmp_path)
+    put(store, *numbers)
+    spoil_header(disk, store, numbers[victim])
+    if not has_index:
+        store.maintain()
+    store._index.close()  # a kill
+    if not has_index:
+        remove_index(tmp_path)
+
+    started = SegmentStore(tmp_path)
+    check(started, *numbers[:victim], *numbers[victim + 1 :])
+    assert started.status()["damaged_regions"] == 1
+    put(started, 4)
+    started.close()
+
+    again = SegmentStore(tmp_path)
+    assert again.status()["damaged_regions"] == 1, "it is counted once"
+    again.close()
+
+    disk.pages.clear()
+    healed = SegmentStore(tmp_path)
+    check(healed, *numbers, 4)
+    assert healed.status()["damaged_regions"] == 0
+    healed.close()
+
+
+def test_a_segment_whose_first_page_cannot_be_read_keeps_its_blocks(tmp_path: Path, disk: BadSectors) -> None:
+    store = SegmentStore(tmp_path)
+    put(store, SHORT, LONG)
+    path = store.locate(block_id(SHORT)).path
+    store.close()
+    disk.spoil(path, 0)
+    started = SegmentStore(tmp_path)
+    check(started, SHORT, LONG)
+    put(started, 1)
+    started.close()
+
+
+def test_a_directory_is_looked_at_past_what_cannot_be_read(tmp_path: Path, disk: BadSectors) -> None:
+    DataDirectory(tmp_path, "test", 1).release()
+    store = SegmentStore(tmp_path)
+    put(store, SHORT, LONG, 1, 2)
+    spoil_header(disk, store, LONG)
+    spoil_payload(disk, store, 1)
+    place = store.locate(block_id(LONG))
+    store.close()
+    listing = offline.read(tmp_path, verify=True)
+    assert {replica.block: replica.verdict for replica in listing.replicas} == {
+        block_id(SHORT): "good",
+        block_id(1): "corrupt",
+        block_id(2): "good",
+    }
+    [region] = listing.damage
+    assert (region.path, region.offset) == (place.path, place.header_offset)
+    assert "cannot read" in region.reason
