@@ -7,6 +7,7 @@ wrong and what to do. Pure but for `load`; safe in any thread.
 from __future__ import annotations
 
 import dataclasses
+import math
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -52,6 +53,11 @@ class Deadlines:
     """A connection must be established within."""
     request_seconds: float = 10.0
     """A request must have arrived whole within, on a server."""
+
+    def __post_init__(self) -> None:
+        _check_numbers(self)
+        for deadline in dataclasses.fields(self):
+            _check_above_0(self, deadline.name)
 
 
 @dataclass(frozen=True)
@@ -111,22 +117,27 @@ class ClusterConfig:
         return min(self.alone_seconds, self.lease_seconds / 2, self.deadlines.metadata_seconds / 2)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.cluster, str):
+            raise ConfigError(f"cluster = {self.cluster!r}: it is a name, in quotes")
+        _check_numbers(self)
         numbers = [server.number for server in self.data_servers]
         if sorted(numbers) != list(range(1, self.quorum.servers + 1)):
             raise ConfigError(
                 f"data servers are numbered {numbers}: they must be 1 to N={self.quorum.servers}, each once"
             )
         listens = [*self.mediators, self.metaserver_listen, *(s.listen for s in self.data_servers)]
-        fixed = [address for address in listens if not address.endswith(":0")]
         for address in listens:
             check_address(address)
+        fixed = [address for address in listens if not address.endswith(":0")]
         if len(set(fixed)) != len(fixed):
             twice = next(address for address in fixed if fixed.count(address) > 1)
             raise ConfigError(f"two servers listen on {twice}: give each an address of its own")
-        for name in ("scrub_days", "scrub_bytes_per_second", "quarantine_days"):
-            if getattr(self, name) <= 0:
-                raise ConfigError(f"{name} = {getattr(self, name)}: choose a number above 0")
+        above_0 = ("lease_seconds", "dirty_bytes", "scrub_days", "scrub_bytes_per_second", "quarantine_days")
+        for name in above_0:
+            _check_above_0(self, name)
         at_least_0 = (
+            "commit_age_seconds",
+            "garbage_grace_seconds",
             "reserve_bytes",
             "quarantine_bytes",
             "refill_bytes_per_second",
@@ -142,8 +153,25 @@ class ClusterConfig:
             raise ConfigError(f'rpc = "{self.rpc}" is unknown: choose "msgpack" or "xml"')
 
 
-def check_address(address: str) -> None:
+def _check_numbers(settings: ClusterConfig | Deadlines) -> None:
+    """Raise ConfigError for a setting that is to be a number and is none."""
+    for setting in dataclasses.fields(settings):
+        value = getattr(settings, setting.name)
+        kinds = {"int": (int,), "float": (int, float)}.get(str(setting.type))
+        if kinds is not None and (type(value) not in kinds or math.isnan(value)):
+            kind = "a whole number" if kinds == (int,) else "a number"
+            raise ConfigError(f"{setting.name} = {value!r}: choose {kind}")
+
+
+def _check_above_0(settings: ClusterConfig | Deadlines, name: str) -> None:
+    if getattr(settings, name) <= 0:
+        raise ConfigError(f"{name} = {getattr(settings, name)}: choose a number above 0")
+
+
+def check_address(address: Any) -> None:
     """Raise ConfigError unless `address` is HOST:PORT, [IPV6]:PORT or unix:PATH."""
+    if not isinstance(address, str):
+        raise ConfigError(f"{address!r}: an address is text, in quotes")
     if address.startswith("unix:"):
         path = address.removeprefix("unix:")
         if not path or len(path.encode()) > 107:
@@ -152,7 +180,7 @@ def check_address(address: str) -> None:
             )
         return
     host, colon, port = address.rpartition(":")
-    if not colon or not host or not port.isdigit() or int(port) > 65535:
+    if not colon or not host or not port.isdecimal() or int(port) > 65535:
         raise ConfigError(f"{address}: an address is HOST:PORT, [IPV6]:PORT or unix:PATH")
 
 

@@ -74,6 +74,19 @@ def test_directories_are_relative_to_the_file(tmp_path: Path) -> None:
         ({"mediator_listen": "nowhere"}, "an address is HOST:PORT"),
         ({"metaserver_listen": "unix:/" + "a" * 200}, "1 to 107 bytes"),
         ({"rpc": "pickle"}, 'choose "msgpack" or "xml"'),
+        ({"lease_seconds": "30"}, "lease_seconds = '30': choose a number"),
+        ({"lease_seconds": 0}, "above 0"),
+        ({"lease_seconds": float("nan")}, "choose a number"),
+        ({"scrub_days": float("nan")}, "choose a number"),
+        ({"commit_age_seconds": -1}, "choose 0 or more"),
+        ({"garbage_grace_seconds": -0.5}, "choose 0 or more"),
+        ({"dirty_bytes": 0}, "above 0"),
+        ({"dirty_bytes": 1e9}, "choose a whole number"),
+        ({"reserve_bytes": "1 MB"}, "choose a whole number"),
+        ({"reserve_bytes": True}, "choose a whole number"),
+        ({"cluster": 5}, "in quotes"),
+        ({"mediator_listen": 7000}, "in quotes"),
+        ({"mediator_listen": "127.0.0.1:\u00b2"}, "an address is HOST:PORT"),
     ],
 )
 def test_settings_that_cannot_work(changes: dict[str, Any], reason: str, tmp_path: Path) -> None:
@@ -91,6 +104,13 @@ def test_another_format_is_refused_with_advice(tmp_path: Path, said: str, advice
     file.write_text(dumps(example(tmp_path), tmp_path).replace("format = 2", f"format = {said}"))
     with pytest.raises(ConfigError, match=advice):
         load(file)
+
+
+@pytest.mark.parametrize("value", [0, -1.0, "5", float("nan"), True])
+def test_a_deadline_is_a_number_above_0(value: Any) -> None:
+    for deadline in dataclasses.fields(Deadlines):
+        with pytest.raises(ConfigError, match=f"{deadline.name} = .*: choose a number"):
+            Deadlines(**{deadline.name: value})
 
 
 def test_damaged_files_are_refused_in_one_line(tmp_path: Path) -> None:
