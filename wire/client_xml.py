@@ -14,6 +14,7 @@ import aiohttp
 
 from wire import xml_codec
 from wire.address import Address, UnixAddress
+from wire.client_msgpack import MAX_ANSWER_BYTES
 from wire.errors import DeadlineExceeded, QuorumfsError, Unavailable
 from wire.fault_detail import HEADER
 from wire.http_answer import HTTP_HEADERS, result_of
@@ -80,7 +81,7 @@ class XmlLink:
         if self._session is None:
             self._session = self._new_session()
         async with self._session.post(self._url, data=body, headers=HTTP_HEADERS) as response:
-            return response.status, response.headers.get(HEADER), await response.read()
+            return response.status, response.headers.get(HEADER), await _read_body(response)
 
     def _new_session(self) -> aiohttp.ClientSession:
         connector: aiohttp.BaseConnector
@@ -92,6 +93,7 @@ class XmlLink:
             connector=connector,
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._connect_seconds),
             read_bufsize=_READ_BUFFER_BYTES,
+            auto_decompress=False,
             max_line_size=_LONGEST_HEADER_BYTES,
             max_field_size=_LONGEST_HEADER_BYTES,
         )
@@ -101,3 +103,15 @@ class XmlLink:
         if was_connected and self._on_disconnect is not None and not self._closed:
             self._on_disconnect()
         return Unavailable(f"{self._address}: {reason}")
+
+
+async def _read_body(response: aiohttp.ClientResponse) -> bytes:
+    """Return an answer's body. Raises ClientPayloadError when it is too long, and reads no more of it."""
+    chunks: list[bytes] = []
+    length = 0
+    while chunk := await response.content.readany():
+        chunks.append(chunk)
+        length += len(chunk)
+        if length > MAX_ANSWER_BYTES:
+            raise aiohttp.ClientPayloadError(f"an answer of over {MAX_ANSWER_BYTES} bytes")
+    return b"".join(chunks)
