@@ -30,6 +30,7 @@ DUTY_MILLISECONDS = 50
 """A thread that waits longer has no duty any more."""
 MOST_ASIDE = 16
 """So many things of its duty a thread does while it waits, before it looks at the deadline again."""
+_CHUNK_BYTES = 1024 * 1024
 _SLOW = struct.pack("@ll", int(SLOW_SECONDS), 0)
 
 
@@ -257,11 +258,27 @@ class XmlSocket:
             self._http.request("POST", "/RPC2", body, HTTP_HEADERS)
             self._duty.pass_on()
             response = self._http.getresponse()
-            answer = response.read(MAX_ANSWER_BYTES)
-            if not response.isclosed():
-                raise http.client.HTTPException("an answer that is too long")
+            answer = self._read_body(response, until)
         except TimeoutError:
             raise DeadlineExceeded(f"{name}: no answer of {self._address} in time") from None
         except (OSError, http.client.HTTPException) as error:
             raise Unavailable(f"{self._address}: {error or type(error).__name__}") from None
         return result_of(name, response.status, response.headers.get(HEADER), answer)
+
+    def _read_body(self, response: http.client.HTTPResponse, until: float) -> bytes:
+        """Return an answer's body. Raises TimeoutError at the deadline, however it comes; HTTPException."""
+        chunks: list[bytes] = []
+        length = 0
+        while chunk := response.read1(_CHUNK_BYTES):
+            chunks.append(chunk)
+            length += len(chunk)
+            if length > MAX_ANSWER_BYTES:
+                raise http.client.HTTPException("an answer that is too long")
+            remaining_seconds = until - time.monotonic()
+            if remaining_seconds <= 0:
+                raise TimeoutError
+            self._socket.settimeout(remaining_seconds)
+        if response.length:
+            raise http.client.HTTPException("the connection broke within an answer")
+        response.close()  # so that the connection takes the next request
+        return b"".join(chunks)

@@ -396,12 +396,20 @@ def test_a_duty_without_end_holds_no_deadline_up(loop: LoopThread) -> None:
 class Flood:
     """What says that it is a server, and answers so much; `sent` is how much of that was taken."""
 
-    def __init__(self, *headers: str, piece: bytes = b" " * 65536, pieces: int = 1_000_000) -> None:
+    def __init__(
+        self,
+        *headers: str,
+        piece: bytes = b" " * 65536,
+        pieces: int = 1_000_000,
+        pause_seconds: float = 0.0,
+        stays: bool = True,
+    ) -> None:
         self._listening = socket.create_server(("127.0.0.1", 0))
         self.address = f"127.0.0.1:{self._listening.getsockname()[1]}"
         self.sent = 0
         self._head = "\r\n".join(("HTTP/1.1 200 OK", "Content-Type: text/xml", *headers, "", "")).encode()
-        self._piece, self._pieces = piece, pieces
+        self._piece, self._pieces, self._pause_seconds = piece, pieces, pause_seconds
+        self._stays = stays
         self._thread = threading.Thread(target=self._serve, daemon=True)
         self._thread.start()
 
@@ -413,7 +421,9 @@ class Flood:
             for _ in range(self._pieces):
                 connected.sendall(self._piece)
                 self.sent += len(self._piece)
-            connected.recv(1)
+                time.sleep(self._pause_seconds)
+            if self._stays:
+                connected.recv(1)
 
     def close(self) -> None:
         self._thread.join(5)
@@ -442,6 +452,29 @@ def test_a_compressed_answer_is_not_unfolded(loop: LoopThread, monkeypatch: pyte
     flood = Flood("Content-Encoding: gzip", f"Content-Length: {len(body)}", piece=body, pieces=1)
     caller = make_caller("async", loop, flood.address, "xml")
     with pytest.raises(QuorumfsError, match="not XML-RPC"):
+        caller.call(5, BookkeepingMethods.renew, 1)
+    caller.close()
+    flood.close()
+
+
+@pytest.mark.parametrize("kind", ["async", "blocking"])
+def test_an_answer_that_trickles_in_ends_at_the_deadline(kind: str, loop: LoopThread) -> None:
+    flood = Flood(piece=b" ", pieces=40, pause_seconds=0.05)
+    caller = make_caller(kind, loop, flood.address, "xml")
+    begun = time.monotonic()
+    with pytest.raises(DeadlineExceeded):
+        caller.call(0.3, BookkeepingMethods.renew, 1)
+    assert time.monotonic() - begun < 1
+    caller.close()
+    flood.close()
+
+
+@pytest.mark.parametrize("kind", ["async", "blocking"])
+def test_half_an_answer_is_a_broken_connection(kind: str, loop: LoopThread) -> None:
+    """The call may be sent again."""
+    flood = Flood("Content-Length: 1000", piece=b"<?xml version='1.0'?>", pieces=1, stays=False)
+    caller = make_caller(kind, loop, flood.address, "xml")
+    with pytest.raises(Unavailable):
         caller.call(5, BookkeepingMethods.renew, 1)
     caller.close()
     flood.close()
