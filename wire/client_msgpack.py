@@ -13,11 +13,11 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from wire.address import Address, UnixAddress
-from wire.errors import BadRequest, DeadlineExceeded, QuorumfsError, Unavailable
+from wire.errors import BadRequest, DeadlineExceeded, Unavailable
 from wire.lending import LEND, LEND_ROOM, Lender, make_room
 from wire.msgpack_codec import ANSWER, LARGEST_ID, Buffer, Decoder, Encoder, error_of
 from wire.msgpack_long import Malformed
-from wire.request import Request, Then, raw_request
+from wire.request import Request, Then, failure_of, raw_request
 from wire.shortcut import connect_beside
 
 log = logging.getLogger("wire.client")
@@ -77,8 +77,8 @@ class MsgpackLink:
                 await connection.until_writable()
         except TimeoutError:
             then(DeadlineExceeded(f"{request.name}: {self._address} did not take the call in time"))
-        except QuorumfsError as error:
-            then(error)
+        except Exception as error:
+            then(failure_of(error, request.name))
         else:
             connection.begin(request, until - loop.time(), then)
 

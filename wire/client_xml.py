@@ -15,10 +15,10 @@ import aiohttp
 from wire import xml_codec
 from wire.address import Address, UnixAddress
 from wire.client_msgpack import MAX_ANSWER_BYTES
-from wire.errors import DeadlineExceeded, QuorumfsError, Unavailable
+from wire.errors import DeadlineExceeded, Unavailable
 from wire.fault_detail import HEADER
 from wire.http_answer import HTTP_HEADERS, result_of
-from wire.request import Request, Then
+from wire.request import Request, Then, failure_of
 
 _MOST_CONNECTIONS = 64
 _LONGEST_HEADER_BYTES = 32 * 1024
@@ -49,8 +49,8 @@ class XmlLink:
     async def _call_then(self, deadline_seconds: float, request: Request[Any], then: Then) -> None:
         try:
             answer = await self._call(deadline_seconds, request.name, request.params)
-        except QuorumfsError as error:
-            answer = error
+        except Exception as error:
+            answer = failure_of(error, request.name)
         then(answer)
 
     async def _call(self, deadline_seconds: float, name: str, params: Sequence[Any]) -> Any:

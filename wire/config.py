@@ -174,14 +174,22 @@ def check_address(address: Any) -> None:
         raise ConfigError(f"{address!r}: an address is text, in quotes")
     if address.startswith("unix:"):
         path = address.removeprefix("unix:")
-        if not path or len(path.encode()) > 107:
+        if not path or len(path.encode()) > 107 or "\0" in path:
             raise ConfigError(
                 f"{address}: a Unix socket's path has 1 to 107 bytes; choose a shorter directory"
             )
         return
     host, colon, port = address.rpartition(":")
-    if not colon or not host or not port.isdecimal() or int(port) > 65535:
+    if not colon or not _may_be_host(host) or not port.isdecimal() or int(port) > 65535:
         raise ConfigError(f"{address}: an address is HOST:PORT, [IPV6]:PORT or unix:PATH")
+
+
+def _may_be_host(host: str) -> bool:
+    """Tell whether a name can be looked up at all: not with an empty or overlong part, as in `a..b`."""
+    try:
+        return bool(host.encode("idna")) and "\0" not in host
+    except UnicodeError:
+        return False
 
 
 def load(path: Path) -> ClusterConfig:

@@ -6,12 +6,15 @@ Knows no connection. Belongs to one event loop.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
-from wire.errors import QuorumfsError
+from wire.errors import InternalError, QuorumfsError
 from wire.msgpack_codec import Buffer
 from wire.table import Converter, method_of
+
+log = logging.getLogger("wire.client")
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -65,3 +68,11 @@ def settle(future: asyncio.Future[Any], answer: Any) -> None:
         future.set_exception(answer)
     else:
         future.set_result(answer)
+
+
+def failure_of(error: Exception, name: str) -> QuorumfsError:
+    """Return what a call ends with that could not be made; an error that is none of ours is a defect."""
+    if isinstance(error, QuorumfsError):
+        return error
+    log.error("%s could not be sent", name, exc_info=error)
+    return InternalError(f"{name} could not be sent ({type(error).__name__}: {error})")

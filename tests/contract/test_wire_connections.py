@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from tests.contract.wire_support import (
+    LogLines,
     LoopThread,
     make_caller,
     slow_server,
@@ -29,6 +30,7 @@ from wire.config import Encoding
 from wire.errors import (
     BadRequest,
     DeadlineExceeded,
+    InternalError,
     QuorumfsError,
     TransportError,
     Unavailable,
@@ -478,3 +480,18 @@ def test_half_an_answer_is_a_broken_connection(kind: str, loop: LoopThread) -> N
         caller.call(5, BookkeepingMethods.renew, 1)
     caller.close()
     flood.close()
+
+
+def test_a_call_that_cannot_even_be_sent_ends(
+    loop: LoopThread, rpc: Encoding, monkeypatch: pytest.MonkeyPatch, log: LogLines
+) -> None:
+    async def fail(*_: Any) -> Any:
+        raise UnicodeError("a name that no resolver takes")
+
+    caller = make_caller("async", loop, "127.0.0.1:1", rpc)
+    monkeypatch.setattr(MsgpackLink, "_connect", fail)
+    monkeypatch.setattr(client_xml.XmlLink, "_post", fail)
+    with pytest.raises(InternalError, match="no resolver takes"):
+        caller.call(1, BookkeepingMethods.renew, 1)
+    assert len(log.tracebacks()) == 1
+    caller.close()

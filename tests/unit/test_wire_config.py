@@ -87,6 +87,10 @@ def test_directories_are_relative_to_the_file(tmp_path: Path) -> None:
         ({"cluster": 5}, "in quotes"),
         ({"mediator_listen": 7000}, "in quotes"),
         ({"mediator_listen": "127.0.0.1:\u00b2"}, "an address is HOST:PORT"),
+        ({"mediator_listen": "a..b:7000"}, "an address is HOST:PORT"),
+        ({"mediator_listen": f"{'a' * 64}:7000"}, "an address is HOST:PORT"),
+        ({"mediator_listen": "a\0b:7000"}, "an address is HOST:PORT"),
+        ({"metaserver_listen": "unix:/a\0b"}, "1 to 107 bytes"),
     ],
 )
 def test_settings_that_cannot_work(changes: dict[str, Any], reason: str, tmp_path: Path) -> None:
