@@ -105,8 +105,7 @@ class Index:
         if not self.is_new:
             with suppress(OSError):  # connecting tells what is wrong
                 read_file_ahead(path)  # _check goes through all of it
-        self._writer = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-        self._reader = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        self._writer, self._reader = _connect(path), _connect(path)
         try:
             _prepare(self._writer)
             _prepare(self._reader)
@@ -364,6 +363,14 @@ def discard(path: Path) -> None:
     """Remove an index file and what SQLite keeps beside it."""
     for suffix in ("", "-wal", "-shm", "-journal"):
         path.with_name(path.name + suffix).unlink(missing_ok=True)
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    """Open the file. Raises IndexUnusable."""
+    try:
+        return sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    except sqlite3.Error as error:
+        raise IndexUnusable(str(error)) from None
 
 
 def _prepare(connection: sqlite3.Connection) -> None:

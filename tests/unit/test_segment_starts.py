@@ -8,6 +8,7 @@ import sqlite3
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -199,3 +200,26 @@ def test_damage_stays_where_it_is_and_is_counted(directory: Path) -> None:
         assert store.status()["damaged_regions"] == 1
         store.close()
     assert place.path.read_bytes()[: len(raw)] == raw
+
+
+def test_an_index_that_cannot_be_opened_is_made_anew(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that another user made, for himself only."""
+    store = SegmentStore(directory)
+    put(store, 1, 2)
+    store.close()
+    owners = (directory / "index.sqlite").stat().st_ino
+    connect = sqlite3.connect
+
+    def refuse(path: Path, **options: Any) -> sqlite3.Connection:
+        if path.exists() and path.stat().st_ino == owners:
+            raise sqlite3.OperationalError("unable to open database file")
+        return connect(path, **options)
+
+    kept = (directory / "index.sqlite").open("rb")  # so that its number is not given to another file
+    monkeypatch.setattr(sqlite3, "connect", refuse)
+    started = SegmentStore(directory)
+    check(started, 1, 2)
+    started.close()
+    kept.close()
