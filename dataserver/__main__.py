@@ -6,7 +6,6 @@ import argparse
 import asyncio
 import contextlib
 import os
-import resource
 import sys
 import time
 from pathlib import Path
@@ -15,6 +14,7 @@ from dataserver.directory import DataDirectory
 from dataserver.lab import LabRefused, LabService
 from dataserver.marks import ScrubMark
 from dataserver.quarantine import DAY_SECONDS
+from dataserver.segment import allow_open_files
 from dataserver.segments import SegmentStore
 from dataserver.service import DataService
 from wire.config import ClusterConfig, ConfigError, DataServerConfig, load
@@ -69,9 +69,7 @@ async def _serve(arguments: argparse.Namespace) -> None:
 
 
 def _open_store(directory: Path, config: ClusterConfig) -> SegmentStore:
-    """Open the store, with as many open files as this process may have: one for each segment."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    allow_open_files()
     try:
         return SegmentStore(
             directory,

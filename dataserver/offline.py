@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -16,7 +17,7 @@ from dataserver.directory import read_identity
 from dataserver.record import PAGE_BYTES, Header
 from dataserver.recovery import is_whole, winner
 from dataserver.scan import Blank, Cut, Damaged, Found, Unfinished, Unreadable, scan
-from dataserver.segment import Segment, segment_paths
+from dataserver.segment import Segment, allow_open_files, segment_paths
 from wire.config import ConfigError
 
 ReplicaVerdict = Literal["unread", "good", "corrupt"]
@@ -60,7 +61,11 @@ class Listing:
 
 def segment_bytes(directory: Path) -> int:
     """Return how many bytes of segment files `read` will look at."""
-    return sum(path.stat().st_size for path in segment_paths(directory / "segments").values())
+    sizes = 0
+    for path in segment_paths(directory / "segments").values():
+        with suppress(FileNotFoundError):  # a running server is done with it
+            sizes += path.stat().st_size
+    return sizes
 
 
 def read(directory: Path, *, verify: bool, looked_at: LookedAt = lambda size: None) -> Listing:
@@ -75,6 +80,7 @@ def read(directory: Path, *, verify: bool, looked_at: LookedAt = lambda size: No
         ConfigError: it is no data server's directory, or of a newer format, or cannot be read.
     """
     identity = read_identity(directory)
+    allow_open_files()
     listing = Listing(str(identity["cluster"]), int(str(identity["number"])))
     current: dict[bytes, tuple[Segment, Header]] = {}
     for segment in _open_segments(directory):
@@ -104,7 +110,8 @@ def _open_segments(directory: Path) -> Iterator[Segment]:
         if place.exists() and not stat.S_ISDIR(place.stat().st_mode):
             raise ConfigError(f"{place} is no directory")
         for number, path in segment_paths(place).items():
-            yield Segment(path, number, writable=False)
+            with suppress(FileNotFoundError):  # a running server is done with it
+                yield Segment(path, number, writable=False)
     except OSError as error:
         raise ConfigError(f"{place}: cannot be read: {error.strerror}") from None
 

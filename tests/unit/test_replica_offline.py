@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import random
+import resource
 import subprocess
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from dataserver import offline
 from dataserver.directory import DataDirectory
 from dataserver.offline import locate, read
+from dataserver.segment import segment_paths
 from dataserver.segments import SegmentStore
 from tools.cli import main
 from wire.config import ConfigError
@@ -146,3 +150,33 @@ class TestCommand:
     ) -> None:
         assert main(["replica", *(str(place) if word == "HERE" else word for word in words)]) == 2
         assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_more_segments_than_files_may_be_open_at_first(tmp_path: Path) -> None:
+    """A shell lets a command open 1,024: two for each GiB."""
+    DataDirectory(tmp_path, "test", 1).release()
+    with closing(SegmentStore(tmp_path, segment_bytes=1)) as store:
+        for number in range(40):
+            store.put(block_id(number), block_digest(b"bytes"), b"bytes")
+    usual, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(list(Path("/proc/self/fd").iterdir())) + 40, most))
+    try:
+        assert len(read(tmp_path, verify=True).replicas) == 40
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (usual, most))
+
+
+def test_a_segment_that_a_running_server_unlinks_meanwhile_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its listing was made just before."""
+    DataDirectory(tmp_path, "test", 1).release()
+    with closing(SegmentStore(tmp_path, segment_bytes=1)) as store:
+        for number in (1, 2):
+            store.put(block_id(number), block_digest(b"bytes"), b"bytes")
+        paths = segment_paths(tmp_path / "segments")
+        store.delete([block_id(1)])
+        store.maintain()
+        monkeypatch.setattr(offline, "segment_paths", lambda _: paths)
+        assert [replica.block for replica in read(tmp_path, verify=True).replicas] == [block_id(2)]
+        assert offline.segment_bytes(tmp_path) == store.locate(block_id(2)).path.stat().st_size
