@@ -271,6 +271,18 @@ class Segment:
         """Return the bytes of the file from `offset`; fewer where it ends. Raises OSError."""
         return self.look(offset, length, bytes, length)
 
+    def read_what_can_be(self, offset: int, length: int) -> tuple[bytes, int]:
+        """Return the same with zeros for pages that the disk cannot read, and how many these are."""
+        pages, lost = [], 0
+        for start in range(offset, offset + length, PAGE_BYTES):
+            wanted = min(PAGE_BYTES, offset + length - start)
+            try:
+                pages.append(os.pread(self._handle, wanted, start))
+            except OSError:
+                pages.append(bytes(wanted))
+                lost += 1
+        return b"".join(pages), lost
+
     def look(self, offset: int, length: int, use: Callable[[Buffer], T], payload: int) -> T:
         """Return what `use` makes of the bytes from `offset`, which are its own only until it returns.
 

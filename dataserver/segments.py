@@ -221,10 +221,9 @@ class SegmentStore:
         """Keep a losing copy, if there is room for it and for the record that is to take its place."""
         length = entry.length if header is None else header.length
         segment = self._segments.get(entry.segment)
-        try:
-            raw = segment.read(entry.offset, PAGE_BYTES + length) if segment else b""
-        except OSError as error:
-            raw, note = b"", f"{note}; its bytes cannot be read: {error}"
+        raw, lost = segment.read_what_can_be(entry.offset, PAGE_BYTES + length) if segment else (b"", 0)
+        if lost:
+            note = f"{note}; pages that cannot be read, and are zeros here: {lost}"
         try:
             if segment:
                 needed = record_bytes(length) + _NOTE_BYTES + winner_bytes

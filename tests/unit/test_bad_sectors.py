@@ -86,6 +86,18 @@ def test_a_copy_that_cannot_be_read_is_repaired(
     check(store, SHORT, LONG)
 
 
+@pytest.mark.parametrize("number", [SHORT, LONG])
+def test_what_can_be_read_of_a_losing_copy_is_kept(
+    store: SegmentStore, disk: BadSectors, number: int
+) -> None:
+    put(store, number)
+    spoil_header(disk, store, number)
+    store.repair(block_id(number), block_digest(content(number)), content(number), "it is bad")
+    [kept] = store.quarantine.page("", 9)
+    assert kept["note"] == "it is bad; pages that cannot be read, and are zeros here: 1"
+    assert store.quarantine.read(kept["name"]) == bytes(PAGE_BYTES) + content(number)
+
+
 def test_putting_a_block_again_heals_a_copy_that_cannot_be_read(
     store: SegmentStore, disk: BadSectors
 ) -> None:
