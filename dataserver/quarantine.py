@@ -63,8 +63,9 @@ class Quarantine:
             draft.unlink()
         self._kept: dict[str, Kept] = {}
         for file in directory.glob("*.raw"):
-            found = file.stat()
-            self._kept[file.stem] = Kept(found.st_mtime, found.st_size)
+            if _NAME.fullmatch(file.stem):  # others are somebody's own
+                found = file.stat()
+                self._kept[file.stem] = Kept(found.st_mtime, found.st_size)
 
     def _now(self) -> float:
         """Return the time by which ages are counted: nothing gets old by the date being set."""

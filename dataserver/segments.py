@@ -433,8 +433,10 @@ class SegmentStore:
         try:
             self._save_index()
         finally:  # what is freed may be the room that the index lacks
-            self.quarantine.trim()
-            self._reclaim()
+            try:
+                self._reclaim()
+            finally:
+                self.quarantine.trim()
 
     def _save_index(self) -> None:
         rows = segment_rows(self._segments, self._damaged)

@@ -76,6 +76,17 @@ def test_a_copy_that_cannot_be_kept_leaves_nothing(
     assert (kept.count, list((tmp_path / "quarantine").iterdir())) == (0, [])
 
 
+def test_a_file_that_somebody_put_there_is_left_alone(tmp_path: Path) -> None:
+    """It is no copy: it is neither counted nor removed, and holds up the removal of none."""
+    place = tmp_path / "quarantine"
+    Quarantine(place).keep(bytes(16), b"raw", bytes(32), None, "")
+    (place / "mine.raw").write_bytes(b"to be looked at")
+    os.utime(place / "mine.raw", (0, 0))
+    kept = Quarantine(place, most_bytes=0)
+    assert (kept.count, kept.trim()) == (1, 1)
+    assert [file.name for file in place.iterdir()] == ["mine.raw"]
+
+
 def test_copies_do_not_get_old_by_the_date_being_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = {"time": 0.0, "monotonic": 50.0}
     clocks = {name: lambda name=name: now[name] for name in now}
