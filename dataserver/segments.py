@@ -14,6 +14,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -104,6 +105,9 @@ class SegmentStore:
         self._appended_bytes = 0
         self._syncs_little = False
         self._appends, self._repairs, self._syncs = threading.Lock(), threading.Lock(), threading.Lock()
+        if self._segments and self._active is None:
+            with suppress(OSError):  # the next put tries again, and says why
+                self._begin_segment()  # so that no later start appends behind what this one left as it is
 
     # -- blocks in
 
@@ -203,11 +207,16 @@ class SegmentStore:
         if active is None or active.end + size > max(self._segment_bytes, PAGE_BYTES + size):
             if active is not None:
                 active.seal()
-            active = create_segment(self._segment_directory, self._next_number)
-            self._next_number += 1
-            self._segments = {**self._segments, active.number: active}
-            self._active = active
+            active = self._begin_segment()
         return active
+
+    def _begin_segment(self) -> Segment:
+        """Make a segment, to which records are appended from now on. Raises OSError."""
+        begun = create_segment(self._segment_directory, self._next_number)
+        self._next_number += 1
+        self._segments = {**self._segments, begun.number: begun}
+        self._active = begun
+        return begun
 
     def _keep_loser(
         self,

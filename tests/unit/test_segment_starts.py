@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from dataserver import segment
 from dataserver.segments import SegmentStore
 from tests.unit.segment_support import (
     SMALL,
@@ -25,7 +26,7 @@ from tests.unit.segment_support import (
     put,
     remove_index,
 )
-from wire.digest import block_digest
+from wire.digest import Buffer, block_digest
 
 
 @pytest.fixture
@@ -223,3 +224,36 @@ def test_an_index_that_cannot_be_opened_is_made_anew(
     check(started, 1, 2)
     started.close()
     kept.close()
+
+
+class Killed(BaseException):
+    """Stands for the end of the process at this very call."""
+
+
+def test_a_later_start_does_not_append_behind_an_unfinished_write(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed between a payload and its header; as the index is lost too, the bytes stay where they are."""
+
+    def killed(handle: int, data: Buffer, offset: int) -> None:
+        raise Killed
+
+    store = SegmentStore(directory)
+    put(store, *range(3))
+    with monkeypatch.context() as patch:
+        patch.setattr(segment, "write_all", killed)
+        patch.setattr(segment.Segment, "cut", lambda self, offset: None)
+        with pytest.raises(Killed):
+            put(store, 3)
+    del store
+    remove_index(directory)
+    SegmentStore(directory).close()
+    store = SegmentStore(directory)
+    put(store, 3, 4)
+    store.close()
+    for _ in range(2):
+        remove_index(directory)
+        store = SegmentStore(directory)
+        check(store, *range(5))
+        assert store.status()["damaged_regions"] == 0
+        store.close()
