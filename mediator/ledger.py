@@ -27,6 +27,9 @@ class Ledger:
     def __init__(self, metadata: Metadata) -> None:
         self._metadata = metadata
         self._waiting: deque[dict[str, Any]] = deque(maxlen=MOST_WAITING)
+        self._batch: list[dict[str, Any]] = []
+        """What is being sent: it does not wait any more, and is neither sent by others nor dropped."""
+        self._flushing = asyncio.Lock()
         self.written = 0
 
     def note(self, block: bytes, server: int, verdict: str, before: str, after: str, why: str) -> None:
@@ -45,15 +48,16 @@ class Ledger:
 
     async def flush(self) -> None:
         """Send what waits. Raises QuorumfsError: it goes on waiting."""
-        while self._waiting:
-            batch = [self._waiting[index] for index in range(min(BATCH, len(self._waiting)))]
-            for entry in batch:
-                if "files" not in entry:
-                    entry["files"] = await self._files_of(bytes.fromhex(entry["block"]))
-            await self._metadata.ask(BookkeepingMethods.note_repairs, batch)
-            self.written += len(batch)
-            for _ in batch:
-                self._waiting.popleft()
+        async with self._flushing:
+            while self._waiting or self._batch:
+                while self._waiting and len(self._batch) < BATCH:
+                    self._batch.append(self._waiting.popleft())
+                for entry in self._batch:
+                    if "files" not in entry:
+                        entry["files"] = await self._files_of(bytes.fromhex(entry["block"]))
+                await self._metadata.ask(BookkeepingMethods.note_repairs, self._batch)
+                self.written += len(self._batch)
+                self._batch = []
 
     async def _files_of(self, block: bytes) -> list[str]:
         """Return paths of the files that have a block, or their inode numbers where there is no path."""
@@ -74,4 +78,5 @@ class Ledger:
         try:
             await self.flush()
         except QuorumfsError as error:
-            log.debug("%d repairs wait for the ledger: %s", len(self._waiting), error.message)
+            waiting = len(self._batch) + len(self._waiting)
+            log.debug("%d repairs wait for the ledger: %s", waiting, error.message)

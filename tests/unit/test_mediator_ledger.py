@@ -1,0 +1,45 @@
+"""What is sent to the ledger of repairs: all of it, once, whatever comes meanwhile; over in-memory servers."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from mediator.ledger import Ledger
+from tests.unit.mediator_fakes import run, world
+
+
+def note(ledger: Ledger, block: int) -> None:
+    ledger.note(block.to_bytes(16, "big"), 1, "corrupt", "", "", "why")
+
+
+def test_who_asks_for_the_ledger_while_it_is_sent_sends_nothing_twice() -> None:
+    async def scenario() -> None:
+        async with world() as w:
+            ledger = w.mediator.ledger
+            for block in range(3):
+                note(ledger, block)
+            await asyncio.gather(ledger.flush(), ledger.flush())
+            assert [int(entry["block"], 16) for entry in w.meta.repairs] == [0, 1, 2]
+            assert ledger.written == 3
+
+    run(scenario())
+
+
+def test_what_is_noted_while_more_than_can_wait_is_sent_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mediator.ledger.MOST_WAITING", 4)
+
+    async def scenario() -> None:
+        async with world() as w:
+            ledger, w.meta.delay_seconds = w.mediator.ledger, 0.01
+            for block in range(4):
+                note(ledger, block)
+            flush = asyncio.create_task(ledger.flush())
+            await asyncio.sleep(0.005)
+            for block in range(4, 8):
+                note(ledger, block)
+            await flush
+            assert [int(entry["block"], 16) for entry in w.meta.repairs] == list(range(8))
+
+    run(scenario())
