@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import time
 from collections import deque
@@ -17,6 +18,8 @@ FLUSH_SECONDS = 1.0
 MOST_WAITING = 4096
 BATCH = 64
 MOST_FILES = 4
+MOST_PATH_BYTES = 512
+"""So long is a path at most as the ledger has it, in ASCII: a line that is too long is refused for ever."""
 
 log = logging.getLogger("mediator.ledger")
 
@@ -65,7 +68,7 @@ class Ledger:
         found = []
         for ino in inodes:
             paths = await self._metadata.ask(BookkeepingMethods.paths_of, ino, 1)
-            found.append(paths[0].decode(errors="backslashreplace")[:500] if paths else f"inode {ino}")
+            found.append(_cut(paths[0].decode(errors="backslashreplace")) if paths else f"inode {ino}")
         return found
 
     async def run_forever(self) -> None:
@@ -80,3 +83,11 @@ class Ledger:
         except QuorumfsError as error:
             waiting = len(self._batch) + len(self._waiting)
             log.debug("%d repairs wait for the ledger: %s", waiting, error.message)
+
+
+def _cut(path: str) -> str:
+    """Return as much of a path as a line of the ledger has room for."""
+    path = path[:MOST_PATH_BYTES]
+    while len(json.dumps(path)) > MOST_PATH_BYTES:
+        path = path[:-1]
+    return path

@@ -1,12 +1,14 @@
-"""What is sent to the ledger of repairs: all of it, once, whatever comes meanwhile; over in-memory servers."""
+"""What is sent to the ledger of repairs: all of it, once, whatever comes meanwhile; over fake servers."""
 
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import pytest
 
 from mediator.ledger import Ledger
+from metaserver.ledger import Ledger as LedgerFiles
 from tests.unit.mediator_fakes import run, world
 
 
@@ -41,5 +43,23 @@ def test_what_is_noted_while_more_than_can_wait_is_sent_is_not_lost(monkeypatch:
                 note(ledger, block)
             await flush
             assert [int(entry["block"], 16) for entry in w.meta.repairs] == list(range(8))
+
+    run(scenario())
+
+
+def test_a_long_path_does_not_stop_the_ledger(tmp_path: Path) -> None:
+    """What is short in characters may be longer than a line of the ledger once it is written as ASCII."""
+
+    async def scenario() -> None:
+        async with world() as w:
+            files = LedgerFiles(tmp_path)
+            w.meta.note_repairs = files.append  # type: ignore[method-assign]
+            w.meta.paths_of = lambda ino, limit: [b"/" + "\N{GRINNING FACE}".encode() * 600]  # type: ignore[method-assign]
+            w.meta.files_of_block = lambda block: [7, 8, 9, 10]  # type: ignore[method-assign]
+            w.mediator.ledger.note(w.commit().block, 1, "corrupt", "0" * 64, "1" * 64, "y" * 500)
+            await w.mediator.ledger.flush()
+            (entry,) = files.newest(2)
+            assert len(entry["files"]) == 4
+            assert entry["files"][0].startswith("/\N{GRINNING FACE}")
 
     run(scenario())
