@@ -24,7 +24,7 @@ from mediator.servers import Metadata, Server
 from mediator.vote import Verdict
 from mediator.write_path import WritePath
 from wire.digest import BLOCK_BYTES, block_digest
-from wire.errors import BlockDamaged, BlockMissing, Busy, InternalError, QuorumfsError
+from wire.errors import BlockDamaged, BlockMissing, Busy, InternalError, QuorumError, QuorumfsError
 from wire.messages import BlockRecord
 from wire.methods import BookkeepingMethods, DataMethods
 from wire.quorum import Quorum
@@ -239,6 +239,7 @@ class MetadataCopies:
         Its number is drawn while no other mediator can make one: two of the same number would be one.
         """
         await self._write_path.check_writable()
+        self._require_holders()
         try:
             number = await self._metadata.ask(BookkeepingMethods.begin_copy)
         except Busy:
@@ -258,6 +259,15 @@ class MetadataCopies:
         finally:
             with suppress(QuorumfsError):
                 await self._metadata.ask(BookkeepingMethods.drop_copy, number)
+
+    def _require_holders(self) -> None:
+        """Raise QuorumError if a copy would not be complete: each look would make one, none be deleted."""
+        able = [server for server in self._health.up if not server.full]
+        if len(able) < self._quorum.read:
+            raise QuorumError(
+                f"{len(able)} of {self._quorum.servers} data servers are up and have room, "
+                f"Qr={self._quorum.read} must hold a copy before it counts"
+            )
 
     async def _put_copy(self, copy: int, number: int, database: str) -> None:
         said = await self._until_copied(number)

@@ -408,3 +408,26 @@ def test_what_is_complete_superseded_and_due() -> None:
     assert manifest.is_due(5000, 6000, 1, changed=True)
     assert not manifest.is_due(5000, 9000, 1, changed=False)
     assert manifest.is_due(9000, 5000, 1, changed=True)
+
+
+@pytest.mark.parametrize("fault", ["down", "full"])
+def test_no_copies_are_made_that_would_count_for_nothing(fault: str) -> None:
+    """Where Qr > Qw: each look would make one more, and none would ever be deleted."""
+
+    async def scenario() -> None:
+        world = World(Quorum(3, 3, 2))
+        async with copying(world) as (copies, meta):
+            world.data[3].down = fault == "down"
+            world.mediator.health.servers[2].full = fault == "full"
+            await world.look()
+            for _ in range(3):
+                await asyncio.sleep(0.002)
+                with pytest.raises(QuorumfsError, match="Qr=3"):
+                    await copies.run_once()
+            assert not copies_on(world, 1) and meta.made == meta.dropped == 0
+            world.data[3].down = world.mediator.health.servers[2].full = False
+            await world.look()
+            assert await copies.run_once()
+            assert [len(copies_on(world, number)) for number in world.data] == [1, 1, 1]
+
+    run(scenario())
