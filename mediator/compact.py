@@ -14,10 +14,11 @@ from typing import Any
 from mediator.fanout import survive
 from mediator.read_path import ReadPath
 from mediator.servers import Metadata
+from mediator.vote import Verdict
 from mediator.write_path import WritePath
 from wire.digest import Buffer, block_digest
-from wire.errors import NoSpace, QuorumError, QuorumfsError
-from wire.messages import BlockRecord, Reference, SparseBlock
+from wire.errors import NoSpace, QuorumError, QuorumfsError, ReadRefused
+from wire.messages import BlockPart, BlockRecord, Reference, SparseBlock
 from wire.methods import BookkeepingMethods, NamespaceMethods
 
 ROUND_SECONDS = 300.0
@@ -49,7 +50,10 @@ class Compactor:
         self.given_up = 0
 
     def status(self) -> dict[str, Any]:
-        """Return how many blocks were compacted, the bytes that freed, and how many had changed meanwhile."""
+        """Return how many blocks were compacted, the bytes that freed, and how many were given up.
+
+        These had changed meanwhile, or are damaged.
+        """
         return {"blocks": self.blocks, "bytes_freed": self.bytes_freed, "given_up": self.given_up}
 
     async def run_once(self, min_age_ms: int = MIN_AGE_MS) -> None:
@@ -72,7 +76,9 @@ class Compactor:
             await self._end_session()
 
     async def _compact(self, sparse: SparseBlock) -> None:
-        part = await self._read_path.read_block(sparse.record, 0, 0)
+        if (part := await self._read(sparse.record)) is None:
+            self.given_up += 1
+            return
         data = gathered(part.data, sparse.references)
         record = BlockRecord(await self._new_block(), len(data), block_digest(data))
         await self._write_path.put_block(record.block, record.digest, data, True)
@@ -87,6 +93,19 @@ class Compactor:
             self.given_up += 1
             await self._metadata.ask(NamespaceMethods.abandon_blocks, self._session, [record])
         await asyncio.sleep(sparse.record.length / BYTES_PER_SECOND)
+
+    async def _read(self, record: BlockRecord) -> BlockPart | None:
+        """Return a block; None if it is damaged or superseded: that must not keep all others from their turn.
+
+        Raises:
+            ReadRefused: for servers that are down; others would be refused too.
+        """
+        try:
+            return await self._read_path.read_block(record, 0, 0)
+        except ReadRefused as error:
+            if Verdict.DOWN in error.detail["votes"].values():
+                raise
+            return None
 
     async def _new_block(self) -> bytes:
         """Return a block id of a session of our own: what a crash leaves belongs to a dead session."""
