@@ -82,9 +82,12 @@ class Compactor:
         data = gathered(part.data, sparse.references)
         record = BlockRecord(await self._new_block(), len(data), block_digest(data))
         await self._write_path.put_block(record.block, record.digest, data, True)
-        done = await self._metadata.ask(
-            BookkeepingMethods.exchange_block, self._session, sparse.record.block, sparse.references, record
-        )
+        exchange = (self._session, sparse.record.block, sparse.references, record)
+        try:
+            done = await self._metadata.ask(BookkeepingMethods.exchange_block, *exchange)
+        except BaseException:
+            self._write_path.note_in_doubt(record)
+            raise
         if done:
             self._write_path.note_committed(record)
             self.blocks += 1

@@ -270,6 +270,10 @@ class WritePath:
         """A block that was put became a file's without a commit: who lacks it is told now."""
         self._lag.committed([record], [])
 
+    def note_in_doubt(self, record: BlockRecord) -> None:
+        """The same of a block of which nobody knows whether it did."""
+        self._lag.in_doubt([record])
+
     async def _put_payload(self, records: list[BlockRecord], payload: list[Buffer], durable: bool) -> None:
         for record, data in zip(records, payload, strict=True):
             if record.length != len(data):

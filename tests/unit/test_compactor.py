@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
 
 from tests.unit.mediator_fakes import World, run, world
-from wire.errors import ReadRefused
+from wire.errors import DeadlineExceeded, ReadRefused
 from wire.messages import BlockRecord, Reference, SessionInfo, SparseBlock, SparsePage
 
 
@@ -57,5 +58,26 @@ def test_a_round_ends_when_too_few_servers_are_up_to_read() -> None:
             with pytest.raises(ReadRefused):
                 await w.mediator.compactor.run_once()
             assert not meta.exchanged
+
+    run(scenario())
+
+
+def test_who_lacks_a_new_block_is_told_if_its_exchange_fails_and_was_carried_out() -> None:
+    async def scenario() -> None:
+        async with world(3, 2, 2) as w:
+            meta = CompactingMetaserver(w, [w.commit(b"a" * 1000)])
+
+            def answer_too_late(*args: Any) -> bool:
+                meta.exchange_block(*args)
+                raise DeadlineExceeded
+
+            w.meta.exchange_block = answer_too_late  # type: ignore[attr-defined]
+            w.data[3].down = True
+            await w.mediator.health.first_look()
+            with pytest.raises(DeadlineExceeded):
+                await w.mediator.compactor.run_once()
+            (new,) = (record for record in w.meta.committed.values() if record.length == 1)
+            await asyncio.sleep(1.0)
+            assert w.meta.lag == {3: {new.block}}
 
     run(scenario())
