@@ -228,7 +228,7 @@ class Refills:
     async def _until_nothing_lacks(self, server: Server, progress: RefillProgress) -> None:
         """Compare and mend until a comparison finds nothing; coming up again begins a refill of its own."""
         fruitless = 0
-        while server.up and fruitless < MOST_FRUITLESS:
+        while server.up and (fruitless < MOST_FRUITLESS or server.number in self._again):
             try:
                 found, mended = await self._run_once(server, progress)
             except QuorumfsError as error:

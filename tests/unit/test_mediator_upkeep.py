@@ -183,6 +183,32 @@ def test_a_refill_does_not_pause_for_long_when_the_metadata_server_comes_up_afte
     run(scenario())
 
 
+def test_a_server_that_comes_back_in_the_last_pause_of_a_refill_is_refilled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The refill found nothing to fill from three times, and was about to end."""
+    monkeypatch.setattr("mediator.refill.RETRY_SECONDS", 1.0)
+
+    async def scenario() -> None:
+        async with world() as w:
+            lost, kept = w.commit(b"lost"), w.commit(b"kept")
+            for number in (1, 2, 3, 4):
+                w.data[number].damage(lost.block)
+            w.data[5].delete([lost.block])
+            w.data[5].epoch += 1
+            await w.mediator.health.first_look()
+            progress = w.mediator.refills.progress
+            while (progress(w.mediator.health.servers[4]) or {})["passes"] < MOST_FRUITLESS:  # noqa: ASYNC110
+                await asyncio.sleep(0.1)
+            await asyncio.sleep(0.5)
+            w.data[5].held.clear()
+            w.data[5].epoch += 1
+            await w.look()
+            assert w.data[5].is_good(kept)
+
+    run(scenario())
+
+
 def test_a_block_without_a_good_replica_does_not_hold_up_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mediator.refill.RETRY_SECONDS", 0.01)
 
