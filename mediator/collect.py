@@ -21,7 +21,12 @@ from wire.methods import BookkeepingMethods, DataMethods
 ROUND_SECONDS = 1.0
 FEWEST = 1000
 MOST = 64 * 1024
-"""How many garbage blocks one round asks for; it grows while a server that is down holds the oldest back."""
+"""How many garbage blocks one round asks for; it grows while a server that is down holds the oldest back.
+
+Where even so many bring nothing new, the next ones are asked for: the others must not fill up for its sake.
+"""
+ANEW_SECONDS = 600.0
+"""What was passed is asked for again when a server comes up, and so long after if all are up by then."""
 BATCH = 4096
 """So many blocks are deleted with one call."""
 
@@ -86,6 +91,10 @@ class Collector:
         self._deadline_seconds = deadline_seconds
         self._deletions = Deletions([server.number for server in health.servers])
         self._limit = FEWEST
+        self._passed = b""
+        """Up to this block, garbage is deleted as far as can be now, but is not forgotten."""
+        self._passed_at = 0.0
+        self._begins_anew = False
         self._forgotten = 0
         self.deleted_at = float("-inf")
         """When something was last deleted anywhere, on the monotonic clock."""
@@ -97,6 +106,7 @@ class Collector:
     def restarted(self, server: Server) -> None:
         """A server came up again."""
         self._deletions.restarted(server.number)
+        self._begins_anew = True
 
     async def run_once(self) -> int:
         """Delete what is garbage now on all servers that are up; return how many blocks were forgotten.
@@ -104,7 +114,11 @@ class Collector:
         Raises:
             QuorumfsError: the metadata server does not answer.
         """
-        garbage = await self._metadata.ask(BookkeepingMethods.garbage, self._limit, self._grace_ms)
+        all_up = len(self._health.up) == len(self._health.servers)
+        if self._begins_anew or (all_up and time.monotonic() - self._passed_at > ANEW_SECONDS):
+            self._begins_anew, self._passed = False, b""
+        passed = [self._passed] if self._passed else []
+        garbage = await self._metadata.ask(BookkeepingMethods.garbage, self._limit, self._grace_ms, *passed)
         news = sum(await asyncio.gather(*(self._delete_on(server, garbage) for server in self._health.up)))
         if news:
             self.deleted_at = time.monotonic()
@@ -115,6 +129,9 @@ class Collector:
             self._deletions.drop(finished)
         if len(garbage) < self._limit:
             self._deletions.keep_only(garbage)
+        elif self._limit == MOST and not news and not finished:
+            self._passed, self._passed_at = garbage[-1], time.monotonic()
+            self._deletions.keep_only([])
         self._limit = next_limit(self._limit, len(garbage), news + len(finished))
         return len(finished)
 

@@ -43,15 +43,20 @@ class Bookkeeping:
         row = self._execute("SELECT length, digest FROM blocks WHERE block = ?", (block,)).fetchone()
         return None if row is None else BlockRecord(block, *row)
 
-    def garbage(self, limit: int, min_age_ms: int) -> list[bytes]:
+    def garbage(self, limit: int, min_age_ms: int, after: bytes = b"") -> list[bytes]:
         """Return up to `limit` blocks that are garbage since `min_age_ms` at least, oldest first.
 
-        What is so since a time that is still to come, as the date was wrong, is as good as old.
+        What is so since a time that is still to come, as the date was wrong, is as good as old. Those up to
+        `after` are left out, but if that is no garbage by now, or only to come.
         """
         now_ns, most = self._store.now_ns(), _bounded(limit)
+        known = self._execute(
+            "SELECT since_ns, block FROM garbage WHERE block = ? AND since_ns <= ?", (after, now_ns)
+        ).fetchone()
         old = self._execute(
-            "SELECT block FROM garbage WHERE since_ns <= ? ORDER BY since_ns LIMIT ?",
-            (now_ns - min_age_ms * 1_000_000, most),
+            "SELECT block FROM garbage WHERE (since_ns, block) > (?, ?) AND since_ns <= ?"
+            " ORDER BY since_ns, block LIMIT ?",
+            (*(known or (-(2**63), b"")), now_ns - min_age_ms * 1_000_000, most),
         ).fetchall()
         to_come = self._execute(
             "SELECT block FROM garbage WHERE since_ns > ? ORDER BY since_ns LIMIT ?",

@@ -375,8 +375,8 @@ class MetaService:
     def witnesses(self, blocks: list[bytes]) -> list[BlockRecord | None]:
         return self._store.read(self._bookkeeping.witnesses, blocks)
 
-    async def garbage(self, limit: int, min_age_ms: int) -> list[bytes]:
-        return await self._for_ever(self._store.read(self._bookkeeping.garbage, limit, min_age_ms))
+    async def garbage(self, limit: int, min_age_ms: int, after: bytes = b"") -> list[bytes]:
+        return await self._for_ever(self._store.read(self._bookkeeping.garbage, limit, min_age_ms, after))
 
     async def _for_ever(self, blocks: list[bytes]) -> list[bytes]:
         """Return blocks that may be deleted, once a power loss cannot bring back what needed them."""

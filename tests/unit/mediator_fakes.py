@@ -206,8 +206,9 @@ class FakeMetaserver(Fake):
         self.on_blocks()
         return [self.committed[block] for block in sorted(self.committed) if block > after][:limit]
 
-    def garbage(self, limit: int, min_age_ms: int) -> list[bytes]:
-        return self.waiting[:limit]
+    def garbage(self, limit: int, min_age_ms: int, after: bytes = b"") -> list[bytes]:
+        start = self.waiting.index(after) + 1 if after in self.waiting else 0
+        return self.waiting[start : start + limit]
 
     def forget(self, blocks: list[bytes]) -> None:
         self.forgotten += blocks

@@ -333,6 +333,36 @@ def test_garbage_is_forgotten_only_when_all_servers_have_deleted_it() -> None:
     run(scenario())
 
 
+def test_a_server_that_is_down_does_not_keep_garbage_on_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However much there is: only the newest page is remembered, and all is told anew when it is back."""
+    monkeypatch.setattr("mediator.collect.FEWEST", 4)
+    monkeypatch.setattr("mediator.collect.MOST", 4)
+
+    async def scenario() -> None:
+        async with world() as w:
+            collector = w.mediator.collector
+            blocks = [w.commit(bytes([n])).block for n in range(14)]
+            w.data[4].down = True
+            await w.mediator.health.first_look()
+            for block in blocks[:13]:
+                w.meta.supersede(block)
+            for _ in range(8):
+                assert await collector.run_once() == 0
+            w.meta.supersede(blocks[13])
+            for _ in range(2):
+                assert await collector.run_once() == 0
+            assert [len(server.held) for server in w.data.values()] == [0, 0, 0, 14, 0]
+            assert collector.status()["waiting"] <= 8
+            w.data[4].down = False
+            await w.look()
+            for _ in range(8):
+                await collector.run_once()
+            assert not w.data[4].held
+            assert w.meta.waiting == []
+
+    run(scenario())
+
+
 def test_deletions() -> None:
     deletions = Deletions([1, 2])
     deletions.note([b"a", b"b"], 1)

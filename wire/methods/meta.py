@@ -393,8 +393,11 @@ class BookkeepingMethods:
         """Return the committed record of each block, None where there is none."""
         raise NotImplementedError
 
-    def garbage(self, limit: int, min_age_ms: int) -> list[bytes]:
-        """Return up to `limit` blocks that no file refers to since `min_age_ms` at least, oldest first."""
+    def garbage(self, limit: int, min_age_ms: int, after: bytes = b"") -> list[bytes]:
+        """Return up to `limit` blocks that no file refers to since `min_age_ms` at least, oldest first.
+
+        Those up to `after` in this order are left out, if that is garbage still.
+        """
         raise NotImplementedError
 
     def forget(self, blocks: list[bytes]) -> None:

@@ -139,6 +139,19 @@ def test_a_new_block_that_nothing_refers_to_is_garbage(meta: Harness) -> None:
     assert meta.wait(meta.service.garbage(10, 0)) == [record.block]
 
 
+def test_garbage_is_told_page_by_page_oldest_first(meta: Harness) -> None:
+    file = meta.create(1, b"a")
+    for _ in range(3):
+        meta.commit(file.ino, blocks=[meta.new_block() for _ in range(3)])  # of one age each
+    found: list[bytes] = []
+    while page := meta.wait(meta.service.garbage(2, 0, *found[-1:])):
+        found += page
+    assert found == meta.wait(meta.service.garbage(10, 0))
+    assert len(set(found)) == 9
+    meta.service.forget(found[:1])
+    assert meta.wait(meta.service.garbage(10, 0, found[0])) == found[1:], "what is forgotten is no place"
+
+
 def test_commits_that_are_refused_change_nothing(meta: Harness) -> None:
     file = meta.create(1, b"a")
     known = meta.write(file.ino, 0, 100)
