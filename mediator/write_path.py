@@ -7,6 +7,7 @@ a failed write leaves only blocks that no file refers to. One event loop.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -37,6 +38,27 @@ from wire.request import Request, Then, request_of
 
 MOST_BEHIND = 64
 """A server with so many puts unanswered gets no more that the quorum can do without; it is repaired later."""
+
+
+def lacked_by_too_many(quorum: Quorum, answers: Mapping[int, Any]) -> list[bytes]:
+    """Return the blocks that fewer than Qw of the servers that synced hold, of those that some lack.
+
+    Args:
+        quorum: N and Qw.
+        answers: by server number: the blocks that it lacks, or an error.
+    """
+    lists = [answer for answer in answers.values() if isinstance(answer, list)]
+    lacking = Counter(block for answer in lists for block in set(answer))
+    return [block for block, count in lacking.items() if len(lists) - count < quorum.write]
+
+
+def are_durable(quorum: Quorum, answers: Mapping[int, Any]) -> bool:
+    """Tell whether each block is durable on Qw servers; they need not be the same for all blocks.
+
+    Which ones these are changes while a file is written, as servers are restarted or slow in turn.
+    """
+    synced = sum(isinstance(answer, list) for answer in answers.values())
+    return synced >= quorum.write and not lacked_by_too_many(quorum, answers)
 
 
 class _Put:
@@ -225,17 +247,17 @@ class WritePath:
         if len(self._health.up) < self.quorum.write:
             await self._health.recheck()
         answers = await self._sync(blocks)
-        lists = [answer for answer in answers.values() if isinstance(answer, list)]
-        if lists.count([]) < self.quorum.write and (lacking := set().union(*lists)):
+        if lacking := lacked_by_too_many(self.quorum, answers):
             await asyncio.gather(*(outcome_of(self._repairs.repair(block)) for block in lacking))
             answers = await self._sync(blocks)
-        self._require(f"{len(blocks)} blocks made durable", answers, lambda lacking: lacking == [])
+        if not are_durable(self.quorum, answers):
+            self._require(f"{len(blocks)} blocks made durable", answers, lambda lacking: lacking == [])
 
     async def _sync(self, blocks: list[bytes]) -> dict[int, Any]:
-        """Have all servers that are up sync, until Qw hold all blocks or every one has answered."""
+        """Have all servers that are up sync, until Qw hold each block or every one has answered."""
 
         def progress(answers: Mapping[int, Any], pending: int) -> Progress:
-            if list(answers.values()).count([]) >= self.quorum.write:
+            if are_durable(self.quorum, answers):
                 return Progress.REACHED
             return Progress.PENDING if pending else Progress.IMPOSSIBLE
 

@@ -218,6 +218,30 @@ def test_sync_fills_what_a_server_that_came_back_lacks() -> None:
     run(scenario())
 
 
+def test_sync_needs_a_write_quorum_for_each_block_not_the_same_one_for_all() -> None:
+    """Servers that were restarted one after the other during a write lack different blocks of it."""
+
+    async def scenario() -> None:
+        async with world(3, 2, 2) as w:
+            blocks = []
+            for number in w.data:
+                w.data[number].fail_next["put"] = [InternalError("it stops")]
+                blocks.append(await put(w))
+                await w.settle()
+                assert number not in holders_of(w, blocks[-1])
+            await w.mediator.write_path.sync_blocks(blocks)
+            w.data[1].down = True
+            await w.look()
+            with pytest.raises(WriteFailed) as caught:
+                await w.mediator.write_path.sync_blocks(blocks)
+            assert caught.value.detail["answers"]["2"] == "lacks some of the blocks"
+            w.data[2].paused = True
+            with pytest.raises(WriteFailed):
+                await w.mediator.write_path.sync_blocks(blocks[1:2])
+
+    run(scenario())
+
+
 def test_sync_needs_a_write_quorum_that_holds_all_blocks() -> None:
     async def scenario() -> None:
         async with world(5, 2, 4) as w:

@@ -61,10 +61,10 @@ class MediatorMethods:
         raise NotImplementedError
 
     def sync_blocks(self, blocks: list[bytes]) -> None:
-        """Make these blocks durable on at least Qw data servers.
+        """Make each of these blocks durable on at least Qw data servers.
 
         Raises:
-            WriteFailed: fewer than Qw hold all of them durably.
+            WriteFailed: fewer than Qw hold one of them durably.
         """
         raise NotImplementedError
 
