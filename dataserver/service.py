@@ -193,8 +193,10 @@ class DataService:
         return await self._in_thread(self._store.delete, blocks)
 
     async def sync(self, blocks: list[bytes]) -> list[bytes]:
+        lacking = {block for block in blocks if self._store.length(block) is None}
         await asyncio.shield(self._sync())
-        return [block for block in blocks if self._store.length(block) is None]
+        # What came meanwhile may not be in this sync; what went may have been cut off again.
+        return [block for block in blocks if block in lacking or self._store.length(block) is None]
 
     async def inventory(self, after: bytes, limit: int) -> list[BlockRecord]:
         return await self._in_thread(self._store.inventory, after, limit)

@@ -194,6 +194,23 @@ def test_inventory_in_pages(store: BlockStore) -> None:
     assert seen == records
 
 
+def test_what_came_after_a_sync_had_begun_is_not_told_to_be_durable(
+    store: BlockStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = put(store, 1, b"kept").block
+    sync = store.sync
+
+    def sync_and_take_another() -> None:
+        sync()
+        put(store, 2, b"late")
+
+    monkeypatch.setattr(store, "sync", sync_and_take_another)
+    identity = Identity("dataserver", "test", 1, 1)
+    service = DataService(store, identity, ScrubMark(tmp_path), Quarantine(tmp_path / "losers", 1, 1.0))
+    assert asyncio.run(service.sync([kept, block_id(2)])) == [block_id(2)]
+    service.close()
+
+
 def test_a_page_is_bounded(store: BlockStore) -> None:
     for number in range(INVENTORY_LIMIT + 10):
         put(store, number, b"")

@@ -118,7 +118,7 @@ class DataMethods:
         raise NotImplementedError
 
     def sync(self, blocks: list[bytes]) -> list[bytes]:
-        """Make everything put so far durable. Returns those of `blocks` that are not here."""
+        """Make everything put so far durable. Returns those of `blocks` that were not here by then."""
         raise NotImplementedError
 
     def inventory(self, after: bytes, limit: int) -> list[BlockRecord]:
