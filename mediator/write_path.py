@@ -177,8 +177,24 @@ class WritePath:
         self._require(f"block {block.hex()}", answers, lambda stored: stored is None)
 
     async def _put(self, block: bytes, request: Request[None]) -> dict[int, Any]:
-        """Put a block to all targets; return the answers so far when Qw hold it, or too few can."""
-        put = _Put(self, block, request, self._targets(block))
+        """Put a block to all targets; return the answers so far when Qw hold it, or too few can.
+
+        If too few can, and a server is up that was left out or came up meanwhile, all that are up are asked.
+        """
+        targets = self._targets(block)
+        answers = await self._put_to(targets, block, request)
+        if not self._is_quorum(answers) and set(everybody := self._holders_up(block)) - set(targets):
+            answers |= await self._put_to(everybody, block, request)
+        return answers
+
+    async def _put_to(
+        self, targets: Sequence[Server], block: bytes, request: Request[None]
+    ) -> dict[int, Any]:
+        chosen = [server.number for server in targets]
+        self._lag.begin(block, holders(block, self._numbers), chosen)
+        for number in chosen:
+            self._open_puts[number] += 1
+        put = _Put(self, block, request, targets)
         put.begin()
         await put.decided
         return dict(put.answers)
@@ -195,15 +211,13 @@ class WritePath:
 
     def _targets(self, block: bytes) -> list[Server]:
         """Return the holders that are up, without those far behind if Qw others remain."""
-        numbers = holders(block, self._numbers)
-        up = [server for server in self._health.up if server.number in numbers]
+        up = self._holders_up(block)
         prompt = [server for server in up if self._open_puts[server.number] < MOST_BEHIND and not server.full]
-        targets = up if len(prompt) < self.quorum.write else prompt
-        chosen = [server.number for server in targets]
-        self._lag.begin(block, numbers, chosen)
-        for number in chosen:
-            self._open_puts[number] += 1
-        return targets
+        return up if len(prompt) < self.quorum.write else prompt
+
+    def _holders_up(self, block: bytes) -> list[Server]:
+        numbers = holders(block, self._numbers)
+        return [server for server in self._health.up if server.number in numbers]
 
     def note_put(self, server: Server, block: bytes, stored: QuorumfsError | None) -> None:
         """Note what came of a put on one server."""

@@ -122,6 +122,29 @@ def test_a_smaller_quorum_does_not_wait_and_the_rest_is_made_up_for() -> None:
     run(scenario())
 
 
+def test_a_server_that_was_left_out_takes_the_place_of_one_that_fails(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It was down when the put began, or so many puts behind that the quorum could do without it."""
+    monkeypatch.setattr("mediator.write_path.MOST_BEHIND", 1)
+
+    async def scenario() -> None:
+        async with world(3, 2, 2) as w:
+            w.data[3].down = True
+            await w.mediator.health.first_look()
+            w.data[2].down, w.data[3].down = True, False  # and nobody has noticed yet
+            assert holders_of(w, await put(w)) == [1, 3]
+            w.data[2].down = False
+            await w.look()
+            w.data[3].delay_seconds = VOTE_SECONDS / 2
+            await put(w)
+            w.data[2].fail_next["put"] = [InternalError("its disk fails")] * 2
+            block = await put(w)
+            assert holders_of(w, block) == [1, 3]
+
+    run(scenario())
+
+
 def test_bytes_that_arrive_broken_are_sent_once_more() -> None:
     async def scenario() -> None:
         async with world() as w:
