@@ -31,9 +31,10 @@ class Put:
     It is `doubtful` while nobody knows whether a commit of it that failed was carried out.
     """
 
-    __slots__ = ("committed", "doubtful", "lacking", "open")
+    __slots__ = ("committed", "doubtful", "lacking", "open", "record")
 
-    def __init__(self, targets: int, holders: int) -> None:
+    def __init__(self, record: BlockRecord, targets: int, holders: int) -> None:
+        self.record = record
         self.open = targets
         self.lacking = holders & ~targets
         self.committed = self.doubtful = False
@@ -74,15 +75,20 @@ class LagKeeper:
         self._untold: dict[bytes, int] = {}
         self._telling = False
 
-    def begin(self, block: bytes, holders: Iterable[int], targets: Iterable[int]) -> None:
+    def record_of(self, block: bytes) -> BlockRecord | None:
+        """Return what a block must be that was put; None if that was too long ago, or by another mediator."""
+        put = self._puts.get(block)
+        return None if put is None else put.record
+
+    def begin(self, record: BlockRecord, holders: Iterable[int], targets: Iterable[int]) -> None:
         """A block is put to `targets`, of all that should hold it.
 
         One that was put before, for a call that is sent again, stays what it is: perhaps committed, with puts
         that are open still and must be told of if they fail.
         """
-        put = self._puts.get(block)
+        put = self._puts.get(record.block)
         if put is None:
-            self._puts[block] = Put(mask_of(targets), mask_of(holders))
+            self._puts[record.block] = Put(record, mask_of(targets), mask_of(holders))
             if len(self._puts) > MOST_PUTS:
                 self._puts.popitem(last=False)
         else:

@@ -16,7 +16,7 @@ from mediator.fanout import Background, outcome_of, until_decided
 from mediator.health import Health
 from mediator.lag import LagKeeper
 from mediator.placement import holders
-from mediator.repair import Repairs
+from mediator.repair import IN_FLIGHT, Repaired, Repairs
 from mediator.room import Room, lacks_room
 from mediator.servers import Metadata, Server
 from mediator.vote import Progress, servers_in_words, write_progress
@@ -120,6 +120,7 @@ class WritePath:
         self._repairs = repairs
         self._lag = lag
         self._numbers = [server.number for server in health.servers]
+        self._fills = asyncio.Semaphore(IN_FLIGHT)
         self._open_puts = {server.number: 0 for server in health.servers}
 
     async def check_writable(self) -> None:
@@ -166,35 +167,36 @@ class WritePath:
         if block_digest(data) != digest:
             raise DigestMismatch(f"block {block.hex()}: its bytes do not match its digest")
         request = request_of(DataMethods.put, block, digest, data, durable)
-        answers = await self._put(block, request)
+        record = BlockRecord(block, len(data), digest)
+        answers = await self._put(record, request)
         if self._is_quorum(answers):
             return
         if self._failed_for_room(answers):
             await self._room.require()
-            answers = await self._put(block, request)
+            answers = await self._put(record, request)
             if self._failed_for_room(answers):
                 raise NoSpace(self._room.reason())
         self._require(f"block {block.hex()}", answers, lambda stored: stored is None)
 
-    async def _put(self, block: bytes, request: Request[None]) -> dict[int, Any]:
+    async def _put(self, record: BlockRecord, request: Request[None]) -> dict[int, Any]:
         """Put a block to all targets; return the answers so far when Qw hold it, or too few can.
 
         If too few can, and a server is up that was left out or came up meanwhile, all that are up are asked.
         """
-        targets = self._targets(block)
-        answers = await self._put_to(targets, block, request)
-        if not self._is_quorum(answers) and set(everybody := self._holders_up(block)) - set(targets):
-            answers |= await self._put_to(everybody, block, request)
+        targets = self._targets(record.block)
+        answers = await self._put_to(targets, record, request)
+        if not self._is_quorum(answers) and set(everybody := self._holders_up(record.block)) - set(targets):
+            answers |= await self._put_to(everybody, record, request)
         return answers
 
     async def _put_to(
-        self, targets: Sequence[Server], block: bytes, request: Request[None]
+        self, targets: Sequence[Server], record: BlockRecord, request: Request[None]
     ) -> dict[int, Any]:
         chosen = [server.number for server in targets]
-        self._lag.begin(block, holders(block, self._numbers), chosen)
+        self._lag.begin(record, holders(record.block, self._numbers), chosen)
         for number in chosen:
             self._open_puts[number] += 1
-        put = _Put(self, block, request, targets)
+        put = _Put(self, record.block, request, targets)
         put.begin()
         await put.decided
         return dict(put.answers)
@@ -262,10 +264,32 @@ class WritePath:
             await self._health.recheck()
         answers = await self._sync(blocks)
         if lacking := lacked_by_too_many(self.quorum, answers):
-            await asyncio.gather(*(outcome_of(self._repairs.repair(block)) for block in lacking))
+            await self._fill(lacking, answers)
             answers = await self._sync(blocks)
         if not are_durable(self.quorum, answers):
             self._require(f"{len(blocks)} blocks made durable", answers, lambda lacking: lacking == [])
+
+    async def _fill(self, blocks: list[bytes], answers: Mapping[int, Any]) -> None:
+        """Give blocks to servers that lack them: by a vote, or as they were put if they wait for a commit."""
+        repaired = await asyncio.gather(*(outcome_of(self._repairs.repair(block)) for block in blocks))
+        unknown = [
+            block
+            for block, became in zip(blocks, repaired, strict=True)
+            if isinstance(became, Repaired) and became.record is None
+        ]
+        if not unknown:
+            return
+        dead = set(await self._metadata.ask(BookkeepingMethods.collectable, unknown))
+        records = [self._lag.record_of(block) for block in unknown if block not in dead]
+        for server in self._health.up:
+            answer = answers.get(server.number)
+            lacking = set(answer) if isinstance(answer, list) else set()
+            wanted = [record for record in records if record is not None and record.block in lacking]
+            await asyncio.gather(*(self._fill_one(server, record) for record in wanted))
+
+    async def _fill_one(self, server: Server, record: BlockRecord) -> None:
+        async with self._fills:
+            await self._repairs.fill(server, record)
 
     async def _sync(self, blocks: list[bytes]) -> dict[int, Any]:
         """Have all servers that are up sync, until Qw hold each block or every one has answered."""

@@ -241,6 +241,36 @@ def test_sync_fills_what_a_server_that_came_back_lacks() -> None:
     run(scenario())
 
 
+def test_sync_fills_blocks_that_are_not_committed_yet() -> None:
+    """A server was restarted while a file was written, and another one is when it is synced."""
+
+    async def scenario() -> None:
+        async with world(3, 2, 2) as w:
+            w.data[3].down = True
+            await w.look()
+            blocks = [await put(w, bytes([number])) for number in range(20)]
+            w.data[3].down = False
+            await w.look()
+            w.data[1].down = True
+            await w.look()
+            await w.mediator.write_path.sync_blocks(blocks)
+            assert all(holders_of(w, block) == [1, 2, 3] for block in blocks)
+            for block in (blocks[1], blocks[2]):
+                w.data[3].delete([block])
+            w.data[2].damage(blocks[2])
+            await w.mediator.write_path.sync_blocks(blocks[:2])
+            with pytest.raises(WriteFailed):
+                await w.mediator.write_path.sync_blocks(blocks)
+            assert holders_of(w, blocks[2]) == [1, 2], "wrong bytes are not spread"
+            w.meta.uncommitted.remove(blocks[1])
+            w.data[3].delete([blocks[1]])
+            with pytest.raises(WriteFailed):
+                await w.mediator.write_path.sync_blocks(blocks[:2])
+            assert holders_of(w, blocks[1]) == [1, 2], "what is garbage by now is not brought back"
+
+    run(scenario())
+
+
 def test_sync_needs_a_write_quorum_for_each_block_not_the_same_one_for_all() -> None:
     """Servers that were restarted one after the other during a write lack different blocks of it."""
 
@@ -253,14 +283,13 @@ def test_sync_needs_a_write_quorum_for_each_block_not_the_same_one_for_all() -> 
                 await w.settle()
                 assert number not in holders_of(w, blocks[-1])
             await w.mediator.write_path.sync_blocks(blocks)
+            assert not any(server.calls.count("repair") for server in w.data.values())
             w.data[1].down = True
+            w.data[2].fail_next["repair"] = [InternalError("its disk fails")] * 20
             await w.look()
             with pytest.raises(WriteFailed) as caught:
                 await w.mediator.write_path.sync_blocks(blocks)
             assert caught.value.detail["answers"]["2"] == "lacks some of the blocks"
-            w.data[2].paused = True
-            with pytest.raises(WriteFailed):
-                await w.mediator.write_path.sync_blocks(blocks[1:2])
 
     run(scenario())
 
@@ -272,6 +301,7 @@ def test_sync_needs_a_write_quorum_that_holds_all_blocks() -> None:
             await w.settle()
             await w.mediator.write_path.sync_blocks(blocks)
             w.data[1].held.clear()
+            w.data[1].fail_next["repair"] = [InternalError("its disk fails")] * 20
             w.data[2].fail_next["sync"] = [Unavailable("a stale connection")]
             await w.mediator.write_path.sync_blocks(blocks)
             w.data[2].fail_next["sync"] = [DeadlineExceeded("a slow disk")] * 2
