@@ -19,7 +19,10 @@ from wire.messages import BlockRecord, Lag
 from wire.methods import BookkeepingMethods
 
 MOST_PUTS = 32 * 1024
-"""So many of the newest puts are known. Of a block that is not, no server is taken to have it."""
+"""So many of the newest puts are known. Of a block that is not, no server is taken to have it.
+
+So many blocks may wait for it to be told who lacks them.
+"""
 RETRY_SECONDS = 1.0
 
 log = logging.getLogger("mediator.lag")
@@ -72,7 +75,7 @@ class LagKeeper:
         self._background = background
         self._lags = lags
         self._puts: OrderedDict[bytes, Put] = OrderedDict()
-        self._untold: dict[bytes, int] = {}
+        self._untold: OrderedDict[bytes, int] = OrderedDict()
         self._telling = False
 
     def record_of(self, block: bytes) -> BlockRecord | None:
@@ -150,24 +153,30 @@ class LagKeeper:
 
     def _tell_later(self, block: bytes, mask: int) -> None:
         self._untold[block] = self._untold.get(block, 0) | mask
+        self._forget_oldest()
         if not self._telling:
             self._telling = True
             self._background.start(self._tell(), "telling who lags")
+
+    def _forget_oldest(self) -> None:
+        """Keep no more than one message can tell; what is forgotten, inspections find."""
+        while len(self._untold) > MOST_PUTS:
+            self._untold.popitem(last=False)
 
     async def _tell(self) -> None:
         """Tell what is not told yet, until it is: also while the metadata server is away."""
         try:
             while self._untold:
-                untold, self._untold = self._untold, {}
+                untold, self._untold = self._untold, OrderedDict()
                 try:
                     lag = [Lag(block, numbers_in(mask)) for block, mask in untold.items()]
                     await self._metadata.ask(BookkeepingMethods.note_lag, lag)
                 except QuorumfsError as error:
                     log.warning("who lags is not remembered yet: %s", error.message)
-                    self._untold = {
-                        block: untold.get(block, 0) | self._untold.get(block, 0)
-                        for block in untold.keys() | self._untold
-                    }
+                    newer, self._untold = self._untold, untold
+                    for block, mask in newer.items():
+                        untold[block] = untold.get(block, 0) | mask
+                    self._forget_oldest()
                     await asyncio.sleep(RETRY_SECONDS)
                     continue
                 mask = 0

@@ -7,13 +7,15 @@ from typing import Any
 
 import pytest
 
+from mediator.lag import MOST_PUTS
 from mediator.pace import Pace, next_start
 from mediator.progress import RefillProgress
 from mediator.refill import must_compare
 from mediator.turns import AT_ONCE, Turns
 from tests.unit.mediator_fakes import VOTE_SECONDS, World, commit_of, run, world
-from wire.errors import InternalError, SequenceError
+from wire.errors import InternalError, NoSpace, SequenceError
 from wire.messages import BlockRecord, LagCount, Ticket
+from wire.msgpack_long import LONGEST_ARRAY
 
 
 async def write(w: World, data: bytes, sequence: int) -> BlockRecord:
@@ -180,6 +182,27 @@ def test_who_lacks_a_block_is_told_if_its_commit_fails_and_was_carried_out(
             (record,) = w.meta.committed.values()
             assert not w.meta.lag
             await expect_told_and_healed(w, record)
+
+    run(scenario())
+
+
+def test_what_is_to_be_told_is_bounded_while_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As while the disk of the metadata server is full; a message with too many is refused for ever."""
+    assert MOST_PUTS <= LONGEST_ARRAY
+    monkeypatch.setattr("mediator.lag.MOST_PUTS", 8)
+
+    async def scenario() -> None:
+        async with world(5, 3, 3) as w:
+            w.data[5].down = True
+            await w.mediator.health.first_look()
+            w.meta.fail_next = {"commit": [NoSpace("full")] * 99, "note_lag": [NoSpace("full")] * 5}
+            for sequence in range(99):
+                with pytest.raises(NoSpace):
+                    await write(w, b"content %d" % sequence, sequence)
+            told: list[int] = []
+            monkeypatch.setattr(w.meta, "note_lag", lambda lag: told.append(len(lag)))
+            await w.settle()
+            assert told and max(told) <= 8
 
     run(scenario())
 
