@@ -7,7 +7,7 @@ thread.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from fusefs.patience import Patience
@@ -35,6 +35,13 @@ from wire.methods import MediatorMethods, NamespaceMethods
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+BLOCKS_A_CALL = 4096
+"""A call names no more blocks: a message is bounded, and so is what one deadline is for."""
+
+
+def _runs(many: Sequence[R]) -> Iterator[list[R]]:
+    return (list(many[start : start + BLOCKS_A_CALL]) for start in range(0, len(many), BLOCKS_A_CALL))
 
 
 class RemoteNamespace:
@@ -237,14 +244,13 @@ class RemoteBlocks:
         )
 
     def sync_blocks(self, blocks: Sequence[bytes]) -> None:
-        self._ask(self._deadlines.write_seconds, MediatorMethods.sync_blocks, list(blocks))
+        for some in _runs(blocks):
+            self._ask(self._deadlines.write_seconds, MediatorMethods.sync_blocks, some)
 
     def abandon(self, records: Sequence[BlockRecord]) -> None:
-        own = [record for record in records if self.owns(record.block)]
-        if own:
-            session = self._session.number
-            seconds = self._deadlines.metadata_seconds
-            self._client.call(seconds, NamespaceMethods.abandon_blocks, session, own)
+        session, seconds = self._session.number, self._deadlines.metadata_seconds
+        for some in _runs([record for record in records if self.owns(record.block)]):
+            self._client.call(seconds, NamespaceMethods.abandon_blocks, session, some)
 
     def write_file(
         self, ino: int, commit: Commit, payload: Sequence[bytes | bytearray], birth: Birth | None
