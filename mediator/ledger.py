@@ -50,9 +50,10 @@ class Ledger:
         )
 
     async def flush(self) -> None:
-        """Send what waits. Raises QuorumfsError: it goes on waiting."""
+        """Send what waits now. Raises QuorumfsError: it goes on waiting."""
         async with self._flushing:
-            while self._waiting or self._batch:
+            left = len(self._waiting) + len(self._batch)
+            while left > 0 and (self._waiting or self._batch):
                 while self._waiting and len(self._batch) < BATCH:
                     self._batch.append(self._waiting.popleft())
                 for entry in self._batch:
@@ -60,6 +61,7 @@ class Ledger:
                         entry["files"] = await self._files_of(bytes.fromhex(entry["block"]))
                 await self._metadata.ask(BookkeepingMethods.note_repairs, self._batch)
                 self.written += len(self._batch)
+                left -= len(self._batch)
                 self._batch = []
 
     async def _files_of(self, block: bytes) -> list[str]:

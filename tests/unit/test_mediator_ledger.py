@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -42,7 +43,28 @@ def test_what_is_noted_while_more_than_can_wait_is_sent_is_not_lost(monkeypatch:
             for block in range(4, 8):
                 note(ledger, block)
             await flush
+            await ledger.flush()
             assert [int(entry["block"], 16) for entry in w.meta.repairs] == list(range(8))
+
+    run(scenario())
+
+
+def test_who_asks_for_the_ledger_does_not_wait_for_what_is_noted_since() -> None:
+    """As during a refill, which notes each block that it fills."""
+
+    async def scenario() -> None:
+        async with world() as w:
+            ledger, note_repairs = w.mediator.ledger, w.meta.note_repairs
+
+            def note_another(entries: list[dict[str, Any]]) -> None:
+                note(ledger, 7)
+                note_repairs(entries)
+
+            w.meta.note_repairs = note_another  # type: ignore[method-assign]
+            note(ledger, 1)
+            async with asyncio.timeout(10):
+                await ledger.flush()
+            assert len(w.meta.repairs) == 1
 
     run(scenario())
 
