@@ -100,7 +100,7 @@ class Collector:
         """When something was last deleted anywhere, on the monotonic clock."""
 
     def status(self) -> dict[str, Any]:
-        """Return how many blocks are deleted for good, and how many wait for servers that are down."""
+        """Return how many blocks are deleted for good, and how many of the newest page wait for servers."""
         return {"forgotten": self._forgotten, "waiting": len(self._deletions)}
 
     def restarted(self, server: Server) -> None:
