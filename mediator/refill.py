@@ -137,13 +137,15 @@ class Refills:
             self.begin(server, whole=True)
         return self._progress[server.number].as_data(time.monotonic())
 
-    def begin(self, server: Server, whole: bool = False) -> None:
+    def begin(self, server: Server, whole: bool = False, *, to_inspect: bool = False) -> None:
         """Begin a server's refill; one that is under way does one more pass.
 
-        With `whole`, inventories are compared; else only what is known to lag is filled.
+        With `whole`, inventories are compared; else only what is known to lag is filled. With `to_inspect`
+        it is no refill in the eyes of others before something is found.
         """
         if whole:
             self._whole.add(server.number)
+        server.refilling = server.refilling or not to_inspect
         progress = self._progress.get(server.number)
         if progress is not None and progress.running:
             self._again.add(server.number)
@@ -202,11 +204,10 @@ class Refills:
         while True:
             await asyncio.sleep(INSPECTION_SECONDS)
             for server in self._health.up:
-                self.begin(server, whole=True)
+                self.begin(server, whole=True, to_inspect=True)
 
     async def _run(self, server: Server) -> None:
         progress = self._progress[server.number]
-        server.refilling = True
         try:
             await self._until_nothing_lacks(server, progress)
         finally:
@@ -329,6 +330,7 @@ class Refills:
         # A comparison that finds something is followed by another one.
         progress.comparisons_left = 2 if unknown else int(whole)
         progress.found(lag + unknown, lag_bytes + unknown_bytes)
+        server.refilling = server.refilling or lag > 0
         mended = 0
         while lag and (page := await self._metadata.ask(BookkeepingMethods.lagging, server.number, PAGE)):
             filled = await self._fill_all(server, page, progress)
@@ -410,6 +412,7 @@ class Refills:
         finally:
             progress.comparing = False
         progress.found(blocks, size)
+        server.refilling = server.refilling or blocks > 0
         progress.failed = 0
         progress.comparisons_left = 1 if blocks + extras else 0
         if not blocks + extras:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
+from typing import Any
 
 import pytest
 
@@ -205,6 +206,35 @@ def test_a_server_that_comes_back_in_the_last_pause_of_a_refill_is_refilled(
             w.data[5].epoch += 1
             await w.look()
             assert w.data[5].is_good(kept)
+
+    run(scenario())
+
+
+def test_an_inspection_is_no_refill_until_it_finds_something(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The state of a cluster must not be told as degraded every ten minutes though nothing lacks."""
+    monkeypatch.setattr("mediator.refill.INSPECTION_SECONDS", 1.0)
+
+    async def scenario() -> None:
+        async with world() as w:
+            record = w.commit()
+            servers, states = w.mediator.health.servers, list[str]()
+            w.meta.on_blocks = lambda: states.extend(server.state for server in servers)
+            inspections = asyncio.create_task(w.mediator.refills.inspect_forever())
+            await asyncio.sleep(1.5)
+            assert states and set(states) == {"up"}
+            w.data[2].delete([record.block])
+            repair, mended = w.data[2].repair, list[str]()
+
+            def note_state(*params: Any) -> str:
+                mended.append(servers[1].state)
+                return repair(*params)
+
+            w.data[2].repair = note_state  # type: ignore[method-assign]
+            await asyncio.sleep(1.0)
+            inspections.cancel()
+            await w.settle()
+            assert (mended, servers[1].state) == (["refilling"], "up")
+            assert w.data[2].is_good(record)
 
     run(scenario())
 
