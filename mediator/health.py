@@ -108,6 +108,8 @@ class Health:
         except DeadlineExceeded:
             if server.answered < begun:
                 self._missed(server)
+            else:
+                self._misses[server.number] = 0
             return
         except QuorumfsError as error:
             server.mark_down(error.message)

@@ -456,6 +456,24 @@ def test_one_late_heartbeat_is_forgiven_and_a_broken_connection_is_not() -> None
     run(scenario())
 
 
+def test_late_heartbeats_count_only_in_a_row_without_other_answers() -> None:
+    async def scenario() -> None:
+        async with world() as w:
+            health, server = w.mediator.health, w.mediator.health.servers[0]
+            for _ in range(3):
+                w.data[1].paused = True
+                await health.run_once(server, 0.02)
+                late = asyncio.create_task(health.run_once(server, 0.02))
+                await asyncio.sleep(0.01)
+                server.answered = asyncio.get_running_loop().time()  # as any other call's answer tells
+                await late
+                assert server.up
+            w.data[1].paused = False
+            await w.settle()
+
+    run(scenario())
+
+
 def test_explain_and_usage() -> None:
     async def scenario() -> None:
         async with world() as w:
