@@ -28,6 +28,9 @@ STATUS_SECONDS = 1.0
 HOPE_SECONDS = 8.0
 """So long after something was deleted, its room may still come: a write waits for it instead of failing."""
 
+LONGEST_SECONDS = 30.0
+"""A write waits no longer in all: room that comes again and again may be taken by others each time."""
+
 
 def lacks_room(quorum: Quorum, answers: Mapping[int, Any]) -> bool:
     """Tell whether a put failed for lack of room: with room everywhere, Qw servers could have taken it.
@@ -139,10 +142,11 @@ class Room:
         """
         if self.enough:
             return
+        until = time.monotonic() + LONGEST_SECONDS
         await self._recheck()
         await self.look()
         while not self.enough:
-            if refusal := self.refusal():
+            if refusal := self.refusal() if time.monotonic() < until else self.reason():
                 raise NoSpace(refusal, {"full": [s.number for s in self._servers if s.full]})
             await asyncio.sleep(FULL_LOOK_SECONDS / 2)
             await self.look()

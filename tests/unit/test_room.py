@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
 
-from mediator.room import ROOM_BYTES, enough_room, lacks_room
+from mediator.room import HOPE_SECONDS, LONGEST_SECONDS, ROOM_BYTES, enough_room, lacks_room
 from mediator.servers import Server
 from mediator.service import Service
 from tests.unit.mediator_fakes import World, commit_of, run, world
@@ -157,5 +158,27 @@ def test_a_write_waits_for_room_that_deleting_is_about_to_bring() -> None:
             w.data[2].status = status  # type: ignore[method-assign]
             block = await put(w)
             assert block in w.data[2].held
+
+    run(scenario())
+
+
+def test_a_write_does_not_wait_for_ever_for_room_that_never_is_enough() -> None:
+    """Something is deleted again and again, and somebody else takes the room."""
+
+    async def scenario() -> None:
+        async with world() as w:
+            make_full(w, 2)
+            await w.mediator.room.look()
+            loop = asyncio.get_running_loop()
+            begun, count = loop.time(), w.meta.counts
+
+            def counts() -> dict[str, Any]:
+                w.meta.garbage_blocks += 1
+                return count()
+
+            w.meta.counts = counts  # type: ignore[method-assign]
+            with pytest.raises(NoSpace):
+                await put(w)
+            assert HOPE_SECONDS <= loop.time() - begun <= LONGEST_SECONDS + 2
 
     run(scenario())
