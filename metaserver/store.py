@@ -285,7 +285,7 @@ class Store:
                 f"the metadata server's disk failed ({why}): it takes no change until it is started anew"
             )
         execute = self.execute
-        totals, inode_limit = self.totals.copy(), self._inode_limit
+        totals, numbers = self.totals.copy(), (self._next_inode, self._inode_limit)
         try:
             if self._connection.reading is None:
                 self._connection.begin_reading()
@@ -296,7 +296,8 @@ class Store:
         except BaseException as error:
             if self._connection.in_transaction:
                 execute("ROLLBACK")
-            self.totals, self._inode_limit = totals, inode_limit
+            self.totals = totals
+            self._next_inode, self._inode_limit = numbers  # nobody was told of those that were taken
             if isinstance(error, sqlite3.Error | OverflowError):
                 self._connection.end_reading()
                 raise _told(error, self.path) from error

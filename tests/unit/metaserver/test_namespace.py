@@ -7,7 +7,7 @@ import stat
 
 import pytest
 
-from metaserver import rules
+from metaserver import rules, store
 from tests.unit.metaserver.harness import DIRECTORY, FILE, LINK, Harness
 from wire.errors import (
     AlreadyExists,
@@ -221,6 +221,20 @@ def test_a_call_that_fails_first_after_a_start_costs_no_number_twice(meta: Harne
             meta.create(1, b"a")
         numbers.append(meta.create(1, name).ino)
     assert len(set(numbers)) == 3
+
+
+def test_calls_that_fail_use_up_no_numbers(meta: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They reserve none that lasts: whoever waits for a name to go would get past what is reserved."""
+    monkeypatch.setattr(store, "INODES_RESERVED", 16)
+    meta.restart()
+    given = [meta.create(1, b"a").ino]
+    for _ in range(100):
+        with pytest.raises(AlreadyExists):
+            meta.create(1, b"a")
+    given += [meta.create(1, b"b").ino]
+    meta.restart()
+    given += [meta.create(1, b"%d" % number).ino for number in range(200)]
+    assert len(set(given)) == len(given)
 
 
 def test_rename_moves_and_counts(meta: Harness) -> None:
