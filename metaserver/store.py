@@ -253,7 +253,9 @@ class Store:
         """
         try:
             return self._change(work, *args, **kwargs)
-        except NoSpace:
+        except NoSpace as error:
+            if error.__cause__ is None:
+                raise  # a limit of the work's own, not the disk's
             self.reserve.release()
             self.empty_log()
         return self._change(work, *args, **kwargs)

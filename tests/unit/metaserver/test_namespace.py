@@ -413,6 +413,17 @@ def test_extended_attributes_stay_listable(meta: Harness) -> None:
     assert 64_000 < sum(len(name) + 1 for name in meta.service.list_xattrs(file.ino)) <= 65_536
 
 
+def test_too_many_extended_attributes_are_no_full_disk(
+    meta: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rules, "XATTR_LIST_BYTES", 9)
+    file = meta.create(1, b"a")
+    meta.store.reserve.keep(4096)
+    with pytest.raises(NoSpace, match="too many"):
+        meta.service.set_xattr(meta.ticket(), file.ino, b"user.long", b"", 0)
+    assert meta.store.reserve.release(), "the room that is kept for a full disk was given up"
+
+
 def test_paths_of(meta: Harness) -> None:
     directory = meta.create(1, b"d", DIRECTORY)
     meta.create(directory.ino, b"e", DIRECTORY)
