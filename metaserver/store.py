@@ -46,6 +46,7 @@ by then: so the first numbers of a life were reserved at its start, before the l
 the next ones half a range ahead, which takes several checkpoints to reach.
 """
 PAGE_CACHE_KIB = 64 * 1024
+BUSY_SECONDS = 1.0
 CHECKPOINT_TRIES, CHECKPOINT_RETRY_SECONDS = 50, 0.01
 LOG_PAGES_MAX = 16 * 1024
 """A log longer than this (64 MiB) is checkpointed by the next commit itself; see metaserver.log."""
@@ -114,7 +115,7 @@ class Store:
         try:
             self._prepare(path, complete)
             self._connection = pages.connect(
-                path, ReadingConnection, isolation_level=None, cached_statements=256, timeout=1.0
+                path, ReadingConnection, isolation_level=None, cached_statements=256, timeout=BUSY_SECONDS
             )
             self.end_reading, self.keep_reading = self._connection.end_reading, self._connection.keep_reading
             self.execute = self._connection.execute
@@ -263,6 +264,17 @@ class Store:
     def empty_log(self) -> None:
         """Move the log into the database, so that its room is free again; as far as the disk lets us."""
         self._connection.end_reading()
+        self._wait_for_others(0.0)  # a check or a copy may read the log for minutes
+        try:
+            self._try_to_empty_log()
+        finally:
+            self._wait_for_others(BUSY_SECONDS)
+
+    def _wait_for_others(self, seconds: float) -> None:
+        """Say how long SQLite waits for other connections."""
+        self.execute(f"PRAGMA busy_timeout = {int(seconds * 1000)}").fetchall()
+
+    def _try_to_empty_log(self) -> None:
         for _ in range(CHECKPOINT_TRIES):
             try:
                 if self.log_mark.retire(self.execute):

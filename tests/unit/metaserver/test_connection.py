@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from metaserver import log as log_module
 from metaserver import pages, store
+from metaserver.check import snapshot
 from metaserver.log import Checkpointer
 from tests.unit.metaserver.harness import Harness
 from wire.errors import InternalError, NoSpace
@@ -39,6 +41,17 @@ def test_a_read_is_kept_open_and_sees_all_changes(meta: Harness) -> None:
     assert not can_empty_the_log(meta)
     meta.store.end_reading()
     assert can_empty_the_log(meta)
+
+
+def test_emptying_the_log_does_not_wait_for_who_reads_an_older_moment(meta: Harness) -> None:
+    """A check or a copy of a large database takes long, and the server answers nobody meanwhile."""
+    meta.create(1, b"first")
+    with closing(snapshot(meta.path)):
+        begun = time.monotonic()
+        meta.store.empty_log()
+        assert time.monotonic() - begun < 5 * store.CHECKPOINT_TRIES * store.CHECKPOINT_RETRY_SECONDS
+    meta.store.empty_log()
+    assert not Path(f"{meta.path}-wal").stat().st_size
 
 
 def test_a_log_that_cannot_be_moved_by_the_thread_is_kept_short_by_commits(
