@@ -325,3 +325,5 @@ class _Repair:
             (self._now_ns,),
         )
         self._execute("DELETE FROM blocks WHERE refs = 0 AND length(block) = 16")
+        if self._all("SELECT 1 FROM sqlite_schema WHERE name = 'lag'"):  # older releases had none
+            self._execute("DELETE FROM lag WHERE block NOT IN (SELECT block FROM blocks)")

@@ -127,6 +127,22 @@ def test_a_block_that_no_file_refers_to_becomes_a_file(connection: sqlite3.Conne
     assert connection.execute("SELECT count(*) FROM garbage").fetchone() == (0,)
 
 
+def test_nobody_lacks_a_block_any_more_that_is_garbage(connection: sqlite3.Connection) -> None:
+    connection.execute("INSERT INTO lag SELECT block, 1 FROM blocks")
+    connection.execute("DELETE FROM entries WHERE name = x'66'")
+    connection.execute("UPDATE inodes SET nlink = 0 WHERE size = 950")
+    assert "orphans" in {action.check for action in repair(connection)}
+    assert connection.execute("SELECT count(*) FROM garbage").fetchone() == (1,)
+    assert connection.execute("SELECT count(*) FROM lag").fetchone() == (0,), "it would be at risk for ever"
+
+
+def test_a_database_that_knows_no_lag_is_repaired(connection: sqlite3.Connection) -> None:
+    connection.execute("DROP TABLE lag")
+    connection.execute(MENDED["orphans"])
+    assert repair(connection)
+    assert check(connection) == []
+
+
 def test_a_ring_of_directories_is_opened(connection: sqlite3.Connection) -> None:
     (d,) = connection.execute("SELECT ino FROM entries WHERE name = x'64'").fetchone()
     connection.execute("UPDATE inodes SET mode = 0x41ed, nlink = 2, parent = ? WHERE ino = ?", (d, d + 1))
