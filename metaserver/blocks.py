@@ -141,9 +141,10 @@ class Blocks:
         for block, change in changes.items():
             if not change:
                 continue
-            length, refs = self._store.execute(
-                "SELECT length, refs FROM blocks WHERE block = ?", (block,)
-            ).fetchone()
+            row = self._store.execute("SELECT length, refs FROM blocks WHERE block = ?", (block,)).fetchone()
+            if row is None:
+                continue  # the check tells of such a file, and it can be removed
+            length, refs = row
             if refs + change:
                 counted.append((refs + change, block))
             else:

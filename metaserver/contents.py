@@ -13,7 +13,7 @@ from metaserver import extent_rules, rules
 from metaserver.blocks import Blocks
 from metaserver.inodes import Inodes
 from metaserver.store import Store
-from wire.errors import InvalidArgument, StaleFile
+from wire.errors import InternalError, InvalidArgument, StaleFile
 from wire.messages import (
     SMALL_BLOCK_BYTES,
     SMALL_FILES_AT_ONCE,
@@ -37,7 +37,7 @@ _TOUCHING = (
 )
 _MAP = (
     "SELECT e.offset, e.length, e.block, e.block_offset, b.length, b.digest"
-    " FROM extents AS e CROSS JOIN blocks AS b ON b.block = e.block WHERE e.ino = ?1 AND e.offset >="
+    " FROM extents AS e LEFT JOIN blocks AS b ON b.block = e.block WHERE e.ino = ?1 AND e.offset >="
     " coalesce((SELECT max(offset) FROM extents WHERE ino = ?1 AND offset <= ?2), ?2)"
     " ORDER BY e.offset LIMIT ?3"
 )
@@ -135,12 +135,18 @@ class Contents:
         return self.map_of(self._inodes.load(ino), offset, min(limit, RUN_EXTENTS_MAX))
 
     def map_of(self, file: Attributes, offset: int, limit: int) -> FileMap:
-        """Return a run of a file's extents that end after `offset`."""
+        """Return a run of a file's extents that end after `offset`.
+
+        Raises:
+            InternalError: one is of a block that is not known; left out, it would be read as a hole.
+        """
         if not file.allocated_bytes:
             return FileMap(file.version, file.size, [], True)
         rows = self._store.execute(_MAP, (file.ino, offset, limit + 2)).fetchall()
         if rows and rows[0][0] + rows[0][1] <= offset:
             del rows[0]
+        if any(witness is None for *_, witness in rows):
+            raise InternalError(f"inode {file.ino} refers to a block that is not known: see `quorumfs fsck`")
         return FileMap(
             file.version, file.size, list(map(MappedExtent._make, rows[:limit])), len(rows) <= limit
         )
@@ -158,11 +164,11 @@ class Contents:
     def _small_file(self, ino: int) -> Opened | None:
         try:
             file = self._inodes.load(ino)
-        except StaleFile:
+            if not 0 < file.allocated_bytes <= SMALL_BLOCK_BYTES:
+                return None
+            found = self.map_of(file, 0, 1)
+        except (StaleFile, InternalError):
             return None
-        if not 0 < file.allocated_bytes <= SMALL_BLOCK_BYTES:
-            return None
-        found = self.map_of(file, 0, 1)
         whole = found.complete and found.extents[0].block_length <= SMALL_BLOCK_BYTES
         return Opened(file, found) if whole else None
 

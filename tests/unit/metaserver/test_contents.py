@@ -6,16 +6,18 @@ import asyncio
 import random
 import stat
 import time
+from collections.abc import Iterator
 
 import pytest
 
 from metaserver import contents
 from tests.unit.metaserver.harness import DIRECTORY, Harness
-from wire.errors import FileTooLarge, InvalidArgument, SessionUnknown, StaleFile
+from wire.errors import FileTooLarge, InternalError, InvalidArgument, SessionUnknown, StaleFile
 from wire.messages import (
     SMALL_BLOCK_BYTES,
     SMALL_FILES_AT_ONCE,
     AttributeChanges,
+    Attributes,
     BlockRecord,
     Commit,
     Extent,
@@ -342,6 +344,41 @@ def test_contents_of_removed_files_go_also_after_a_kill(meta: Harness) -> None:
     meta.wait(meta.service.reaper.run_once())
     assert meta.wait(meta.service.garbage(100, 0)) == [record.block]
     assert meta.service.counts()["inodes"] == 1
+
+
+@pytest.fixture
+def lost(meta: Harness) -> Iterator[Attributes]:
+    """A file whose first block is not known, as a repair leaves it."""
+    ino = meta.create(1, b"lost").ino
+    record = meta.write(ino, 0, 1000)
+    meta.write(ino, 1000, 1000)
+    with meta.changing() as connection:
+        connection.execute("DELETE FROM blocks WHERE block = ?", (record.block,))
+    meta.store.totals = meta.store._count()
+    yield meta.service.getattr(ino)
+    if meta.look_up(b"lost"):
+        meta.unlink(1, b"lost")
+
+
+def test_bytes_of_a_block_that_is_not_known_are_no_hole(meta: Harness, lost: Attributes) -> None:
+    whole = meta.create(1, b"whole").ino
+    meta.write(whole, 0, 1000)
+    with pytest.raises(InternalError, match="fsck"):
+        meta.service.file_map(lost.ino, 0, 10)
+    with pytest.raises(InternalError, match="fsck"):
+        meta.service.open(meta.session, lost.ino, False)
+    assert [each is not None for each in meta.service.small_files([lost.ino, whole])] == [False, True]
+    meta.commit(lost.ino, cut=0)
+    assert meta.extents(lost.ino) == []
+
+
+def test_a_file_with_a_block_that_is_not_known_can_be_removed(meta: Harness, lost: Attributes) -> None:
+    """What fails in the reaper ends it, and with it all leases: locks of the dead would stay for ever."""
+    meta.unlink(1, b"lost")
+    meta.wait(meta.service.reaper.run_once())
+    with pytest.raises(StaleFile):
+        meta.service.getattr(lost.ino)
+    assert meta.store.totals["garbage_blocks"] == 1
 
 
 def test_garbage_is_told_by_age_and_forgotten(meta: Harness) -> None:
