@@ -136,8 +136,11 @@ class MetaService:
     ) -> None:
         self._require_epoch(epoch)
         first = not self._sessions.has_reclaimed(session)
-        if first and not self._locks.reclaim(session, locks or []):
-            raise SessionUnknown(f"session {session}: others hold its locks by now")
+        if first and locks:
+            if not self._sessions.is_awaited(session):
+                raise SessionUnknown(f"session {session}: others may have had its locks meanwhile")
+            if not self._locks.reclaim(session, locks):
+                raise SessionUnknown(f"session {session}: others hold its locks by now")
         self._sessions.reclaim(session, inodes, closes)
 
     # NamespaceMethods: locks

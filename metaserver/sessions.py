@@ -135,6 +135,10 @@ class Sessions:
         """Tell whether a session has said what it holds since the restart. Raises SessionUnknown."""
         return self._lease(session).reclaimed
 
+    def is_awaited(self, session: int) -> bool:
+        """Tell whether nothing was granted since the restart that a session could have held before."""
+        return session in self._unreclaimed
+
     def may_reclaim(self) -> bool:
         """Tell whether a session may hold what it has not said since the restart."""
         return bool(self._unreclaimed) or self._clock() < self._unknown_until

@@ -60,7 +60,8 @@ class NamespaceMethods:
 
         Raises:
             StaleEpoch: the server was restarted once more since.
-            SessionUnknown: also when others hold the locks by now; a new session must be begun.
+            SessionUnknown: also when others hold the locks by now, or may have held them meanwhile; a new
+                session must be begun.
         """
         raise NotImplementedError
 

@@ -149,7 +149,9 @@ def test_after_a_restart_those_who_do_not_come_back_hold_up_nobody_for_ever(
         meta.reclaim(dead, [], [lock])
 
 
-def test_who_reclaims_too_late_must_begin_anew(meta: Harness, lock: FileLock) -> None:
+@pytest.mark.parametrize("freed", [False, True])
+def test_who_reclaims_too_late_must_begin_anew(meta: Harness, lock: FileLock, freed: bool) -> None:
+    """Also if nobody holds the lock any more: somebody had it meanwhile."""
     late = meta.open_session()
     meta.set_lock(meta.ticket(late), lock)
     meta.restart()
@@ -160,6 +162,8 @@ def test_who_reclaims_too_late_must_begin_anew(meta: Harness, lock: FileLock) ->
         meta.seconds += LEASE_SECONDS / 2 + 1
         meta.wait(meta.service.reaper.run_once())
     meta.set_lock(meta.ticket(), lock)
+    if freed:
+        meta.unlock(meta.ticket(), lock)
     with pytest.raises(SessionUnknown):
         meta.reclaim(late, [], [lock])
 
