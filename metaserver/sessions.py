@@ -234,6 +234,8 @@ class Sessions:
         now = self._clock()
         for lease in self._leases.values():
             lease.renewed = min(lease.renewed + seconds, now)
+            if lease.first_renewal is not None:
+                lease.first_renewal = min(lease.first_renewal + seconds, now)
 
     def expired(self) -> list[int]:
         """Return the sessions whose lease has passed.

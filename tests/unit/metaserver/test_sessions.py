@@ -224,6 +224,20 @@ def test_a_server_that_did_not_run_ends_no_session(meta: Harness) -> None:
     meta.service.renew(meta.session)
 
 
+def test_a_server_that_did_not_run_goes_on_waiting_for_what_sessions_hold(meta: Harness) -> None:
+    other = meta.open_session()
+    file = create(meta, Ticket(other, 0, 1), b"a", open_it=True)
+    meta.unlink(1, b"a")
+    meta.restart()
+    meta.reclaim(meta.session, [])
+    meta.service.renew(other)
+    meta.seconds += 100 * LEASE_SECONDS
+    meta.sessions.forgive(100 * LEASE_SECONDS)
+    meta.wait(meta.service.reaper.run_once())
+    meta.reclaim(other, [file.ino])
+    assert meta.service.getattr(file.ino).nlink == 0
+
+
 def test_a_lease_renewed_after_a_stop_is_not_longer_than_others(meta: Harness) -> None:
     """What waited while the server did not run is heard before it learns that it did not run."""
     other = meta.open_session()
