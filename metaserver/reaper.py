@@ -114,4 +114,6 @@ class Reaper:
                 await self.run_once()
             except QuorumfsError as error:
                 logger.error("expired sessions and orphans are left for later: %s", error)
+            except Exception:
+                logger.exception("expired sessions and orphans are left for later by a defect")
             due = self._clock() + interval_seconds

@@ -44,3 +44,23 @@ def test_what_was_condemned_is_removed_soon_unless_the_server_stops(
 
     asyncio.run(play())
     assert rig.removed == ([] if closed else [1, 2])
+
+
+def test_a_failure_of_any_kind_is_tried_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without this job no session ever ends, and locks of the dead stay."""
+    rig = Rig()
+    turns: list[str] = []
+
+    async def run_once() -> None:
+        turns.append("tried")
+        if len(turns) == 3:
+            raise asyncio.CancelledError
+        raise TypeError("a defect")
+
+    monkeypatch.setattr(rig.reaper, "run_once", run_once)
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(rig.reaper.run_forever(0.001))
+    assert len(turns) == 3
+    assert "a defect" in caplog.text
