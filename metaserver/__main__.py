@@ -14,6 +14,7 @@ from pathlib import Path
 
 from metaserver.directory import Directory
 from metaserver.grants import Grants
+from metaserver.locks import WAITERS_MAX
 from metaserver.log import Checkpointer, LogSync
 from metaserver.service import MetaService
 from metaserver.sessions import Sessions
@@ -23,6 +24,7 @@ from wire.errors import InternalError
 from wire.methods import BookkeepingMethods, CommonMethods, NamespaceMethods
 from wire.process import run, serve
 from wire.server import Server
+from wire.server_msgpack import MOST_CALLS_IN_FLIGHT
 
 REAP_SECONDS = 1.0
 """Expired sessions are looked for so often (or ten times a lease, if that is shorter)."""
@@ -64,11 +66,21 @@ async def serve_metadata(config: ClusterConfig) -> None:
             asyncio.create_task(service.reaper.run_forever(min(REAP_SECONDS, config.lease_seconds / 10))),
         ]
         stack.push_async_callback(_stop, jobs)
-        server = Server(service.identity(), request_seconds=config.deadlines.request_seconds)
-        for table in (CommonMethods, NamespaceMethods, BookkeepingMethods):
-            server.register(table, service)
-        await serve(server, config.metaserver_listen)
+        await serve(offered(service, config.deadlines.request_seconds), config.metaserver_listen)
         await service.reaper.remove_orphans()
+
+
+def offered(service: MetaService, request_seconds: float) -> Server:
+    """Return a server of all methods.
+
+    A mediator passes the calls of all mounts on by one connection. Those that wait for locks must not keep it
+    from being read: nobody could unlock, nor renew a session.
+    """
+    most_calls = WAITERS_MAX + MOST_CALLS_IN_FLIGHT
+    server = Server(service.identity(), request_seconds=request_seconds, most_calls_in_flight=most_calls)
+    for table in (CommonMethods, NamespaceMethods, BookkeepingMethods):
+        server.register(table, service)
+    return server
 
 
 async def _stop(jobs: list[asyncio.Task[None]]) -> None:

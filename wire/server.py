@@ -23,7 +23,7 @@ from wire.dispatch import Dispatch, Send
 from wire.lending import Lender
 from wire.messages import Identity
 from wire.msgpack_codec import FIRST_BYTE, ROOM_BYTES
-from wire.server_msgpack import MsgpackConnection
+from wire.server_msgpack import MOST_CALLS_IN_FLIGHT, MsgpackConnection
 from wire.shortcut import listen_beside, widen
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ class Server:
         max_message_bytes: the longest request.
         request_seconds: a request must have arrived whole within; also the first of a connection.
         lender: whose memory long byte strings are received into, for those that they are passed on to.
+        most_calls_in_flight: a MessagePack-RPC connection with so many is not read until one has ended.
 
     `address` is where it listens, once it does.
     """
@@ -55,12 +56,14 @@ class Server:
         max_message_bytes: int = MAX_MESSAGE_BYTES,
         request_seconds: float = 10.0,
         lender: Lender | None = None,
+        most_calls_in_flight: int = MOST_CALLS_IN_FLIGHT,
     ) -> None:
         self.identity = identity
         self.lender = lender
         self.address = ""
         self.max_message_bytes = max_message_bytes
         self.request_seconds = request_seconds
+        self.most_calls_in_flight = most_calls_in_flight
         self.dispatch = Dispatch()
         self.connections = Connections()
         self._http: HttpFront | None = None
@@ -174,7 +177,11 @@ class _FirstByte(asyncio.BufferedProtocol):
         server, data = self._server, self._buffer[:count]
         if data[0] == FIRST_BYTE:
             caller = MsgpackConnection(
-                server.dispatch, server.connections, server.max_message_bytes, server.lender
+                server.dispatch,
+                server.connections,
+                server.max_message_bytes,
+                server.lender,
+                server.most_calls_in_flight,
             )
             self._hand_over(caller)
             caller.take_first(data)

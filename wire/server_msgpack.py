@@ -34,11 +34,13 @@ class MsgpackConnection(asyncio.BufferedProtocol):
         connections: Connections,
         max_message_bytes: int,
         lender: Lender | None = None,
+        most_calls_in_flight: int = MOST_CALLS_IN_FLIGHT,
     ) -> None:
         self._dispatch = dispatch
         self._connections = connections
         self._decoder = Decoder(max_message_bytes, strict=True, lender=lender)
         self._encoder = Encoder()
+        self._most_calls_in_flight = most_calls_in_flight
         self._loop = asyncio.get_running_loop()
         self._in_flight: set[asyncio.Future[Any]] = set()
         self._peer_reads = True
@@ -103,7 +105,7 @@ class MsgpackConnection(asyncio.BufferedProtocol):
                 self._transport.resume_reading()
 
     def _may_read(self) -> bool:
-        return self._peer_reads and len(self._in_flight) < MOST_CALLS_IN_FLIGHT
+        return self._peer_reads and len(self._in_flight) < self._most_calls_in_flight
 
     def _answer_what_arrived(self) -> None:
         decoder = self._decoder

@@ -6,7 +6,10 @@ import asyncio
 
 import pytest
 
+from metaserver.__main__ import offered
+from metaserver.service import WAIT_SECONDS
 from tests.unit.metaserver.harness import LEASE_SECONDS, Harness
+from wire.client import Client
 from wire.errors import (
     Deadlock,
     GracePeriod,
@@ -19,6 +22,8 @@ from wire.errors import (
 )
 from wire.locks import LAST
 from wire.messages import FileLock, Ticket
+from wire.methods import BookkeepingMethods, NamespaceMethods
+from wire.server_msgpack import MOST_CALLS_IN_FLIGHT
 
 WHOLE = FileLock(0, False, 7, 0, LAST, True, 42)
 
@@ -197,6 +202,27 @@ def test_waiting(meta: Harness, lock: FileLock) -> None:
         assert not waiting.done()
         meta.unlock(meta.ticket(), lock)
         await asyncio.wait_for(waiting, 1)
+
+    meta.wait(play())
+
+
+def test_those_who_wait_keep_nobody_else_waiting(meta: Harness, lock: FileLock) -> None:
+    """One connection has the calls of all mounts that use a mediator, those that wait for locks too."""
+    other = meta.open_session()
+    meta.set_lock(meta.ticket(), lock)
+
+    async def play() -> None:
+        server = offered(meta.service, request_seconds=10.0)
+        client = Client(await server.start("127.0.0.1:0"))
+        owners = range(2 * MOST_CALLS_IN_FLIGHT)
+        calls = [client.call(20, NamespaceMethods.wait_lock, other, lock._replace(owner=k)) for k in owners]
+        waiting = asyncio.gather(*calls)
+        await client.call(WAIT_SECONDS / 2, BookkeepingMethods.renew, meta.session)
+        unlocking = NamespaceMethods.unlock, meta.ticket(), lock, meta.sessions.epoch
+        await client.call(WAIT_SECONDS / 2, *unlocking)
+        await asyncio.wait_for(waiting, WAIT_SECONDS / 2)
+        await client.close()
+        await server.drain()
 
     meta.wait(play())
 
