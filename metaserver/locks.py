@@ -8,6 +8,7 @@ thread only.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -50,6 +51,8 @@ class Locks:
         self._in_grace = in_grace
         self._held: dict[Place, list[Lock]] = {}
         self._waiting: dict[Place, list[Waiting]] = {}
+        self._waiters: Counter[tuple[int, int]] = Counter()
+        """Who waits for a lock, and how often."""
         self._answered: dict[tuple[int, int], tuple[int, QuorumfsError | None]] = {}
 
     def set(self, ticket: Ticket, asked: FileLock) -> None:
@@ -119,12 +122,13 @@ class Locks:
         blockers = conflicts(self._held.get(place, []), wanted)
         if not blockers:
             return
-        if not place.flock and closes_a_circle(wanted, blockers, self._waits()):
+        if not place.flock and self._closes_a_circle(wanted, blockers):
             raise Deadlock("the holders of the lock wait for the one who asks")
-        if sum(map(len, self._waiting.values())) >= WAITERS_MAX:
+        if self._waiters.total() >= WAITERS_MAX:
             raise NoLocks(f"{WAITERS_MAX} wait for locks already")
         waiting = Waiting(wanted, asyncio.Event())
         self._waiting.setdefault(place, []).append(waiting)
+        self._waiters[wanted.holder] += 1
         try:
             await asyncio.wait_for(waiting.woken.wait(), seconds)
         except TimeoutError:
@@ -133,6 +137,14 @@ class Locks:
             self._waiting[place].remove(waiting)
             if not self._waiting[place]:
                 del self._waiting[place]
+            self._waiters[wanted.holder] -= 1
+            if not self._waiters[wanted.holder]:
+                del self._waiters[wanted.holder]
+
+    def _closes_a_circle(self, wanted: Lock, blockers: list[Lock]) -> bool:
+        """Look at all that wait only if one of the blockers waits: many mostly wait for one who does not."""
+        may_close = any(lock.holder in self._waiters for lock in blockers)
+        return may_close and closes_a_circle(wanted, blockers, self._waits())
 
     def _waits(self) -> Iterator[tuple[Lock, list[Lock]]]:
         for place, waiters in self._waiting.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import pytest
 
@@ -225,6 +226,23 @@ def test_those_who_wait_keep_nobody_else_waiting(meta: Harness, lock: FileLock) 
         await server.drain()
 
     meta.wait(play())
+
+
+def test_many_may_wait_for_one_holder(meta: Harness, lock: FileLock) -> None:
+    other = meta.open_session()
+    meta.set_lock(meta.ticket(), lock)
+
+    async def play() -> float:
+        calls = [meta.service.wait_lock(other, lock._replace(owner=owner)) for owner in range(2000)]
+        begun = time.monotonic()
+        waiting = [asyncio.create_task(call) for call in calls]
+        await asyncio.sleep(0)
+        taken = time.monotonic() - begun
+        meta.unlock(meta.ticket(), lock)
+        await asyncio.gather(*waiting)
+        return taken
+
+    assert meta.wait(play()) < 1.0
 
 
 def test_a_circle_of_waiters(meta: Harness, lock: FileLock) -> None:
