@@ -18,14 +18,15 @@ class ReadingConnection(sqlite3.Connection):
 
     Attributes:
         reading: the statement that is half read, if there is one.
+        may_read: whether one may be kept open: nobody moves the log, nor must.
     """
 
     reading: sqlite3.Cursor | None = None
-    _may_read = True
+    may_read = True
 
     def begin_reading(self) -> None:
         """Keep a read open from now on, if that may be. Not to be called while one is open."""
-        if self._may_read:
+        if self.may_read:
             self.reading = self.execute("SELECT 1 FROM sqlite_schema")
 
     def end_reading(self) -> None:
@@ -36,7 +37,7 @@ class ReadingConnection(sqlite3.Connection):
 
     def keep_reading(self, may: bool) -> None:
         """Say whether a read may be kept open from now on: not while the log is moved, or must be."""
-        self._may_read = may
+        self.may_read = may
         if not may:
             self.end_reading()
 

@@ -284,8 +284,8 @@ class Store:
             except sqlite3.Error as error:
                 logger.warning("the log cannot be emptied: %s", error)
                 return
-            if log_failure.reason(self._name) is not None:
-                return
+            if log_failure.reason(self._name) is not None or self._connection.may_read:
+                return  # if it is a check or a copy that reads, it may do so for long
             time.sleep(CHECKPOINT_RETRY_SECONDS)  # the thread that keeps the log short is at it
 
     def _change(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

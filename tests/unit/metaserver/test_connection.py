@@ -49,7 +49,9 @@ def test_emptying_the_log_does_not_wait_for_who_reads_an_older_moment(meta: Harn
     with closing(snapshot(meta.path)):
         begun = time.monotonic()
         meta.store.empty_log()
-        assert time.monotonic() - begun < 5 * store.CHECKPOINT_TRIES * store.CHECKPOINT_RETRY_SECONDS
+        meta.create(1, b"second")
+        meta.store.empty_log()
+        assert time.monotonic() - begun < store.CHECKPOINT_TRIES * store.CHECKPOINT_RETRY_SECONDS
     meta.store.empty_log()
     assert not Path(f"{meta.path}-wal").stat().st_size
 

@@ -288,6 +288,7 @@ def test_a_log_is_not_emptied_before_it_is_noted_to_be_in_the_database(tmp_path:
         again.close()
         return done
 
+    meta.store.keep_reading(False)  # as who has the thread at it
     meta.store.execute = execute  # type: ignore[method-assign,assignment]
     meta.store.empty_log()
     meta.store.execute = meta.store._connection.execute
