@@ -174,6 +174,12 @@ class LocalCluster:
         """Return the names of the mounts that were made and not unmounted."""
         return sorted(file.stem for file in (self.directory / "run").glob("mount-*.json"))
 
+    def mounts_inside_out(self) -> list[str]:
+        """Return the names of the mounts in an order in which they can be unmounted: one on another first."""
+        records = {name: self.process(name).record() for name in self.mount_names()}
+        depth = {name: len(Path(record.place).parts) for name, record in records.items() if record}
+        return sorted(records, key=lambda name: -depth.get(name, 0))
+
     def address(self, name: str) -> str:
         """Return where a server listens."""
         if name in self.mediator_names:
@@ -284,7 +290,7 @@ class LocalCluster:
             ConfigError: nothing can be mounted there.
             ClusterError: the mount did not come up.
         """
-        mountpoint = mounts.absolute(mountpoint)
+        mountpoint = mounts.place_of(mountpoint)
         self.clear_dead_mounts()
         mounts.check_fuse()
         mounts.check_mountpoint(mountpoint)
@@ -315,7 +321,7 @@ class LocalCluster:
         place = Path(record.place) if record is not None else None
         if force:
             process.signal(signal.SIGCONT)
-        if place is not None and mounts.mount_at(place) is not None:
+        if place is not None and self._has_mounted(place):
             _unmount(place, force)
         if not process.wait(STOP_SECONDS if force else mounts.UNMOUNT_SECONDS):
             if not force:
@@ -323,7 +329,7 @@ class LocalCluster:
                     f"{name} is unmounted but still writes; see `quorumfs status`, or use --force"
                 )
             stop_all([process], STOP_SECONDS)
-            if place is not None and mounts.mount_at(place) is not None:
+            if place is not None and self._has_mounted(place):
                 mounts.unmount(place, lazy=True)
         process.forget()
 
@@ -334,6 +340,21 @@ class LocalCluster:
                 self.unmount(name, force=True)
 
     # How
+
+    def _has_mounted(self, place: Path) -> bool:
+        """Tell whether this cluster is mounted there, or was by a process that died: not another by now."""
+        mount = mounts.mount_at(place)
+        if mount is None or mount.type != mounts.TYPE:
+            return False
+        file = mounts.config_of_mount(place)
+        return file is None or self._is_own(file)
+
+    def _is_own(self, config_file: Path) -> bool:
+        """Tell whether a process with that configuration is this cluster's; its directory may have moved."""
+        try:
+            return config_file.samefile(self.config_file)
+        except OSError:
+            return True
 
     def _data_server(self, name: str) -> DataServerConfig:
         number = name.removeprefix("data-")

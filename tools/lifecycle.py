@@ -139,7 +139,7 @@ def _live_mounts(cluster: LocalCluster) -> list[Path]:
 
 def _wanted_place(given: Path | None, places: list[Path], undo: ExitStack) -> Path | None:
     """Return where to mount, checked, or None if it is mounted there (or, if none is given, anywhere)."""
-    place = mounts.absolute(given or DEFAULT_MOUNTPOINT)
+    place = mounts.place_of(given or DEFAULT_MOUNTPOINT)
     if place in places or (given is None and places):
         return None
     if given is None and not place.exists() and place.parent.is_dir():
@@ -183,7 +183,7 @@ def run_down(arguments: argparse.Namespace) -> int:
     """Unmount everything and stop all servers. A mount in use is an error, and everything goes on."""
     cluster = find_cluster(arguments.state)
     with cluster.lock():
-        for name in cluster.mount_names():
+        for name in cluster.mounts_inside_out():
             cluster.unmount(name, force=arguments.force)
         running = [name for name in cluster.server_names if cluster.state(name) != "down"]
         killed = cluster.stop(*running) if running else []
@@ -201,13 +201,13 @@ def run_down(arguments: argparse.Namespace) -> int:
 def run_mount(arguments: argparse.Namespace) -> int:
     """Mount a running cluster at one more place, beside a parent that mounts it again should it die."""
     cluster = find_cluster(arguments.state)
+    place = mounts.place_of(arguments.mountpoint)
     with cluster.lock():
         if all(cluster.state(name) == "down" for name in cluster.mediator_names):
             raise ConfigError("the mediator is down; start the cluster with: quorumfs up")
-        if mounts.absolute(arguments.mountpoint) in _live_mounts(cluster):
+        if place in _live_mounts(cluster):
             raise ConfigError(f"{arguments.mountpoint}: the cluster is mounted there already")
         name = cluster.mount(arguments.mountpoint, *([] if arguments.no_supervise else ["--supervise"]))
-    place = mounts.absolute(arguments.mountpoint)
     if arguments.json:
         print_json({"name": name, "mountpoint": place})
     else:
@@ -217,11 +217,12 @@ def run_mount(arguments: argparse.Namespace) -> int:
 
 def run_umount(arguments: argparse.Namespace) -> int:
     """Unmount one place or all; what was written is committed first."""
-    cluster = find_cluster(arguments.state, arguments.mountpoint)
-    wanted = None if arguments.mountpoint is None else str(mounts.absolute(arguments.mountpoint))
+    place = None if arguments.mountpoint is None else mounts.place_of(arguments.mountpoint)
+    cluster = find_cluster(arguments.state, place)
+    wanted = None if place is None else str(place)
     done = []
     with cluster.lock():
-        for name in cluster.mount_names():
+        for name in cluster.mounts_inside_out():
             record = cluster.process(name).record()
             if record is not None and wanted in (None, record.place):
                 cluster.unmount(name, force=arguments.force)

@@ -48,22 +48,10 @@ def find_cluster(given: Path | None, path: Path | None = None) -> LocalCluster:
     if (directory / CONFIG_NAME).exists() or given is not None or "QUORUMFS_STATE" in os.environ:
         return LocalCluster.open(directory)
     for place in (path, Path.cwd()):
-        config = config_of_mount(mounts.absolute(place)) if place is not None else None
+        config = mounts.config_of_mount(mounts.absolute(place)) if place is not None else None
         if config is not None:
             return LocalCluster.open(config.parent)
     raise ConfigError("no cluster here; start one with: quorumfs up, or name its directory with --state DIR")
-
-
-def config_of_mount(path: Path) -> Path | None:
-    """Return the configuration file of the mount that an absolute path lies on, from its process."""
-    mount = mounts.mount_of(path)
-    if mount is None:
-        return None
-    for process in Path("/proc").iterdir():
-        words = _command(process) if process.name.isdigit() else []
-        if "fusefs" in words and "--config" in words and words[-1] == str(mount.place):
-            return Path(words[words.index("--config") + 1])
-    return None
 
 
 def find_inode(cluster: LocalCluster, client: BlockingClient, path: Path) -> int:
@@ -74,7 +62,7 @@ def find_inode(cluster: LocalCluster, client: BlockingClient, path: Path) -> int
     """
     absolute = mounts.absolute(path)
     mount = mounts.mount_of(absolute)
-    if mount is not None and config_of_mount(absolute) == cluster.config_file:
+    if mount is not None and mounts.config_of_mount(absolute) == cluster.config_file:
         if mount.place == absolute:
             return ROOT_INODE
         try:
@@ -114,10 +102,3 @@ def _names_from_root(cluster: LocalCluster, path: Path, absolute: Path) -> list[
         if record is not None and absolute.is_relative_to(record.place):
             return [os.fsencode(part) for part in absolute.relative_to(record.place).parts]
     return [os.fsencode(part) for part in path.parts if part not in ("/", ".")]
-
-
-def _command(process: Path) -> list[str]:
-    try:
-        return [os.fsdecode(word) for word in (process / "cmdline").read_bytes().split(b"\0")[:-1]]
-    except OSError:
-        return []

@@ -18,6 +18,9 @@ from tools.processes import ClusterError
 from wire.config import ConfigError
 
 FUSE_DEVICE = Path("/dev/fuse")
+MOUNTS_FILE = Path("/proc/self/mountinfo")
+TYPE = "fuse.quorumfs"
+LINKS_MAX = 40
 UNMOUNT_SECONDS = 40.0
 
 
@@ -32,7 +35,8 @@ class Mount(NamedTuple):
 def mounts() -> list[Mount]:
     """Return all mounts that this process sees, in the order in which they were made: proc(5)."""
     found = []
-    for line in Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines():
+    # Of what ends a line elsewhere (CR, FF and so on), the kernel escapes the newline alone.
+    for line in os.fsdecode(MOUNTS_FILE.read_bytes()).rstrip("\n").split("\n"):
         left, _, right = line.partition(" - ")
         kind, source = right.split(" ")[:2]
         found.append(Mount(Path(_unescape(left.split(" ")[4])), kind, _unescape(source)))
@@ -60,6 +64,32 @@ def absolute(path: Path) -> Path:
     """Make a mount point's path absolute without looking at the mount point itself."""
     path = Path(os.path.normpath(Path.cwd() / path))
     return path.parent.resolve() / path.name
+
+
+def place_of(path: Path) -> Path:
+    """Return where the kernel mounts what is mounted on `path`: absolute, symbolic links followed.
+
+    What is mounted there is not asked: it is no symbolic link, and the kernel knows.
+    """
+    path = absolute(path)
+    for _ in range(LINKS_MAX):
+        try:
+            path = absolute(path.parent / path.readlink())
+        except OSError:
+            break
+    return path
+
+
+def config_of_mount(path: Path) -> Path | None:
+    """Return the configuration file of the mount that an absolute path lies on, from its process."""
+    mount = mount_of(path)
+    if mount is None:
+        return None
+    for process in Path("/proc").iterdir():
+        words = _command(process) if process.name.isdigit() else []
+        if "fusefs" in words and "--config" in words and words[-1] == str(mount.place):
+            return Path(words[words.index("--config") + 1])
+    return None
 
 
 def check_mountpoint(place: Path) -> None:
@@ -149,6 +179,13 @@ def _below(place: Path, link: Path) -> bool:
         return link.readlink().is_relative_to(place)
     except OSError:
         return False
+
+
+def _command(process: Path) -> list[str]:
+    try:
+        return [os.fsdecode(word) for word in (process / "cmdline").read_bytes().split(b"\0")[:-1]]
+    except OSError:
+        return []
 
 
 def _name(process: Path) -> str:

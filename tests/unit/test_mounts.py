@@ -42,6 +42,21 @@ def test_names_with_spaces_are_unescaped() -> None:
     assert mounts._unescape(r"/a\040b\134c") == "/a b\\c"
 
 
+def test_the_kernel_escapes_few_characters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = (
+        "25 1 8:1 / / rw - ext4 /dev/sda1 rw\n"
+        "26 25 0:9 / /a\rb\x85c\u2028 rw - fuse.quorumfs quorumfs rw\n"
+        "27 25 0:9 / /d\\040e\\012 rw shared:1 - tmpfs  rw\n"
+    )
+    monkeypatch.setattr(mounts, "MOUNTS_FILE", tmp_path / "mountinfo")
+    (tmp_path / "mountinfo").write_bytes(lines.encode())
+    assert mounts.mounts() == [
+        Mount(Path("/"), "ext4", "/dev/sda1"),
+        Mount(Path("/a\rb\x85c\u2028"), "fuse.quorumfs", "quorumfs"),
+        Mount(Path("/d e\n"), "tmpfs", ""),
+    ]
+
+
 def test_a_mount_point_is_checked(tmp_path: Path) -> None:
     mounts.check_mountpoint(tmp_path)
     (tmp_path / "file").touch()
@@ -68,3 +83,12 @@ def test_users_of_a_directory_are_named(tmp_path: Path) -> None:
             assert mounts.users_of(tmp_path) == [f"sleep ({sleeper.pid})"]
         finally:
             sleeper.kill()
+
+
+def test_links_to_a_mount_point_are_followed(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("other")
+    (tmp_path / "other").symlink_to(tmp_path / "real" / "mnt")
+    (tmp_path / "ring").symlink_to("ring")
+    assert mounts.place_of(tmp_path / "link") == tmp_path / "real" / "mnt"
+    assert mounts.place_of(tmp_path / "ring") == tmp_path / "ring"

@@ -1,0 +1,91 @@
+"""Mount points as people have them: behind links, one on another, of odd names, taken by another cluster."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import unexpected_lines
+from tests.support import run_command
+from tools import mounts
+from tools.cluster import CONFIG_NAME, LocalCluster
+from wire.config import ConfigError
+
+SINGLE = ["--servers", "1"]
+
+
+@pytest.fixture
+def here(tmp_path: Path, fuse_device: None) -> Iterator[Path]:
+    """A directory to type commands in; the clusters in it are ended, and their logs are read."""
+    yield tmp_path
+    for config in tmp_path.glob(f"*/{CONFIG_NAME}"):
+        with suppress(ConfigError):
+            cluster = LocalCluster.open(config.parent)
+            cluster.close()
+            assert not unexpected_lines(cluster)
+
+
+def ok(done: subprocess.CompletedProcess[str]) -> None:
+    assert done.returncode == 0, done
+
+
+def test_a_mount_point_that_is_a_link(here: Path) -> None:
+    (here / "real").mkdir()
+    (here / "mnt").symlink_to("real")
+    ok(run_command(here, "up", *SINGLE))
+    (here / "mnt" / "a.txt").write_text("1234\n")
+    assert run_command(here, "umount", "mnt").stdout == f"unmounted {here / 'real'}\n"
+    ok(run_command(here, "up"))
+    LocalCluster.open(here / ".quorumfs").kill("mount-1")
+    ok(run_command(here, "up"))
+    assert (here / "mnt" / "a.txt").read_text() == "1234\n"
+    ok(run_command(here, "down"))
+    assert mounts.mount_at(here / "real") is None
+
+
+def test_a_mount_on_a_mount_is_ended_first(here: Path) -> None:
+    ok(run_command(here, "up", *SINGLE))
+    (here / "mnt" / "deep").mkdir()
+    ok(run_command(here, "mount", "mnt/deep"))
+    ok(run_command(here, "down"))
+    assert mounts.mount_at(here / "mnt") is None
+
+
+def test_a_mount_point_of_any_name(here: Path) -> None:
+    name = "-a b\nc\rd\fe\u2028f#g\\hä"
+    (here / name).mkdir()
+    ok(run_command(here, "up", *SINGLE, "--", name))
+    (here / name / "a.txt").write_text("1234\n")
+    ok(run_command(here, "down"))
+    assert mounts.mount_at(here / name) is None
+
+
+def test_what_another_cluster_has_mounted_there_by_now_is_left_alone(here: Path) -> None:
+    """A mount died, was taken away by hand, and another cluster was mounted at its place."""
+    (here / "mnt").mkdir()
+    ok(run_command(here, "up", *SINGLE, "--state", "first"))
+    first = LocalCluster.open(here / "first")
+    first.kill("mount-1")
+    mounts.unmount(here / "mnt")
+    ok(run_command(here, "up", *SINGLE, "--state", "second"))
+    (here / "mnt" / "a.txt").write_text("1234\n")
+    ok(run_command(here, "down", "--state", "first"))
+    assert (here / "mnt" / "a.txt").read_text() == "1234\n"
+    assert first.mount_names() == []
+
+
+def test_what_is_mounted_is_known_without_asking_it(here: Path) -> None:
+    """The mount's process answers nothing; a question to it would wait for that."""
+    ok(run_command(here, "up", *SINGLE))
+    mount = LocalCluster.open(here / ".quorumfs").process("mount-1")
+    mount.signal(signal.SIGSTOP)
+    try:
+        done = run_command(here, "mount", "mnt", seconds=20)
+    finally:
+        mount.signal(signal.SIGCONT)
+    assert "mounted there already" in done.stderr
