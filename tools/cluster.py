@@ -31,7 +31,7 @@ from typing import Any, NamedTuple, Self
 
 import wire
 from tools import mounts
-from tools.processes import LOOK_SECONDS, ClusterError, Process, State, stop_all
+from tools.processes import LOOK_SECONDS, ClusterError, Process, ProcessRecord, State, stop_all
 from wire.config import ClusterConfig, ConfigError, DataServerConfig, Encoding, dumps, load
 from wire.quorum import Quorum
 
@@ -172,7 +172,8 @@ class LocalCluster:
 
     def mount_names(self) -> list[str]:
         """Return the names of the mounts that were made and not unmounted."""
-        return sorted(file.stem for file in (self.directory / "run").glob("mount-*.json"))
+        names = sorted(file.stem for file in (self.directory / "run").glob("mount-*.json"))
+        return [name for name in names if self.process(name).record() is not None]
 
     def mounts_inside_out(self) -> list[str]:
         """Return the names of the mounts in an order in which they can be unmounted: one on another first."""
@@ -198,7 +199,7 @@ class LocalCluster:
             raise ConfigError(f"there is no {name} in this cluster; choose of {', '.join(self.server_names)}")
         if name not in self._processes:
             pid_file = self.directory / "run" / f"{name}.json"
-            self._processes[name] = Process(name, pid_file, self.log_file(name))
+            self._processes[name] = Process(name, pid_file, self.log_file(name), self._is_own_process)
         return self._processes[name]
 
     def state(self, name: str) -> State:
@@ -348,6 +349,11 @@ class LocalCluster:
             return False
         file = mounts.config_of_mount(place)
         return file is None or self._is_own(file)
+
+    def _is_own_process(self, record: ProcessRecord) -> bool:
+        """Tell whether a pid file is not one that was copied here with another cluster's directory."""
+        words = record.command
+        return "--config" not in words or self._is_own(Path(words[words.index("--config") + 1]))
 
     def _is_own(self, config_file: Path) -> bool:
         """Tell whether a process with that configuration is this cluster's; its directory may have moved."""

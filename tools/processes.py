@@ -14,7 +14,7 @@ import select
 import signal
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -46,21 +46,33 @@ class ProcessRecord:
 
 
 class Process:
-    """A process by name, with its pid file and its log file."""
+    """A process by name, with its pid file and its log file.
 
-    def __init__(self, name: str, pid_file: Path, log_file: Path) -> None:
+    Args:
+        is_own: tells of what a pid file holds whether it is of this process: the file may have been copied.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        pid_file: Path,
+        log_file: Path,
+        is_own: Callable[[ProcessRecord], bool] = lambda record: True,
+    ) -> None:
         self.name = name
         self.pid_file = pid_file
         self.log_file = log_file
+        self._is_own = is_own
         self._child: subprocess.Popen[bytes] | None = None
         self._log_start = 0
 
     def record(self) -> ProcessRecord | None:
-        """Return what the pid file says, or None if there is none that can be read."""
+        """Return what the pid file says, or None if there is none that can be read, or it is not ours."""
         try:
-            return ProcessRecord(**json.loads(self.pid_file.read_text()))
+            record = ProcessRecord(**json.loads(self.pid_file.read_text()))
         except (FileNotFoundError, ValueError, TypeError):
             return None
+        return record if self._is_own(record) else None
 
     def state(self) -> State:
         """Tell whether the process runs now; a zombie is down."""
@@ -80,9 +92,10 @@ class Process:
         """
         if self.state() != "down":
             raise ClusterError(f"{self.name} runs already")
-        with self.log_file.open("ab") as log:
-            self._log_start = log.tell()
-            try:
+        self._child = None
+        try:
+            with self.log_file.open("ab") as log:
+                self._log_start = log.tell()
                 self._child = subprocess.Popen(
                     command,
                     stdin=subprocess.DEVNULL,
@@ -91,13 +104,27 @@ class Process:
                     env=dict(environment),
                     start_new_session=True,
                 )
-            except OSError as error:
-                raise ClusterError(f"{self.name} cannot be started: {error}") from None
-        pid = self._child.pid
+            self._note(self._child.pid, command, place)
+        except OSError as error:
+            self._take_back()
+            raise ClusterError(f"{self.name} cannot be started: {error}") from None
+        except BaseException:
+            self._take_back()
+            raise
+
+    def _note(self, pid: int, command: Sequence[str], place: str) -> None:
+        """Write the pid file."""
         record = ProcessRecord(pid, _stat(pid)[1], boot_id(), list(command), place)
         partial = self.pid_file.with_suffix(".new")
         partial.write_text(json.dumps(asdict(record)))
         partial.replace(self.pid_file)
+
+    def _take_back(self) -> None:
+        """End a process that was just started and that no later call would find: it has no pid file."""
+        if self._child is not None:
+            self._child.kill()
+            self._child.wait()
+        self.pid_file.with_suffix(".new").unlink(missing_ok=True)
 
     def await_ready(self, deadline_seconds: float) -> str:
         """Wait for the ready line of the process that `spawn` started, and return it.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,27 @@ def test_two_commands_at_once(cluster: LocalCluster) -> None:
 def test_a_used_directory_is_not_overwritten(cluster: LocalCluster) -> None:
     with pytest.raises(ConfigError, match="holds other files"):
         LocalCluster.create(cluster.directory)
+
+
+def test_a_copy_of_a_running_clusters_directory_is_no_handle_on_it(
+    cluster: LocalCluster, tmp_path: Path
+) -> None:
+    cluster.start("data-1")
+    copy = LocalCluster.open(shutil.copytree(cluster.directory, tmp_path / "copy"))
+    assert copy.state("data-1") == "down"
+    copy.stop()
+    assert cluster.state("data-1") == "running"
+    moved = LocalCluster.open(cluster.directory.rename(tmp_path / "moved"))
+    assert moved.state("data-1") == "running", "it is the same cluster in another place"
+    moved.stop()
+    assert moved.state("data-1") == "down"
+
+
+@pytest.mark.parametrize("content", ["", "{"])
+def test_a_mount_whose_pid_file_is_torn_hides_nothing_else(cluster: LocalCluster, content: str) -> None:
+    (cluster.directory / "run" / "mount-1.json").write_text(content)
+    assert cluster.mount_names() == []
+    assert [process.name for process in cluster.status()] == SERVERS
 
 
 def test_close_ends_everything_in_whatever_state(tmp_path: Path) -> None:

@@ -91,3 +91,26 @@ def test_a_running_process_is_not_started_twice(process: Process) -> None:
     spawn(process, SLEEP)
     with pytest.raises(ClusterError, match="runs already"):
         spawn(process, SLEEP)
+
+
+def test_what_no_pid_file_can_tell_of_is_not_left_running(process: Process) -> None:
+    """As when the disk is full: no later call would find it, and its address would be taken for good."""
+    process.pid_file.with_suffix(".new").symlink_to("/dev/full")
+    before = children_of(os.getpid())
+    with pytest.raises(ClusterError, match="No space left"):
+        spawn(process, SLEEP)
+    assert process.state() == "down"
+    assert children_of(os.getpid()) == before
+
+
+def children_of(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+
+
+def test_a_pid_file_that_is_anothers_means_down(process: Process) -> None:
+    spawn(process, SLEEP)
+    copied = Process("toy", process.pid_file, process.log_file, lambda record: False)
+    assert copied.state() == "down"
+    assert not copied.signal(signal.SIGKILL)
+    assert copied.record() is None
+    assert process.state() == "running"
