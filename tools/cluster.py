@@ -24,18 +24,20 @@ import socket
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 import wire
+from dataserver.durable import sync_directory, write_file
 from tools import mounts
 from tools.processes import LOOK_SECONDS, ClusterError, Process, ProcessRecord, State, stop_all
 from wire.config import ClusterConfig, ConfigError, DataServerConfig, Encoding, dumps, load
 from wire.quorum import Quorum
 
 CONFIG_NAME = "cluster.toml"
+LOCK_NAME = "lock"
 READY_SECONDS = 20.0
 STOP_SECONDS = 10.0
 ADDRESS_SECONDS = 1.0
@@ -69,6 +71,7 @@ class LocalCluster:
         self.config = config
         self.config_file = directory / CONFIG_NAME
         self._processes: dict[str, Process] = {}
+        self._made_directory = False
 
     @classmethod
     def create(
@@ -100,17 +103,42 @@ class LocalCluster:
         except ValueError as error:
             raise ConfigError(str(error)) from None
         try:
-            if directory.exists() and any(directory.iterdir()):
-                raise ConfigError(
-                    f"{directory} holds other files and no {CONFIG_NAME}; choose another with --state"
-                )
+            made = not directory.exists()
+            _refuse_strangers(directory)
             config = _new_config(directory, quorum, mediators, rpc, settings)
-            for name in ("meta", "logs", "run", *(f"data-{s.number}" for s in config.data_servers)):
-                (directory / name).mkdir(parents=True)
-            (directory / CONFIG_NAME).write_text(dumps(config, directory))
+            directory.mkdir(parents=True, exist_ok=True)
+            with locked(directory):
+                _refuse_strangers(directory)
+                cluster = cls(directory, config)
+                cluster._made_directory = made
+                cluster._write()
         except OSError as error:
             raise ConfigError(f"{directory}: cannot be made: {error.strerror}") from None
-        return cls(directory, config)
+        return cluster
+
+    def _write(self) -> None:
+        """Fill the directory of a new cluster: all of it, or nothing stays.
+
+        The configuration comes first: what is killed after it has made a cluster, before it nothing.
+        """
+        try:
+            write_file(self.config_file, dumps(self.config, self.directory).encode())
+            for name in ("meta", "logs", "run", *(f"data-{s.number}" for s in self.config.data_servers)):
+                (self.directory / name).mkdir(exist_ok=True)
+            sync_directory(self.directory.parent)
+        except BaseException:
+            self.discard()
+            raise
+
+    def discard(self) -> None:
+        """Remove all of a cluster that was just made: its directory too, unless that was there before."""
+        for entry in self.directory.iterdir():
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
+        if self._made_directory:
+            self.directory.rmdir()
 
     @classmethod
     def open(cls, directory: Path) -> LocalCluster:
@@ -141,21 +169,13 @@ class LocalCluster:
             for name in self.mount_names():
                 stack.callback(self.unmount, name, force=True)
 
-    @contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self) -> AbstractContextManager[None]:
         """Keep other commands from changing what runs in the meantime.
 
         Raises:
             ClusterError: another command holds the lock.
         """
-        with (self.directory / "lock").open("a") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise ClusterError(
-                    f"another quorumfs command is at work on {self.directory}; try again when it has ended"
-                ) from None
-            yield
+        return locked(self.directory)
 
     # What there is
 
@@ -404,6 +424,19 @@ class LocalCluster:
             raise ClusterError(f"{name} is down; start it with: quorumfs fault restart {name}")
 
 
+@contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Keep other commands from changing what is in a state directory. Raises ClusterError if one does."""
+    with (directory / LOCK_NAME).open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ClusterError(
+                f"another quorumfs command is at work on {directory}; try again when it has ended"
+            ) from None
+        yield
+
+
 def _unmount(place: Path, force: bool) -> None:
     try:
         mounts.unmount(place)
@@ -426,12 +459,25 @@ def python_environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
 
 
+def _refuse_strangers(directory: Path) -> None:
+    """Raise ConfigError if a directory has more in it than a command that was killed would leave."""
+    left = {LOCK_NAME, f"{CONFIG_NAME}.tmp"}
+    if directory.exists() and any(entry.name not in left for entry in directory.iterdir()):
+        raise ConfigError(f"{directory} holds other files and no {CONFIG_NAME}; choose another with --state")
+
+
 def _new_config(
     directory: Path, quorum: Quorum, mediators: int, rpc: Encoding, settings: dict[str, Any]
 ) -> ClusterConfig:
     if not 1 <= mediators <= MOST_MEDIATORS:
         raise ConfigError(f"{mediators} mediators: choose 1 to {MOST_MEDIATORS}")
-    addresses = _free_addresses(quorum.servers + 1 + mediators)
+    wanted = quorum.servers + 1 + mediators
+    addresses = _free_addresses(wanted)
+    if len(addresses) < wanted:
+        raise ConfigError(
+            f"{quorum.servers} data servers: {wanted} ports are needed, and of {PORTS.start} to "
+            f"{PORTS.stop - 1} only {len(addresses)} are free; choose fewer servers"
+        )
     return ClusterConfig(
         cluster=secrets.token_hex(8),
         quorum=quorum,

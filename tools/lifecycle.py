@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
-import shutil
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -73,8 +72,11 @@ def run_up(arguments: argparse.Namespace) -> int:
     directory = state_directory(arguments.state).resolve()
     mounts.check_fuse()
     with ExitStack() as undo:
-        cluster = _open_or_create(directory, arguments, undo)
+        is_new = not (directory / CONFIG_NAME).exists()
+        cluster = _create(directory, arguments) if is_new else LocalCluster.open(directory)
         undo.enter_context(cluster.lock())
+        if is_new:
+            undo.callback(cluster.discard)
         _check_options(arguments, cluster)
         places = _live_mounts(cluster)
         wanted = _wanted_place(arguments.mountpoint, places, undo)
@@ -94,12 +96,10 @@ def run_up(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _open_or_create(directory: Path, arguments: argparse.Namespace, undo: ExitStack) -> LocalCluster:
-    if (directory / CONFIG_NAME).exists():
-        return LocalCluster.open(directory)
+def _create(directory: Path, arguments: argparse.Namespace) -> LocalCluster:
     servers = DEFAULT_SERVERS if arguments.servers is None else arguments.servers
     given = {"read_quorum": arguments.read_quorum, "write_quorum": arguments.write_quorum}
-    cluster = LocalCluster.create(
+    return LocalCluster.create(
         directory,
         servers=servers,
         mediators=1 if arguments.mediators is None else arguments.mediators,
@@ -107,8 +107,6 @@ def _open_or_create(directory: Path, arguments: argparse.Namespace, undo: ExitSt
         write_quorum=servers if given["write_quorum"] is None else given["write_quorum"],
         rpc=arguments.rpc or "msgpack",
     )
-    undo.callback(shutil.rmtree, directory)
-    return cluster
 
 
 def _check_options(arguments: argparse.Namespace, cluster: LocalCluster) -> None:

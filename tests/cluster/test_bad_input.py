@@ -6,8 +6,9 @@ import shutil
 import socket
 import subprocess
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -92,6 +93,30 @@ def test_a_state_directory_that_is_something_else(here: Path) -> None:
     (here / ".quorumfs").mkdir()
     (here / ".quorumfs" / "precious").touch()
     up_is_refused(here, words=["holds other files", "--state"])
+
+
+def test_an_empty_state_directory_that_was_there_stays(here: Path) -> None:
+    """It may be a disk's mount point, which cannot be removed at all."""
+    (here / "disk").mkdir()
+    up_is_refused(here, "nowhere/mnt", "--state", "disk", words=["nowhere/mnt", "does not exist"])
+
+
+def test_a_new_cluster_that_another_command_took_is_left_to_it(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with ExitStack() as another:
+
+        def make(*words: Any) -> LocalCluster:
+            cluster = create(*words)
+            another.enter_context(LocalCluster.open(cluster.directory).lock())
+            return cluster
+
+        create = lifecycle._create
+        monkeypatch.setattr(lifecycle, "_create", make)
+        monkeypatch.chdir(here)
+        assert cli.main(["up"]) == 1
+    assert "another quorumfs command" in capsys.readouterr().err
+    assert (here / ".quorumfs" / CONFIG_NAME).exists()
 
 
 def test_options_that_contradict_the_stored_ones(here: Path) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -84,6 +87,58 @@ def test_two_commands_at_once(cluster: LocalCluster) -> None:
 def test_a_used_directory_is_not_overwritten(cluster: LocalCluster) -> None:
     with pytest.raises(ConfigError, match="holds other files"):
         LocalCluster.create(cluster.directory)
+
+
+def test_a_new_clusters_configuration_is_durable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without it nobody could tell, after a power loss, whose the durable files are."""
+    synced: list[Path] = []
+    sync = os.fsync
+
+    def note(handle: int) -> None:
+        synced.append(Path(f"/proc/self/fd/{handle}").readlink())
+        sync(handle)
+
+    monkeypatch.setattr(os, "fsync", note)
+    place = LocalCluster.create(tmp_path / "state").directory
+    assert synced == [place / "cluster.toml.tmp", place, tmp_path]
+
+
+@pytest.mark.parametrize("existed", [False, True])
+def test_a_cluster_that_cannot_be_made_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, existed: bool
+) -> None:
+    state = tmp_path / "state"
+    if existed:
+        state.mkdir()
+    make = Path.mkdir
+
+    def fill_up(path: Path, *arguments: Any, **more: Any) -> None:
+        if path.name == "data-2":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        make(path, *arguments, **more)
+
+    monkeypatch.setattr(Path, "mkdir", fill_up)
+    with pytest.raises(ConfigError, match="No space left"):
+        LocalCluster.create(state)
+    assert [path.name for path in tmp_path.rglob("*")] == ["state"] * existed
+
+
+@pytest.mark.parametrize("left", [["lock"], ["lock", "cluster.toml.tmp"], ["lock", "cluster.toml", "meta"]])
+def test_a_cluster_whose_making_was_killed_is_made_by_the_next_call(tmp_path: Path, left: list[str]) -> None:
+    with LocalCluster.create(tmp_path / "state", servers=1, read_quorum=1, write_quorum=1) as cluster:
+        (cluster.directory / "cluster.toml.tmp").touch()
+        for entry in cluster.directory.iterdir():
+            if entry.name not in left:
+                entry.rmdir() if entry.is_dir() else entry.unlink()
+    if "cluster.toml" not in left:
+        cluster = LocalCluster.create(cluster.directory, servers=1, read_quorum=1, write_quorum=1)
+    with LocalCluster.open(cluster.directory) as again:
+        assert again.start() == ["mediator", "metaserver", "data-1"]
+
+
+def test_more_servers_than_ports(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="choose fewer servers"):
+        LocalCluster.create(tmp_path / "state", servers=20_000, read_quorum=20_000, write_quorum=20_000)
 
 
 def test_a_copy_of_a_running_clusters_directory_is_no_handle_on_it(
