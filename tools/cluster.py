@@ -132,11 +132,7 @@ class LocalCluster:
 
     def discard(self) -> None:
         """Remove all of a cluster that was just made: its directory too, unless that was there before."""
-        for entry in self.directory.iterdir():
-            if entry.is_dir() and not entry.is_symlink():
-                shutil.rmtree(entry)
-            else:
-                entry.unlink()
+        _remove_contents(self.directory)
         if self._made_directory:
             self.directory.rmdir()
 
@@ -287,14 +283,14 @@ class LocalCluster:
 
         Raises:
             ConfigError: `blank` for another than a data server: that would lose what exists once only.
+            ClusterError: its directory cannot be emptied; it stays down.
         """
+        self.address(name)  # a mount has none: it is not ended only to be found so
         if blank and not name.startswith("data-"):
             raise ConfigError(f"{name} cannot be started blank: only data servers have copies elsewhere")
         self.stop(name)
         if blank:
-            directory = self._data_server(name).directory
-            shutil.rmtree(directory, ignore_errors=True)
-            directory.mkdir(parents=True)
+            _empty(name, self._data_server(name).directory)
         self.start(name)
 
     # Mounts
@@ -457,6 +453,23 @@ def python_environment() -> dict[str, str]:
     root = str(Path(wire.__file__).parent.parent)
     paths = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+
+
+def _empty(name: str, directory: Path) -> None:
+    """Empty a data server's directory, which stays: it may be a link, or a disk's mount point."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        _remove_contents(directory)
+    except OSError as error:
+        raise ClusterError(f"{directory} of {name} cannot be emptied, and {name} is down: {error}") from None
+
+
+def _remove_contents(directory: Path) -> None:
+    for entry in directory.iterdir():
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
 
 
 def _refuse_strangers(directory: Path) -> None:

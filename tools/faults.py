@@ -72,12 +72,13 @@ def server_numbers(cluster: LocalCluster, text: str) -> list[int]:
     """Return the numbers in a list as "1,2" or "2-4". Raises ConfigError."""
     numbers: list[int] = []
     for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        if not first.isdigit() or (dash and not last.isdigit()):
+        first, dash, last = (word.strip() for word in part.partition("-"))
+        bounds = [first, last] if dash else [first]
+        if not all(word.isdecimal() for word in bounds) or int(bounds[0]) > int(bounds[-1]):
             raise ConfigError(f"--servers {text}: write numbers of data servers as 1,2 or 2-4")
-        numbers += range(int(first), int(last or first) + 1)
-    for number in numbers:
-        server_name(cluster, str(number))
+        for word in bounds:
+            server_name(cluster, str(int(word)))
+        numbers += range(int(bounds[0]), int(bounds[-1]) + 1)
     return list(dict.fromkeys(numbers))
 
 
@@ -141,6 +142,8 @@ def terminate(cluster: LocalCluster, name: str) -> None:
 
 def run_restart(arguments: argparse.Namespace) -> int:
     """Restart servers, on an emptied directory with --blank."""
+    if mounts := [word for word in arguments.server if word.startswith("mount-")]:
+        raise ConfigError(f"{mounts[0]} is no server; mount it again with: quorumfs up MOUNTPOINT")
     verb = "restarted blank" if arguments.blank else "restarted"
     return _each(arguments, verb, lambda cluster, name: cluster.restart(name, blank=arguments.blank))
 

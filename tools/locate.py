@@ -91,8 +91,8 @@ def extents_of(client: BlockingClient, ino: int) -> list[MappedExtent]:
 
 
 def mediator_client(cluster: LocalCluster) -> BlockingClient:
-    """Return a client of the cluster's mediator; close it after use."""
-    return BlockingClient([cluster.address("mediator")], cluster.config.rpc)
+    """Return a client of the cluster's mediators, whichever answers; close it after use."""
+    return BlockingClient(cluster.config.mediators, cluster.config.rpc)
 
 
 def _names_from_root(cluster: LocalCluster, path: Path, absolute: Path) -> list[bytes]:

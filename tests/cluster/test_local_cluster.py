@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from tests.conftest import ClusterFactory
 from tests.support import wait_until
 from tools.cluster import LocalCluster
 from tools.health import ask_mediator, await_writable
+from tools.locate import mediator_client
 from tools.processes import ClusterError
 from wire.blocking import BlockingClient
 from wire.config import ConfigError
@@ -64,6 +66,50 @@ def test_a_blank_restart_empties_one_data_server_only(cluster: LocalCluster) -> 
     assert [mark.exists() for mark in marks] == [True, False, True]
     with pytest.raises(ConfigError, match="only data servers"):
         cluster.restart("metaserver", blank=True)
+
+
+def test_a_blank_restart_empties_the_directory_behind_a_link(cluster: LocalCluster, tmp_path: Path) -> None:
+    """As of a data server that was moved to another disk."""
+    cluster.start("data-2")
+    cluster.stop("data-2")
+    place = cluster.directory / "data-2"
+    elsewhere = place.rename(tmp_path / "disk")
+    place.symlink_to(elsewhere)
+    (elsewhere / "mark").touch()
+    cluster.restart("data-2", blank=True)
+    assert place.readlink() == elsewhere
+    assert (elsewhere / "server.json").exists()
+    assert not (elsewhere / "mark").exists()
+
+
+def test_a_directory_that_cannot_be_emptied(cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(shutil, "rmtree", refuse)
+    mark = cluster.directory / "data-2" / "mark"
+    mark.mkdir()
+    with pytest.raises(ClusterError, match="cannot be emptied, and data-2 is down"):
+        cluster.restart("data-2", blank=True)
+    assert mark.exists()
+
+
+def test_a_mount_is_not_ended_by_asking_to_restart_it(cluster: LocalCluster) -> None:
+    mount = cluster.process("mount-1")
+    mount.spawn(["sleep", "60"], os.environ, "/nowhere")
+    try:
+        with pytest.raises(ConfigError, match="there is no mount-1"):
+            cluster.restart("mount-1")
+        assert mount.state() == "running"
+    finally:
+        cluster.stop("mount-1")
+
+
+def test_any_mediator_serves_the_commands(make_cluster: ClusterFactory) -> None:
+    cluster = make_cluster(servers=1, mediators=2, read_quorum=1, write_quorum=1)
+    cluster.start("mediator-2", "metaserver", "data-1")
+    with closing(mediator_client(cluster)) as client:
+        assert client.call(10, CommonMethods.status)["servers"]
 
 
 def test_the_mediator_notices_who_is_missing(cluster: LocalCluster) -> None:
