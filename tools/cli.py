@@ -14,9 +14,11 @@ import signal
 import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
-from typing import NoReturn
+from io import TextIOWrapper
+from pathlib import Path
+from typing import NoReturn, TextIO
 
-from tools.processes import ClusterError
+from tools.processes import ClusterError, interruptible
 from wire.config import ConfigError
 from wire.errors import DeadlineExceeded, QuorumfsError, Unavailable
 
@@ -59,11 +61,13 @@ class Parser(argparse.ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    _prepare_output()
     try:
-        parsed = build_parser(words).parse_args(words)
-        status: int = parsed.run(parsed)
-        sys.stdout.flush()
-        return status
+        with interruptible():
+            parsed = build_parser(words).parse_args(words)
+            status: int = parsed.run(parsed)
+            sys.stdout.flush()
+            return status
     except ConfigError as error:
         return _fail(str(error), 2)
     except ClusterError as error:
@@ -76,8 +80,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 128 + signal.SIGINT
     except BrokenPipeError:
         # The reader went away, as `head` does: nothing is wrong, and nothing more can be printed.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 0
+    except OSError as error:
+        # Of a disk or the operating system, where no command knows better what to say.
+        where = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
+        status = _fail(f"{where}{error.strerror or error}; mend that, then try again", 1)
+        try:
+            sys.stdout.flush()
+        except OSError:
+            _drop_output()
+        return status
 
 
 def build_parser(words: Sequence[str]) -> Parser:
@@ -94,6 +107,21 @@ def build_parser(words: Sequence[str]) -> Parser:
     for name in wanted:
         importlib.import_module(name).add_parser(subparsers)
     return parser
+
+
+def _prepare_output() -> None:
+    """Have printing fail neither where a stream was closed nor where its encoding lacks a character."""
+    for name in ("stdout", "stderr"):
+        stream: TextIO | None = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115
+        elif isinstance(stream, TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _drop_output() -> None:
+    """Throw away what was not printed, which Python would try once more at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(message: str, status: int) -> int:

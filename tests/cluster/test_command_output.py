@@ -1,0 +1,80 @@
+"""A command ends with its status and one line of error at most, whatever its output and whatever ends it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from tests.support import ROOT, run_command
+from tools import cli, lifecycle
+from tools.cluster import LocalCluster
+from wire.config import ConfigError
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Iterator[Path]:
+    """A directory with a cluster in it that was never started; whatever runs in the end is ended."""
+    LocalCluster.create(tmp_path / "ü", servers=1, read_quorum=1, write_quorum=1)
+    yield tmp_path
+    for name in ("ü", ".quorumfs"):
+        with suppress(ConfigError):
+            LocalCluster.open(tmp_path / name).close()
+
+
+def shell(here: Path, script: str, *words: str, **environment: str) -> subprocess.CompletedProcess[bytes]:
+    """Run `quorumfs WORDS` as "$@" in a shell script."""
+    command = ["sh", "-c", script, "sh", sys.executable, "-P", "-m", "tools.cli", *words]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+    return subprocess.run(command, cwd=here, env=env, capture_output=True, timeout=60, check=False)
+
+
+def test_closed_output(here: Path) -> None:
+    for script in ('"$@" >&-', '"$@" >&- 2>&-'):
+        done = shell(here, script, "config", "--state", "ü")
+        assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
+def test_output_to_a_full_disk(here: Path) -> None:
+    for words in (["config", "--state", "ü"], ["up", "--help"]):
+        done = shell(here, '"$@" >/dev/full', *words)
+        assert (done.returncode, len(done.stderr.splitlines())) == (1, 1), done
+        assert b"No space left" in done.stderr
+
+
+def test_output_in_an_encoding_that_lacks_a_character(here: Path) -> None:
+    done = shell(here, '"$@"', "config", "--state", "ü", PYTHONIOENCODING="ascii")
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert rb"\xfc" in done.stdout
+
+
+def test_what_the_operating_system_refuses_is_told_in_one_line(here: Path) -> None:
+    (here / "ü" / "lock").unlink()
+    (here / "ü" / "lock").mkdir()
+    for words, said in (
+        (["down", "--state", "ü"], "lock: Is a directory"),
+        (["up", "--state", "x" * 300], "too long"),
+    ):
+        done = run_command(here, *words)
+        assert (done.returncode, len(done.stderr.splitlines())) == (1, 1), done
+        assert said in done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_up_that_is_ended_takes_all_back(
+    here: Path, number: signal.Signals, monkeypatch: pytest.MonkeyPatch, fuse_device: None
+) -> None:
+    def end(cluster: LocalCluster) -> None:
+        assert cluster.state("data-1") == "running"
+        signal.raise_signal(number)
+
+    monkeypatch.setattr(lifecycle, "await_writable", end)
+    monkeypatch.chdir(here)
+    assert cli.main(["up", "--servers", "1"]) == 128 + signal.SIGINT
+    assert [path.name for path in here.iterdir()] == ["ü"]
