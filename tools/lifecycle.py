@@ -17,8 +17,8 @@ from typing import Any
 from tools import mounts
 from tools.cluster import CONFIG_NAME, LocalCluster, python_command, python_environment
 from tools.health import await_writable
-from tools.locate import add_state_option, find_cluster, state_directory
-from tools.output import add_json_option, command_name, nice_path, print_json
+from tools.locate import add_state_option, find_cluster, state_directory, typed
+from tools.output import add_json_option, nice_path, print_json
 from wire.config import ConfigError, load
 
 DEFAULT_MOUNTPOINT = Path("mnt")
@@ -163,17 +163,15 @@ def _print_up(arguments: argparse.Namespace, cluster: LocalCluster, place: Path,
                 "Qw": quorum.write,
             }
         )
-    name, mount = command_name(), shlex.quote(nice_path(place))
+    state, mount = arguments.state, shlex.quote(nice_path(place))
     bearable = ",".join(map(str, range(1, max(1, min(2, quorum.servers - quorum.read)) + 1)))
-    if arguments.state is not None:
-        name += f" --state {shlex.quote(str(arguments.state))}"
     numbers = f"N={quorum.servers} data servers, Qr={quorum.read}, Qw={quorum.write}"
     print(f"quorumfs is mounted on {place}: {numbers}.")
     print("Three things to try:")
     print(f"  echo 1234 > {mount}/a.txt; cat {mount}/a.txt")
-    corrupt = f"{name} fault corrupt {mount}/a.txt --servers {bearable}"
-    print(f"  {corrupt}; cat {mount}/a.txt; {name} explain {mount}/a.txt")
-    print(f"  {name} fault terminate {min(3, quorum.servers)}; {name} status")
+    corrupt = typed(f"fault corrupt {mount}/a.txt --servers {bearable}", state)
+    print(f"  {corrupt}; cat {mount}/a.txt; {typed(f'explain {mount}/a.txt', state)}")
+    print(f"  {typed(f'fault terminate {min(3, quorum.servers)}', state)}; {typed('status', state)}")
     return None
 
 
@@ -188,9 +186,8 @@ def run_down(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json({"stopped": running, "killed": killed, "state_directory": cluster.directory})
     elif running:
-        print(
-            f"stopped; the files are kept in {cluster.directory}, and `{command_name()} up` brings them back"
-        )
+        command = typed("up", arguments.state)
+        print(f"stopped; the files are kept in {cluster.directory}, and `{command}` brings them back")
     else:
         print(f"nothing was running; the files are kept in {cluster.directory}")
     return 0

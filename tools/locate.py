@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 from pathlib import Path
 
 from tools import mounts
 from tools.cluster import CONFIG_NAME, LocalCluster
+from tools.output import command_name
 from wire.blocking import BlockingClient
 from wire.config import ConfigError
 from wire.messages import ROOT_INODE, MappedExtent
@@ -32,6 +34,12 @@ def add_state_option(parser: argparse.ArgumentParser) -> None:
 def state_directory(given: Path | None) -> Path:
     """Return the state directory that `up` uses, whether it exists or not."""
     return given or Path(os.environ.get("QUORUMFS_STATE") or DEFAULT_STATE)
+
+
+def typed(words: str, state: Path | None) -> str:
+    """Return how this user would type a command for the cluster of another one, which had that --state."""
+    option = "" if state is None else f" --state {shlex.quote(str(state))}"
+    return f"{command_name()} {words}{option}"
 
 
 def find_cluster(given: Path | None, path: Path | None = None) -> LocalCluster:

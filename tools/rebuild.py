@@ -100,7 +100,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"rebuilt from copy {chosen.copy}, on {chosen.agreeing} data servers: {in_words(found)}")
         tell_findings(found)
         _tell_missing(done, missing, unseen)
-        tell_what_next(done)
+        tell_what_next(done, arguments.state)
     return int(bool(missing.lost_blocks))
 
 

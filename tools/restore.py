@@ -16,8 +16,8 @@ from metaserver import copies, fence, offline
 from metaserver.restore import Restored, restore
 from metaserver.schema import ADDED_SCHEMA
 from tools.backup import as_data, in_words, tell_findings
-from tools.locate import add_state_option, find_cluster
-from tools.output import add_json_option, command_name, nice_path, print_json
+from tools.locate import add_state_option, find_cluster, typed
+from tools.output import add_json_option, nice_path, print_json
 from tools.progress import watching
 from tools.whole import FIRST_CALL_SECONDS
 from wire.blocking import BlockingClient
@@ -55,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         print(f"put back: {in_words(found)}")
         tell_findings(found)
-        tell_what_next(done)
+        tell_what_next(done, arguments.state)
     return 0
 
 
@@ -83,14 +83,14 @@ def done_as_data(done: Restored) -> dict[str, Any]:
     return {"before": done.aside, "kept_sessions": [done.fence.first_session, *done.fence.living]}
 
 
-def tell_what_next(done: Restored) -> None:
+def tell_what_next(done: Restored, state: Path | None) -> None:
     """Say where things are, and what to do."""
-    command = command_name()
     if any(done.aside.iterdir()):
         print(f"the database from before is in {nice_path(done.aside)}")
     print(
-        f"next: {command} up, then {command} fsck, which names the blocks that no server has any more.\n"
-        f"Blocks newer than the copy stay on the data servers until: {command} restore --release"
+        f"next: {typed('up', state)}, then {typed('fsck', state)}, which names the blocks that no server has "
+        f"any more.\nBlocks newer than the copy stay on the data servers until: "
+        f"{typed('restore --release', state)}"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -77,6 +78,17 @@ def test_what_another_cluster_has_mounted_there_by_now_is_left_alone(here: Path)
     ok(run_command(here, "down", "--state", "first"))
     assert (here / "mnt" / "a.txt").read_text() == "1234\n"
     assert first.mount_names() == []
+
+
+def test_the_commands_to_try_are_of_the_same_cluster(here: Path) -> None:
+    (here / "mnt").mkdir()
+    done = run_command(here, "up", *SINGLE, "--state", "my state")
+    ok(done)
+    tried = [line.split("; ")[-1].split()[1:] for line in done.stdout.splitlines() if "fault" in line]
+    assert [words[0] for words in tried] == ["explain", "status"]
+    ok(run_command(here, *shlex.split(" ".join(tried[1]))))
+    done = run_command(here, "down", "--state", "my state")
+    assert "`quorumfs up --state 'my state'` brings them back" in done.stdout
 
 
 def test_what_is_mounted_is_known_without_asking_it(here: Path) -> None:
