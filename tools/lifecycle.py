@@ -89,10 +89,11 @@ def run_up(arguments: argparse.Namespace) -> int:
         await_writable(cluster)
         if wanted is not None:
             cluster.mount(wanted)
-            places = [wanted]
+        given = arguments.mountpoint
+        place = wanted or (places[0] if given is None else mounts.place_of(given))
         # From here on nothing is taken back: the lock alone is let go.
         undo.pop_all()
-    _print_up(arguments, cluster, places[0], started)
+    _print_up(arguments, cluster, place, started)
     return 0
 
 

@@ -80,6 +80,13 @@ def test_what_another_cluster_has_mounted_there_by_now_is_left_alone(here: Path)
     assert first.mount_names() == []
 
 
+def test_up_tells_of_the_mount_that_was_asked_for(here: Path) -> None:
+    ok(run_command(here, "up", *SINGLE))
+    (here / "second").mkdir()
+    for _ in range(2):
+        assert f"mounted on {here / 'second'}:" in run_command(here, "up", "second").stdout
+
+
 def test_the_commands_to_try_are_of_the_same_cluster(here: Path) -> None:
     (here / "mnt").mkdir()
     done = run_command(here, "up", *SINGLE, "--state", "my state")
