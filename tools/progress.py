@@ -103,9 +103,14 @@ def watching(verb: str) -> Iterator[Callable[[str, int, int], None]]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bars:
-        bar = bars.add_task(verb)
+        bar, shown = bars.add_task(verb), ""
 
         def watch(doing: str, done: int, total: int) -> None:
-            bars.update(bar, description=f"{verb} {doing}", completed=done, total=total or None)
+            nonlocal bar, shown
+            if doing != shown:
+                # Other work goes at another speed, and what was before says nothing of the time left.
+                bars.remove_task(bar)
+                bar, shown = bars.add_task(f"{verb} {doing}", total=None), doing
+            bars.update(bar, completed=done, total=total or None)
 
         yield watch

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-import pytest
+from typing import Any
 
-from tools.progress import seconds_left
+import pytest
+from rich.progress import Progress
+
+from tools import progress
+from tools.progress import seconds_left, watching
 
 
 @pytest.mark.parametrize(
@@ -20,3 +24,25 @@ from tools.progress import seconds_left
 )
 def test_the_time_left(elapsed: float, done: float, total: float, left: float | None) -> None:
     assert seconds_left(elapsed, done, total) == (left if left is None else pytest.approx(left))
+
+
+def test_each_kind_of_work_has_its_own_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Data servers have as many blocks each: that the first one is done says nothing of the second one."""
+    made: list[Progress] = []
+
+    def make(*columns: Any, **settings: Any) -> Progress:
+        made.append(Progress(*columns, **settings))
+        return made[-1]
+
+    monkeypatch.setattr(progress, "Progress", make)
+    with watching("checking") as watch:
+        watch("data-1", 0, 1000)
+        watch("data-1", 1000, 1000)
+        watch("data-2", 0, 1000)
+        [task] = made[0].tasks
+        assert (task.description, task.completed, task.total) == ("checking data-2", 0, 1000)
+        assert not task.finished
+        assert task.time_remaining is None
+        watch("nobody knows", 0, 0)
+        [task] = made[0].tasks
+        assert task.total is None
