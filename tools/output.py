@@ -103,7 +103,7 @@ def bytes_text(count: int) -> str:
 
 def _plain(value: object) -> object:
     if isinstance(value, bytes):
-        return value.decode("utf-8", "surrogateescape").encode("utf-8", "replace").decode()
+        return value.decode("utf-8", "surrogateescape")
     if isinstance(value, Path):
         return str(value)
     if isinstance(value, Mapping):
