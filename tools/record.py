@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import random
 import shutil
+import signal
 import tempfile
 import time
 from collections.abc import Callable, Collection
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from tools.history.record import READS
+from tools.output import check_writable
 from tools.progress import progress_bar
 from wire.config import ConfigError
 
@@ -44,6 +46,7 @@ def run(parsed: argparse.Namespace) -> int:
     """Record; return 0, or 1 if a client died. The directory of the clients is removed afterwards."""
     if not 1 <= parsed.clients <= 256 or not 0 < parsed.seconds <= 86400:
         raise ConfigError("--clients is from 1 to 256, --seconds above 0 and at most 86400")
+    check_writable(parsed.output)
     try:
         place = Path(tempfile.mkdtemp(prefix="record-", dir=parsed.directories[0]))
         try:
@@ -60,20 +63,34 @@ def _record(parsed: argparse.Namespace, name: str, local: Path) -> int:
     files = [local / f"{number}" for number in range(parsed.clients)]
     mounts = [parsed.directories[number % len(parsed.directories)] for number in range(parsed.clients)]
     clients = [
-        spawn.Process(target=work, args=(mount / name, f"c{number}", file, parsed.seconds, str(mount)))
+        spawn.Process(target=_work_apart, args=(mount / name, f"c{number}", file, parsed.seconds, str(mount)))
         for number, (mount, file) in enumerate(zip(mounts, files, strict=True))
     ]
-    for client in clients:
-        client.start()
-    with progress_bar(len(clients), "clients", parsed.seconds * len(clients)) as bar:
-        bar.describe("recording")
+    try:
         for client in clients:
+            client.start()
+        with progress_bar(len(clients), "clients", parsed.seconds * len(clients)) as bar:
+            bar.describe("recording")
+            for client in clients:
+                client.join()
+                bar.advance(parsed.seconds, 1)
+    finally:
+        # They work in the directory that is removed now.
+        left = [client for client in clients if client.is_alive()]
+        for client in left:
+            client.terminate()
+        for client in left:
             client.join()
-            bar.advance(parsed.seconds, 1)
     lines = [line for file in files if file.exists() for line in file.read_text().splitlines()]
     lines.sort(key=lambda line: int(json.loads(line)["time_ns"]))
     parsed.output.write_text("".join(f"{line}\n" for line in lines))
     return int(any(client.exitcode for client in clients))
+
+
+def _work_apart(*arguments: Any) -> None:
+    """Work in a process of its own, which Ctrl-C reaches too: the one that started it ends it then."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    work(*arguments)
 
 
 def work(
