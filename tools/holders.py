@@ -11,10 +11,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
-from dataserver import offline
 from mediator.refill import PAGE
 from tools.locate import CALL_SECONDS
-from tools.whole import FIRST_CALL_SECONDS, Watch
+from tools.whole import FIRST_CALL_SECONDS, Watch, read_stopped
 from wire.blocking import BlockingClient
 from wire.config import ClusterConfig, ConfigError, DataServerConfig
 from wire.digest import block_digest
@@ -88,10 +87,7 @@ def _running(number: int, client: BlockingClient) -> Holder:
 
 
 def _stopped(place: DataServerConfig, cluster: str) -> Holder:
-    listing = offline.read(place.directory, verify=False)
-    if (listing.cluster, listing.number) != (cluster, place.number):
-        raise ConfigError(f"{place.directory} belongs to data server {listing.number} of {listing.cluster}")
-    places = {replica.block: replica for replica in listing.replicas}
+    places = {replica.block: replica for replica in read_stopped(place, cluster).replicas}
 
     def fetch(block: bytes) -> bytes | None:
         found = places[block]

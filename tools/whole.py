@@ -12,12 +12,12 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from dataserver.offline import read
+from dataserver.offline import Listing, read
 from mediator.refill import PAGE, compare
 from metaserver import check, offline
 from metaserver.check import CHECKS, DATABASE, FINDINGS_MAX, Finding
 from wire.blocking import BlockingClient
-from wire.config import ClusterConfig, ConfigError
+from wire.config import ClusterConfig, ConfigError, DataServerConfig
 from wire.errors import Busy, DeadlineExceeded, QuorumfsError, Unavailable
 from wire.messages import BlockRecord
 from wire.methods import BookkeepingMethods, CommonMethods, DataMethods
@@ -130,9 +130,8 @@ def check_stopped(config: ClusterConfig, watch: Watch = unwatched) -> Report:
     for place in config.data_servers:
         watch(f"data-{place.number}", 0, 0)
         try:
-            held = [
-                BlockRecord(r.block, r.length, r.digest) for r in read(place.directory, verify=False).replicas
-            ]
+            listing = read_stopped(place, config.cluster)
+            held = [BlockRecord(r.block, r.length, r.digest) for r in listing.replicas]
         except ConfigError as error:
             if not place.directory.exists() or not any(place.directory.iterdir()):
                 held = []  # it was never started, or begins blank
@@ -143,6 +142,14 @@ def check_stopped(config: ClusterConfig, watch: Watch = unwatched) -> Report:
         seen.append(Replicas(place.number, difference.lacking, difference.differing))
     report.findings += judge(config.quorum.servers, seen)
     return report
+
+
+def read_stopped(place: DataServerConfig, cluster: str) -> Listing:
+    """Read the directory of a data server that is stopped. Raises ConfigError, also if it is another's."""
+    listing = read(place.directory, verify=False)
+    if (listing.cluster, listing.number) != (cluster, place.number):
+        raise ConfigError(f"{place.directory} belongs to data server {listing.number} of {listing.cluster}")
+    return listing
 
 
 # A running cluster

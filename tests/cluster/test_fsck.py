@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -145,3 +146,16 @@ def test_what_cannot_be_looked_at(cluster: LocalCluster, tmp_path: Path) -> None
     assert done.returncode == 2
     assert "does not answer" in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_data_servers_directory_in_anothers_place_is_told(cluster: LocalCluster) -> None:
+    with connected(cluster) as client:
+        fill(client)
+        client.mediator.call(SECONDS, NamespaceMethods.close_session, client.session)
+    cluster.stop()
+    shutil.rmtree(cluster.directory / "data-2")
+    shutil.copytree(cluster.directory / "data-1", cluster.directory / "data-2")
+    status, report, found = fsck(cluster)
+    assert (status, found) == (1, {"data-servers": 1})
+    [check] = [check for check in report["checks"] if check["found"]]
+    assert "belongs to data server 1" in check["rows"][0]["error"]
