@@ -8,6 +8,7 @@ machine too. It gets its name when all of it is on disk and was checked. Exit st
 from __future__ import annotations
 
 import argparse
+import secrets
 import sqlite3
 import time
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from metaserver import copies, offline
+from metaserver import copies, offline, pages
 from tools.locate import CALL_SECONDS, add_state_option, find_cluster
 from tools.output import add_json_option, bytes_text, nice_path, print_json
 from tools.processes import ClusterError
@@ -47,7 +48,8 @@ def run(arguments: argparse.Namespace) -> int:
     target: Path = arguments.file.absolute()
     if target.exists():
         raise ConfigError(f"{arguments.file} exists already; name a new file")
-    partial = target.with_name(target.name + ".partial")
+    # A name that is nobody's: not of a file of the user's, nor of another backup at work.
+    partial = target.with_name(f"{target.name}.{secrets.token_hex(4)}.partial")
     try:
         with watching("backup:") as watch:
             fetch = fetch_running if is_running(cluster.config) else _copy_stopped
@@ -130,6 +132,8 @@ def _copy_stopped(config: ClusterConfig, target: Path, watch: Watch) -> None:
         try:
             copies.write(connection, target, time.time_ns(), watch)
         except sqlite3.OperationalError as error:
+            if pages.is_damage(error):
+                raise  # of the database, which `opened` tells of
             raise ClusterError(f"{target}: cannot be written: {error}") from None
 
 

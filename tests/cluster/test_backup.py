@@ -197,3 +197,26 @@ def test_a_stopped_cluster_is_copied_and_a_damaged_copy_refused(
     assert (Path(before_restore) / "meta.sqlite").read_bytes() == before
     with connected(cluster) as client:
         assert content(client, "first") == b"1234"
+
+
+def test_a_backup_touches_no_other_file(cluster: LocalCluster, tmp_path: Path) -> None:
+    cluster.start("metaserver")
+    (tmp_path / "copy.partial").write_text("precious")
+    for name in ("copy", "copy-stopped"):
+        run(cluster, "backup", str(tmp_path / name))
+        cluster.stop()
+    assert (tmp_path / "copy.partial").read_text() == "precious"
+    assert {path.name for path in tmp_path.glob("copy*")} == {"copy", "copy-stopped", "copy.partial"}
+
+
+@pytest.mark.damages("a page of the database is overwritten")
+def test_the_backup_of_a_damaged_database_says_so(cluster: LocalCluster, tmp_path: Path) -> None:
+    cluster.start("metaserver")
+    cluster.stop()
+    database = cluster.config.metaserver_directory / "meta.sqlite"
+    with database.open("r+b") as file:
+        file.seek(5 * 4096 + 100)
+        file.write(b"other bytes than before")
+    said = refusal(cluster, "backup", str(tmp_path / "copy"))
+    assert f"{database} is damaged (pages: 6)" in said
+    assert not list(tmp_path.glob("copy*"))
