@@ -20,7 +20,7 @@ help:
 	@echo 'others:     status test-long soak fault-sweep chaos sim-mutants evaluate bench bench-micro bench-curves programs posix transcript story-xml lint format types clean distclean'
 
 up: .venv/run.stamp
-	@$(BIN)/quorumfs up $(if $(filter command line environment,$(origin MOUNTPOINT)),$(MOUNTPOINT))
+	@$(BIN)/quorumfs up $(if $(filter command line environment,$(origin MOUNTPOINT)),"$(MOUNTPOINT)")
 
 down: .venv/run.stamp
 	@$(BIN)/quorumfs down
@@ -121,7 +121,7 @@ imports: .venv/test.stamp
 # clean leaves the cluster's files alone; distclean takes the environment away too.
 clean:
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
-	find . -name __pycache__ -not -path './.venv/*' -not -path './mnt/*' -prune -exec rm -rf {} +
+	find . -xdev -name __pycache__ -not -path './.venv/*' -not -path './mnt/*' -prune -exec rm -rf {} +
 
 distclean: clean
 	rm -rf .venv
