@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from dataserver.offline import Listing, Region, Replica, locate, read, segment_bytes
@@ -60,7 +61,7 @@ def run_verify(arguments: argparse.Namespace) -> int:
     else:
         for replica in bad:
             place = f"{replica.path} at {replica.payload_offset}, {replica.length} bytes"
-            console().print(f"{coloured('corrupt')} {replica.block.hex()} in {place}", soft_wrap=True)
+            console().print(f"{coloured('corrupt')} {replica.block.hex()} in {escape(place)}", soft_wrap=True)
         _show_end(listing, f", {len(bad)} corrupt")
     return 0 if listing.healthy else 1
 
@@ -102,7 +103,7 @@ def _read(directory: Path, *, verify: bool) -> Listing:
 def _show_end(listing: Listing, more: str) -> None:
     for region in listing.damage:
         place = f"{region.path} at {region.offset}, {region.length} bytes"
-        console().print(f"{coloured('corrupt')} {place}: {region.reason}", soft_wrap=True)
+        console().print(f"{coloured('corrupt')} {escape(place)}: {region.reason}", soft_wrap=True)
     total = bytes_text(sum(replica.length for replica in listing.replicas))
     print(
         f"data server {listing.number} of cluster {listing.cluster}: {len(listing.replicas)} blocks, "

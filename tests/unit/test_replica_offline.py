@@ -59,6 +59,17 @@ def test_all_replicas_are_listed_and_nothing_is_changed(place: Path) -> None:
     assert snapshot(place) == before
 
 
+def test_a_directory_whose_name_looks_like_markup(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (place.parent / "[").mkdir()
+    named = place.rename(place.parent / "[" / "a]")  # "[/a]" would close what was never opened
+    [replica] = [replica for replica in read(named, verify=False).replicas if replica.block == block_id(2)]
+    with replica.path.open("r+b") as file:
+        file.seek(replica.payload_offset)
+        file.write(bytes(4096))
+    assert main(["replica", "verify", str(named)]) == 1
+    assert f"in {replica.path} at" in capsys.readouterr().out
+
+
 def test_it_needs_no_index(place: Path) -> None:
     (place / "index.sqlite").write_bytes(b"garbage")
     assert len(read(place, verify=True).replicas) == len(LENGTHS)
