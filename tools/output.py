@@ -81,12 +81,15 @@ def nice_path(path: Path) -> str:
 
 
 def check_writable(file: Path | None) -> None:
-    """Refuse a file that cannot be written before minutes of measuring, not after."""
+    """Refuse a file that cannot be written before minutes of measuring, not after; leave none that is new."""
     if file is None:
         return
     try:
+        existed = file.exists() or file.is_symlink()
         with file.open("ab"):
             pass
+        if not existed:
+            file.unlink()
     except OSError as error:
         raise ConfigError(f"{file}: cannot be written: {error.strerror}; name another file") from None
 
