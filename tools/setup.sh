@@ -81,7 +81,7 @@ find_python() {
     mapfile -t usable < <(usable_pythons)
     for candidate in "${usable[@]}" "${usable[@]}" "${usable[@]}" "${usable[@]}"; do
         echo "$(work_of "$candidate") $candidate"
-    done | sort -n | head -n 1 | cut -d ' ' -f 2
+    done | sort -n | head -n 1 | cut -d ' ' -f 2-
 }
 
 missing_packages() {
