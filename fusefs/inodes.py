@@ -94,6 +94,10 @@ class ChangeSet:
     def is_empty(self) -> bool:
         return self.mtime_ns is None
 
+    def makes_version(self) -> bool:
+        """Tell whether its commit makes a version of whatever the file is then: an extension may not."""
+        return self.cut is not None or len(self.map) > 0
+
     def follow_appends(self, size: int) -> bool:
         """Move what was appended to the end of a file of `size` bytes; True if it lay elsewhere."""
         distance = size - self.extend_to
@@ -400,7 +404,8 @@ class Inode:
         size = self.size()
         self.end_commit()
         moved = change.follow_appends(attributes.size)
-        alone = attributes.version - self.base().version in (0, 1)  # 0: the contents stayed as they were
+        # An extension that makes one version, another mount may have made of it: it is not taken for our own.
+        alone = attributes.version - self.base().version == change.makes_version()
         if alone:
             if durable and self.durable_version == self.base().version:
                 self.durable_version = attributes.version

@@ -143,6 +143,26 @@ def test_pages_are_kept_only_while_the_contents_are_this_mounts(fs: FileSystem, 
     assert read(fs, ino) == b"Between"
 
 
+@pytest.mark.parametrize("theirs", [b"new!", b"newer!!!"])
+def test_a_commit_that_changes_no_byte_does_not_hide_another_mounts(
+    fs: FileSystem, server: FakeServer, theirs: bytes
+) -> None:
+    ino = make(fs, b"a", b"old!")
+    handle, _ = fs.files.open(ino, os.O_RDWR)
+    assert read(fs, ino) == b"old!"
+    server.replace(ino, theirs)
+    if len(theirs) == 4:
+        fs.files.truncate(handle, 4)
+    else:
+        fs.files.allocate(handle, 0, 0, 6)
+    fs.files.flush(handle)
+    later, keep = fs.files.open(ino, os.O_RDONLY)
+    assert not keep, "the kernel's pages are of the older version"
+    assert bytes(fs.files.read(later, 0, 100)) == theirs
+    close(fs, later)
+    close(fs, handle)
+
+
 def test_pages_are_kept_once_an_open_that_drops_them_is_taken_in(fs: FileSystem, server: FakeServer) -> None:
     """The answer to a later open may be the first that the kernel takes in."""
     ino = make(fs, b"a", b"old")
