@@ -348,9 +348,8 @@ class Writeback:
             payloads[block.record.block] = block.data
         if inode.losses != change.losses:
             raise LocksLost("what was written under locks that are gone is not committed")
-        commits = divide(
-            change, [record_of(block) for block in (*put, *inline)], _changes(inode, change), durable
-        )
+        records = [record_of(block) for block in (*put, *inline)]
+        commits = divide(change, records, AttributeChanges(mtime_ns=change.mtime_ns), durable)
         change.sent, birth = True, inode.birth
         for commit in commits:
             payload = [payloads[record.block] for record in commit.blocks if record.block in payloads]
@@ -382,13 +381,6 @@ def _keep(inode: Inode, blocks: Iterable[PendingBlock]) -> None:
     with inode.lock:
         kept = set(blocks) if inode.uploads else set()
         inode.uploads = [block for block in inode.uploads if block not in kept]
-
-
-def _changes(inode: Inode, change: ChangeSet) -> AttributeChanges:
-    # The kernel takes set-id bits away at the write; the server, at a commit that does not name the mode,
-    # would also take away those that were given after the write.
-    mode = stat.S_IMODE(inode.base().mode)
-    return AttributeChanges(mode=mode if mode & SET_ID else None, mtime_ns=change.mtime_ns)
 
 
 def _blocks_of(change: ChangeSet | None) -> list[PendingBlock]:

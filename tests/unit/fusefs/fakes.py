@@ -343,8 +343,10 @@ class FakeServer:
                 contents.overlay(Span(offset, offset + length, known[block], block_offset))
         self.commits.append(commit)
         changed = commit.cut is not None or bool(commit.extents) or size != old.size
+        mode = old.mode if commit.changes.mode is None else stat.S_IFMT(old.mode) | commit.changes.mode
+        mtime_ns = commit.changes.mtime_ns or time.time_ns()
         self._attributes[ino] = old._replace(
-            size=size, version=old.version + changed, mtime_ns=commit.changes.mtime_ns or time.time_ns()
+            mode=mode, size=size, version=old.version + changed, mtime_ns=mtime_ns
         )
         return self._attributes[ino]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import stat
 from collections import Counter
 
 import pytest
@@ -268,6 +269,17 @@ def test_times_set_while_writing_stand_after_close(fs: FileSystem, server: FakeS
     fs.setattr(attributes.ino, AttributeChanges(mtime_ns=1_000_000_007))
     close(fs, handle)
     assert fs.getattr(attributes.ino).mtime_ns == 1_000_000_007
+
+
+def test_a_mode_set_elsewhere_while_writing_stands_after_close(fs: FileSystem, server: FakeServer) -> None:
+    ino = make(fs, b"a", b"old")
+    fs.setattr(ino, AttributeChanges(mode=stat.S_IFREG | 0o4755))
+    handle, _ = fs.files.open(ino, os.O_WRONLY)
+    write(fs, handle, 0, b"new")
+    server.setattr(ino, AttributeChanges(mode=stat.S_IFREG | 0o700))
+    close(fs, handle)
+    assert server.committed(ino) == b"new"
+    assert server.getattr(ino).mode == stat.S_IFREG | 0o700
 
 
 def test_an_inode_is_closed_late_and_opened_again_without_a_call(fs: FileSystem, server: FakeServer) -> None:
