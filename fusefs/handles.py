@@ -52,7 +52,8 @@ class Handle:
         access = flags & os.O_ACCMODE
         self.inode = inode
         self.reading = access != os.O_WRONLY
-        self.writing = access != os.O_RDONLY
+        self.writing = access != os.O_RDONLY or bool(flags & os.O_TRUNC)
+        """Whether it changes the file: an open with O_TRUNC does, also one that is for reading only."""
         self.appending = bool(flags & os.O_APPEND)
         self.brought = False
         """Whether the file's bytes came with the answer to open."""

@@ -282,6 +282,17 @@ def test_a_mode_set_elsewhere_while_writing_stands_after_close(fs: FileSystem, s
     assert server.getattr(ino).mode == stat.S_IFREG | 0o700
 
 
+@pytest.mark.parametrize("access", [os.O_RDONLY, os.O_WRONLY, os.O_RDWR])
+def test_an_open_that_truncates_is_committed_at_close(
+    fs: FileSystem, server: FakeServer, access: int
+) -> None:
+    ino = make(fs, b"a", b"old")
+    handle, _ = fs.open(ino, access | os.O_TRUNC)
+    assert server.committed(ino) == b"old"
+    close(fs, handle)
+    assert server.committed(ino) == b""
+
+
 def test_an_inode_is_closed_late_and_opened_again_without_a_call(fs: FileSystem, server: FakeServer) -> None:
     ino = make(fs, b"a", b"1")
     assert server.calls["close"] == 0
