@@ -252,6 +252,8 @@ class FileSystem:
 
         Raises:
             WriteRefused: fewer than Qw data servers are up; nothing was made.
+            StaleFile: another mount has just made something else of that name; a new walk will find it, and
+                have the kernel check who may open it.
         """
         _check_name(name)
         self._permission.require_writable()
@@ -272,6 +274,8 @@ class FileSystem:
                 raise
             self._names.changed(names=((parent, name),))
             attributes = self._ask_name(parent, name)
+            if not stat.S_ISREG(attributes.mode) or uid not in (0, attributes.uid):
+                raise StaleFile(os.fsdecode(name)) from None
             handle, _ = self.open(attributes.ino, flags, uid=uid)
             return self._seen(attributes), handle
         handle = self._adopt(token, attributes, flags, parent, name)

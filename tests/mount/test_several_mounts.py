@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -111,16 +112,19 @@ def test_an_unchanged_file_is_read_from_the_kernels_pages(mounted: Mounted) -> N
 
 
 class CountingProxy(Proxy):
-    """Counts the calls that it passes on, by method."""
+    """Counts the calls that it passes on, by method, and does something before it passes on some."""
 
     def __init__(self, upstream: str) -> None:
         self.calls: Counter[str] = Counter()
+        self.before: dict[str, Callable[[], object]] = {}
         super().__init__(upstream)
 
     def _looks_at_requests(self, swallowed: dict[int, int]) -> Callable[[list[Any]], bool]:
         def passes(message: list[Any]) -> bool:
             if message[0] == REQUEST and message[2] != "heartbeat":
                 self.calls[message[2]] += 1
+                if before := self.before.pop(message[2], None):
+                    before()
             return True
 
         return passes
@@ -182,6 +186,31 @@ def test_neighbours_are_fetched_ahead_and_one_that_changes_meanwhile_is_read_ane
             assert (counted / "d" / name).read_text() == f"{expected} {number}"
         assert proxy.calls["open"] + proxy.calls["open_and_read"] == 60
         assert proxy.calls["read_small_files"] <= 12
+
+
+AS_NOBODY = 'cd "$0" && exec setpriv --reuid 65534 --regid 65534 --clear-groups bash -c "$1"'
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_a_file_that_another_mount_makes_first_is_opened_by_who_may(
+    mounted: Mounted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster, first, _ = mounted
+    (first / "d").mkdir()
+    (first / "d").chmod(0o777)
+
+    def make(mode: int) -> None:
+        (first / "d" / f"{mode:o}").write_text("of root")
+        (first / "d" / f"{mode:o}").chmod(mode)
+
+    with counted_mount(cluster, tmp_path, monkeypatch) as (counted, proxy):
+        for mode, said in ((0o600, "Permission denied"), (0o666, "")):
+            proxy.before["create"] = partial(make, mode)
+            command = ["bash", "-c", AS_NOBODY, str(counted / "d"), f"echo of nobody > {mode:o}"]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            assert proxy.calls["create"], "the name was not there when it was looked up"
+            assert said in done.stderr and (done.returncode == 0) == (not said)
+            assert (first / "d" / f"{mode:o}").read_text() == ("of root" if said else "of nobody\n")
 
 
 def test_one_of_many_makes_a_file_exclusively(mounted: Mounted) -> None:

@@ -293,6 +293,31 @@ def test_an_open_that_truncates_is_committed_at_close(
     assert server.committed(ino) == b""
 
 
+@pytest.mark.parametrize(
+    ("mode", "uid", "is_opened"),
+    [
+        (stat.S_IFREG | 0o600, 0, False),
+        (stat.S_IFREG | 0o600, 1000, True),
+        (stat.S_IFLNK | 0o777, 1000, False),
+    ],
+)
+def test_what_another_mount_made_first_is_opened_only_by_its_owner(
+    fs: FileSystem, server: FakeServer, mode: int, uid: int, is_opened: bool
+) -> None:
+    other = file_system(server)
+    made = other.make(1, b"a", mode, uid, uid)
+    server.setattr(made.ino, AttributeChanges(uid=uid))
+    if is_opened:
+        attributes, handle = fs.create(1, b"a", 0o644, 1000, 1000, os.O_RDWR)
+        assert attributes.ino == made.ino
+        close(fs, handle)
+    else:
+        with pytest.raises(StaleFile):
+            fs.create(1, b"a", 0o644, 1000, 1000, os.O_RDWR)
+        assert not server.open_inodes
+    other.end()
+
+
 def test_an_inode_is_closed_late_and_opened_again_without_a_call(fs: FileSystem, server: FakeServer) -> None:
     ino = make(fs, b"a", b"1")
     assert server.calls["close"] == 0
