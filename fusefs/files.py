@@ -358,11 +358,19 @@ class Files:
     # writing
 
     def write(
-        self, handle: Handle, offset: int, data: memoryview, thread: int = 0, *, direct: bool = False
+        self,
+        handle: Handle,
+        offset: int,
+        data: memoryview,
+        thread: int = 0,
+        *,
+        direct: bool = False,
+        appending: bool | None = None,
     ) -> None:
-        """Note a write of a thread; O_APPEND handles write at the end of the file whatever `offset` says.
+        """Note a write of a thread; an `appending` one is at the end of the file whatever `offset` says.
 
-        A `direct` one (O_DIRECT) has passed the kernel's pages by, as those of an uncached handle have.
+        None: it is if the file was opened so (O_APPEND), which fcntl(2) may have changed since. A `direct`
+        one (O_DIRECT) has passed the kernel's pages by, as those of an uncached handle have.
 
         Raises:
             WriteRefused: fewer than Qw data servers are up.
@@ -383,16 +391,16 @@ class Files:
         except (WriteRefused, NoSpace) as error:
             self._refuse(handle, error)
             raise
+        if appending is None:
+            appending = handle.appending
         unfinished = None
-        if handle.appending and _may_continue(handle, offset, len(data)):
+        if appending and _may_continue(handle, offset, len(data)):
             unfinished = Unfinished(thread, time.monotonic() + UNFINISHED_SECONDS)
-        self._writeback.write(
-            handle,
-            None if handle.appending else offset,
-            data,
-            unfinished,
-            past_pages=handle.uncached or direct,
-        )
+        past_pages = handle.uncached or direct
+        if appending and not past_pages and offset != handle.inode.size():
+            self._pages.doubt(handle.inode.ino)  # where the kernel has the bytes they are not
+        place = None if appending else offset
+        self._writeback.write(handle, place, data, unfinished, past_pages=past_pages)
 
     def _refuse(self, handle: Handle, error: QuorumfsError) -> None:
         """Note that a write was refused beforehand: the bytes of an earlier one that wait go on waiting.

@@ -344,8 +344,9 @@ class Mount:
         handle = self._handles[info.fh]
         who = self._library.context(request).contents
         self._fs.drop_set_id(handle, who.uid)
-        direct = bool(info.flags & os.O_DIRECT)
-        self._files.write(handle, offset, data, who.pid if handle.appending else 0, direct=direct)
+        direct, appending = bool(info.flags & os.O_DIRECT), bool(info.flags & os.O_APPEND)
+        thread = who.pid if appending else 0
+        self._files.write(handle, offset, data, thread, direct=direct, appending=appending)
         self._drops.after(ino, lambda: self._library.reply_written(request, size))
 
     def flush(self, request: int, _ino: int, file: Any) -> None:

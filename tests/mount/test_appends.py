@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import subprocess
@@ -97,6 +98,17 @@ def test_readers_beside_an_appender_of_their_mount(mounts: tuple[Path, Path]) ->
             file.write(b"x")
             os.fsync(file.fileno())
     assert [reader.communicate(timeout=60)[1] for reader in readers] == [b""] * 2
+
+
+def test_files_that_are_appended_to_only_since_they_were_opened(mounts: tuple[Path, Path]) -> None:
+    (mounts[0] / "later").write_bytes(b"old.")
+    files = [os.open(place / "later", os.O_WRONLY) for place in mounts]
+    for number, file in enumerate(files):
+        fcntl.fcntl(file, fcntl.F_SETFL, os.O_APPEND)
+        os.write(file, b"%d." % number)
+    for file in files:
+        os.close(file)
+    assert [(place / "later").read_bytes() for place in mounts] == [b"old.0.1."] * 2
 
 
 def check(content: bytes, writers: int, count: int) -> None:

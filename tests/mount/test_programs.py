@@ -255,6 +255,19 @@ def test_appends_of_two_handles_do_not_overwrite_each_other(here: Path) -> None:
     assert (here / "log").read_text().split() == [str(number) for number in range(200)]
 
 
+def test_appending_begins_and_ends_while_a_file_is_open(here: Path) -> None:
+    file = os.open(here / "a", os.O_RDWR | os.O_CREAT | os.O_APPEND)
+    os.write(file, b"0123")
+    fcntl.fcntl(file, fcntl.F_SETFL, 0)
+    os.pwrite(file, b"ab", 0)
+    assert os.pread(file, 10, 0) == b"ab23"
+    fcntl.fcntl(file, fcntl.F_SETFL, os.O_APPEND)
+    os.lseek(file, 0, os.SEEK_SET)
+    os.write(file, b"end")
+    os.close(file)
+    assert (here / "a").read_bytes() == b"ab23end"
+
+
 def test_locks_of_this_mount(here: Path) -> None:
     with (here / "lock").open("w") as one, (here / "lock").open("w") as two:
         fcntl.flock(one, fcntl.LOCK_EX)

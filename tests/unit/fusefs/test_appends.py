@@ -225,6 +225,22 @@ def test_pages_filled_since_the_last_drop_are_dropped_at_a_write_past_them(
     assert dropper.sizes == [5, 7, 7], "of a new file the kernel has no pages"
 
 
+@pytest.mark.parametrize(("offset", "is_kept"), [(8, True), (4, False)])
+def test_an_append_through_pages_at_another_place_has_them_dropped(
+    server: FakeServer, fs: FileSystem, offset: int, is_kept: bool
+) -> None:
+    ino = make(fs, b"a", b"old.")
+    server.replace(ino, b"old.more")
+    handle, _ = fs.files.open(ino, os.O_RDWR)
+    assert bytes(fs.files.read(handle, 0, 9)) == b"old.more"
+    fs.files.write(handle, offset, memoryview(b"end."), appending=True)
+    close(fs, handle)
+    assert server.committed(ino) == b"old.moreend."
+    later, keep = fs.files.open(ino, os.O_RDONLY)
+    assert keep == is_kept
+    close(fs, later)
+
+
 def test_a_commit_that_fails_in_a_way_that_nobody_foresaw_has_nobody_wait_for_ever(
     server: FakeServer, fs: FileSystem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
