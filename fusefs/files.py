@@ -420,9 +420,20 @@ class Files:
         if handle.error is not None:
             raise handle.error
         self._permission.require_writable()
+        if size and size >= handle.inode.size():  # 0 cuts off all, however long it is
+            self._learn_size(handle.inode)
         with handle.inode.lock:
             handle.require_locks()
             self._writeback.truncate(handle.inode, size)
+
+    def _learn_size(self, inode: Inode) -> None:
+        """Learn how long a file is: another mount may have made it longer since it was opened."""
+        if inode.birth is not None or self._names.is_certain(inode.base()):
+            return
+        attributes = self._namespace.getattr(inode.ino)
+        with inode.lock:
+            inode.await_commit(attributes.version)
+            self._pages.changed(inode.ino, inode.learn_attributes(attributes))
 
     def truncate_unopened(self, ino: int, size: int) -> Attributes:
         """Change the size of a file by name, as truncate(2): committed at once if nobody else writes it."""

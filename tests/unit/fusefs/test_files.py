@@ -318,6 +318,18 @@ def test_what_another_mount_made_first_is_opened_only_by_its_owner(
     other.end()
 
 
+@pytest.mark.parametrize("size", [3, 5])
+def test_a_truncation_cuts_off_what_another_mount_appended_before_it(
+    fs: FileSystem, server: FakeServer, size: int
+) -> None:
+    ino = make(fs, b"a", b"old")
+    handle, _ = fs.files.open(ino, os.O_WRONLY)
+    server.replace(ino, b"old and more")
+    fs.files.truncate(handle, size)
+    close(fs, handle)
+    assert server.committed(ino) == b"old and more"[:size]
+
+
 def test_an_inode_is_closed_late_and_opened_again_without_a_call(fs: FileSystem, server: FakeServer) -> None:
     ino = make(fs, b"a", b"1")
     assert server.calls["close"] == 0
