@@ -314,7 +314,10 @@ class Inode:
     def write(self, offset: int, data: memoryview) -> int:
         """Note a write; return how many more bytes are dirty now."""
         added = self.buffers.write(offset, data)
-        self.changes.extend_to = max(self.changes.extend_to, offset + len(data))
+        changes, end = self.changes, offset + len(data)
+        changes.extend_to = max(changes.extend_to, end)
+        if changes.append_from is not None and offset < changes.append_from:
+            changes.extend_unappended_to = max(changes.extend_unappended_to, min(end, changes.append_from))
         self._touch()
         return added
 

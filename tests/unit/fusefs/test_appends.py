@@ -225,6 +225,22 @@ def test_pages_filled_since_the_last_drop_are_dropped_at_a_write_past_them(
     assert dropper.sizes == [5, 7, 7], "of a new file the kernel has no pages"
 
 
+@pytest.mark.parametrize("is_learnt", [False, True])
+def test_a_write_at_a_place_stays_there_when_the_end_moves_before_it(
+    server: FakeServer, fs: FileSystem, is_learnt: bool
+) -> None:
+    ino, handle = open_log(fs)
+    other, _ = fs.files.open(ino, os.O_WRONLY)
+    write(fs, handle, 0, b"end.")
+    write(fs, other, 2, b"D.")
+    server.replace(ino, b"o")
+    if is_learnt:
+        assert read(fs, ino) == b"o\0D.end."
+    close(fs, other)
+    close(fs, handle)
+    assert server.committed(ino) == b"o\0D.end."
+
+
 @pytest.mark.parametrize(("offset", "is_kept"), [(8, True), (4, False)])
 def test_an_append_through_pages_at_another_place_has_them_dropped(
     server: FakeServer, fs: FileSystem, offset: int, is_kept: bool
