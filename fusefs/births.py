@@ -11,13 +11,13 @@ import logging
 import stat
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from fusefs.cache import NameCache
 from fusefs.inodes import Inode
 from fusefs.pages import PageLedger
 from fusefs.ports import BlockPort, NamespacePort
-from wire.errors import QuorumfsError
+from wire.errors import NamespaceError, NoSpace, QuorumfsError, SessionUnknown
 from wire.messages import AttributeChanges, Attributes, Birth, Commit
 
 log = logging.getLogger(__name__)
@@ -90,29 +90,35 @@ class Births:
                     return inode
         return None
 
+    def waiting(self) -> list[int]:
+        """Return the inodes whose files are still to be made."""
+        with self._lock:
+            self._forget_made()
+            return [*self._waiting]
+
     def settle(self, *inodes: int) -> None:
         """Make files now, empty as long as nothing of them is committed; without arguments, all.
 
+        Of all, one that the server refuses holds up nobody: its own program is told.
+
         Raises:
-            QuorumfsError: one cannot be made.
+            QuorumfsError: one that was asked for cannot be made, or nobody knows.
         """
         if not self._waiting:
             return
         with self._lock:
             self._forget_made()
             chosen = [inode for ino, (inode, _) in self._waiting.items() if not inodes or ino in inodes]
-        for inode in chosen:
-            self._make(inode)
+        self._make_each(chosen, tell=bool(inodes))
 
     def settle_in(self, directory: int) -> bool:
-        """Make the files of one directory now; tell whether there were any. Raises QuorumfsError."""
+        """Make the files of one directory now, as `settle` makes all; tell whether there were any."""
         if not self._waiting:
             return False
         with self._lock:
             self._forget_made()
             chosen = [i for i, _ in self._waiting.values() if i.birth and i.birth.parent == directory]
-        for inode in chosen:
-            self._make(inode)
+        self._make_each(chosen, tell=False)
         return bool(chosen)
 
     def settle_old(self) -> None:
@@ -127,18 +133,48 @@ class Births:
             except QuorumfsError as error:
                 log.warning("inode %d could not be made yet: %s", inode.ino, error)
 
+    def _make_each(self, inodes: Iterable[Inode], *, tell: bool) -> None:
+        for inode in inodes:
+            try:
+                self._make(inode)
+            except NamespaceError as error:
+                if tell:
+                    raise
+                log.warning("inode %d could not be made: %s", inode.ino, error)
+
     def _make(self, inode: Inode) -> None:
         with inode.commit_lock:
             if inode.birth is None:
                 return
             birth, asked = inode.birth, self._names.asking()
-            attributes = self._blocks.write_file(inode.ino, NOTHING, [], birth)
+            try:
+                attributes = self._write(inode.ino, birth)
+            except NamespaceError as error:
+                if not error.resent and not isinstance(error, NoSpace):
+                    self._refuse(inode, birth, error)
+                raise
             with inode.lock:
                 inode.birth = None
                 inode.learn_attributes(attributes)
             self._names.set(asked, attributes)
             self._names.entered(birth.parent, attributes.atime_ns)
             self._pages.attributes_changed(inode.ino, birth.parent)
+
+    def _write(self, ino: int, birth: Birth) -> Attributes:
+        try:
+            return self._blocks.write_file(ino, NOTHING, [], birth)
+        except SessionUnknown:  # a new one was begun meanwhile
+            return self._blocks.write_file(ino, NOTHING, [], birth)
+
+    def _refuse(self, inode: Inode, birth: Birth, error: QuorumfsError) -> None:
+        """Forget a file that will never be, for its place is gone or taken; let its program be told why."""
+        with inode.lock:
+            inode.birth = None
+            inode.last_error = error
+            for handle in inode.handles:
+                handle.error = error
+        self._names.changed(names=((birth.parent, birth.name),))
+        self._pages.attributes_changed(inode.ino, birth.parent)
 
     def give_up(self, inode: Inode) -> bool:
         """Forget a file that was never made, at its last close; tell whether it was one."""

@@ -292,6 +292,7 @@ class FileSystem:
         """Give an inode one more name."""
         _check_name(name)
         self._births.settle()
+        self._births.settle(ino)
         token = self._names.asking()
         attributes = self._namespace.link(ino, parent, name)
         self._names.made(token, parent, name, attributes, attributes.ctime_ns)
@@ -307,7 +308,7 @@ class FileSystem:
 
     def _remove(self, parent: int, name: bytes, directory: bool) -> None:
         _check_name(name)
-        self._births.settle()
+        self._settle_for(parent, name)
         with self._opens.removing():
             token = self._names.asking()
             try:
@@ -319,11 +320,17 @@ class FileSystem:
             self._removals += 1
             self._names.removed(token, parent, name, after)
 
+    def _settle_for(self, parent: int, name: bytes) -> None:
+        """Have the server know all that it can of files that are new here, and this name for certain."""
+        self._births.settle()
+        if (unborn := self._births.find(parent, name)) is not None:
+            self._births.settle(unborn.ino)
+
     def rename(self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int = 0) -> None:
         """Move a name atomically, as renameat2(2) with its flags."""
         _check_name(name)
         _check_name(new_name)
-        self._births.settle()
+        self._settle_for(parent, name)
         with self._opens.removing():
             try:
                 self._namespace.rename(parent, name, new_parent, new_name, flags)
@@ -424,7 +431,7 @@ class FileSystem:
 
     def sync_directory(self) -> None:
         """Make every change of names so far survive a power loss."""
-        self._births.settle()
+        self._births.settle(*self._births.waiting())
         self._namespace.sync_metadata()
 
     def _forget(self) -> None:

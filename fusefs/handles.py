@@ -79,8 +79,8 @@ class Handle:
 
     @property
     def may_commit(self) -> bool:
-        """Whether a close may have something to commit: bytes, or the file itself, though it is only read."""
-        return self.writing or self.inode.birth is not None
+        """Whether a close may have something to commit, or to tell of that: bytes, or the file itself."""
+        return self.writing or self.inode.birth is not None or self.error is not None
 
 
 class DirectoryHandle:

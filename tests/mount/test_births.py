@@ -128,6 +128,7 @@ def test_who_comes_too_late_has_no_file(lone: Lone, tmp_path: Path) -> None:
                 other.write("second\n")
         finally:
             lone.cluster.resume("mount-1")
+        (lone.place / "d").mkdir()
         assert finish() != "closed"
     assert (second / "a").read_text() == "second\n"
     assert (lone.place / "a").read_text() == "second\n"

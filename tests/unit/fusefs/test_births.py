@@ -13,7 +13,16 @@ from fusefs.filesystem import FileSystem
 from fusefs.handles import Handle
 from tests.unit.fusefs.fakes import FakeServer
 from tests.unit.fusefs.work import close, write
-from wire.errors import AlreadyExists, NotAlone, NotFound, StaleFile, WriteFailed, WriteRefused
+from wire.errors import (
+    AlreadyExists,
+    NoSpace,
+    NotAlone,
+    NotFound,
+    SessionUnknown,
+    StaleFile,
+    WriteFailed,
+    WriteRefused,
+)
 from wire.messages import AttributeChanges
 
 
@@ -159,6 +168,58 @@ def test_a_name_that_others_took_meanwhile_is_theirs(
     with pytest.raises(type(error)):
         close(fs, handle)
     assert not exists(server)
+
+
+ELSEWHERE: dict[str, Callable[[FileSystem], object]] = {
+    "unlink": lambda fs: fs.unlink(1, b"other"),
+    "mkdir": lambda fs: fs.make(1, b"new", stat.S_IFDIR | 0o755, 0, 0),
+    "rename": lambda fs: fs.rename(1, b"other", 1, b"new"),
+    "list": lambda fs: fs.read_directory(fs.open_directory(1), restart=True),
+    "attributes of the directory": lambda fs: (fs._forget(), fs.getattr(1)),
+}
+
+
+@pytest.mark.parametrize("access", [os.O_RDONLY, os.O_WRONLY])
+@pytest.mark.parametrize("what", ELSEWHERE)
+def test_a_file_that_cannot_be_made_holds_up_only_its_own_program(
+    fs: FileSystem, server: FakeServer, what: str, access: int
+) -> None:
+    close(fs, create(fs, b"other"))
+    handle = create(fs, flags=access)
+    server.fail("write_file", NotAlone("others came"))
+    ELSEWHERE[what](fs)
+    assert not any(server.failures.values())
+    with pytest.raises(NotFound):
+        fs.lookup(1, b"a")
+    with pytest.raises(NotAlone):
+        close(fs, handle)
+    assert not exists(server)
+
+
+def test_a_full_metadata_server_lets_other_files_be_removed(fs: FileSystem, server: FakeServer) -> None:
+    close(fs, create(fs, b"other"))
+    handle = create(fs)
+    full = NoSpace("no room for rows")
+    server.fail("write_file", full)
+    fs.unlink(1, b"other")
+    assert not exists(server, b"other")
+    server.fail("write_file", full, full)
+    with pytest.raises(NoSpace):
+        fs.unlink(1, b"a")
+    server.fail("write_file", full)
+    with pytest.raises(NoSpace):
+        fs.sync_directory()
+    write(fs, handle, 0, b"1234")
+    close(fs, handle)
+    assert server.committed(handle.inode.ino) == b"1234"
+
+
+def test_a_session_that_ends_meanwhile_fails_no_other_call(fs: FileSystem, server: FakeServer) -> None:
+    handle = create(fs)
+    server.fail("write_file", SessionUnknown("a new one was begun"))
+    fs.make(1, b"new", stat.S_IFDIR | 0o755, 0, 0)
+    assert exists(server)
+    close(fs, handle)
 
 
 def test_an_unknown_outcome_is_not_made_a_second_time(fs: FileSystem, server: FakeServer) -> None:
