@@ -28,6 +28,7 @@ from wire.errors import (
     InvalidArgument,
     NoSpace,
     NotSupported,
+    QuorumError,
     QuorumfsError,
     ReadRefused,
     WriteRefused,
@@ -185,16 +186,26 @@ class Files:
 
     def _make_durable(self, inode: Inode) -> bool:
         """Make durable what earlier commits left to the servers' page caches; return whether any did."""
-        version = inode.base().version
-        if inode.durable_version == version:
-            return False
-        blocks = list(dict.fromkeys(span.source.block for span in self._whole_map(inode)))
-        for start in range(0, len(blocks), SYNC_RUN_BLOCKS):
-            self._blocks.sync_blocks(blocks[start : start + SYNC_RUN_BLOCKS])
+        for attempt in range(MAP_ATTEMPTS):
+            version = inode.base().version
+            if inode.durable_version == version:
+                return False
+            try:
+                self._sync_blocks(inode)
+                break
+            except QuorumError:
+                # Blocks that were replaced, by another mount or by compaction, are not there any more.
+                if attempt == MAP_ATTEMPTS - 1 or not self._is_superseded(inode, version, 0):
+                    raise
         self._namespace.sync_metadata()
         with inode.lock:
             inode.durable_version = version
         return True
+
+    def _sync_blocks(self, inode: Inode) -> None:
+        blocks = list(dict.fromkeys(span.source.block for span in self._whole_map(inode)))
+        for start in range(0, len(blocks), SYNC_RUN_BLOCKS):
+            self._blocks.sync_blocks(blocks[start : start + SYNC_RUN_BLOCKS])
 
     def release(self, handle: Handle) -> None:
         """Give up a handle; what came after the last flush (from a memory map) is committed now."""

@@ -25,6 +25,7 @@ from wire.errors import (
     ReadRefused,
     SessionUnknown,
     StaleFile,
+    WriteFailed,
     WriteRefused,
 )
 from wire.messages import (
@@ -283,7 +284,8 @@ class FakeServer:
 
     def sync_blocks(self, blocks: Sequence[bytes]) -> None:
         self._enter("sync_blocks")
-        assert all(block in self.blocks for block in blocks)
+        if not all(block in self.blocks for block in blocks):
+            raise WriteFailed("no server holds them all")
         self.durable.update(blocks)
 
     def abandon(self, records: Sequence[BlockRecord]) -> None:

@@ -83,6 +83,20 @@ def test_fsync_is_durable_once_and_for_all(fs: FileSystem, server: FakeServer) -
     assert server.committed(attributes.ino) == b"y" + b"x" * MIB
 
 
+def test_fsync_of_a_file_replaced_under_it_syncs_the_newer_one(fs: FileSystem, server: FakeServer) -> None:
+    ino = make(fs, b"a", b"old")
+    handle, _ = fs.files.open(ino, os.O_RDWR)
+    server.replace(ino, b"newer")
+    fs.files.fsync(handle)
+    assert server.durable == set(server.blocks)
+    server.fail("sync_blocks", WriteFailed("two servers are gone"))
+    server.replace(ino, b"newest")
+    assert read(fs, ino) == b"newest"
+    with pytest.raises(WriteFailed):
+        fs.files.fsync(handle)
+    close(fs, handle)
+
+
 def test_a_file_replaced_under_a_reader_is_read_anew(fs: FileSystem, server: FakeServer) -> None:
     ino = make(fs, b"a", b"old")
     handle, _ = fs.files.open(ino, os.O_RDONLY)
