@@ -25,12 +25,13 @@ from fusefs.pages import PageDropper, PageLedger
 from fusefs.patience import Patience
 from fusefs.ports import BlockPort, NamespacePort, WritePermission
 from fusefs.readahead import BlockReader
-from fusefs.walks import Walks
+from fusefs.walks import Walk, Walks
 from fusefs.writeback import SET_ID, Writeback
 from fusefs.xattrs import ExtendedAttributes
 from wire.errors import (
     AlreadyExists,
     NameTooLong,
+    NotADirectory,
     NotFound,
     QuorumfsError,
     StaleFile,
@@ -143,31 +144,85 @@ class FileSystem:
     def lookup(self, parent: int, name: bytes, walker: int = 0) -> Attributes:
         """Return the attributes of a name's inode. Raises NotFound, NotADirectory, NameTooLong, StaleFile.
 
-        `walker` is the thread that asks; its next `open` relies on what it was told here.
+        `walker` is the thread that asks; its next calls rely on what it was told here.
         """
         era = self._grant.era()
         unborn = self._births.find(parent, name)
         attributes = unborn.base() if unborn is not None else self._names.find(parent, name)
         fresh = attributes is None
         if attributes is None:
-            attributes = self._ask_name(parent, name)
+            attributes = self._ask_name(parent, name, walker)
         self._walks.step(walker, parent, name, attributes.ino, fresh, era)
         return self._seen(attributes)
 
-    def _ask_name(self, parent: int, name: bytes) -> Attributes:
+    def _ask_name(self, parent: int, name: bytes, walker: int = 0) -> Attributes:
         _check_name(name)
         if self._names.is_absent(parent, name):
             raise NotFound(os.fsdecode(name))
         token = self._names.asking()
-        found = self._namespace.resolve(parent, [name])
-        if found and self._births.settle_in(found[0].ino):  # its times are others now
+        found = self._look_up(walker, parent, name)
+        if found is not None and self._births.settle_in(found.ino):  # its times are others now
             token = self._names.asking()
-            found = self._namespace.resolve(parent, [name])
-        if not found:
+            found = self._look_up(walker, parent, name)
+        if found is None:
             self._names.learn_absent(token, parent, name)
             raise NotFound(os.fsdecode(name))
-        self._names.learn_name(token, parent, name, found[0])
-        return found[0]
+        self._names.learn_name(token, parent, name, found)
+        return found
+
+    def _look_up(self, walker: int, directory: int, name: bytes) -> Attributes | None:
+        """Ask the server for a name, and for those by which `walker` came to its directory, if in doubt.
+
+        Returns:
+            Its inode's attributes; None if it is not there.
+
+        Raises:
+            StaleFile: those lead elsewhere by now; a new walk will find where.
+            NotFound: they do, and the name is not there either. The kernel may make it then, and does not
+                walk anew for StaleFile here, but for that of its next call (`_verify`).
+        """
+        walk = self._walks.doubtful(walker, directory, self._grant.era())
+        if walk is None:
+            found = self._namespace.resolve(directory, [name])
+            return found[0] if found else None
+        try:
+            found = self._namespace.resolve(walk.start, [*walk.names, name])
+        except NotADirectory:  # but what may have been meant is behind a link that is there now
+            self._verify(walker, directory)
+            raise
+        steps, rest = found[: len(walk.names)], found[len(walk.names) :]
+        try:
+            self._check(walker, walk, steps)
+        except StaleFile:
+            if not rest:
+                raise NotFound(os.fsdecode(name)) from None
+            raise
+        return rest[0] if rest else None
+
+    def _verify(self, walker: int, *inodes: int) -> None:
+        """Make sure that the names by which `walker` came to each inode lead there. Raises StaleFile."""
+        for ino in inodes:
+            if (walk := self._walks.doubtful(walker, ino, self._grant.era())) is not None:
+                self._check(walker, walk, self._namespace.resolve(walk.start, walk.names))
+
+    def _check(self, walker: int, walk: Walk, found: Sequence[Attributes]) -> None:
+        """Hold a walk against what its names lead to now. Raises StaleFile: that is something else."""
+        if [each.ino for each in found] != walk.inodes:
+            self._forget_names(walk)
+            raise StaleFile("another mount has changed what is on the way there")
+        self._walks.confirm(walker, walk)
+
+    def verify_unopened(self, ino: int, walker: int) -> None:
+        """Make sure that an inode, which is to be changed by name, is what the name is of. Raises StaleFile.
+
+        Of one that is open here nothing is known: it may be changed by its descriptor.
+        """
+        if self._opens.find(ino) is None:
+            self._verify(walker, ino)
+
+    def _forget_names(self, walk: Walk) -> None:
+        parents = [walk.start, *walk.inodes[:-1]]
+        self._names.changed(names=tuple(zip(parents, walk.names, strict=True)))
 
     def resolve(self, path: bytes, fresh: bool = False) -> Attributes:
         """Follow a path from the root, no symbolic links; with `fresh` ask the server for all of it."""
@@ -229,16 +284,24 @@ class FileSystem:
         try:
             return self.files.open(ino, flags, walk)
         except StaleFile:
-            parents = [walk.start, *walk.inodes[:-1]]
-            self._names.changed(names=tuple(zip(parents, walk.names, strict=True)))
+            self._forget_names(walk)
             raise
 
     def make(
-        self, parent: int, name: bytes, mode: int, uid: int, gid: int, rdev: int = 0, target: bytes = b""
+        self,
+        parent: int,
+        name: bytes,
+        mode: int,
+        uid: int,
+        gid: int,
+        rdev: int = 0,
+        target: bytes = b"",
+        walker: int = 0,
     ) -> Attributes:
         """Make a file, directory, symbolic link, FIFO, socket or device, by the type bits of `mode`."""
         _check_name(name)
         self._births.settle()
+        self._verify(walker, parent)
         token = self._names.asking()
         attributes = self._namespace.create(parent, name, mode, uid, gid, rdev, target, False)
         changed_ns = 0 if stat.S_ISDIR(mode) else attributes.ctime_ns
@@ -246,16 +309,17 @@ class FileSystem:
         return attributes
 
     def create(
-        self, parent: int, name: bytes, mode: int, uid: int, gid: int, flags: int
+        self, parent: int, name: bytes, mode: int, uid: int, gid: int, flags: int, walker: int = 0
     ) -> tuple[Attributes, Handle]:
         """Make a regular file and open it, as open(2) with O_CREAT.
 
         Raises:
             WriteRefused: fewer than Qw data servers are up; nothing was made.
-            StaleFile: another mount has just made something else of that name; a new walk will find it, and
-                have the kernel check who may open it.
+            StaleFile: another mount has just made something else of that name, or put another directory in
+                the place of this; a new walk will find it, and have the kernel check who may open it.
         """
         _check_name(name)
+        self._verify(walker, parent)
         self._permission.require_writable()
         token = self._names.asking()
         if self._names.is_absent(parent, name) and (directory := self._names.attributes(parent)) is not None:
@@ -288,27 +352,29 @@ class FileSystem:
         self._names.made(token, parent, name, attributes, 1, new=True)
         return handle
 
-    def link(self, ino: int, parent: int, name: bytes) -> Attributes:
+    def link(self, ino: int, parent: int, name: bytes, walker: int = 0) -> Attributes:
         """Give an inode one more name."""
         _check_name(name)
         self._births.settle()
         self._births.settle(ino)
+        self._verify(walker, ino, parent)
         token = self._names.asking()
         attributes = self._namespace.link(ino, parent, name)
         self._names.made(token, parent, name, attributes, attributes.ctime_ns)
         return self._seen(attributes)
 
-    def unlink(self, parent: int, name: bytes) -> None:
+    def unlink(self, parent: int, name: bytes, walker: int = 0) -> None:
         """Remove a name; an open inode lives until its last close."""
-        self._remove(parent, name, directory=False)
+        self._remove(parent, name, walker, directory=False)
 
-    def rmdir(self, parent: int, name: bytes) -> None:
+    def rmdir(self, parent: int, name: bytes, walker: int = 0) -> None:
         """Remove an empty directory."""
-        self._remove(parent, name, directory=True)
+        self._remove(parent, name, walker, directory=True)
 
-    def _remove(self, parent: int, name: bytes, directory: bool) -> None:
+    def _remove(self, parent: int, name: bytes, walker: int, directory: bool) -> None:
         _check_name(name)
         self._settle_for(parent, name)
+        self._verify(walker, parent)
         with self._opens.removing():
             token = self._names.asking()
             try:
@@ -326,11 +392,14 @@ class FileSystem:
         if (unborn := self._births.find(parent, name)) is not None:
             self._births.settle(unborn.ino)
 
-    def rename(self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int = 0) -> None:
+    def rename(
+        self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int = 0, walker: int = 0
+    ) -> None:
         """Move a name atomically, as renameat2(2) with its flags."""
         _check_name(name)
         _check_name(new_name)
         self._settle_for(parent, name)
+        self._verify(walker, parent, new_parent)
         with self._opens.removing():
             try:
                 self._namespace.rename(parent, name, new_parent, new_name, flags)
@@ -339,8 +408,9 @@ class FileSystem:
                 names = ((parent, name), (new_parent, new_name))
                 self._names.changed(names=names, inodes=(parent, new_parent))
 
-    def read_link(self, ino: int) -> bytes:
+    def read_link(self, ino: int, walker: int = 0) -> bytes:
         """Return a symbolic link's target."""
+        self._verify(walker, ino)
         return self._namespace.read_link(ino)
 
     # attributes
@@ -391,7 +461,9 @@ class FileSystem:
 
     # directories
 
-    def open_directory(self, ino: int) -> DirectoryHandle:
+    def open_directory(self, ino: int, walker: int = 0) -> DirectoryHandle:
+        """Open a directory; as `open`, only if the path of `walker` leads there."""
+        self._verify(walker, ino)
         return DirectoryHandle(ino)
 
     def read_directory(

@@ -1,49 +1,78 @@
 """How each thread of a program got where it is: the names it looked up last, and how they were answered.
 
-The kernel asks for every name of a path, one after the other, and then opens the inode that it
-arrived at. If all answers came from the server within the same system call, or from what is known in an era
-that goes on (fusefs.grant), the open is right by itself; if one came from the cache otherwise, the whole walk
-is asked again at the server with the open (promise P8: who opens a file after another mount's close sees it,
-also when it was renamed over). Pure but for its lock; bounded; safe in any thread.
+The kernel asks for every name of a path, one after the other, and then has something done with the inode
+that it arrived at. If all answers came from the server within the same system call, or from what is known in
+an era that goes on (fusefs.grant), that is right by itself; if one came from the cache otherwise, the whole
+walk is asked again at the server first (promise P8: who opens a file after another mount's close sees it,
+also when it, or a directory or link on the way to it, was renamed over). Pure but for its lock and its clock;
+bounded; safe in any thread.
 """
 
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable
 
 MOST_WALKERS = 4096
+MOST_WALKS = 3
+"""So many are kept of each thread: rename(2) has two paths."""
 MOST_STEPS = 256
+CALL_SECONDS = 0.5
+"""Names that were looked up longer ago are of an earlier system call, mostly: the thread is there already,
+by a descriptor or as its working directory, whatever the names lead to now."""
+SAID = -1
+"""Instead of an era: the server said so."""
 
 
 class Walk:
     """Names followed from a directory, the inode numbers found, and whose word they are.
 
     Attributes:
-        fresh: whether each was said by the server, or is known in the era `era`.
-        era: 0 if all were said by the server.
+        eras: in which era each was known; SAID, or 0 if nobody vouches for it.
+        at: when the last name was followed.
     """
 
-    __slots__ = ("era", "fresh", "inodes", "names", "start")
+    __slots__ = ("at", "eras", "inodes", "names", "start")
 
     def __init__(self, start: int) -> None:
         self.start = start
         self.names: list[bytes] = []
         self.inodes: list[int] = []
-        self.fresh = True
-        self.era = 0
+        self.eras: list[int] = []
+        self.at = 0.0
 
     def is_right(self, era: int) -> bool:
         """Tell whether it leads there still, as far as it is known while `era` goes on (0: none does)."""
-        return self.fresh and self.era in (0, era)
+        return all(known == SAID or (known != 0 and known == era) for known in self.eras)
+
+    def part_to(self, ino: int) -> Walk | None:
+        """Return a copy of that part of it that led to an inode; None if it did not come there."""
+        count = len(self.inodes)
+        while count and self.inodes[count - 1] != ino:
+            count -= 1
+        if not count and self.start != ino:
+            return None
+        part = Walk(self.start)
+        part.names, part.inodes, part.eras = self.names[:count], self.inodes[:count], self.eras[:count]
+        part.at = self.at
+        return part
+
+    def confirm(self, walk: Walk) -> None:
+        """Note that the server has said all of a walk, which this one may begin with."""
+        count = len(walk.names)
+        if (self.start, self.names[:count], self.inodes[:count]) == (walk.start, walk.names, walk.inodes):
+            self.eras[:count] = [SAID] * count
 
 
 class Walks:
-    """The last walk of each thread, by its thread id."""
+    """The last walks of each thread, by its thread id."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self._lock = threading.Lock()
-        self._walks: OrderedDict[int, Walk] = OrderedDict()
+        self._walks: OrderedDict[int, deque[Walk]] = OrderedDict()
 
     def step(self, walker: int, parent: int, name: bytes, ino: int, fresh: bool, era: int = 0) -> None:
         """Note that `walker` was told that `name` in `parent` is `ino`, by the server if `fresh`.
@@ -51,20 +80,43 @@ class Walks:
         `era` is the one that went on before it was looked up in what is known.
         """
         with self._lock:
-            walk = self._walks.get(walker)
-            if walk is None or not walk.inodes or walk.inodes[-1] != parent or len(walk.names) >= MOST_STEPS:
-                walk = self._walks[walker] = Walk(parent)
+            walks = self._walks.setdefault(walker, deque(maxlen=MOST_WALKS))
+            if walks and walks[-1].inodes[-1:] == [parent] and len(walks[-1].names) < MOST_STEPS:
+                walk = walks[-1]
+            else:
+                walk = self._part_to(walks, parent) or Walk(parent)
+                walks.append(walk)
             walk.names.append(name)
             walk.inodes.append(ino)
-            if not fresh:
-                walk.fresh = walk.fresh and era != 0 and walk.era in (0, era)
-                walk.era = era
+            walk.eras.append(SAID if fresh else era)
+            walk.at = self._clock()
             self._walks.move_to_end(walker)
             if len(self._walks) > MOST_WALKERS:
                 self._walks.popitem(last=False)
 
+    def _part_to(self, walks: deque[Walk], ino: int) -> Walk | None:
+        """Return how a thread came to an inode the last time, as far as it did so in this system call."""
+        for walk in reversed(walks):
+            if self._clock() - walk.at < CALL_SECONDS and (part := walk.part_to(ino)) is not None:
+                return part if len(part.names) < MOST_STEPS else None
+        return None
+
     def take(self, walker: int, ino: int) -> Walk | None:
         """Return the walk that led `walker` to `ino`, to be used once; None if it came another way."""
         with self._lock:
-            walk = self._walks.pop(walker, None)
-        return walk if walk is not None and walk.inodes[-1] == ino else None
+            walks = self._walks.pop(walker, None)
+        return walks[-1] if walks and walks[-1].inodes[-1] == ino else None
+
+    def doubtful(self, walker: int, ino: int, era: int) -> Walk | None:
+        """Return the walk that led `walker` (0: nobody) to `ino`, if it may lead elsewhere by now."""
+        if not walker:
+            return None
+        with self._lock:
+            walk = self._part_to(self._walks.get(walker, deque()), ino)
+        return None if walk is None or walk.is_right(era) else walk
+
+    def confirm(self, walker: int, walk: Walk) -> None:
+        """Note that the server has just said all of a walk."""
+        with self._lock:
+            for each in self._walks.get(walker, ()):
+                each.confirm(walk)

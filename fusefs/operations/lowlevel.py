@@ -172,9 +172,8 @@ class Mount:
     # names
 
     def lookup(self, request: int, parent: int, name: bytes) -> None:
-        walker = self._library.context(request).contents.pid
         try:
-            attributes = self._fs.lookup(parent, name, walker)
+            attributes = self._fs.lookup(parent, name, self._walker(request))
         except NotFound:
             if not (seconds := self._keeping.absence_seconds(parent, name)):
                 raise
@@ -183,6 +182,9 @@ class Mount:
             self._check_kept(seconds, (parent, name, 0))
         else:
             self._entry(request, attributes, parent, name)
+
+    def _walker(self, request: int) -> int:
+        return int(self._library.context(request).contents.pid)
 
     def mknod(self, request: int, parent: int, name: bytes, mode: int, device: int) -> None:
         self._make(request, parent, name, mode, device)
@@ -197,26 +199,26 @@ class Mount:
         self, request: int, parent: int, name: bytes, mode: int, device: int = 0, target: bytes = b""
     ) -> None:
         who = self._library.context(request).contents
-        made = self._fs.make(parent, name, mode, who.uid, who.gid, device, target)
+        made = self._fs.make(parent, name, mode, who.uid, who.gid, device, target, who.pid)
         self._entry(request, made, parent, name)
 
     def unlink(self, request: int, parent: int, name: bytes) -> None:
-        self._fs.unlink(parent, name)
+        self._fs.unlink(parent, name, self._walker(request))
         self._library.reply_error(request, 0)
 
     def rmdir(self, request: int, parent: int, name: bytes) -> None:
-        self._fs.rmdir(parent, name)
+        self._fs.rmdir(parent, name, self._walker(request))
         self._library.reply_error(request, 0)
 
     def rename(self, request: int, parent: int, name: bytes, to: int, new_name: bytes, flags: int) -> None:
-        self._fs.rename(parent, name, to, new_name, flags)
+        self._fs.rename(parent, name, to, new_name, flags, self._walker(request))
         self._library.reply_error(request, 0)
 
     def link(self, request: int, ino: int, parent: int, name: bytes) -> None:
-        self._entry(request, self._fs.link(ino, parent, name), parent, name)
+        self._entry(request, self._fs.link(ino, parent, name, self._walker(request)), parent, name)
 
     def readlink(self, request: int, ino: int) -> None:
-        self._library.reply_link(request, self._fs.read_link(ino))
+        self._library.reply_link(request, self._fs.read_link(ino, self._walker(request)))
 
     def _entry(self, request: int, attributes: Attributes, parent: int, name: bytes) -> None:
         self._drops.after(
@@ -258,6 +260,8 @@ class Mount:
         self._attributes(request, self._fs.getattr(ino))
 
     def setattr(self, request: int, ino: int, new: Any, to_set: int, file: Any) -> None:
+        if not file:
+            self._fs.verify_unopened(ino, self._walker(request))
         shortens = to_set & SET_SIZE and not self._files.reaches_no_further(ino, new.contents.st_size)
         with self._shortenings.shortening(ino) if shortens else nullcontext():
             self._set_attributes(request, ino, new, to_set, file)
@@ -292,7 +296,7 @@ class Mount:
     def create(self, request: int, parent: int, name: bytes, mode: int, file: Any) -> None:
         who = self._library.context(request).contents
         info = file.contents
-        attributes, handle = self._fs.create(parent, name, mode, who.uid, who.gid, info.flags)
+        attributes, handle = self._fs.create(parent, name, mode, who.uid, who.gid, info.flags, who.pid)
         info.fh = self._keep(handle)
         info.direct_io = handle.uncached = _past_pages(handle)
         entry = entry_of(attributes)
@@ -408,8 +412,8 @@ class Mount:
     # directories
 
     def opendir(self, request: int, ino: int, file: Any) -> None:
-        number = next(self._numbers)
-        self._directories[number] = self._fs.open_directory(ino)
+        directory, number = self._fs.open_directory(ino, self._walker(request)), next(self._numbers)
+        self._directories[number] = directory
         file.contents.fh = number
         if self._library.reply_open(request, file) != 0:
             del self._directories[number]
@@ -459,10 +463,12 @@ class Mount:
             self._library.reply_bytes(request, value, len(value))
 
     def setxattr(self, request: int, ino: int, name: bytes, address: int, size: int, flags: int) -> None:
+        self._fs.verify_unopened(ino, self._walker(request))
         self._fs.xattrs.set(ino, name, ctypes.string_at(address, size) if size else b"", flags)
         self._library.reply_error(request, 0)
 
     def removexattr(self, request: int, ino: int, name: bytes) -> None:
+        self._fs.verify_unopened(ino, self._walker(request))
         self._fs.xattrs.remove(ino, name)
         self._library.reply_error(request, 0)
 
