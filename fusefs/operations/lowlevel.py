@@ -351,6 +351,8 @@ class Mount:
         direct, appending = bool(info.flags & os.O_DIRECT), bool(info.flags & os.O_APPEND)
         thread = who.pid if appending else 0
         self._files.write(handle, offset, data, thread, direct=direct, appending=appending)
+        if handle.uncached and info.flags & os.O_DSYNC:  # which is a part of O_SYNC
+            self._files.fsync(handle)  # after other writes the kernel itself asks for that
         self._drops.after(ino, lambda: self._library.reply_written(request, size))
 
     def flush(self, request: int, _ino: int, file: Any) -> None:

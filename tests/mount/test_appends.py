@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import mmap
 import os
 import re
 import subprocess
@@ -109,6 +110,19 @@ def test_files_that_are_appended_to_only_since_they_were_opened(mounts: tuple[Pa
     for file in files:
         os.close(file)
     assert [(place / "later").read_bytes() for place in mounts] == [b"old.0.1."] * 2
+
+
+@pytest.mark.parametrize("flag", [os.O_SYNC, os.O_DSYNC])
+@pytest.mark.parametrize("how", [0, os.O_APPEND, os.O_DIRECT])
+def test_a_synchronous_write_is_committed_when_it_returns(
+    mounts: tuple[Path, Path], how: int, flag: int
+) -> None:
+    name, block = f"synchronous-{how}-{flag}", mmap.mmap(-1, 4096)
+    file = os.open(mounts[0] / name, os.O_WRONLY | os.O_CREAT | how | flag)
+    for number in range(1, 3):
+        os.writev(file, [block])
+        assert len((mounts[1] / name).read_bytes()) == 4096 * number
+    os.close(file)
 
 
 def check(content: bytes, writers: int, count: int) -> None:
