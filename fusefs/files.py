@@ -431,20 +431,21 @@ class Files:
         if handle.error is not None:
             raise handle.error
         self._permission.require_writable()
-        if size and size >= handle.inode.size():  # 0 cuts off all, however long it is
-            self._learn_size(handle.inode)
+        is_longer = self._is_longer(handle.inode, size)
         with handle.inode.lock:
             handle.require_locks()
-            self._writeback.truncate(handle.inode, size)
+            self._writeback.truncate(handle.inode, size, cut=is_longer)
 
-    def _learn_size(self, inode: Inode) -> None:
-        """Learn how long a file is: another mount may have made it longer since it was opened."""
+    def _is_longer(self, inode: Inode, size: int) -> bool:
+        """Tell whether another mount has made a file longer than `size`, which is no less than known here.
+
+        Nothing is learnt by that: the kernel lets no page of the file be dropped before it has its answer.
+        """
+        if not size or size < inode.size():  # it is cut off anyway
+            return False
         if inode.birth is not None or self._names.is_certain(inode.base()):
-            return
-        attributes = self._namespace.getattr(inode.ino)
-        with inode.lock:
-            inode.await_commit(attributes.version)
-            self._pages.changed(inode.ino, inode.learn_attributes(attributes))
+            return False
+        return self._namespace.getattr(inode.ino).size > size
 
     def truncate_unopened(self, ino: int, size: int) -> Attributes:
         """Change the size of a file by name, as truncate(2): committed at once if nobody else writes it."""

@@ -328,12 +328,12 @@ class Inode:
             changes.append_from, changes.extend_unappended_to = self.size(), changes.extend_to
         return self.write(self.size(), data)
 
-    def truncate(self, size: int) -> int:
-        """Note a new size; return how many dirty bytes were dropped."""
+    def truncate(self, size: int, *, cut: bool = False) -> int:
+        """Note a new size; return how many dirty bytes were dropped. `cut`: it is longer than is known."""
         dropped = 0
         changes = self.changes
         changes.append_from = None
-        if size < self.size() or (size == 0 and changes.cut is None):
+        if cut or size < self.size() or (size == 0 and changes.cut is None):
             changes.cut = size if changes.cut is None else min(changes.cut, size)
             changes.extend_to = min(changes.extend_to, size)
             changes.map.erase(size, END_OF_FILE)

@@ -121,10 +121,10 @@ class Writeback:
             if not self._patience.waits and time.monotonic() > until:
                 return
 
-    def truncate(self, inode: Inode, size: int) -> None:
-        """Note a new size."""
+    def truncate(self, inode: Inode, size: int, *, cut: bool = False) -> None:
+        """Note a new size; `cut`: the file is longer than is known here."""
         with inode.lock:
-            dropped = inode.truncate(size)
+            dropped = inode.truncate(size, cut=cut)
         self.budget.give_back(dropped)
 
     def punch(self, inode: Inode, start: int, end: int) -> None:

@@ -257,6 +257,20 @@ def test_an_append_through_pages_at_another_place_has_them_dropped(
     close(fs, later)
 
 
+def test_no_page_is_dropped_before_a_truncation_is_answered(server: FakeServer, fs: FileSystem) -> None:
+    """The kernel may have changed pages, in a memory map, and sends none before the answer."""
+    ino = make(fs, b"a", b"old.")
+    handle, _ = fs.files.open(ino, os.O_RDWR)
+    server.replace(ino, b"old.more.")
+    dropper = Dropper(fs)
+    fs.drop_pages_with(dropper)
+    fs.files.truncate(handle, 4)
+    assert not dropper.sizes
+    close(fs, handle)
+    assert server.committed(ino) == b"old."
+    assert read(fs, ino) == b"old."
+
+
 def test_a_commit_that_fails_in_a_way_that_nobody_foresaw_has_nobody_wait_for_ever(
     server: FakeServer, fs: FileSystem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
