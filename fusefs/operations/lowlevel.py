@@ -277,7 +277,13 @@ class Mount:
         changes = changes_of(values, to_set, time.time_ns())
         if any(value is not None for value in changes):
             attributes = self._fs.setattr(ino, changes)
-        self._attributes(request, attributes or self._fs.getattr(ino))
+        attributes = attributes or self._fs.getattr(ino)
+        if to_set & SET_SIZE:
+            # No drop is waited for: it waits for writes of changed pages, which the kernel holds back until
+            # it has this answer. For another size it drops them itself then.
+            self._answer_attributes(request, status_of(attributes), attributes)
+        else:
+            self._attributes(request, attributes)
 
     def _attributes(self, request: int, attributes: Attributes) -> None:
         status = status_of(attributes)
@@ -353,7 +359,10 @@ class Mount:
         self._files.write(handle, offset, data, thread, direct=direct, appending=appending)
         if handle.uncached and info.flags & os.O_DSYNC:  # which is a part of O_SYNC
             self._files.fsync(handle)  # after other writes the kernel itself asks for that
-        self._drops.after(ino, lambda: self._library.reply_written(request, size))
+        if handle.uncached or direct:
+            self._drops.after(ino, lambda: self._library.reply_written(request, size))
+        else:  # a drop may wait for this very write of a page
+            self._library.reply_written(request, size)
 
     def flush(self, request: int, _ino: int, file: Any) -> None:
         info = file.contents

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import select
 import subprocess
 import sys
 from collections import Counter
@@ -26,6 +27,7 @@ from wire.config import dumps
 from wire.methods import BookkeepingMethods
 
 LEASE_SECONDS = 3.0
+MOUNTS, CONNECTIONS = Path("/proc/self/mountinfo"), Path("/sys/fs/fuse/connections")
 
 Mounted = tuple[LocalCluster, Path, Path]
 
@@ -211,6 +213,55 @@ def test_a_file_that_another_mount_makes_first_is_opened_by_who_may(
             assert proxy.calls["create"], "the name was not there when it was looked up"
             assert said in done.stderr and (done.returncode == 0) == (not said)
             assert (first / "d" / f"{mode:o}").read_text() == ("of root" if said else "of nobody\n")
+
+
+MAPPER = """
+import mmap, os, sys, time
+path, how = sys.argv[1:]
+file = os.open(path, os.O_RDWR)
+view = mmap.mmap(file, 5000)
+view[:5] = b"dirty"
+os.stat(path)
+print("mapped", flush=True)
+sys.stdin.readline()
+if how == "look":
+    while os.stat(path).st_size == 5000:
+        time.sleep(0.1)
+else:
+    os.truncate(path if how == "truncate by name" else file, 6000)
+print(os.fstat(file).st_size, flush=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "size"), [("look", 9000), ("truncate by name", 6000), ("truncate by descriptor", 6000)]
+)
+def test_who_changed_a_mapped_file_that_grew_elsewhere_goes_on(mounted: Mounted, how: str, size: int) -> None:
+    """Dropping a changed page waits for its write, and in a truncation the kernel holds that write back."""
+    _, first, second = mounted
+    (first / "a").write_bytes(b"o" * 5000)
+    command = [sys.executable, "-c", MAPPER, str(first / "a"), how]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as mapper:
+        assert mapper.stdin is not None and mapper.stdout is not None
+        assert mapper.stdout.readline() == "mapped\n"
+        with (second / "a").open("ab") as file:
+            file.write(b"n" * 4000)
+        mapper.stdin.write("\n")
+        mapper.stdin.flush()
+        ended, _, _ = select.select([mapper.stdout], [], [], 20)
+        if not ended:
+            abort(first)
+        assert ended, "it waits for ever"
+        assert mapper.stdout.readline() == f"{size}\n"
+    content = b"dirty" + b"o" * 4995 + b"n" * (size - 5000)
+    assert (first / "a").read_bytes() == (second / "a").read_bytes() == content
+
+
+def abort(place: Path) -> None:
+    """End a mount's connection to the kernel, which ends all waits."""
+    mounts = map(str.split, MOUNTS.read_text().splitlines())
+    (device,) = (fields[2] for fields in mounts if fields[4] == str(place))
+    (CONNECTIONS / device.partition(":")[2] / "abort").write_text("1")
 
 
 def test_one_of_many_makes_a_file_exclusively(mounted: Mounted) -> None:
