@@ -112,7 +112,10 @@ class Walks:
         if not walker:
             return None
         with self._lock:
-            walk = self._part_to(self._walks.get(walker, deque()), ino)
+            walks = self._walks.get(walker)
+            if not walks or all(walk.is_right(era) for walk in walks):  # as while a mount is alone
+                return None
+            walk = self._part_to(walks, ino)
         return None if walk is None or walk.is_right(era) else walk
 
     def confirm(self, walker: int, walk: Walk) -> None:
