@@ -374,7 +374,7 @@ class LocalCluster:
     def _is_own(self, config_file: Path) -> bool:
         """Tell whether a process with that configuration is this cluster's; its directory may have moved."""
         try:
-            return config_file.samefile(self.config_file)
+            return config_file.parent.samefile(self.directory)
         except OSError:
             return True
 
