@@ -20,8 +20,8 @@ from wire.fault_detail import HEADER
 from wire.http_answer import HTTP_HEADERS, result_of
 from wire.request import Request, Then, failure_of
 
-_NO_LIMIT = 0
-"""Of connections: each call has one. With a limit those that wait for locks would hold up all others."""
+MOST_CONNECTIONS = 512
+"""Each call has one; there are more than one mount may have calls that wait for locks."""
 _LONGEST_HEADER_BYTES = 32 * 1024
 _READ_BUFFER_BYTES = 2 * 1024 * 1024
 
@@ -87,9 +87,9 @@ class XmlLink:
     def _new_session(self) -> aiohttp.ClientSession:
         connector: aiohttp.BaseConnector
         if isinstance(self._address, UnixAddress):
-            connector = aiohttp.UnixConnector(self._address.path, limit=_NO_LIMIT)
+            connector = aiohttp.UnixConnector(self._address.path, limit=MOST_CONNECTIONS)
         else:
-            connector = aiohttp.TCPConnector(limit=_NO_LIMIT, force_close=False)
+            connector = aiohttp.TCPConnector(limit=MOST_CONNECTIONS, force_close=False)
         return aiohttp.ClientSession(
             connector=connector,
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._connect_seconds),

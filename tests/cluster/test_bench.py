@@ -66,7 +66,7 @@ def test_micro_rows_name_every_layer(tmp_path: Path) -> None:
     assert layers == ["wire", "data server", "mediator", "metadata server"]
     assert len({(timing["layer"], timing["words"]) for timing in timings}) == len(timings) == 26
     assert all(0 < timing["median_us"] <= timing["p99_us"] and timing["calls"] > 0 for timing in timings)
-    assert "xml, 1 MiB there and back" in done.stdout and "voted read of 64 KiB" in done.stdout
+    assert "xml, 1 MiB there and back" in done.stdout and "voted read of 16 KiB" in done.stdout
     assert not list(work.iterdir())
 
 

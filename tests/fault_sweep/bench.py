@@ -17,6 +17,7 @@ from tools.health import ask_mediator, await_writable
 from wire.blocking import BlockingClient
 from wire.config import ConfigError
 from wire.errors import QuorumfsError
+from wire.messages import VotedPart
 from wire.methods import BookkeepingMethods, DataMethods
 
 HUNG_SECONDS = (2 + 2 * len(CONTENT)) * DEADLINES.metadata_seconds + 4.0
@@ -132,7 +133,7 @@ class Bench:
         """Return the committed blocks that data servers have not, or not right, asked of them directly."""
         try:
             committed = self._ask("metaserver", BookkeepingMethods.blocks, b"", 1000)
-            wanted = [record.block for record in committed]
+            wanted = [VotedPart(record.block, 0, 0) for record in committed]
             found: dict[str, list[str]] = {}
             for name in self.cluster.server_names[2:]:
                 digests = self._ask(name, DataMethods.digests, wanted)

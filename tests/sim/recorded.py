@@ -106,7 +106,7 @@ class Recorded:
         link_type, vote_type = wire.client_msgpack.MsgpackLink, mediator.read_path.Ballot
         old_begin = link_type.begin
         link_type.begin = begin  # type: ignore[method-assign]
-        for name in ("_voted", "_sent"):
+        for name in ("voted", "_sent"):
             setattr(vote_type, name, self._telling_votes(getattr(vote_type, name)))
 
     def _telling_votes(self, take: Any) -> Any:
