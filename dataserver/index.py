@@ -10,7 +10,9 @@ Persisted:
     segments.number         as in the file's name
     segments.identity       the random identity in the file's first page
     segments.indexed_to     below this place every record has its row, and is durable
-    segments.damaged        damaged regions that scans have found
+    segments.durable_to     below this place every record is durable; it is the same, but where the disk
+                            could not give what lies at `indexed_to`
+    segments.damaged        damaged regions that scans have found below `indexed_to`
     blocks.block            the block's id; .segment, .offset: the place of its header; .length: of its bytes;
                             .digest: as it was put; .checksum: CRC-32 of the row
     freed.*                 records that were deleted or replaced, and whose space is not freed yet
@@ -33,7 +35,7 @@ from wire.digest import BLOCK_BYTES
 from wire.messages import BLOCK_ID_BYTES, BlockRecord
 from wire.read_ahead import read_file_ahead
 
-INDEX_FORMAT = 1
+INDEX_FORMAT = 2
 _SUM_MODULUS = 2**63
 _SEEN_LIMIT = 8192
 _WRITER_BYTES = 8
@@ -43,7 +45,7 @@ _WRITERS_LIMIT = 1024
 _SCHEMA = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE segments (number INTEGER PRIMARY KEY, identity BLOB NOT NULL, indexed_to INTEGER NOT NULL,
-                       damaged INTEGER NOT NULL);
+                       durable_to INTEGER NOT NULL, damaged INTEGER NOT NULL);
 CREATE TABLE blocks (block BLOB PRIMARY KEY, segment INTEGER NOT NULL, offset INTEGER NOT NULL,
                      length INTEGER NOT NULL, digest BLOB NOT NULL, checksum INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE freed (segment INTEGER, offset INTEGER, block BLOB NOT NULL, length INTEGER NOT NULL,
@@ -73,6 +75,7 @@ class SegmentRow(NamedTuple):
     number: int
     identity: bytes
     indexed_to: int
+    durable_to: int
     damaged: int
 
 
@@ -250,7 +253,9 @@ class Index:
 
     def segment_rows(self) -> dict[int, SegmentRow]:
         """Return what was saved of each segment."""
-        rows = self._reader.execute("SELECT number, identity, indexed_to, damaged FROM segments").fetchall()
+        rows = self._reader.execute(
+            "SELECT number, identity, indexed_to, durable_to, damaged FROM segments"
+        ).fetchall()
         return {row[0]: SegmentRow(*row) for row in rows}
 
     def last_ends(self) -> dict[int, int]:
@@ -319,7 +324,7 @@ class Index:
             [(e.segment, e.offset, e.block, e.length, e.digest, _checksum(e)) for e in freed],
         )
         writer.execute("DELETE FROM segments")
-        writer.executemany("INSERT INTO segments VALUES (?, ?, ?, ?)", segments)
+        writer.executemany("INSERT INTO segments VALUES (?, ?, ?, ?, ?)", segments)
         self._save_meta(totals)
 
     def _save_meta(self, totals: Totals) -> None:

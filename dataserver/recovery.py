@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import sqlite3
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -66,8 +67,8 @@ def recover(segment_directory: Path, index_path: Path) -> Recovered:
 def segment_rows(segments: dict[int, Segment], damaged: dict[int, int]) -> list[SegmentRow]:
     """Return what the index is to save of the segments."""
     return [
-        SegmentRow(segment.number, segment.identity, _known_to(segment), damaged.get(segment.number, 0))
-        for segment in segments.values()
+        SegmentRow(s.number, s.identity, _known_to(s), s.durable_to, damaged.get(s.number, 0))
+        for s in segments.values()
     ]
 
 
@@ -94,8 +95,8 @@ def _open_index(path: Path) -> Index:
 def _recover_segment(state: Recovered, segment: Segment, row: SegmentRow | None, rows_end: int) -> None:
     trusted = not state.index.is_new
     start = PAGE_BYTES
-    if row is not None and row.identity == segment.identity and row.indexed_to <= segment.end:
-        start = segment.durable_to = row.indexed_to
+    if row is not None and row.identity == segment.identity and row.durable_to <= segment.end:
+        start, segment.durable_to = row.indexed_to, row.durable_to
         state.damaged[segment.number] = row.damaged
     elif row is not None or rows_end:
         _log.warning("segment %s is not as the index knows it: scanned anew", segment.path.name)
@@ -112,21 +113,23 @@ def _scan_from(state: Recovered, segment: Segment, start: int, trusted: bool) ->
         state: what is recovered so far.
         segment: which to scan.
         start: all below is known.
-        trusted: whether what lies past `start` was never reported durable. Then a record whose
-            bytes are not whole is an unfinished write and not a block.
+        trusted: whether what lies past the segment's `durable_to` was never reported durable. Then a
+            record there whose bytes are not whole is an unfinished write and not a block.
     """
     appendable = segment.identity != b""
+    new_from = segment.durable_to if trusted else sys.maxsize
     for number, finding in enumerate(scan(segment.fileno(), segment.number, start), 1):
         match finding:
             case Found(header):
-                if trusted and not is_whole(segment, header):
+                is_new = header.offset >= new_from
+                if is_new and not is_whole(segment, header):
                     _log.warning("block %s is torn, and not taken", header.block.hex())
                     _note_damage(state, segment)
                 else:
-                    if trusted:
+                    if is_new:
                         _write_again(segment, header)
                     _adopt(state, _entry_of(header))
-            case Unfinished(offset) if trusted:
+            case Unfinished(offset) if offset >= new_from:
                 segment.cut(offset)
             case Unfinished():
                 appendable = False
@@ -191,6 +194,9 @@ def _has_header(state: Recovered, entry: Entry) -> bool:
 
 
 def _note_damage(state: Recovered, segment: Segment) -> None:
+    if segment.unread_from is not None:
+        segment.damaged_behind += 1
+        return
     state.damaged[segment.number] = state.damaged.get(segment.number, 0) + 1
 
 

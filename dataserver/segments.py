@@ -314,7 +314,8 @@ class SegmentStore:
             "free_bytes": max(0, usage.free - self._reserve.size),
             "total_bytes": usage.total,
             "segments": len(segments),
-            "damaged_regions": sum(self._damaged.values()) + sum(1 for s in segments if s.unread_from),
+            "damaged_regions": sum(self._damaged.values())
+            + sum(1 + s.damaged_behind for s in segments if s.unread_from),
             "disk_failure": None if self._failure is None else str(self._failure.strerror),
         }
 

@@ -16,7 +16,17 @@ from dataserver import offline
 from dataserver.directory import DataDirectory
 from dataserver.record import PAGE_BYTES
 from dataserver.segments import SegmentStore
-from tests.unit.segment_support import SMALL, block_id, check, content, put, remove_index
+from tests.unit.segment_support import (
+    SMALL,
+    block_id,
+    check,
+    content,
+    damage_header,
+    damage_payload,
+    overwrite,
+    put,
+    remove_index,
+)
 from wire.digest import block_digest
 
 SHORT, LONG = 7, 19
@@ -169,6 +179,61 @@ def test_a_start_finds_all_but_the_record_whose_header_cannot_be_read(
     check(healed, *numbers, 4)
     assert healed.status()["damaged_regions"] == 0
     healed.close()
+
+
+def start_past_a_bad_sector(directory: Path, disk: BadSectors) -> SegmentStore:
+    """A store with the blocks LONG, 1 and 2, all durable, behind a record whose header cannot be read."""
+    store = SegmentStore(directory)
+    put(store, SHORT, LONG, 1, 2)
+    spoil_header(disk, store, SHORT)
+    store._index.close()  # a kill: the next start scans
+    started = SegmentStore(directory)
+    started.sync()
+    check(started, LONG, 1, 2)
+    return started
+
+
+def test_what_rots_behind_a_bad_sector_stays_a_block_and_is_quarantined(
+    tmp_path: Path, disk: BadSectors
+) -> None:
+    """It was durable: it is no write that a power loss left unfinished."""
+    started = start_past_a_bad_sector(tmp_path, disk)
+    damage_payload(started, LONG)
+    started.close()
+    again = SegmentStore(tmp_path)
+    assert again.length(block_id(LONG)) is not None, "it votes, and loses"
+    assert again.repair(block_id(LONG), block_digest(content(LONG)), content(LONG), "") == "replaced"
+    assert again.quarantine.count == 1
+    check(again, LONG, 1, 2)
+    again.close()
+
+
+def test_bytes_whose_header_is_gone_behind_a_bad_sector_are_not_cut_off(
+    tmp_path: Path, disk: BadSectors
+) -> None:
+    started = start_past_a_bad_sector(tmp_path, disk)
+    place = started.locate(block_id(2))
+    started.close()
+    overwrite(place.path, place.header_offset, bytes(PAGE_BYTES))
+    SegmentStore(tmp_path).close()
+    with place.path.open("rb") as file:
+        file.seek(place.payload_offset)
+        assert file.read(place.length) == content(2)
+
+
+def test_damage_behind_a_bad_sector_is_counted_once(tmp_path: Path, disk: BadSectors) -> None:
+    started = start_past_a_bad_sector(tmp_path, disk)
+    damage_header(started, 1)
+    started.close()
+    for _ in range(3):
+        again = SegmentStore(tmp_path)
+        assert again.status()["damaged_regions"] == 2
+        again.close()
+    disk.pages.clear()
+    for _ in range(2):
+        healed = SegmentStore(tmp_path)
+        assert healed.status()["damaged_regions"] == 1
+        healed.close()
 
 
 def test_a_segment_whose_first_page_cannot_be_read_keeps_its_blocks(tmp_path: Path, disk: BadSectors) -> None:

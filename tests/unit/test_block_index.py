@@ -10,7 +10,7 @@ import pytest
 from dataserver import index as index_module
 from dataserver.index import Entry, Index, SegmentRow
 
-SEGMENTS = [SegmentRow(1, bytes(16), 0, 0)]
+SEGMENTS = [SegmentRow(1, bytes(16), 0, 0, 0)]
 
 
 def entry_of(block: bytes, offset: int) -> Entry:
