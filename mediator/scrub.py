@@ -24,7 +24,7 @@ from mediator.placement import holders
 from mediator.repair import Repaired, Repairs
 from mediator.servers import Metadata, Server
 from mediator.vote import Verdict, judge
-from wire.errors import BlockDamaged, BlockMissing, QuorumfsError
+from wire.errors import BlockDamaged, BlockMissing, QuorumfsError, TransportError
 from wire.messages import BlockRecord, VotedPart
 from wire.methods import BookkeepingMethods, CommonMethods, DataMethods
 
@@ -279,8 +279,14 @@ class Scrubs:
         state.after = batch[-1].block.hex()
 
     async def _mend(self, server: Server, state: ScrubPass, record: BlockRecord, verdict: Verdict) -> None:
-        """Have a vote on what is not good, and count it, unless the block is no file's by now."""
+        """Have a vote on what is not good, and count it, unless the block is no file's by now.
+
+        While the metadata server is away, it is waited for: this pass does not come by here again.
+        """
         repaired = await outcome_of(self._repairs.repair(record.block))
+        while isinstance(repaired, TransportError) and self._passes.get(server.number) is state:
+            await self._pause(server, RETRY_SECONDS)
+            repaired = await outcome_of(self._repairs.repair(record.block))
         if isinstance(repaired, Repaired):
             if repaired.record is None:
                 return

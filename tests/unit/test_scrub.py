@@ -9,7 +9,7 @@ import pytest
 
 from mediator.scrub import BATCH_BLOCKS, BATCH_BYTES, ScrubPass, batches, is_due, pace
 from tests.unit.mediator_fakes import World, run, world
-from wire.errors import InvalidArgument
+from wire.errors import InvalidArgument, Unavailable
 from wire.messages import BlockRecord
 
 WEEK = 7 * 86_400.0
@@ -89,6 +89,23 @@ def test_what_cannot_be_repaired_is_counted() -> None:
                 server.damage(record.block)
             found = await scrub(w)
             assert all((s["corrupt"], s["repaired"]) == (1, 0) for s in found)
+
+    run(scenario())
+
+
+def test_what_is_found_while_the_metadata_server_is_away_is_repaired_when_it_is_back() -> None:
+    """No read may meet it before the next pass, which is days away."""
+
+    async def scenario() -> None:
+        async with world() as w:
+            record = w.commit()
+            w.data[1].damage(record.block)
+            w.meta.fail_next["witnesses"] = [Unavailable("connection refused")]
+            server, scrubs = w.mediator.health.servers[0], w.mediator.scrubs
+            while not w.data[1].scrub.get("last_full_ns"):
+                await scrubs._turn(server)
+            assert w.data[1].is_good(record)
+            assert [w.data[1].scrub[name] for name in ("checked", "corrupt", "repaired")] == [1, 1, 1]
 
     run(scenario())
 
