@@ -24,7 +24,7 @@ from mediator.placement import holders
 from mediator.repair import Repaired, Repairs
 from mediator.servers import Metadata, Server
 from mediator.vote import Verdict, judge
-from wire.errors import BlockDamaged, BlockMissing, QuorumfsError, TransportError
+from wire.errors import BlockDamaged, BlockMissing, NoSpace, QuorumfsError, TransportError
 from wire.messages import BlockRecord, VotedPart
 from wire.methods import BookkeepingMethods, CommonMethods, DataMethods
 
@@ -324,4 +324,6 @@ class Scrubs:
         wake.clear()
 
     async def _keep(self, server: Server, state: ScrubPass) -> None:
-        await server.call(self._metadata.deadline_seconds, DataMethods.keep_scrub, asdict(state))
+        """Have the server keep how far its scrub is; on a full disk what it kept before stays."""
+        with suppress(NoSpace):
+            await server.call(self._metadata.deadline_seconds, DataMethods.keep_scrub, asdict(state))

@@ -9,7 +9,7 @@ import pytest
 
 from mediator.scrub import BATCH_BLOCKS, BATCH_BYTES, ScrubPass, batches, is_due, pace
 from tests.unit.mediator_fakes import World, run, world
-from wire.errors import InvalidArgument, Unavailable
+from wire.errors import InvalidArgument, NoSpace, Unavailable
 from wire.messages import BlockRecord
 
 WEEK = 7 * 86_400.0
@@ -106,6 +106,25 @@ def test_what_is_found_while_the_metadata_server_is_away_is_repaired_when_it_is_
                 await scrubs._turn(server)
             assert w.data[1].is_good(record)
             assert [w.data[1].scrub[name] for name in ("checked", "corrupt", "repaired")] == [1, 1, 1]
+
+    run(scenario())
+
+
+def test_a_server_whose_disk_is_full_to_the_last_byte_is_scrubbed_all_the_same() -> None:
+    """How far its scrub is cannot be kept there."""
+
+    async def scenario() -> None:
+        async with world() as w:
+            record = w.commit()
+            w.data[1].damage(record.block)
+            w.data[1].fail_next["keep_scrub"] = [NoSpace() for _ in range(100)]
+            [progress] = await w.mediator.scrub(1, True)
+            server, scrubs = w.mediator.health.servers[0], w.mediator.scrubs
+            while progress["state"] == "running" and w.data[1].fail_next["keep_scrub"]:
+                await scrubs._turn(server)
+                [progress] = await w.mediator.scrub(1, False)
+            assert progress["state"] == "done"
+            assert w.data[1].is_good(record)
 
     run(scenario())
 
