@@ -24,7 +24,14 @@ from mediator.placement import holders
 from mediator.repair import Repaired, Repairs
 from mediator.servers import Metadata, Server
 from mediator.vote import Verdict, judge
-from wire.errors import BlockDamaged, BlockMissing, NoSpace, QuorumfsError, TransportError
+from wire.errors import (
+    BlockDamaged,
+    BlockMissing,
+    DeadlineExceeded,
+    NoSpace,
+    QuorumfsError,
+    TransportError,
+)
 from wire.messages import BlockRecord, VotedPart
 from wire.methods import BookkeepingMethods, CommonMethods, DataMethods
 
@@ -268,15 +275,32 @@ class Scrubs:
         self, server: Server, state: ScrubPass, batch: list[BlockRecord], mend: Mend
     ) -> None:
         await self._give_way()
-        parts = [VotedPart(record.block, 0, 0) for record in batch]
-        digests = await server.call(BATCH_SECONDS, DataMethods.digests, parts)
-        for record, digest in zip(batch, digests, strict=True):
-            verdict = verdict_of(record, digest)
-            if verdict is not Verdict.GOOD:
+        verdicts = await self._votes(server, batch)
+        for record, verdict in zip(batch, verdicts, strict=True):
+            if verdict not in (Verdict.GOOD, Verdict.DOWN):
                 await mend(server, state, record, verdict)
-        state.checked += len(batch)
-        state.checked_bytes += sum(record.length for record in batch)
+        read = [r for r, verdict in zip(batch, verdicts, strict=True) if verdict is not Verdict.DOWN]
+        state.checked += len(read)
+        state.checked_bytes += sum(record.length for record in read)
         state.after = batch[-1].block.hex()
+
+    async def _votes(self, server: Server, batch: list[BlockRecord]) -> list[Verdict]:
+        """Have a server vote on blocks: on each alone if all together take too long.
+
+        One that takes too long alone gets no vote, though its server answers: the disk may try to read a weak
+        place for minutes, and must not keep all others from their turn.
+        """
+        parts = [VotedPart(record.block, 0, 0) for record in batch]
+        try:
+            digests = await server.call(BATCH_SECONDS, DataMethods.digests, parts)
+        except DeadlineExceeded:
+            if not server.up:
+                raise
+            if len(batch) > 1:
+                return [verdict for record in batch for verdict in await self._votes(server, [record])]
+            log.warning("server %d takes too long to read block %s", server.number, batch[0].block.hex())
+            return [Verdict.DOWN]
+        return [verdict_of(record, digest) for record, digest in zip(batch, digests, strict=True)]
 
     async def _mend(self, server: Server, state: ScrubPass, record: BlockRecord, verdict: Verdict) -> None:
         """Have a vote on what is not good, and count it, unless the block is no file's by now.

@@ -9,8 +9,8 @@ import pytest
 
 from mediator.scrub import BATCH_BLOCKS, BATCH_BYTES, ScrubPass, batches, is_due, pace
 from tests.unit.mediator_fakes import World, run, world
-from wire.errors import InvalidArgument, NoSpace, Unavailable
-from wire.messages import BlockRecord
+from wire.errors import DeadlineExceeded, InvalidArgument, NoSpace, Unavailable
+from wire.messages import BlockRecord, VotedPart
 
 WEEK = 7 * 86_400.0
 MIB = 1024 * 1024
@@ -125,6 +125,32 @@ def test_a_server_whose_disk_is_full_to_the_last_byte_is_scrubbed_all_the_same()
                 [progress] = await w.mediator.scrub(1, False)
             assert progress["state"] == "done"
             assert w.data[1].is_good(record)
+
+    run(scenario())
+
+
+def test_a_block_that_takes_too_long_to_read_does_not_hold_up_the_others() -> None:
+    """As a disk tries for minutes to read a weak sector; the server answers all else meanwhile."""
+
+    async def scenario() -> None:
+        async with world() as w:
+            weak, *others = sorted((w.commit(bytes([n]) * 10) for n in range(9)), key=lambda r: r.block)
+            w.data[1].damage(others[-1].block)
+            digests = w.data[1].digests
+
+            def slowly(parts: list[VotedPart]) -> list[bytes | None]:
+                if weak.block in [part.block for part in parts]:
+                    raise DeadlineExceeded("no answer within 30 s")
+                return digests(parts)
+
+            w.data[1].digests = slowly  # type: ignore[method-assign]
+            [progress] = await w.mediator.scrub(1, True)
+            server, scrubs = w.mediator.health.servers[0], w.mediator.scrubs
+            while progress["state"] == "running" and w.data[1].calls.count("digests") < 100:
+                await scrubs._turn(server)
+                [progress] = await w.mediator.scrub(1, False) or [progress]
+            assert (progress["state"], progress["corrupt"], progress["repaired"]) == ("done", 1, 1)
+            assert progress["checked"] == 8, "it does not say that it has read what it has not"
 
     run(scenario())
 
