@@ -334,14 +334,20 @@ class SegmentStore:
             self._unreadable.clear()
             self._look_again_at = time.monotonic() + UNREADABLE_SECONDS
         after = (-1, 0)
+        failure: OSError | None = None
         while entries := self._index.freed(_RECLAIM_AT_ONCE, after):
             after = entries[-1].segment, entries[-1].offset
             judged = {entry: self._may_free(entry) for entry in entries}
             self._frees += 1
             for number, group in groupby(entries, key=lambda entry: entry.segment):
                 if segment := self._segments.get(number):
-                    for offset, length in _runs([entry for entry in group if judged[entry]]):
-                        segment.free(offset, length)
+                    freeing = [entry for entry in group if judged[entry]]
+                    try:
+                        for offset, length in _runs(freeing):
+                            segment.free(offset, length)
+                    except OSError as error:  # it comes again, and holds up no other segment
+                        failure = error
+                        judged.update(dict.fromkeys(freeing))
                     with self._appends:
                         self._unsynced.add(number)
             self.sync()
@@ -351,6 +357,8 @@ class SegmentStore:
                 _log.warning("the index cannot be saved now: %s", error)
                 return
         self._unlink_empty()
+        if failure is not None:
+            raise failure
 
     def _may_free(self, entry: Entry) -> bool | None:
         """Tell whether a place can be freed: never where a record of another block lies.

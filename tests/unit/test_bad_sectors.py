@@ -15,6 +15,7 @@ import dataserver.segment
 from dataserver import offline
 from dataserver.directory import DataDirectory
 from dataserver.record import PAGE_BYTES
+from dataserver.segment import Segment
 from dataserver.segments import SegmentStore
 from tests.unit.segment_support import (
     SMALL,
@@ -142,6 +143,32 @@ def test_a_header_that_can_be_read_again_is_freed_later(
     store.maintain()
     assert not store._index.freed(1)
     check(store, 1)
+
+
+def test_a_place_that_cannot_be_freed_holds_up_no_other(
+    store: SegmentStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(store, SHORT, 1, LONG, 2, 3)
+    stuck = store.locate(block_id(SHORT))
+    later = store.locate(block_id(LONG)).path
+    assert stuck.path != later
+    store.delete([block_id(number) for number in (SHORT, LONG)])
+    free = Segment.free
+
+    def fail_once(segment: Segment, offset: int, length: int) -> None:
+        if (segment.path, offset) == (stuck.path, stuck.header_offset):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        free(segment, offset, length)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Segment, "free", fail_once)
+        with pytest.raises(OSError, match="Input/output"):
+            store.maintain()
+    assert [entry.block for entry in store._index.freed(9)] == [block_id(SHORT)], "it is remembered"
+    assert not later.exists()
+    store.maintain()
+    assert not store._index.freed(9)
+    check(store, 1, 2, 3)
 
 
 def _used_bytes(store: SegmentStore) -> int:
