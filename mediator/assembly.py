@@ -121,12 +121,14 @@ class Mediator:
             self.collector.restarted(server)
             self.scrubs.came_up(server)
             self.refills.came_up(server)
+            self.repairs.try_again()
         else:
             self.refills.metadata_came_up()
 
     def _has_room_again(self, server: Server) -> None:
         """Give a server that was full what it could not take."""
         self.refills.begin(server)
+        self.repairs.try_again()
 
     async def start(self) -> None:
         """Learn who is up, then watch, refill and collect in the background until `stop`."""

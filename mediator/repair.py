@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import OrderedDict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -32,6 +33,8 @@ IN_FLIGHT = 8
 """So many blocks are repaired at once; each may hold 1 MiB in memory."""
 MOST_WAITING = 4096
 """More requests than that are dropped: the next read of the block asks again."""
+MOST_UNSETTLED = 1024
+"""So many of the newest blocks are known that have corrupt replicas which could not be replaced."""
 NOT_AS_RECORDED = "its bytes are right, but not the length or the digests that its server recorded of them"
 
 log = logging.getLogger("mediator.repair")
@@ -117,6 +120,8 @@ class Repairs:
         self._running: dict[bytes, asyncio.Task[Repaired]] = {}
         self._doubted: dict[bytes, set[int]] = {}
         """Of the blocks that are being repaired, whose replicas are doubted."""
+        self._unsettled: OrderedDict[bytes, None] = OrderedDict()
+        """Blocks that may have a corrupt replica replaced when servers are back, or have room."""
         self._slots = asyncio.Semaphore(IN_FLIGHT)
         self._turn = 0
 
@@ -130,6 +135,11 @@ class Repairs:
             self._start(block, doubted)
         else:
             self.counts.dropped += 1
+
+    def try_again(self) -> None:
+        """A server came up, or has room again: what could not be repaired for lack of it perhaps can be."""
+        for block in list(self._unsettled):
+            self.request(block)
 
     async def repair(self, block: bytes, doubted: Collection[int] = ()) -> Repaired:
         """Repair a block now (or wait for the repair that is under way) and tell what became of it.
@@ -160,6 +170,7 @@ class Repairs:
         async with self._slots:
             (record,) = await self._metadata.live([block])
             if record is None:
+                self._unsettled.pop(block, None)
                 return Repaired(None)
             digests: dict[int, str] = {}
             verdicts = await self.survey(record, digests)
@@ -169,8 +180,19 @@ class Repairs:
             data = await self._verified_bytes(record, verdicts, doubted)
             if data is not None:
                 await self._carry_out(repaired, data, note, doubted)
+            self._note_unsettled(block, verdicts)
+            if data is not None:
                 await self.undo_if_dead([record.block], repaired.filled)
             return repaired
+
+    def _note_unsettled(self, block: bytes, verdicts: Mapping[int, Verdict]) -> None:
+        """Remember a block that has a corrupt replica still, and may have a good one."""
+        self._unsettled.pop(block, None)
+        kinds = set(verdicts.values())
+        if Verdict.CORRUPT in kinds and kinds & {Verdict.GOOD, Verdict.DOWN}:
+            self._unsettled[block] = None
+            if len(self._unsettled) > MOST_UNSETTLED:
+                self._unsettled.popitem(last=False)
 
     async def survey(self, record: BlockRecord, digests: dict[int, str] | None = None) -> dict[int, Verdict]:
         """Have all replicas vote on the whole block; return the verdict of each of its N servers.

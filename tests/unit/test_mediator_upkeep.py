@@ -17,7 +17,7 @@ from mediator.repair import NOT_AS_RECORDED, plan_repair
 from mediator.vote import Verdict
 from tests.support import take_seed
 from tests.unit.mediator_fakes import CLUSTER, run, world
-from wire.errors import Unavailable, WriteRefused
+from wire.errors import NoSpace, Unavailable, WriteRefused
 from wire.messages import BlockRecord, Identity, Usage
 from wire.methods import CommonMethods
 from wire.quorum import Quorum
@@ -269,6 +269,60 @@ def test_a_refill_has_repaired_the_corruption_that_it_meets() -> None:
             assert all(w.data[5].is_good(record) for record in kept)
             assert w.data[1].quarantine
             assert sum(w.data[1].is_good(record) for record in kept) == len(w.data[1].quarantine)
+
+    run(scenario())
+
+
+def test_corruption_found_while_too_few_can_vouch_is_repaired_when_they_can() -> None:
+    """As a scrub finds it; no read may meet it for weeks."""
+
+    async def scenario() -> None:
+        async with world(3, read=2, write=2) as w:
+            record = w.commit()
+            w.data[1].damage(record.block)
+            w.data[2].down = True
+            await w.look()
+            repaired = await w.mediator.repairs.repair(record.block)
+            assert not repaired.replaced, "what a read refuses is not settled behind the reader's back"
+            w.data[2].down = False
+            await w.look()
+            assert w.data[1].is_good(record)
+
+    run(scenario())
+
+
+def test_corruption_found_on_a_full_server_is_repaired_when_it_has_room() -> None:
+    async def scenario() -> None:
+        async with world(3, read=2, write=2) as w:
+            record = w.commit()
+            w.data[1].damage(record.block)
+            w.data[1].fail_next["repair"] = [NoSpace()]
+            assert not (await w.mediator.repairs.repair(record.block)).replaced
+            await w.mediator.room.look()
+            await w.settle()
+            assert w.data[1].is_good(record)
+
+    run(scenario())
+
+
+def test_what_waits_for_servers_to_be_repaired_is_bounded_and_goes_when_it_is_settled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("mediator.repair.MOST_UNSETTLED", 5)
+
+    async def scenario() -> None:
+        async with world(3, read=2, write=2) as w:
+            records = [w.commit(bytes([n])) for n in range(9)]
+            w.data[2].down = True
+            await w.look()
+            for record in records:
+                w.data[1].damage(record.block)
+                await w.mediator.repairs.repair(record.block)
+            w.meta.supersede(records[-1].block)
+            w.data[2].down = False
+            await w.look()
+            assert [w.data[1].is_good(record) for record in records].count(True) == 4
+            assert not w.mediator.repairs._unsettled
 
     run(scenario())
 
