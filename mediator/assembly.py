@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from typing import Any
 
 from mediator.collect import Collector
@@ -57,6 +57,7 @@ class Mediator:
             self.repairs,
             self.background,
             turns,
+            copies_on=self._copies_on,
             is_only=len(config.mediators) == 1,
         )
         numbers = [server.number for server in servers]
@@ -105,7 +106,6 @@ class Mediator:
             config.scrub_days * DAY_SECONDS,
             config.scrub_bytes_per_second,
         )
-        self.refills.others = lambda: self.copies.blocks
         self.explainer = Explainer(quorum, self.health, self.metadata, self.repairs, self.refusals)
 
     @property
@@ -124,6 +124,9 @@ class Mediator:
             self.repairs.try_again()
         else:
             self.refills.metadata_came_up()
+
+    def _copies_on(self, server: Server) -> Awaitable[int]:
+        return self.copies.count_on(server)
 
     def _has_room_again(self, server: Server) -> None:
         """Give a server that was full what it could not take."""

@@ -128,6 +128,10 @@ class MetadataCopies:
         wanted = await self._witnesses(held)
         return [wanted[record.block] for record in held.get(server.number, ()) if record.block in wanted]
 
+    async def count_on(self, server: Server) -> int:
+        """Return how many blocks of copies, complete or not, a server has. Raises QuorumfsError."""
+        return len(await self._held_by(server))
+
     async def _witnesses(self, held: Mapping[int, Sequence[BlockRecord]]) -> dict[bytes, BlockRecord]:
         """Return what each block of the complete copies must be; of a manifest, what most servers have."""
         found: dict[bytes, BlockRecord] = {}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
@@ -81,16 +81,16 @@ def compare(committed: Sequence[BlockRecord], held: Sequence[BlockRecord]) -> Di
     )
 
 
-def must_compare(held: int, committed: int, lagging: int, others: int) -> bool:
+def must_compare(held: int, committed: int, lagging: int, garbage: int) -> bool:
     """Tell from numbers of blocks whether a server lacks, or has, others than those that are known of.
 
     Args:
-        held: how many blocks the server has.
+        held: how many blocks of files the server has.
         committed: how many it should have.
         lagging: how many of these it is known to lack.
-        others: how many more it may still have: garbage, and copies of the metadata.
+        garbage: how many more it may still have.
     """
-    return not committed - lagging <= held <= committed - lagging + others
+    return not committed - lagging <= held <= committed - lagging + garbage
 
 
 class Refills:
@@ -104,11 +104,14 @@ class Refills:
         background: Background,
         turns: Turns,
         *,
+        copies_on: Callable[[Server], Awaitable[int]],
         is_only: bool,
     ) -> None:
-        """`is_only`: there is no other mediator, so that the lag that this one told is all there is."""
-        self.others: Callable[[], int] = lambda: 0
-        """Tells how many blocks a server may have that are neither committed nor garbage."""
+        """Args:
+        copies_on: tells how many blocks of copies of the metadata a server has, beside those of files.
+        is_only: there is no other mediator, so that the lag that this one told is all there is.
+        """
+        self._copies_on = copies_on
         self._turns = turns
         self._behind: set[int] = set()
         self._returned: set[int] = set()
@@ -305,8 +308,8 @@ class Refills:
             lag = await self._metadata.ask(BookkeepingMethods.lag_counts)
             status = await server.call(self._metadata.deadline_seconds, CommonMethods.status)
             lagging = sum(each.blocks for each in lag if each.server == server.number)
-            others = counts["garbage_blocks"] + self.others()
-            if not must_compare(status["blocks"], counts["blocks"], lagging, others):
+            held = status["blocks"] - await self._copies_on(server)
+            if not must_compare(held, counts["blocks"], lagging, counts["garbage_blocks"]):
                 return False
         return True
 

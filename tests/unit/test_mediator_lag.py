@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 
+from mediator import manifest
 from mediator.lag import MOST_PUTS
 from mediator.pace import Pace, next_start
 from mediator.progress import RefillProgress
 from mediator.refill import must_compare
 from mediator.turns import AT_ONCE, Turns
 from tests.unit.mediator_fakes import VOTE_SECONDS, World, commit_of, run, world
+from wire.digest import block_digest
 from wire.errors import InternalError, NoSpace, SequenceError
 from wire.messages import BlockRecord, LagCount, Ticket
 from wire.msgpack_long import LONGEST_ARRAY
@@ -60,12 +62,49 @@ def test_what_servers_that_are_down_lack_is_told_and_healed_without_inventories(
             await w.look()
             assert all(w.data[number].is_good(r) for number in (4, 5) for r in kept + written)
             assert not any(w.meta.lag.values())
-            assert not any("inventory" in server.calls for server in w.data.values())
-            assert "blocks" not in w.meta.calls
+            assert "blocks" not in w.meta.calls, "it is asked for them page by page, if they are compared"
             assert w.data[4].calls.count("repair") == len(written)
             progress = w.mediator.refills.progress(w.mediator.health.servers[3])
             assert progress is not None
             assert (progress["done"], progress["total"], progress["failed"]) == (10, 10, 0)
+
+    run(scenario())
+
+
+def store_copies(w: World) -> None:
+    """Put a copy of the metadata of three blocks on each server, as another mediator did."""
+    for part in range(3):
+        data = bytes([part])
+        for server in w.data.values():
+            server.put(manifest.block_of(1, part), block_digest(data), data, False)
+
+
+def test_copies_of_the_metadata_are_no_reason_to_compare_inventories() -> None:
+    """Of a mediator that was started just now, too."""
+
+    async def scenario() -> None:
+        async with world(5, 3, 3) as w:
+            w.commit()
+            store_copies(w)
+            w.meta.calls.clear()
+            w.data[1].epoch += 1
+            await w.look()
+            assert "counts" in w.meta.calls
+            assert "blocks" not in w.meta.calls
+
+    run(scenario())
+
+
+def test_copies_of_the_metadata_do_not_stand_for_blocks_that_a_server_has_lost() -> None:
+    async def scenario() -> None:
+        async with world(5, 3, 3) as w:
+            record = w.commit()
+            store_copies(w)
+            w.mediator.copies.blocks = 3
+            del w.data[1].held[record.block]
+            w.data[1].epoch += 1
+            await w.look()
+            assert w.data[1].is_good(record)
 
     run(scenario())
 
@@ -230,11 +269,11 @@ def test_the_mediator_after_a_killed_one_finds_what_was_open() -> None:
             record = await write(w, b"content", 1)
             await w.settle()
             w.data[2].delete([record.block])
-            w.data[2].calls.clear()
+            w.meta.calls.clear()
             w.mediator.refills.came_up(w.mediator.health.servers[1])
             await w.settle()
             assert w.data[2].is_good(record)
-            assert "inventory" not in w.data[2].calls
+            assert "blocks" not in w.meta.calls, "it was not compared"
 
     run(scenario())
 
