@@ -123,6 +123,8 @@ class RefillProgress:
     bytes_total: int = 0
     bytes_done: int = 0
     failed: int = 0
+    refused: int = 0
+    """So many blocks in a row the server did not take, in this pass."""
     deleted: int = 0
     error: str = ""
     to_compare: int = 0

@@ -19,7 +19,7 @@ from mediator.fanout import Background, outcome_of
 from mediator.health import Health
 from mediator.placement import holders
 from mediator.progress import RefillProgress, WorkClock
-from mediator.repair import Repaired, Repairs
+from mediator.repair import Filled, Repaired, Repairs
 from mediator.servers import Metadata, Server
 from mediator.turns import Turns
 from wire.errors import InternalError, QuorumfsError
@@ -33,6 +33,8 @@ IN_FLIGHT = 6
 RETRY_SECONDS = 2.0
 MOST_FRUITLESS = 3
 """So many passes in a row that mend nothing end a refill; the next inspection tries again."""
+MOST_REFUSED = 16
+"""A server that refuses so many blocks in a row gets no more in that pass: they would be read for nothing."""
 PASSES_AT_ONCE = 8
 """After so many there is a pause between two: a server that denies what it has is compared for ever."""
 JUST_SECONDS = 3.0
@@ -256,7 +258,7 @@ class Refills:
     async def _run_once(self, server: Server, progress: RefillProgress) -> tuple[int, int]:
         """Do one pass: what lags, then, if it must be, all. Returns how much was found and mended."""
         progress.passes += 1
-        progress.failed = 0
+        progress.failed = progress.refused = 0
         number = server.number
         # Taken before the work: who asks for more meanwhile, as when the server returns once again, gets it.
         returned, whole = number in self._returned, number in self._whole
@@ -383,10 +385,17 @@ class Refills:
         filled: list[bytes] = []
 
         async def fill(record: BlockRecord, danger: int) -> None:
+            if progress.refused >= MOST_REFUSED:
+                self._count(progress, record, False)
+                return
             async with self._turns.turn(danger + unknown, record.length):
-                done = await self._repairs.fill(server, record)
-            filled.extend([record.block] if done else [])
-            self._count(progress, record, done)
+                became = await self._repairs.fill(server, record)
+            if became is Filled.DONE:
+                filled.append(record.block)
+                progress.refused = 0
+            elif became is Filled.REFUSED:
+                progress.refused += 1
+            self._count(progress, record, became is Filled.DONE)
 
         await _each(await self._by_danger(records), fill)
         await self._repairs.undo_if_dead(filled, {server.number})

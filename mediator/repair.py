@@ -16,6 +16,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any, NamedTuple
 
 from mediator.fanout import Background, outcome_of
@@ -70,6 +71,16 @@ def plan_repair(quorum: Quorum, verdicts: Mapping[int, Verdict], doubted: Collec
     if not vouched([number for number in good if number not in doubted]):
         dubious = []
     return RepairPlan(good, missing, losers + dubious)
+
+
+class Filled(Enum):
+    """What became of a block that a server was to be given."""
+
+    DONE = "done"
+    REFUSED = "refused"
+    """The server did not take it, or not in time."""
+    NO_SOURCE = "no source"
+    """No server that is up has it whole."""
 
 
 @dataclass
@@ -281,8 +292,8 @@ class Repairs:
         self.counts.filled += answer == "filled"
         self.counts.quarantined += answer == "replaced"
 
-    async def fill(self, target: Server, record: BlockRecord) -> bool:
-        """Put a block that `target` lacks there, from a verified replica. Returns whether it is there now.
+    async def fill(self, target: Server, record: BlockRecord) -> Filled:
+        """Put a block that `target` lacks there, from a verified replica. Returns what became of it.
 
         Args:
             target: the server that is being refilled.
@@ -298,9 +309,9 @@ class Repairs:
             if isinstance(answer, BlockPart):
                 repaired = Repaired(record)
                 await self._send(target, repaired, bytes(answer.data), "refilled")
-                return target.number in repaired.verdicts
+                return Filled.DONE if target.number in repaired.verdicts else Filled.REFUSED
         self.counts.failed += 1
-        return False
+        return Filled.NO_SOURCE
 
     async def undo_if_dead(self, blocks: list[bytes], numbers: set[int]) -> None:
         """Delete what was just filled on these servers if it became garbage in the meantime.

@@ -11,14 +11,21 @@ import pytest
 
 from mediator.collect import FEWEST, MOST, Deletions, next_limit
 from mediator.health import misplaced
-from mediator.refill import MOST_FRUITLESS, PASSES_AT_ONCE, compare
+from mediator.refill import IN_FLIGHT, MOST_FRUITLESS, MOST_REFUSED, PASSES_AT_ONCE, compare
 from mediator.refusals import Refusals
 from mediator.repair import NOT_AS_RECORDED, plan_repair
 from mediator.vote import Verdict
 from tests.support import take_seed
 from tests.unit.mediator_fakes import CLUSTER, run, world
-from wire.errors import NoSpace, Unavailable, WriteRefused
-from wire.messages import BlockRecord, Identity, Usage
+from wire.errors import (
+    DeadlineExceeded,
+    InternalError,
+    NoSpace,
+    QuorumfsError,
+    Unavailable,
+    WriteRefused,
+)
+from wire.messages import BlockRecord, Identity, Lag, Usage
 from wire.methods import CommonMethods
 from wire.quorum import Quorum
 
@@ -253,6 +260,58 @@ def test_a_block_without_a_good_replica_does_not_hold_up_the_others(monkeypatch:
             assert w.data[5].is_good(kept)
             progress = w.mediator.refills.look_or_begin(w.mediator.health.servers[4])
             assert (progress["state"], progress["failed"]) == ("failed", 1)
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("refusal", [NoSpace(), InternalError("the disk failed"), DeadlineExceeded("slow")])
+@pytest.mark.parametrize("lags", [True, False])
+def test_a_server_that_refuses_all_blocks_is_not_sent_each_of_them(
+    refusal: QuorumfsError, lags: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that is too small, or takes no writes any more: the others' disks would be read for nothing."""
+    monkeypatch.setattr("mediator.refill.RETRY_SECONDS", 0.01)
+
+    async def scenario() -> None:
+        async with world() as w:
+            kept = [w.commit(bytes([n % 256, n // 256])) for n in range(700)]
+            w.data[5].held.clear()
+            if lags:
+                w.meta.note_lag([Lag(record.block, [5]) for record in kept])
+            w.data[5].fail_next["repair"] = [refusal] * 100_000
+            server = w.mediator.health.servers[4]
+            w.mediator.refills.begin(server, whole=True)
+            await w.settle()
+            progress = w.mediator.refills.progress(server)
+            assert progress is not None
+            assert progress["failed"] >= len(kept), "what it lacks is counted all the same"
+            tried = MOST_REFUSED + IN_FLIGHT
+            assert w.data[5].calls.count("repair") <= progress["passes"] * tried
+            assert sum(other.calls.count("get") for other in w.data.values()) <= progress["passes"] * tried
+            w.data[5].fail_next.clear()
+            w.mediator.refills.begin(server, whole=True)
+            await w.settle()
+            assert all(w.data[5].is_good(record) for record in kept)
+
+    run(scenario())
+
+
+def test_blocks_that_a_server_takes_are_filled_beside_those_that_it_refuses() -> None:
+    async def scenario() -> None:
+        async with world() as w:
+            kept = [w.commit(bytes([n])) for n in range(200)]
+            w.data[5].held.clear()
+            take, asked = w.data[5].repair, itertools.count()
+
+            def take_every_second(block: bytes, digest: bytes, data: bytes, note: str) -> str:
+                if next(asked) % 2:
+                    raise NoSpace
+                return take(block, digest, data, note)
+
+            w.data[5].repair = take_every_second  # type: ignore[method-assign]
+            w.mediator.refills.begin(w.mediator.health.servers[4], whole=True)
+            await w.settle()
+            assert all(w.data[5].is_good(record) for record in kept)
 
     run(scenario())
 
