@@ -11,6 +11,7 @@ from typing import Any
 
 from mediator.fanout import survive
 from mediator.servers import Metadata
+from wire.digest import DIGEST_BYTES
 from wire.errors import QuorumfsError
 from wire.methods import BookkeepingMethods
 
@@ -43,7 +44,7 @@ class Ledger:
                 "block": block.hex(),
                 "server": server,
                 "verdict": verdict,
-                "digest_before": before,
+                "digest_before": before[: 2 * DIGEST_BYTES],
                 "digest_after": after,
                 "why": why[:500],
             }

@@ -85,3 +85,21 @@ def test_a_long_path_does_not_stop_the_ledger(tmp_path: Path) -> None:
             assert entry["files"][0].startswith("/\N{GRINNING FACE}")
 
     run(scenario())
+
+
+def test_what_a_server_says_for_a_digest_is_cut_to_the_length_of_one(tmp_path: Path) -> None:
+    """A line that is too long would be refused, and keep all later ones waiting."""
+    files = LedgerFiles(tmp_path)
+
+    async def scenario() -> None:
+        async with world() as w:
+            w.meta.note_repairs = files.append  # type: ignore[method-assign]
+            record = w.commit()
+            w.data[1].damage(record.block)
+            w.data[1].digest = lambda *_: bytes(5000)  # type: ignore[method-assign]
+            await w.mediator.repairs.repair(record.block)
+            await w.mediator.ledger.flush()
+            [entry] = files.newest(9)
+            assert entry["digest_before"] == bytes(32).hex()
+
+    run(scenario())
