@@ -285,20 +285,22 @@ class Scrubs:
         state.after = batch[-1].block.hex()
 
     async def _votes(self, server: Server, batch: list[BlockRecord]) -> list[Verdict]:
-        """Have a server vote on blocks: on each alone if all together take too long.
+        """Have a server vote on blocks: on each alone if all together take too long, or fail.
 
-        One that takes too long alone gets no vote, though its server answers: the disk may try to read a weak
-        place for minutes, and must not keep all others from their turn.
+        One that does so alone gets no vote, though its server is up: the disk may try to read a weak place
+        for minutes, or the index have a damaged page, which must not keep all others from their turn.
         """
         parts = [VotedPart(record.block, 0, 0) for record in batch]
         try:
             digests = await server.call(BATCH_SECONDS, DataMethods.digests, parts)
-        except DeadlineExceeded:
-            if not server.up:
+        except QuorumfsError as error:
+            is_late = isinstance(error, DeadlineExceeded)
+            if not server.up or (isinstance(error, TransportError) and not is_late):
                 raise
             if len(batch) > 1:
                 return [verdict for record in batch for verdict in await self._votes(server, [record])]
-            log.warning("server %d takes too long to read block %s", server.number, batch[0].block.hex())
+            what = "server %d has no vote on block %s: %s"
+            log.warning(what, server.number, batch[0].block.hex(), error.message)
             return [Verdict.DOWN]
         return [verdict_of(record, digest) for record, digest in zip(batch, digests, strict=True)]
 

@@ -9,7 +9,7 @@ import pytest
 
 from mediator.scrub import BATCH_BLOCKS, BATCH_BYTES, ScrubPass, batches, is_due, pace
 from tests.unit.mediator_fakes import World, run, world
-from wire.errors import DeadlineExceeded, InvalidArgument, NoSpace, Unavailable
+from wire.errors import DeadlineExceeded, InternalError, InvalidArgument, NoSpace, QuorumfsError, Unavailable
 from wire.messages import BlockRecord, VotedPart
 
 WEEK = 7 * 86_400.0
@@ -129,8 +129,9 @@ def test_a_server_whose_disk_is_full_to_the_last_byte_is_scrubbed_all_the_same()
     run(scenario())
 
 
-def test_a_block_that_takes_too_long_to_read_does_not_hold_up_the_others() -> None:
-    """As a disk tries for minutes to read a weak sector; the server answers all else meanwhile."""
+@pytest.mark.parametrize("failure", [DeadlineExceeded("no answer within 30 s"), InternalError("the index")])
+def test_a_block_that_gets_no_vote_does_not_hold_up_the_others(failure: QuorumfsError) -> None:
+    """As a disk tries for minutes to read a weak sector, or a page of the index is damaged."""
 
     async def scenario() -> None:
         async with world() as w:
@@ -140,7 +141,7 @@ def test_a_block_that_takes_too_long_to_read_does_not_hold_up_the_others() -> No
 
             def slowly(parts: list[VotedPart]) -> list[bytes | None]:
                 if weak.block in [part.block for part in parts]:
-                    raise DeadlineExceeded("no answer within 30 s")
+                    raise failure
                 return digests(parts)
 
             w.data[1].digests = slowly  # type: ignore[method-assign]
