@@ -22,7 +22,7 @@ from mediator.progress import RefillProgress, WorkClock
 from mediator.repair import Filled, Repaired, Repairs
 from mediator.servers import Metadata, Server
 from mediator.turns import Turns
-from wire.errors import InternalError, QuorumfsError
+from wire.errors import InternalError, QuorumfsError, TransportError
 from wire.messages import BlockRecord, Lag
 from wire.methods import BookkeepingMethods, CommonMethods, DataMethods
 
@@ -33,6 +33,8 @@ IN_FLIGHT = 6
 RETRY_SECONDS = 2.0
 MOST_FRUITLESS = 3
 """So many passes in a row that mend nothing end a refill; the next inspection tries again."""
+MOST_DOUBLINGS = 5
+"""The pause of a refill that fails again and again is doubled so often: to a minute."""
 MOST_REFUSED = 16
 """A server that refuses so many blocks in a row gets no more in that pass: they would be read for nothing."""
 PASSES_AT_ONCE = 8
@@ -233,21 +235,29 @@ class Refills:
 
     async def _until_nothing_lacks(self, server: Server, progress: RefillProgress) -> None:
         """Compare and mend until a comparison finds nothing; coming up again begins a refill of its own."""
-        fruitless = 0
+        fruitless = failures = 0
         while server.up and (fruitless < MOST_FRUITLESS or server.number in self._again):
             try:
                 found, mended = await self._run_once(server, progress)
             except QuorumfsError as error:
                 progress.error = error.message
-                await self._pause_until_metadata_is_back()
+                failures = 0 if isinstance(error, TransportError) else failures + 1
+                await self._pause_after(failures, server)
                 continue
-            progress.error = ""
+            progress.error, failures = "", 0
             if not found and server.number not in self._again:
                 return
             fruitless = 0 if mended or server.number in self._again else fruitless + 1
             self._again.discard(server.number)
             if not mended or progress.passes >= PASSES_AT_ONCE:
                 await asyncio.sleep(RETRY_SECONDS)
+
+    async def _pause_after(self, failures: int, server: Server) -> None:
+        """Wait before the next try: longer each time a server answers and fails, until more is wanted."""
+        for _ in range(2 ** min(failures, MOST_DOUBLINGS)):
+            await self._pause_until_metadata_is_back()
+            if server.number in self._again or not server.up:
+                return
 
     async def _pause_until_metadata_is_back(self) -> None:
         """Wait before the next try; less if the metadata server, which may be what failed, is back sooner."""

@@ -172,6 +172,32 @@ def test_a_refill_goes_on_when_the_metadata_server_is_back() -> None:
     run(scenario())
 
 
+def test_a_server_that_cannot_tell_what_it_has_is_asked_less_and_less_until_it_is_restarted() -> None:
+    """A page of its index is damaged: each try goes through all blocks before that page."""
+
+    async def scenario() -> None:
+        async with world() as w:
+            record = w.commit()
+            del w.data[3].held[record.block]
+            tell, w.data[3].calls[:] = w.data[3].inventory, []
+
+            def fail(after: bytes, limit: int) -> list[BlockRecord]:
+                raise InternalError("the index")
+
+            w.data[3].inventory = fail  # type: ignore[method-assign]
+            server = w.mediator.health.servers[2]
+            w.mediator.refills.begin(server, whole=True)
+            await asyncio.sleep(40)
+            assert 3 <= w.data[3].calls.count("inventory") <= 6
+            w.data[3].inventory = tell  # type: ignore[method-assign]
+            w.data[3].epoch += 1
+            async with asyncio.timeout(5):
+                await w.look()
+            assert w.data[3].is_good(record)
+
+    run(scenario())
+
+
 def test_a_refill_does_not_pause_for_long_when_the_metadata_server_comes_up_after_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
