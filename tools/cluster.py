@@ -244,21 +244,57 @@ class LocalCluster:
         Raises:
             ConfigError, ClusterError: one could not be started; then none of this call is left running.
         """
-        down = [name for name in names or self.server_names if self.state(name) == "down"]
+        started, failed = self._start(names or self.server_names, deadline_seconds)
+        if failed:
+            self._kill_all(started)
+            raise next(iter(failed.values()))
+        return started
+
+    def start_enough(self, deadline_seconds: float = READY_SECONDS) -> tuple[list[str], dict[str, Exception]]:
+        """Start all servers that are down, and do without data servers that cannot start: Qr are enough.
+
+        Returns:
+            The names of those that this call started, and for each data server that is not ready, why not;
+            one that only takes its time is left at it.
+
+        Raises:
+            ConfigError, ClusterError: as `start`, for any other server, or when fewer than Qr would be up.
+        """
+        started, failed = self._start(self.server_names, deadline_seconds)
+        ready = [s for s in self.config.data_servers if f"data-{s.number}" not in failed]
+        others = [error for name, error in failed.items() if not name.startswith("data-")]
+        if others or len(ready) < self.config.quorum.read:
+            self._kill_all(started)
+            raise next(iter(others or failed.values()))
+        for name in failed:
+            self.process(name).forget()
+        return [name for name in started if self.state(name) != "down"], failed
+
+    def _start(self, names: Sequence[str], deadline_seconds: float) -> tuple[list[str], dict[str, Exception]]:
+        """Start those that are down; return whom this call spawned, and who is not ready for what reason.
+
+        Raises:
+            ConfigError: an address is taken. Nothing was started then.
+        """
+        down = [name for name in names if self.state(name) == "down"]
         for name in down:
             self._check_address(name)
         end = time.monotonic() + deadline_seconds
-        started = []
+        spawned: list[str] = []
+        failed: dict[str, Exception] = {}
         try:
             for name in down:
                 self.process(name).spawn(self._command(name), python_environment())
-                started.append(name)
+                spawned.append(name)
             for name in down:
-                self.process(name).await_ready(max(0.0, end - time.monotonic()))
+                try:
+                    self.process(name).await_ready(max(0.0, end - time.monotonic()))
+                except (ConfigError, ClusterError) as error:
+                    failed[name] = error
         except BaseException:
-            self._kill_all(started)
+            self._kill_all(spawned)
             raise
-        return down
+        return spawned, failed
 
     def stop(self, *names: str, deadline_seconds: float = STOP_SECONDS) -> list[str]:
         """Drain and end servers (without names: all). Returns those that had to be killed."""

@@ -7,7 +7,7 @@ can be missing. It must not start or stop anything. Judging is pure; asking is a
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 from tools.cluster import LocalCluster, ProcessStatus
@@ -163,6 +163,24 @@ def await_writable(cluster: LocalCluster, deadline_seconds: float = WRITABLE_SEC
     Raises:
         ClusterError: it has not in time; the message has its reason.
     """
+    _await(cluster, deadline_seconds, lambda status: bool(status["writable"]), "not writable")
+
+
+def await_answer(cluster: LocalCluster, deadline_seconds: float = WRITABLE_SECONDS) -> None:
+    """Wait until the mediator answers, and a moment until it has seen all data servers that run.
+
+    Raises:
+        ClusterError: it does not in time.
+    """
+    _await(cluster, deadline_seconds, lambda status: True, "no answer")
+
+
+def _await(
+    cluster: LocalCluster,
+    deadline_seconds: float,
+    is_enough: Callable[[dict[str, Any]], bool],
+    failure: str,
+) -> None:
     end = time.monotonic() + deadline_seconds
     all_by = min(end, time.monotonic() + ALL_SEEN_SECONDS)
     reason = "the mediator does not answer"
@@ -170,13 +188,13 @@ def await_writable(cluster: LocalCluster, deadline_seconds: float = WRITABLE_SEC
         status = ask_mediator(cluster)
         if (
             status is not None
-            and status["writable"]
+            and is_enough(status)
             and (time.monotonic() > all_by or _sees_all(cluster, status))
         ):
             return
         reason = reason if status is None else str(status["reason"])
         time.sleep(LOOK_SECONDS)
-    raise ClusterError(f"not writable within {deadline_seconds:g} s: {reason}")
+    raise ClusterError(f"{failure} within {deadline_seconds:g} s: {reason}")
 
 
 def _sees_all(cluster: LocalCluster, status: dict[str, Any]) -> bool:

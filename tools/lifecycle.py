@@ -16,7 +16,7 @@ from typing import Any
 
 from tools import mounts
 from tools.cluster import CONFIG_NAME, LocalCluster, python_command, python_environment
-from tools.health import await_writable
+from tools.health import await_answer, await_writable
 from tools.locate import add_state_option, find_cluster, state_directory, typed
 from tools.output import add_json_option, nice_path, print_json
 from wire.config import ConfigError, load
@@ -68,7 +68,10 @@ def _finish(parser: argparse.ArgumentParser, run: Any) -> None:
 
 
 def run_up(arguments: argparse.Namespace) -> int:
-    """Make the cluster if it is new, start what is down, mount it if it is not mounted."""
+    """Make the cluster if it is new, start what is down, mount it if it is not mounted.
+
+    Returns 1 if it is there without a data server that could not be started.
+    """
     directory = state_directory(arguments.state).resolve()
     mounts.check_fuse()
     with ExitStack() as undo:
@@ -80,21 +83,25 @@ def run_up(arguments: argparse.Namespace) -> int:
         _check_options(arguments, cluster)
         places = _live_mounts(cluster)
         wanted = _wanted_place(arguments.mountpoint, places, undo)
-        started = cluster.start()
+        started, failed = (cluster.start(), {}) if is_new else cluster.start_enough()
         if started:
             undo.callback(cluster.stop, *started)
         for name in cluster.server_names:
             if cluster.state(name) == "paused":
                 cluster.resume(name)
-        await_writable(cluster)
+        quorum = cluster.config.quorum
+        if quorum.servers - len(failed) >= quorum.write:
+            await_writable(cluster)
+        else:
+            await_answer(cluster)
         if wanted is not None:
             cluster.mount(wanted)
         given = arguments.mountpoint
         place = wanted or (places[0] if given is None else mounts.place_of(given))
         # From here on nothing is taken back: the lock alone is let go.
         undo.pop_all()
-    _print_up(arguments, cluster, place, started)
-    return 0
+    _print_up(arguments, cluster, place, started, failed)
+    return int(bool(failed))
 
 
 def _create(directory: Path, arguments: argparse.Namespace) -> LocalCluster:
@@ -151,14 +158,24 @@ def _wanted_place(given: Path | None, places: list[Path], undo: ExitStack) -> Pa
     return place
 
 
-def _print_up(arguments: argparse.Namespace, cluster: LocalCluster, place: Path, started: list[str]) -> None:
+def _print_up(
+    arguments: argparse.Namespace,
+    cluster: LocalCluster,
+    place: Path,
+    started: list[str],
+    failed: dict[str, Exception],
+) -> None:
     quorum = cluster.config.quorum
+    for name, error in failed.items():
+        why = str(error).removeprefix(f"{name}: ")
+        print(f"quorumfs: {name} is not up, and the others go on without it: {why}", file=sys.stderr)
     if arguments.json:
         return print_json(
             {
                 "mountpoint": place,
                 "state_directory": cluster.directory,
                 "started": started,
+                "not_up": {name: str(error) for name, error in failed.items()},
                 "N": quorum.servers,
                 "Qr": quorum.read,
                 "Qw": quorum.write,

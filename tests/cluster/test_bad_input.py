@@ -134,22 +134,36 @@ def test_a_port_in_use(here: Path) -> None:
         refused(run_command(here, "serve", "data", "--number", "2"), address, "in use")
 
 
-@pytest.mark.damages("a server's directory belongs to another cluster")
-@pytest.mark.parametrize("name", ["data-2", "meta"])
-def test_a_directory_of_another_cluster(here: Path, name: str) -> None:
+@pytest.mark.damages("the metadata server's directory belongs to another cluster")
+def test_a_directory_of_another_cluster(here: Path) -> None:
     """Found out by the server itself, after others have started: they are stopped again."""
-    other = LocalCluster.create(here / "other", servers=3, read_quorum=2, write_quorum=3)
-    other.start()
-    other.stop()
-    cluster = LocalCluster.create(here / ".quorumfs", servers=3, read_quorum=2, write_quorum=3)
-    (cluster.directory / name).rmdir()
-    shutil.copytree(other.directory / name, cluster.directory / name)
+    cluster = with_directories_of_another(here, "meta")
     done = run_command(here, "up")
     refused(done, "cluster")
     assert nothing_runs(cluster)
     assert (cluster.directory / CONFIG_NAME).exists()
     assert not (here / "mnt").exists()
     assert not unexpected_lines(cluster)
+
+
+@pytest.mark.damages("two data servers' directories belong to another cluster")
+def test_too_few_data_servers_that_can_start(here: Path) -> None:
+    cluster = with_directories_of_another(here, "data-2", "data-3")
+    refused(run_command(here, "up"), "data-2", "cluster")
+    assert nothing_runs(cluster)
+    assert not (here / "mnt").exists()
+
+
+def with_directories_of_another(here: Path, *names: str) -> LocalCluster:
+    """Make a cluster that has some directories of another one in the place of its own."""
+    other = LocalCluster.create(here / "other", servers=3, read_quorum=2, write_quorum=3)
+    other.start()
+    other.stop()
+    cluster = LocalCluster.create(here / ".quorumfs", servers=3, read_quorum=2, write_quorum=3)
+    for name in names:
+        (cluster.directory / name).rmdir()
+        shutil.copytree(other.directory / name, cluster.directory / name)
+    return cluster
 
 
 def test_a_newer_format(here: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import sys
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,19 @@ def test_start_stop_and_start_again_at_the_same_addresses(cluster: LocalCluster)
     again.start()
     await_writable(again)
     assert [again.address(name) for name in SERVERS] == addresses
+
+
+def test_a_data_server_that_takes_its_time_is_left_at_it(
+    cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    others = [name for name in cluster.server_names if name != "data-2"]
+    cluster.start(*others)
+    waits_for_ever = [sys.executable, "-c", "import signal; signal.pause()"]
+    monkeypatch.setattr(LocalCluster, "_command", lambda self, name: waits_for_ever)
+    started, failed = cluster.start_enough(deadline_seconds=0)
+    assert started == list(failed) == ["data-2"]
+    assert "not ready within" in str(failed["data-2"])
+    assert cluster.state("data-2") == "running"
 
 
 def test_kill_pause_resume_and_restart(cluster: LocalCluster) -> None:

@@ -74,6 +74,36 @@ def test_up_work_down_up(here: Path) -> None:
     assert (here / "mnt" / "a.txt").read_text() == "1234\n"
 
 
+@pytest.mark.parametrize("write_quorum", [2, 3])
+def test_up_without_a_data_server_whose_disk_is_gone(here: Path, write_quorum: int) -> None:
+    """A read quorum can start: files can be read, and written if a write quorum can."""
+    ok(run_command(here, "up", *SMALL[:-1], str(write_quorum)))
+    file, directory = here / "mnt" / "a.txt", here / ".quorumfs" / "data-2"
+    file.write_text("1234\n")
+    ok(run_command(here, "down"))
+    kept = directory.rename(here / "kept")
+    directory.symlink_to(here / "no disk is here")
+    done = run_command(here, "up")
+    assert done.returncode == 1
+    assert done.stdout.startswith("quorumfs is mounted on")
+    [line] = done.stderr.splitlines()
+    assert "data-2 is not up" in line and str(directory) in line
+    assert file.read_text() == "1234\n"
+    if write_quorum == 2:
+        file.write_text("5678\n")
+    else:
+        with pytest.raises(OSError) as refused:
+            file.write_text("5678\n")
+        assert refused.value.errno == errno.EROFS
+    said = data(here, "up", status=1)
+    assert said["started"] == [] and list(said["not_up"]) == ["data-2"]
+    directory.unlink()
+    kept.rename(directory)
+    ok(run_command(here, "up"))
+    file.write_text("9\n")
+    wait_until(lambda: healthy(here), 20, "the cluster is healthy")
+
+
 def test_terminate_explain_restart(up: Path) -> None:
     file = up / "mnt" / "a.txt"
     file.write_text("1234\n")
