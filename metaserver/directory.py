@@ -69,7 +69,7 @@ class Directory:
             self.close()
             raise ConfigError(
                 f"{self.database} is missing: put it back with `quorumfs restore` or `quorumfs rebuild`, or "
-                "empty the directory to begin without any file"
+                "empty the directory to begin without any file: quorumfs up --begin-empty"
             )
 
     @property

@@ -145,7 +145,13 @@ def run_restart(arguments: argparse.Namespace) -> int:
     if mounts := [word for word in arguments.server if word.startswith("mount-")]:
         raise ConfigError(f"{mounts[0]} is no server; mount it again with: quorumfs up MOUNTPOINT")
     verb = "restarted blank" if arguments.blank else "restarted"
-    return _each(arguments, verb, lambda cluster, name: cluster.restart(name, blank=arguments.blank))
+
+    def restart(cluster: LocalCluster, name: str) -> None:
+        if name == "metaserver":
+            cluster.refuse_lost_metadata()
+        cluster.restart(name, blank=arguments.blank)
+
+    return _each(arguments, verb, restart)
 
 
 def run_pause(arguments: argparse.Namespace) -> int:

@@ -38,6 +38,11 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     )
     up.add_argument("--write-quorum", type=int, metavar="QW", help="replicas that hold a write (default: N)")
     up.add_argument("--rpc", choices=["msgpack", "xml"], help="what the parts speak (default: msgpack)")
+    up.add_argument(
+        "--begin-empty",
+        action="store_true",
+        help="where the metadata is gone, begin without any file; blocks of data servers are kept",
+    )
     _finish(up, run_up)
     down = subparsers.add_parser("down", help="unmount the cluster and stop its servers; the files stay")
     down.add_argument("--force", action="store_true", help="also while files on the mount are in use")
@@ -83,6 +88,8 @@ def run_up(arguments: argparse.Namespace) -> int:
         _check_options(arguments, cluster)
         places = _live_mounts(cluster)
         wanted = _wanted_place(arguments.mountpoint, places, undo)
+        if not arguments.begin_empty and cluster.state("metaserver") == "down":
+            cluster.refuse_lost_metadata()
         started, failed = (cluster.start(), {}) if is_new else cluster.start_enough()
         if started:
             undo.callback(cluster.stop, *started)
@@ -253,6 +260,8 @@ def run_serve(arguments: argparse.Namespace) -> int:
     """Become one server: replaces this process, so that signals reach the server itself."""
     file = arguments.config or find_cluster(arguments.state).config_file
     config = load(file)
+    if arguments.kind == "meta":
+        LocalCluster(file.resolve().parent, config).refuse_lost_metadata()
     module = {"mediator": "mediator", "meta": "metaserver", "data": "dataserver"}[arguments.kind]
     words = [*python_command(module), "--config", str(file)]
     if arguments.kind == "data":

@@ -104,6 +104,32 @@ def test_up_without_a_data_server_whose_disk_is_gone(here: Path, write_quorum: i
     wait_until(lambda: healthy(here), 20, "the cluster is healthy")
 
 
+def test_metadata_that_is_gone_is_not_begun_anew_unasked(up: Path) -> None:
+    file, metadata = up / "mnt" / "a.txt", up / ".quorumfs" / "meta"
+    file.write_text("1234\n")
+    ok(run_command(up, "down"))
+    kept = metadata.rename(up / "kept")
+    for words in (["up"], ["fault", "restart", "metaserver"], ["serve", "meta"]):
+        metadata.mkdir(exist_ok=True)
+        done = run_command(up, *words)
+        assert (done.returncode, done.stdout) == (2, "")
+        [line] = done.stderr.splitlines()
+        assert "quorumfs rebuild" in line and "--begin-empty" in line
+        assert not list(metadata.iterdir())
+        metadata.rmdir()
+    kept.rename(metadata)
+    ok(run_command(up, "up"))
+    assert file.read_text() == "1234\n"
+    ok(run_command(up, "down"))
+    metadata.rename(kept)
+    ok(run_command(up, "up", "--begin-empty"))
+    assert not file.exists()
+    file.write_text("5678\n")
+    ok(run_command(up, "down"))
+    ok(run_command(up, "up"))
+    assert file.read_text() == "5678\n"
+
+
 def test_terminate_explain_restart(up: Path) -> None:
     file = up / "mnt" / "a.txt"
     file.write_text("1234\n")
