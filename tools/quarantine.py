@@ -6,6 +6,7 @@ A copy is put back into its place only if its bytes match the witness; otherwise
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,7 @@ from tools.processes import ClusterError
 from wire.blocking import BlockingClient
 from wire.config import ConfigError
 from wire.digest import block_digest
+from wire.errors import QuorumfsError
 from wire.methods import BookkeepingMethods, DataMethods
 
 PAGE = 500
@@ -53,8 +55,9 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
 
 
 def run_list(arguments: argparse.Namespace) -> int:
-    """List the copies."""
-    copies = find(find_cluster(arguments.state), arguments.server)
+    """List the copies; exit status 1 if one data server did not answer."""
+    copies, silent = find(find_cluster(arguments.state), arguments.server)
+    _tell_silent(silent)
     if arguments.json:
         print_json(copies)
     elif copies:
@@ -69,9 +72,14 @@ def run_list(arguments: argparse.Namespace) -> int:
             for copy in copies
         ]
         console().print(table(COLUMNS, rows))
-    else:
+    elif not silent:
         print("nothing is in quarantine")
-    return 0
+    return int(bool(silent))
+
+
+def _tell_silent(silent: dict[int, str]) -> None:
+    for number, why in silent.items():
+        print(f"quorumfs: data-{number} does not answer, and its copies are left out: {why}", file=sys.stderr)
 
 
 def run_show(arguments: argparse.Namespace) -> int:
@@ -133,8 +141,10 @@ def run_purge(arguments: argparse.Namespace) -> int:
     if arguments.all == bool(arguments.copy):
         raise ConfigError("name the copies to destroy, or say --all; see: quorumfs quarantine list")
     cluster = find_cluster(arguments.state)
+    silent: dict[int, str] = {}
     if arguments.all:
-        going = find(cluster, arguments.server)
+        going, silent = find(cluster, arguments.server)
+        _tell_silent(silent)
     else:
         going = [find_one(cluster, arguments.server, name) for name in arguments.copy]
     removed = 0
@@ -146,30 +156,50 @@ def run_purge(arguments: argparse.Namespace) -> int:
         print_json({"destroyed": removed})
     else:
         print(f"{removed} copies destroyed")
-    return 0
+    return int(bool(silent))
 
 
-def find(cluster: LocalCluster, number: int | None) -> list[dict[str, Any]]:
-    """Return the copies of one data server, or of all; each also has its "server"."""
+def find(cluster: LocalCluster, number: int | None) -> tuple[list[dict[str, Any]], dict[int, str]]:
+    """Return the copies of one data server, or of all that answer, and who does not answer for what reason.
+
+    Each copy also has its "server".
+
+    Raises:
+        ConfigError: there is no such server. QuorumfsError: the one that is asked for does not answer.
+    """
     numbers = [server.number for server in cluster.config.data_servers]
     if number is not None and number not in numbers:
         raise ConfigError(f"there is no data server {number}; choose 1 to {len(numbers)}")
     found: list[dict[str, Any]] = []
+    silent: dict[int, str] = {}
     for chosen in numbers if number is None else [number]:
-        with _client(cluster, f"data-{chosen}") as client:
-            after = ""
-            while page := client.call(CALL_SECONDS, DataMethods.quarantine_list, after, PAGE):
-                found += [{"server": chosen, **copy} for copy in page]
-                after = page[-1]["name"]
-    return found
+        try:
+            found += [{"server": chosen, **copy} for copy in _copies_on(cluster, chosen)]
+        except QuorumfsError as error:
+            if number is not None:
+                raise
+            silent[chosen] = error.message
+    return found, silent
+
+
+def _copies_on(cluster: LocalCluster, number: int) -> list[dict[str, Any]]:
+    copies: list[dict[str, Any]] = []
+    with _client(cluster, f"data-{number}") as client:
+        after = ""
+        while page := client.call_once(CALL_SECONDS, DataMethods.quarantine_list, after, PAGE):
+            copies += page
+            after = page[-1]["name"]
+    return copies
 
 
 def find_one(cluster: LocalCluster, number: int | None, name: str) -> dict[str, Any]:
     """Return the one copy whose name begins so. Raises ConfigError if there is none, or several."""
-    found = [copy for copy in find(cluster, number) if copy["name"].startswith(name)]
+    copies, silent = find(cluster, number)
+    found = [copy for copy in copies if copy["name"].startswith(name)]
     if len(found) != 1:
         said = "is not in quarantine" if not found else f"is the beginning of {len(found)} copies"
-        raise ConfigError(f"{name} {said}; see: quorumfs quarantine list, and choose with --server")
+        asked = f" (not asked: {', '.join(f'data-{each}' for each in silent)}, down)" if silent else ""
+        raise ConfigError(f"{name} {said}{asked}; see: quorumfs quarantine list, and choose with --server")
     return found[0]
 
 

@@ -51,6 +51,15 @@ def test_quarantine_ledger_and_df(make_cluster: ClusterFactory, tmp_path: Path) 
         cluster.start()
         client.await_states("up")
         assert say("ledger") == entries
+        # A server that is down hides no other's copies.
+        cluster.kill("data-3")
+        listed = run_command(tmp_path, "quarantine", "list", "--json", "--state", str(cluster.directory))
+        assert (listed.returncode, json.loads(listed.stdout)) == (1, [copies[2]])
+        assert "data-3 does not answer" in listed.stderr
+        assert say("quarantine", "show", name)["server"] == 2
+        assert "data-3" in say("quarantine", "show", copies[3]["name"], status=2)
+        cluster.start()
+        client.await_states("up")
         room = {row["server"]: row for row in say("df")}
         assert room[1]["live_bytes"] == len(DATA)
         assert room[1]["dead_bytes"] == room[1]["quarantined_bytes"] == 0
