@@ -17,8 +17,8 @@ from metaserver import offline
 from metaserver.check import CHECKS, DATABASE
 from metaserver.repair import Action, repair
 from tools.cluster import LocalCluster
-from tools.locate import CALL_SECONDS, add_state_option, find_cluster, mediator_client
-from tools.output import add_json_option, bytes_text, console, nice_path, print_json, table
+from tools.locate import CALL_SECONDS, add_state_option, find_cluster, mediator_client, typed
+from tools.output import add_json_option, bytes_text, console, nice_path, print_json, print_paths, table
 from tools.progress import watching
 from tools.refill import watch_refill
 from tools.whole import (
@@ -26,6 +26,7 @@ from tools.whole import (
     LACKING,
     LOST,
     RULES,
+    UNSEEN,
     Report,
     check_running,
     check_stopped,
@@ -64,7 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json(_plain(report, done, copy))
     else:
-        _show(report, done, copy, arguments.repair)
+        _show(report, done, copy, arguments.repair, arguments.state)
     return 1 if report.findings else 0
 
 
@@ -138,12 +139,13 @@ def _plain(report: Report, done: list[Action], copy: Path | None) -> dict[str, A
             }
             for name, rule in RULES.items()
         ],
+        "lost_paths": report.lost_paths,
         "repaired": [action._asdict() for action in done],
         "copy": copy,
     }
 
 
-def _show(report: Report, done: list[Action], copy: Path | None, repaired: bool) -> None:
+def _show(report: Report, done: list[Action], copy: Path | None, repaired: bool, state: Path | None) -> None:
     for action in done:
         print(f"mended {action.check}: {action.done}")
     if copy is not None:
@@ -161,27 +163,39 @@ def _show(report: Report, done: list[Action], copy: Path | None, repaired: bool)
             print(told)
         if len(found) > ROWS_SHOWN:
             print(f"... and {len(found) - ROWS_SHOWN} more of {name}; see them all with --json")
-    print(_advice(report, repaired))
+    if report.lost_paths:
+        print("these files refer to blocks that no data server has, and cannot be read whole:")
+        print_paths(report.lost_paths)
+    print(_advice(report, repaired, state))
 
 
 def _text(value: object) -> str:
     return value.decode(errors="backslashreplace") if isinstance(value, bytes) else str(value)
 
 
-def _advice(report: Report, repaired: bool) -> str:
+def _advice(report: Report, repaired: bool, state: Path | None) -> str:
+    """Say how it is, and what to do about what was found, the most urgent first."""
     looked = f"{report.blocks} committed blocks, " + ("online" if report.online else "offline")
     if not report.findings:
         return f"clean: {len(RULES)} checks, {looked}"
     left = f"{len(report.findings)} findings ({looked})"
-    metadata = any(finding.check in METADATA_CHECKS for finding in report.findings)
-    if metadata and report.online:
-        return f"{left}: stop the cluster with `quorumfs down`, then mend it with `quorumfs fsck --repair`"
-    if metadata:
-        advice = "cannot be mended without losing data" if repaired else "mend with: quorumfs fsck --repair"
-        return f"{left}: {advice}"
-    if report.online:
-        advice = (
-            "look at the servers with: quorumfs status" if repaired else "quorumfs fsck --repair fills them"
+    mend = typed("fsck --repair", state)
+    if any(finding.check in METADATA_CHECKS for finding in report.findings):
+        if report.online:
+            return f"{left}: stop the cluster with `{typed('down', state)}`, then mend it with `{mend}`"
+        return f"{left}: {'cannot be mended without losing data' if repaired else f'mend with: {mend}'}"
+    if report.count(UNSEEN):
+        what = (
+            f"see why with `{typed('status', state)}`" if report.online else "mend or replace its directory"
         )
-        return f"{left}: {advice}"
-    return f"{left}: start the cluster with `quorumfs up`, and it fills what data servers lack"
+        return f"{left}: not every data server could be looked at; {what}"
+    if report.count(LOST) == len(report.findings):
+        return (
+            f"{left}: no data server can fill these; bring their disks back if there are others, "
+            "or write these files anew, or remove them"
+        )
+    if not report.online:
+        return f"{left}: start the cluster with `{typed('up', state)}`, and it fills what data servers lack"
+    if repaired:
+        return f"{left}: look at the servers with: {typed('status', state)}"
+    return f"{left}: `{mend}` fills what data servers lack"

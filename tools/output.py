@@ -16,6 +16,7 @@ from rich.table import Table
 
 from wire.config import ConfigError
 
+PATHS_SHOWN = 20
 COLOURS = {
     "good": "green",
     "running": "green",
@@ -78,6 +79,14 @@ def nice_path(path: Path) -> str:
     """Return a path relative to the working directory if it lies in it."""
     working = Path.cwd()
     return str(path.relative_to(working)) if path.is_relative_to(working) else str(path)
+
+
+def print_paths(paths: Sequence[bytes]) -> None:
+    """Print the first of many paths in the file system."""
+    for path in paths[:PATHS_SHOWN]:
+        print(f"  {path.decode(errors='backslashreplace')}")
+    if len(paths) > PATHS_SHOWN:
+        print(f"  and {len(paths) - PATHS_SHOWN} more; see them all with --json")
 
 
 def check_writable(file: Path | None) -> None:

@@ -23,7 +23,7 @@ from metaserver.restore import Restored, restore
 from tools.backup import in_words, tell_findings, when
 from tools.holders import Holder, look
 from tools.locate import add_state_option, find_cluster
-from tools.output import add_json_option, bytes_text, print_json
+from tools.output import add_json_option, bytes_text, print_json, print_paths
 from tools.processes import ClusterError
 from tools.progress import watching
 from tools.restore import done_as_data, refuse_running, tell_what_next
@@ -34,7 +34,6 @@ from wire.messages import BlockRecord
 
 FETCHED_NAME = "meta.sqlite.copy-fetched"
 """Where a copy is gathered; the metadata server removes what is left of it."""
-PATHS_SHOWN = 20
 
 
 class Candidate(NamedTuple):
@@ -192,9 +191,6 @@ def _tell_missing(done: Restored, missing: Missing, unseen: dict[int, str]) -> N
         )
     if missing.lost_blocks:
         print(f"missing: {missing.lost_blocks} blocks that no server has; these files cannot be read whole:")
-        for path in missing.lost_paths[:PATHS_SHOWN]:
-            print(f"  {path.decode(errors='backslashreplace')}")
-        if len(missing.lost_paths) > PATHS_SHOWN:
-            print(f"  and {len(missing.lost_paths) - PATHS_SHOWN} more; see them all with --json")
+        print_paths(missing.lost_paths)
     for number, why in unseen.items():
         print(f"data-{number} could not be looked at: {why}")

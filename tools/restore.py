@@ -88,7 +88,7 @@ def tell_what_next(done: Restored, state: Path | None) -> None:
     if any(done.aside.iterdir()):
         print(f"the database from before is in {nice_path(done.aside)}")
     print(
-        f"next: {typed('up', state)}, then {typed('fsck', state)}, which names the blocks that no server has "
+        f"next: {typed('up', state)}, then {typed('fsck', state)}, which names the files whose blocks no server has "
         f"any more.\nBlocks newer than the copy stay on the data servers until: "
         f"{typed('restore --release', state)}"
     )

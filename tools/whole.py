@@ -67,10 +67,16 @@ class Report:
     findings: list[Finding] = field(default_factory=list)
     blocks: int = 0
     """How many committed blocks were looked for on the data servers."""
+    lost_paths: list[bytes] = field(default_factory=list)
+    """Of each file with a name that refers to a block which no server has."""
 
     def count(self, name: str) -> int:
         """Return how many findings a check has."""
         return sum(finding.check == name for finding in self.findings)
+
+    def lost_blocks(self) -> list[bytes]:
+        """Return the committed blocks that no server has."""
+        return [bytes.fromhex(finding.row["block"]) for finding in self.findings if finding.check == LOST]
 
 
 def merge(
@@ -141,6 +147,9 @@ def check_stopped(config: ClusterConfig, watch: Watch = unwatched) -> Report:
         difference = compare(committed, held)
         seen.append(Replicas(place.number, difference.lacking, difference.differing))
     report.findings += judge(config.quorum.servers, seen)
+    if lost := report.lost_blocks():
+        with offline.opened(config.metaserver_directory, config.cluster) as connection:
+            report.lost_paths = offline.paths_of_blocks(connection, lost)
     return report
 
 
@@ -193,8 +202,17 @@ def check_running(config: ClusterConfig, watch: Watch = unwatched) -> Report:
                 except QuorumfsError as error:
                     told = {"server": place.number, "error": error.message}
                     report.findings.append(Finding(UNSEEN, told))
-    report.findings += judge(config.quorum.servers, seen)
+        report.findings += judge(config.quorum.servers, seen)
+        report.lost_paths = _paths_of_blocks(meta, report.lost_blocks())
     return report
+
+
+def _paths_of_blocks(meta: BlockingClient, blocks: Sequence[bytes]) -> list[bytes]:
+    inodes: set[int] = set()
+    for block in blocks:
+        inodes.update(meta.call(CALL_SECONDS, BookkeepingMethods.files_of_block, block))
+    paths = [meta.call(CALL_SECONDS, BookkeepingMethods.paths_of, ino, 1) for ino in inodes]
+    return sorted(path for found in paths for path in found)
 
 
 def _client(config: ClusterConfig, address: str) -> BlockingClient:

@@ -125,6 +125,8 @@ def test_a_running_cluster_tells_its_damage_and_has_its_servers_filled(cluster: 
         client.kill(3)
         status, _, found = fsck(cluster)
         assert (status, found) == (1, {"data-servers": 1})
+        told = run_command(cluster.directory, "fsck", "--state", str(cluster.directory)).stdout
+        assert f"quorumfs status --state {cluster.directory}" in told and "--repair" not in told
 
 
 @pytest.mark.damages("all replicas of a block are deleted")
@@ -133,7 +135,14 @@ def test_a_block_that_no_server_has_is_lost(cluster: LocalCluster) -> None:
         _, records = client.make("a", b"1234")
         for data in client.data.values():
             data.call(SECONDS, DataMethods.delete, [records[0].block])
-        assert fsck(cluster)[2] == {"block-lost": 1}
+        status, report, found = fsck(cluster)
+        assert (status, report["lost_paths"], found) == (1, ["/a"], {"block-lost": 1})
+        told = run_command(cluster.directory, "fsck", "--state", str(cluster.directory)).stdout
+        assert "  /a\n" in told and "--repair" not in told
+        client.mediator.call(SECONDS, NamespaceMethods.close_session, client.session)
+    cluster.stop()
+    status, report, found = fsck(cluster)
+    assert (status, report["lost_paths"], found) == (1, ["/a"], {"block-lost": 1})
 
 
 def test_what_cannot_be_looked_at(cluster: LocalCluster, tmp_path: Path) -> None:
