@@ -55,13 +55,16 @@ def run(arguments: argparse.Namespace) -> int:
     cluster = find_cluster(arguments.state)
     done: list[Action] = []
     copy: Path | None = None
-    online = is_running(cluster.config)
-    report = _check(cluster, online)
-    if arguments.repair and report.findings and online:
-        done, report = _refill_until_whole(cluster, report)
-    elif arguments.repair and report.findings:
-        done, copy = _repair(cluster, report)
-        report = _check(cluster, online)
+    if is_running(cluster.config):
+        report = _check(cluster, online=True)
+        if arguments.repair and report.findings:
+            done, report = _refill_until_whole(cluster, report)
+    else:
+        with cluster.lock():
+            report = _check(cluster, online=False)
+            if arguments.repair and report.findings:
+                done, copy = _repair(cluster, report)
+                report = _check(cluster, online=False)
     if arguments.json:
         print_json(_plain(report, done, copy))
     else:

@@ -22,7 +22,7 @@ from metaserver.fence import NUMBER_LIMIT
 from metaserver.restore import Restored, restore
 from tools.backup import in_words, tell_findings, when
 from tools.holders import Holder, look
-from tools.locate import add_state_option, find_cluster
+from tools.locate import add_state_option, find_cluster, typed
 from tools.output import add_json_option, bytes_text, print_json, print_paths
 from tools.processes import ClusterError
 from tools.progress import watching
@@ -73,12 +73,18 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Rebuild, and say what is missing."""
-    config = find_cluster(arguments.state).config
-    refuse_running(config)
+    cluster = find_cluster(arguments.state)
+    with cluster.lock():
+        return _rebuild(cluster.config, arguments)
+
+
+def _rebuild(config: ClusterConfig, arguments: argparse.Namespace) -> int:
+    refuse_running(config, arguments.state)
     database = config.metaserver_directory / "meta.sqlite"
     if database.exists() and not arguments.replace:
         raise ConfigError(
-            f"{database} is there; if `quorumfs fsck --repair` cannot mend it: quorumfs rebuild --replace"
+            f"{database} is there; if `{typed('fsck --repair', arguments.state)}` cannot mend it: "
+            f"{typed('rebuild --replace', arguments.state)}"
         )
     with ExitStack() as stack:
         watch = stack.enter_context(watching("rebuild:"))

@@ -43,13 +43,15 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Put a copy back, or let go what the fences of earlier ones keep."""
-    config = find_cluster(arguments.state).config
-    refuse_running(config)
-    if arguments.release:
-        return _release(config, as_json=arguments.json)
-    with watching("checking") as watch:
-        found = copies.inspect(arguments.file, config.cluster, watch)
-    done = restore(arguments.file, config.metaserver_directory, config.cluster)
+    cluster = find_cluster(arguments.state)
+    config = cluster.config
+    with cluster.lock():
+        refuse_running(config, arguments.state)
+        if arguments.release:
+            return _release(config, as_json=arguments.json)
+        with watching("checking") as watch:
+            found = copies.inspect(arguments.file, config.cluster, watch)
+        done = restore(arguments.file, config.metaserver_directory, config.cluster)
     if arguments.json:
         print_json(as_data(arguments.file, found) | done_as_data(done))
     else:
@@ -59,7 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def refuse_running(config: ClusterConfig) -> None:
+def refuse_running(config: ClusterConfig, state: Path | None) -> None:
     """Raise ConfigError unless the metadata server and all mediators are stopped.
 
     A mediator that lived through it would rely on what it knows of the database from before.
@@ -75,7 +77,7 @@ def refuse_running(config: ClusterConfig) -> None:
                 continue
             except QuorumfsError:
                 pass  # it is there, though it does not answer
-        raise ConfigError(f"the {name} runs at {address}; stop the cluster first: quorumfs down")
+        raise ConfigError(f"the {name} runs at {address}; stop the cluster first: {typed('down', state)}")
 
 
 def done_as_data(done: Restored) -> dict[str, Any]:
@@ -88,8 +90,8 @@ def tell_what_next(done: Restored, state: Path | None) -> None:
     if any(done.aside.iterdir()):
         print(f"the database from before is in {nice_path(done.aside)}")
     print(
-        f"next: {typed('up', state)}, then {typed('fsck', state)}, which names the files whose blocks no server has "
-        f"any more.\nBlocks newer than the copy stay on the data servers until: "
+        f"next: {typed('up', state)}, then {typed('fsck', state)}, which names the files whose blocks no "
+        f"server has any more.\nBlocks newer than the copy stay on the data servers until: "
         f"{typed('restore --release', state)}"
     )
 

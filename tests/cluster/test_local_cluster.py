@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import ClusterFactory
-from tests.support import wait_until
+from tests.support import run_command, wait_until
 from tools.cluster import LocalCluster
 from tools.health import ask_mediator, await_writable
 from tools.locate import mediator_client
@@ -142,6 +142,16 @@ def test_two_commands_at_once(cluster: LocalCluster) -> None:
         pass
     with again.lock():
         pass
+
+
+@pytest.mark.parametrize("words", [["restore", "copy"], ["restore", "--release"], ["rebuild"], ["fsck"]])
+def test_what_changes_a_stopped_cluster_is_refused_beside_another_command(
+    cluster: LocalCluster, words: list[str]
+) -> None:
+    with cluster.lock():
+        done = run_command(cluster.directory, *words, "--state", ".")
+    assert done.returncode == 1
+    assert "another quorumfs command is at work" in done.stderr
 
 
 def test_a_used_directory_is_not_overwritten(cluster: LocalCluster) -> None:
