@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from metaserver import copies, offline, pages
-from tools.locate import CALL_SECONDS, add_state_option, find_cluster
+from tools.locate import CALL_SECONDS, add_state_option, find_cluster, typed
 from tools.output import add_json_option, bytes_text, nice_path, print_json
 from tools.processes import ClusterError
 from tools.progress import watching
@@ -66,7 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
         print_json(as_data(target, found))
     else:
         print(f"{nice_path(target)}: {in_words(found)}")
-        tell_findings(found)
+        tell_findings(found, arguments.state)
     return 0
 
 
@@ -162,7 +162,8 @@ def when(time_ns: int) -> str:
     return datetime.fromtimestamp(time_ns / 1e9).astimezone().isoformat(" ", "seconds")
 
 
-def tell_findings(found: copies.Copy) -> None:
+def tell_findings(found: copies.Copy, state: Path | None) -> None:
     """Say that the metadata was copied as it is, with what is wrong in it."""
     if found.findings:
-        print(f"{len(found.findings)} findings of the database are in it too; see them with: quorumfs fsck")
+        fsck = typed("fsck", state)
+        print(f"{len(found.findings)} findings of the database are in it too; see them with: {fsck}")

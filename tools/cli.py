@@ -73,7 +73,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ClusterError as error:
         return _fail(str(error), 1)
     except (Unavailable, DeadlineExceeded) as error:
-        return _fail(f"{error.message}; see which server is down with: quorumfs status", 1)
+        from tools.locate import typed  # not before: all commands start fast
+
+        see = typed("status", getattr(parsed, "state", None))
+        return _fail(f"{error.message}; see which server is down with: {see}", 1)
     except QuorumfsError as error:
         return _fail(error.message, 1)
     except KeyboardInterrupt:

@@ -52,33 +52,36 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Check, mend if asked to, and tell."""
-    cluster = find_cluster(arguments.state)
+    state: Path | None = arguments.state
+    cluster = find_cluster(state)
     done: list[Action] = []
     copy: Path | None = None
     if is_running(cluster.config):
-        report = _check(cluster, online=True)
+        report = _check(cluster, True, state)
         if arguments.repair and report.findings:
-            done, report = _refill_until_whole(cluster, report)
+            done, report = _refill_until_whole(cluster, report, state)
     else:
         with cluster.lock():
-            report = _check(cluster, online=False)
+            report = _check(cluster, False, state)
             if arguments.repair and report.findings:
                 done, copy = _repair(cluster, report)
-                report = _check(cluster, online=False)
+                report = _check(cluster, False, state)
     if arguments.json:
         print_json(_plain(report, done, copy))
     else:
-        _show(report, done, copy, arguments.repair, arguments.state)
+        _show(report, done, copy, arguments.repair, state)
     return 1 if report.findings else 0
 
 
-def _check(cluster: LocalCluster, online: bool) -> Report:
+def _check(cluster: LocalCluster, online: bool, state: Path | None) -> Report:
     """Check one way or the other. Raises ConfigError when it cannot be looked at."""
     try:
         with watching("checking") as watch:
             return check_running(cluster.config, watch) if online else check_stopped(cluster.config, watch)
     except QuorumfsError as error:
-        raise ConfigError(f"{error.message}; see which server is down with: quorumfs status") from None
+        raise ConfigError(
+            f"{error.message}; see which server is down with: {typed('status', state)}"
+        ) from None
 
 
 def _repair(cluster: LocalCluster, report: Report) -> tuple[list[Action], Path | None]:
@@ -93,17 +96,19 @@ def _repair(cluster: LocalCluster, report: Report) -> tuple[list[Action], Path |
         return repair(connection), copy
 
 
-def _refill_until_whole(cluster: LocalCluster, report: Report) -> tuple[list[Action], Report]:
+def _refill_until_whole(
+    cluster: LocalCluster, report: Report, state: Path | None
+) -> tuple[list[Action], Report]:
     """Have data servers filled; return what was done, and how it is then.
 
     A refill that ended just now is not begun anew by the mediator: a second round comes when it would be.
     """
     done = _refill(cluster, report)
-    report = _check(cluster, online=True)
+    report = _check(cluster, True, state)
     if done and any(finding.check in (LACKING, DIFFERING) for finding in report.findings):
         time.sleep(JUST_SECONDS)
         done += _refill(cluster, report)
-        report = _check(cluster, online=True)
+        report = _check(cluster, True, state)
     return done, report
 
 

@@ -6,11 +6,14 @@ can be missing. It must not start or stop anything. Judging is pure; asking is a
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from tools.cluster import LocalCluster, ProcessStatus
+from tools.locate import typed
 from tools.processes import ClusterError
 from wire.blocking import BlockingClient
 from wire.errors import QuorumfsError
@@ -44,6 +47,7 @@ def assess(
     processes: Sequence[ProcessStatus],
     mediator: dict[str, Any] | None,
     metaserver: dict[str, Any] | None = None,
+    state: Path | None = None,
 ) -> Health:
     """Judge a cluster.
 
@@ -52,21 +56,20 @@ def assess(
         processes: its servers and mounts.
         mediator: the mediator's own status, or None if it does not answer.
         metaserver: the metadata server's own status, likewise.
+        state: the --state that commands need to find the cluster.
     """
     servers = [process for process in processes if not process.name.startswith("mount-")]
     if all(server.state == "down" for server in servers):
-        return Health("down", False, "nothing is running", ["start the cluster with: quorumfs up"])
-    advice = [line for process in processes for line in _advice(process)] + _damage_advice(metaserver)
+        return Health("down", False, "nothing is running", [f"start the cluster with: {typed('up', state)}"])
+    advice = [line for process in processes for line in _advice(process, state)]
+    advice += _damage_advice(metaserver, state)
     if mediator is None:
         lacking = next((s for s in servers if s.name == "mediator" and s.state != "running"), None)
         reason = f"the mediator is {lacking.state}" if lacking else "the mediator does not answer"
-        return Health(
-            "degraded",
-            False,
-            reason,
-            advice or ["look into the mediator's log, or restart it with: quorumfs fault restart mediator"],
-        )
-    advice += _copies_advice(mediator) + _disk_advice(mediator)
+        restart = typed("fault restart mediator", state)
+        advice = advice or [f"look into the mediator's log, or restart it with: {restart}"]
+        return Health("degraded", False, reason, advice)
+    advice += _copies_advice(mediator) + _disk_advice(mediator, state)
     writable, reason = bool(mediator["writable"]), str(mediator["reason"])
     if not writable and not reason:
         reason = f"fewer than Qw={quorum.write} data servers are up"
@@ -75,40 +78,43 @@ def assess(
     return Health("healthy" if whole else "degraded", writable, reason, advice)
 
 
-def _advice(process: ProcessStatus) -> list[str]:
+def _advice(process: ProcessStatus, state: Path | None) -> list[str]:
     word = process.name.removeprefix("data-")
     if process.state == "running":
         return []
     if process.name.startswith("mount-"):
-        return [
-            f"the mount on {process.address} has ended; mount it again with: quorumfs up {process.address}"
-        ]
+        again = typed(f"up {shlex.quote(process.address)}", state)
+        return [f"the mount on {process.address} has ended; mount it again with: {again}"]
     if process.state == "paused":
-        return [f"{process.name} is paused; let it go on with: quorumfs fault resume {word}"]
-    return [f"{process.name} is down; start it with: quorumfs fault restart {word} (or all: quorumfs up)"]
+        return [f"{process.name} is paused; let it go on with: {typed(f'fault resume {word}', state)}"]
+    restart, up = typed(f"fault restart {word}", state), typed("up", state)
+    return [f"{process.name} is down; start it with: {restart} (or all: {up})"]
 
 
-def _damage_advice(metaserver: dict[str, Any] | None) -> list[str]:
+def _damage_advice(metaserver: dict[str, Any] | None, state: Path | None) -> list[str]:
     """Say what to do about a damaged metadata database, or one whose disk failed."""
     pages = (metaserver or {}).get("pages", {})
     if (why := pages.get("log_failure")) is not None:
         return [
             f"the metadata server's disk failed ({why}), and every change is refused; look after "
-            "the disk, then start it anew with: quorumfs fault restart metaserver"
+            f"the disk, then start it anew with: {typed('fault restart metaserver', state)}"
         ]
     if not pages.get("damaged"):
         return []
+    mend = (
+        f"stop the cluster with `{typed('down', state)}`; then: {typed('restore FILE', state)}, "
+        f"or {typed('rebuild --replace', state)}"
+    )
     frames = ", ".join(map(str, pages.get("damaged_log_pages", [])))
     if frames:
         return [
             f"the log of the metadata database is damaged (its pages: {frames}), and every change is "
-            "refused, as it would be lost at the next start; stop the cluster with `quorumfs down`; then: "
-            "quorumfs restore FILE, or quorumfs rebuild --replace"
+            f"refused, as it would be lost at the next start; {mend}"
         ]
     where = ", ".join(map(str, pages["damaged_pages"])) or pages["found"]
     return [
         f"the metadata database is damaged (pages: {where}), and calls that need what was stored there fail; "
-        "stop the cluster with `quorumfs down`; then: quorumfs restore FILE, or quorumfs rebuild --replace"
+        f"{mend}"
     ]
 
 
@@ -121,13 +127,13 @@ def _copies_advice(mediator: dict[str, Any]) -> list[str]:
     )
 
 
-def _disk_advice(mediator: dict[str, Any]) -> list[str]:
+def _disk_advice(mediator: dict[str, Any], state: Path | None) -> list[str]:
     """Say which data servers take no write any more, as their disk failed to make something durable."""
     return [
-        f"the disk of data-{server['number']} failed ({why}), and it takes no more writes; look after it, "
-        f"then start it anew with: quorumfs fault restart {server['number']}"
-        for server in mediator["servers"]
-        if (why := server.get("disk_failure"))
+        f"the disk of data-{number} failed ({why}), and it takes no more writes; look after it, "
+        f"then start it anew with: {typed(f'fault restart {number}', state)}"
+        for number, why in ((each["number"], each.get("disk_failure")) for each in mediator["servers"])
+        if why
     ]
 
 

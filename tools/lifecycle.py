@@ -224,7 +224,7 @@ def run_mount(arguments: argparse.Namespace) -> int:
     place = mounts.place_of(arguments.mountpoint)
     with cluster.lock():
         if all(cluster.state(name) == "down" for name in cluster.mediator_names):
-            raise ConfigError("the mediator is down; start the cluster with: quorumfs up")
+            raise ConfigError(f"the mediator is down; start the cluster with: {typed('up', arguments.state)}")
         if place in _live_mounts(cluster):
             raise ConfigError(f"{arguments.mountpoint}: the cluster is mounted there already")
         name = cluster.mount(arguments.mountpoint, *([] if arguments.no_supervise else ["--supervise"]))
@@ -248,7 +248,8 @@ def run_umount(arguments: argparse.Namespace) -> int:
                 cluster.unmount(name, force=arguments.force)
                 done.append(record.place)
     if wanted is not None and not done:
-        raise ConfigError(f"{arguments.mountpoint}: this cluster is not mounted there; see: quorumfs status")
+        see = typed("status", arguments.state)
+        raise ConfigError(f"{arguments.mountpoint}: this cluster is not mounted there; see: {see}")
     if arguments.json:
         print_json({"unmounted": done})
     else:

@@ -103,7 +103,7 @@ def _rebuild(config: ClusterConfig, arguments: argparse.Namespace) -> int:
         print_json(_plain(chosen, done, missing, unseen))
     else:
         print(f"rebuilt from copy {chosen.copy}, on {chosen.agreeing} data servers: {in_words(found)}")
-        tell_findings(found)
+        tell_findings(found, arguments.state)
         _tell_missing(done, missing, unseen)
         tell_what_next(done, arguments.state)
     return int(bool(missing.lost_blocks))

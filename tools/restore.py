@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
         print_json(as_data(arguments.file, found) | done_as_data(done))
     else:
         print(f"put back: {in_words(found)}")
-        tell_findings(found)
+        tell_findings(found, arguments.state)
         tell_what_next(done, arguments.state)
     return 0
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import time
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from rich.console import Group, RenderableType
@@ -51,8 +52,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Show the status once, or until interrupted."""
     cluster = find_cluster(arguments.state)
     if arguments.watch:
-        return watch(cluster, as_json=arguments.json)
-    picture = take(cluster)
+        return watch(cluster, arguments.state, as_json=arguments.json)
+    picture = take(cluster, arguments.state)
     if arguments.json:
         print_json(as_data(picture))
     else:
@@ -60,16 +61,16 @@ def run(arguments: argparse.Namespace) -> int:
     return EXIT_STATUS[picture.health.word]
 
 
-def take(cluster: LocalCluster) -> Picture:
+def take(cluster: LocalCluster, state: Path | None = None) -> Picture:
     """Look at a cluster now."""
     processes, mediator = cluster.status(), ask_mediator(cluster)
-    health = assess(cluster.config.quorum, processes, mediator, ask_metaserver(cluster))
+    health = assess(cluster.config.quorum, processes, mediator, ask_metaserver(cluster), state)
     return Picture(cluster, processes, mediator, health)
 
 
-def watch(cluster: LocalCluster, *, as_json: bool) -> int:
+def watch(cluster: LocalCluster, state: Path | None = None, *, as_json: bool) -> int:
     """Show the status until Ctrl-C; as JSON, one picture after the other."""
-    out, picture = console(), take(cluster)
+    out, picture = console(), take(cluster, state)
     try:
         if as_json or not out.is_terminal:
             while True:
@@ -78,11 +79,11 @@ def watch(cluster: LocalCluster, *, as_json: bool) -> int:
                 else:
                     out.print(draw(picture))
                 time.sleep(WATCH_SECONDS)
-                picture = take(cluster)
+                picture = take(cluster, state)
         with Live(draw(picture), console=out, auto_refresh=False) as live:
             while True:
                 time.sleep(WATCH_SECONDS)
-                picture = take(cluster)
+                picture = take(cluster, state)
                 live.update(draw(picture), refresh=True)
     except KeyboardInterrupt:
         return EXIT_STATUS[picture.health.word]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -52,6 +53,18 @@ def test_a_server_is_lacking(state: State, command: str) -> None:
     assert command in health.advice[0]
 
 
+@pytest.mark.parametrize(
+    "states", [{"data_2": "down"}, {"data_2": "paused"}, {"mount_1": "down"}, {"mediator": "down"}]
+)
+def test_advice_can_be_typed_as_it_is(states: dict[str, State]) -> None:
+    status = None if "mediator" in states else mediator("up", "down", "up")
+    pages = {"damaged": True, "damaged_pages": [7], "found": "", "checked_at": 0.0}
+    health = assess(QUORUM, processes(**states), status, {"pages": pages}, Path("my state"))
+    assert len(health.advice) == 2
+    assert all("--state 'my state'" in line for line in health.advice)
+    assert health.advice[1].count("quorumfs ") == health.advice[1].count("--state 'my state'") == 3
+
+
 def test_refilling_is_degraded_and_writable() -> None:
     assert assess(QUORUM, processes(), mediator("up", "refilling", "up"))[:2] == ("degraded", True)
 
@@ -72,7 +85,7 @@ def test_the_mediator_hangs() -> None:
 def test_a_mount_has_ended() -> None:
     health = assess(QUORUM, processes(mount_1="down"), mediator("up", "up", "up"))
     assert health.word == "degraded"
-    assert "quorumfs up at mount-1" in health.advice[0]
+    assert "quorumfs up 'at mount-1'" in health.advice[0]
 
 
 def test_a_damaged_metadata_database_is_told_with_what_to_do() -> None:
