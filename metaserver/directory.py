@@ -94,7 +94,8 @@ class Directory:
             )
         if version != FORMAT_VERSION:
             raise ConfigError(
-                f"{self.path} has format {version}, this release reads format {FORMAT_VERSION} only"
+                f"{self.path} has format {version}, this release reads {FORMAT_VERSION} only; "
+                "use the release that made it"
             )
         return True
 

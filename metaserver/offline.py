@@ -70,7 +70,10 @@ def refuse_foreign(connection: sqlite3.Connection, database: Path) -> None:
     if application != APPLICATION_ID:
         raise ConfigError(f"{database}: this is no database of quorumfs; {pages.ADVICE}")
     if version != FORMAT_VERSION:
-        raise ConfigError(f"{database} has format {version}, this release reads format {FORMAT_VERSION} only")
+        raise ConfigError(
+            f"{database} has format {version}, this release reads {FORMAT_VERSION} only; "
+            "use the release that made it"
+        )
 
 
 def committed_blocks(connection: sqlite3.Connection) -> list[BlockRecord]:

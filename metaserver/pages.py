@@ -195,7 +195,7 @@ def refuse_unstamped(path: Path) -> None:
     with path.open("rb") as file:
         header = file.read(100)
     if header.startswith(b"SQLite format 3\0") and not header[20]:
-        raise ConfigError(f"{path} has format 1, without checksums; this release does not read it")
+        raise ConfigError(f"{path} has format 1, without checksums; use the release that made it")
 
 
 def damaged_pages(path: Path) -> list[int]:

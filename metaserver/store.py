@@ -182,7 +182,8 @@ class Store:
             raise ConfigError(f"{self.path}: this is no database of quorumfs; {pages.ADVICE}")
         if version != FORMAT_VERSION:
             raise ConfigError(
-                f"{self.path} has format {version}, this release reads format {FORMAT_VERSION} only"
+                f"{self.path} has format {version}, this release reads {FORMAT_VERSION} only; "
+                "use the release that made it"
             )
         (owner,) = self._fetch("SELECT value FROM facts WHERE name = 'cluster'")
         if owner != cluster:
