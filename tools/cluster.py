@@ -30,9 +30,7 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 import wire
-from dataserver.directory import IDENTITY_NAME
 from dataserver.durable import sync_directory, write_file
-from metaserver.directory import DATABASE_NAME, RESTORED_NAME
 from tools import mounts
 from tools.processes import LOOK_SECONDS, ClusterError, Process, ProcessRecord, State, stop_all
 from wire.config import ClusterConfig, ConfigError, DataServerConfig, Encoding, dumps, load
@@ -297,22 +295,6 @@ class LocalCluster:
             self._kill_all(spawned)
             raise
         return spawned, failed
-
-    def refuse_lost_metadata(self) -> None:
-        """Raise ConfigError if no file system was begun in meta/, or it is gone, and yet there are blocks.
-
-        A metadata server that is started there begins one without any file, as on a disk that is not mounted.
-        """
-        place = self.config.metaserver_directory
-        if any((place / name).exists() for name in (IDENTITY_NAME, DATABASE_NAME, RESTORED_NAME)):
-            return
-        for server in self.config.data_servers:
-            if any((server.directory / "segments").glob("*.seg")):
-                raise ConfigError(
-                    f"{place} is empty, and yet data-{server.number} has blocks: mount its disk, or bring "
-                    "the metadata back with `quorumfs restore FILE` or `quorumfs rebuild`; to begin without "
-                    "any file: quorumfs up --begin-empty"
-                )
 
     def stop(self, *names: str, deadline_seconds: float = STOP_SECONDS) -> list[str]:
         """Drain and end servers (without names: all). Returns those that had to be killed."""

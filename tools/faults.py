@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tools.cluster import LocalCluster
+from tools.lifecycle import refuse_lost_metadata
 from tools.locate import add_state_option, extents_of, find_cluster, find_inode, mediator_client
 from tools.output import add_json_option, print_json
 from wire.blocking import BlockingClient
@@ -148,7 +149,7 @@ def run_restart(arguments: argparse.Namespace) -> int:
 
     def restart(cluster: LocalCluster, name: str) -> None:
         if name == "metaserver":
-            cluster.refuse_lost_metadata()
+            refuse_lost_metadata(cluster.config, arguments.state)
         cluster.restart(name, blank=arguments.blank)
 
     return _each(arguments, verb, restart)

@@ -14,12 +14,14 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from dataserver.directory import IDENTITY_NAME
+from metaserver.directory import DATABASE_NAME, RESTORED_NAME
 from tools import mounts
 from tools.cluster import CONFIG_NAME, LocalCluster, python_command, python_environment
 from tools.health import await_answer, await_writable
 from tools.locate import add_state_option, find_cluster, state_directory, typed
 from tools.output import add_json_option, nice_path, print_json
-from wire.config import ConfigError, load
+from wire.config import ClusterConfig, ConfigError, load
 
 DEFAULT_MOUNTPOINT = Path("mnt")
 DEFAULT_SERVERS = 5
@@ -89,7 +91,7 @@ def run_up(arguments: argparse.Namespace) -> int:
         places = _live_mounts(cluster)
         wanted = _wanted_place(arguments.mountpoint, places, undo)
         if not arguments.begin_empty and cluster.state("metaserver") == "down":
-            cluster.refuse_lost_metadata()
+            refuse_lost_metadata(cluster.config, arguments.state)
         started, failed = (cluster.start(), {}) if is_new else cluster.start_enough()
         if started:
             undo.callback(cluster.stop, *started)
@@ -109,6 +111,23 @@ def run_up(arguments: argparse.Namespace) -> int:
         undo.pop_all()
     _print_up(arguments, cluster, place, started, failed)
     return int(bool(failed))
+
+
+def refuse_lost_metadata(config: ClusterConfig, state: Path | None) -> None:
+    """Raise ConfigError if no file system was begun in meta/, or it is gone, and yet there are blocks.
+
+    A metadata server that is started there begins one without any file, as on a disk that is not mounted.
+    """
+    place = config.metaserver_directory
+    if any((place / name).exists() for name in (IDENTITY_NAME, DATABASE_NAME, RESTORED_NAME)):
+        return
+    for server in config.data_servers:
+        if any((server.directory / "segments").glob("*.seg")):
+            raise ConfigError(
+                f"{place} is empty, and yet data-{server.number} has blocks: mount its disk, or bring the "
+                f"metadata back with `{typed('restore FILE', state)}` or `{typed('rebuild', state)}`; to "
+                f"begin without any file: {typed('up --begin-empty', state)}"
+            )
 
 
 def _create(directory: Path, arguments: argparse.Namespace) -> LocalCluster:
@@ -262,7 +281,7 @@ def run_serve(arguments: argparse.Namespace) -> int:
     file = arguments.config or find_cluster(arguments.state).config_file
     config = load(file)
     if arguments.kind == "meta":
-        LocalCluster(file.resolve().parent, config).refuse_lost_metadata()
+        refuse_lost_metadata(config, arguments.state)
     module = {"mediator": "mediator", "meta": "metaserver", "data": "dataserver"}[arguments.kind]
     words = [*python_command(module), "--config", str(file)]
     if arguments.kind == "data":
