@@ -52,8 +52,11 @@ def run(arguments: argparse.Namespace) -> int:
     partial = target.with_name(f"{target.name}.{secrets.token_hex(4)}.partial")
     try:
         with watching("backup:") as watch:
-            fetch = fetch_running if is_running(cluster.config) else _copy_stopped
-            fetch(cluster.config, partial, watch)
+            if is_running(cluster.config):
+                fetch_running(cluster.config, partial, watch)
+            else:
+                with cluster.lock():
+                    _copy_stopped(cluster.config, partial, watch)
             found = copies.inspect(partial, cluster.config.cluster, watch)
         partial.rename(target)
         copies.sync_name(target)

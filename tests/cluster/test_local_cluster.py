@@ -144,8 +144,10 @@ def test_two_commands_at_once(cluster: LocalCluster) -> None:
         pass
 
 
-@pytest.mark.parametrize("words", [["restore", "copy"], ["restore", "--release"], ["rebuild"], ["fsck"]])
-def test_what_changes_a_stopped_cluster_is_refused_beside_another_command(
+@pytest.mark.parametrize(
+    "words", [["restore", "copy"], ["restore", "--release"], ["rebuild"], ["fsck"], ["backup", "copy"]]
+)
+def test_what_needs_a_stopped_cluster_is_refused_beside_another_command(
     cluster: LocalCluster, words: list[str]
 ) -> None:
     with cluster.lock():
