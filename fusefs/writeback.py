@@ -44,7 +44,7 @@ class Writeback:
     """Takes the changes of inodes to the servers.
 
     Args:
-        namespace: asked only whether an append was carried out whose answer was lost with its session.
+        namespace: asked only whether a commit was carried out whose answer was lost with its session.
         blocks: where blocks and commits go.
         limit_bytes: the most dirty bytes kept in memory; a writer waits beyond.
         age_seconds: dirty data older than this is written out.
@@ -307,17 +307,31 @@ class Writeback:
             self._blocks.sync_blocks([record_of(block).block for block in put])
         try:
             attributes = self._send(inode, change, put, inline, durable)
-        except SessionUnknown:
+        except SessionUnknown as error:
             if put:
                 raise
-            # Done twice, a write at a place changes nothing, but an append would.
-            if change.append_from is not None and self._has_any(inode.ino, inline):
-                attributes = self._namespace.getattr(inode.ino)
-            else:
-                attributes = self._send(inode, change, put, inline, durable)
+            # Done twice, an append is there twice, and any write may undo what others wrote meanwhile.
+            may_matter = change.append_from is not None or (error.resent and inode.birth is None)
+            done = self._outcome_of(inode, inline, error) if may_matter else None
+            attributes = done or self._send(inode, change, put, inline, durable)
         for block in inline:
             self._let_go(block)
         return attributes
+
+    def _outcome_of(
+        self, inode: Inode, blocks: list[PendingBlock], error: SessionUnknown
+    ) -> Attributes | None:
+        """Return a file's attributes if a commit of these blocks was carried out; None if it was not.
+
+        Raises the error if nobody can tell, as others have changed the file.
+        """
+        was_carried_out = self._has_any(inode.ino, blocks)
+        attributes = self._namespace.getattr(inode.ino)
+        if was_carried_out:
+            return attributes
+        if error.resent and attributes.version != inode.base().version:
+            raise error
+        return None
 
     def _has_any(self, ino: int, blocks: list[PendingBlock]) -> bool:
         """Tell whether a file's committed contents refer to any of these blocks."""

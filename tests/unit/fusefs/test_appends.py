@@ -121,6 +121,42 @@ def meanwhile(
     monkeypatch.setattr(server, "write_file", write_and_act)
 
 
+@pytest.mark.parametrize("flags", [os.O_WRONLY, os.O_WRONLY | os.O_APPEND])
+@pytest.mark.parametrize("newer", [b"", b"newer"])
+def test_a_commit_that_was_overwritten_before_its_session_died_is_not_done_again(
+    server: FakeServer, fs: FileSystem, monkeypatch: pytest.MonkeyPatch, flags: int, newer: bytes
+) -> None:
+    ino = make(fs, b"a", b"old.")
+    handle, _ = fs.files.open(ino, flags)
+    write(fs, handle, 0, b"mine")
+
+    def overwrite() -> None:
+        server.replace(ino, newer)
+        error = SessionUnknown()
+        error.resent = True
+        raise error
+
+    meanwhile(server, monkeypatch, "after", overwrite)
+    with pytest.raises(SessionUnknown):
+        fs.files.flush(handle)
+    fs.files.release(handle)
+    assert server.committed(ino) == newer
+
+
+@pytest.mark.parametrize("is_carried_out", [False, True])
+def test_a_write_whose_call_was_lost_with_its_session_is_carried_out(
+    server: FakeServer, fs: FileSystem, is_carried_out: bool
+) -> None:
+    ino = make(fs, b"a", b"old.")
+    handle, _ = fs.files.open(ino, os.O_WRONLY)
+    write(fs, handle, 0, b"new.")
+    error = SessionUnknown()
+    error.resent = True
+    server.fail("answer write_file" if is_carried_out else "write_file", error)
+    close(fs, handle)
+    assert (server.committed(ino), server.calls["getattr"]) == (b"new.", 1)
+
+
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("look", ["open", "read on"])
 def test_who_reads_while_an_append_is_committed_sees_whole_records(
