@@ -437,14 +437,20 @@ class FileSystem:
     def setattr(self, ino: int, changes: AttributeChanges) -> Attributes:
         """Change attributes (not the size: that is Files.truncate)."""
         self._births.settle(ino)
-        token = self._names.asking()
-        attributes = self._namespace.setattr(ino, changes)
-        self._names.set(token, attributes)
         inode = self._opens.get(ino)
-        if inode is not None and changes.mtime_ns is not None:
+        if inode is None or changes.mtime_ns is None:
+            return self._seen(self._set(ino, changes))
+        with inode.commit_lock:  # a commit that is under way brings the time of its last write
+            attributes = self._set(ino, changes)
             with inode.lock:
                 inode.set_mtime(changes.mtime_ns)
         return self._seen(attributes)
+
+    def _set(self, ino: int, changes: AttributeChanges) -> Attributes:
+        token = self._names.asking()
+        attributes = self._namespace.setattr(ino, changes)
+        self._names.set(token, attributes)
+        return attributes
 
     def _seen(self, attributes: Attributes) -> Attributes:
         """Return attributes with what this mount has not committed yet.

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import random
 import stat
+import threading
 from collections import Counter
+from typing import Any
 
 import pytest
 
@@ -23,7 +25,7 @@ from wire.errors import (
     StaleFile,
     WriteFailed,
 )
-from wire.messages import AttributeChanges, BlockPart
+from wire.messages import AttributeChanges, Attributes, BlockPart
 
 MIB = BLOCK_BYTES
 
@@ -61,6 +63,32 @@ def test_fsync_of_a_file_without_a_byte_makes_its_name_durable(fs: FileSystem, s
     fs.files.fsync(handle)
     assert server.calls["sync_metadata"] == 1
     close(fs, handle)
+
+
+def test_a_time_that_is_set_during_a_commit_stays(
+    fs: FileSystem, server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attributes, handle = fs.create(1, b"a", 0o644, 0, 0, os.O_WRONLY)
+    write(fs, handle, 0, b"content")
+    write_file, is_set = server.write_file, threading.Event()
+
+    def set_time() -> None:
+        fs.setattr(attributes.ino, AttributeChanges(mtime_ns=5))
+        is_set.set()
+
+    setter = threading.Thread(target=set_time)
+
+    def write_after_it(*args: Any) -> Attributes:
+        setter.start()
+        is_set.wait(0.1)  # it is not, while the commit is under way
+        return write_file(*args)
+
+    monkeypatch.setattr(server, "write_file", write_after_it)
+    fs.files.flush(handle)
+    setter.join()
+    fs.files.release(handle)
+    assert server.getattr(attributes.ino).mtime_ns == 5
+    assert fs.getattr(attributes.ino).mtime_ns == 5
 
 
 def test_fsync_is_durable_once_and_for_all(fs: FileSystem, server: FakeServer) -> None:
