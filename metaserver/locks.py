@@ -8,9 +8,11 @@ thread only.
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from wire.errors import (
@@ -36,11 +38,17 @@ class Place(NamedTuple):
     flock: bool
 
 
-class Waiting(NamedTuple):
-    """Somebody who waits for a lock, and what wakes him."""
+@dataclass(eq=False)
+class Waiting:
+    """Somebody who waits for a lock, or did a moment ago: that he was interrupted is told to nobody."""
 
+    number: int
+    """Greater than those of all who came before."""
+    place: Place
     wanted: Lock
-    woken: asyncio.Event
+    woken: asyncio.Event = field(default_factory=asyncio.Event)
+    """He is to come again, if he waits still."""
+    is_in_a_circle: bool = False
 
 
 class Locks:
@@ -53,6 +61,9 @@ class Locks:
         self._waiting: dict[Place, list[Waiting]] = {}
         self._waiters: Counter[tuple[int, int]] = Counter()
         """Who waits for a lock, and how often."""
+        self._numbers = itertools.count(1)
+        self._suspecting: list[Waiting] = []
+        """Those who closed a circle, if all the others in it wait still: these are asked."""
         self._answered: dict[tuple[int, int], tuple[int, QuorumfsError | None]] = {}
 
     def set(self, ticket: Ticket, asked: FileLock) -> None:
@@ -118,40 +129,71 @@ class Locks:
         Raises:
             Deadlock: those who hold it wait, directly or not, for the one who asks.
         """
-        place, wanted = _parse(session, asked)
-        blockers = conflicts(self._held.get(place, []), wanted)
-        if not blockers:
+        waiting = Waiting(next(self._numbers), *_parse(session, asked))
+        if not self._blockers(waiting):
             return
-        if not place.flock and self._closes_a_circle(wanted, blockers):
-            raise Deadlock("the holders of the lock wait for the one who asks")
         if self._waiters.total() >= WAITERS_MAX:
             raise NoLocks(f"{WAITERS_MAX} wait for locks already")
-        waiting = Waiting(wanted, asyncio.Event())
-        self._waiting.setdefault(place, []).append(waiting)
-        self._waiters[wanted.holder] += 1
+        self._waiting.setdefault(waiting.place, []).append(waiting)
+        self._waiters[waiting.wanted.holder] += 1
+        self._look_for_circles(waiting)
         try:
             await asyncio.wait_for(waiting.woken.wait(), seconds)
         except TimeoutError:
             pass
         finally:
-            self._waiting[place].remove(waiting)
-            if not self._waiting[place]:
-                del self._waiting[place]
-            self._waiters[wanted.holder] -= 1
-            if not self._waiters[wanted.holder]:
-                del self._waiters[wanted.holder]
+            self._leave(waiting)
+        if waiting.is_in_a_circle:
+            raise Deadlock("the holders of the lock wait for the one who asks")
 
-    def _closes_a_circle(self, wanted: Lock, blockers: list[Lock]) -> bool:
-        """Look at all that wait only if one of the blockers waits: many mostly wait for one who does not."""
-        may_close = any(lock.holder in self._waiters for lock in blockers)
-        return may_close and closes_a_circle(wanted, blockers, self._waits())
+    def _blockers(self, waiting: Waiting) -> list[Lock]:
+        """Return what stands in the way of somebody who waits."""
+        return conflicts(self._held.get(waiting.place, []), waiting.wanted)
 
-    def _waits(self) -> Iterator[tuple[Lock, list[Lock]]]:
+    def _leave(self, waiting: Waiting) -> None:
+        place, holder = waiting.place, waiting.wanted.holder
+        self._waiting[place].remove(waiting)
+        if not self._waiting[place]:
+            del self._waiting[place]
+        self._waiters[holder] -= 1
+        if not self._waiters[holder]:
+            del self._waiters[holder]
+        if waiting in self._suspecting:
+            self._suspecting.remove(waiting)
+
+    def _look_for_circles(self, new: Waiting) -> None:
+        """Refuse who suspected a circle that is certain now; wake the next in one that `new` closes.
+
+        They look for it in turn, so that all in the circle come again. For the one of them who suspects it
+        longest it is certain when all the others have come since: they waited while he did.
+        """
+        for earlier in self._suspecting:
+            if not earlier.woken.is_set() and self._closes_a_circle(earlier, earlier.number):
+                earlier.is_in_a_circle = True
+                earlier.woken.set()
+        if not new.place.flock and self._closes_a_circle(new):
+            self._suspecting.append(new)
+            holders = {lock.holder for lock in self._blockers(new)}
+            for waiting in self._waits(0):
+                if waiting.wanted.holder in holders:
+                    waiting.woken.set()
+
+    def _closes_a_circle(self, waiting: Waiting, since: int = 0) -> bool:
+        """Tell whether somebody waits for himself, by way of those who came after number `since`.
+
+        Look at all that wait only if one of the blockers waits: many mostly wait for one who does not.
+        """
+        blockers = self._blockers(waiting)
+        if not any(lock.holder in self._waiters for lock in blockers):
+            return False
+        others = ((other.wanted, self._blockers(other)) for other in self._waits(since))
+        return closes_a_circle(waiting.wanted, blockers, others)
+
+    def _waits(self, since: int) -> Iterator[Waiting]:
+        """Yield those who wait for record locks and came after number `since`."""
         for place, waiters in self._waiting.items():
             if not place.flock:
-                held = self._held.get(place, [])
-                for waiting in waiters:
-                    yield waiting.wanted, conflicts(held, waiting.wanted)
+                yield from (each for each in waiters if each.number > since and not each.woken.is_set())
 
     def reclaim(self, session: int, asked: list[FileLock]) -> bool:
         """Take over what a session held before the restart; False, and nothing, if others hold it now."""

@@ -191,6 +191,19 @@ def test_a_deadlock_is_refused(start: Any) -> None:
     assert waiting.answer() == "ok"
 
 
+def test_who_was_interrupted_makes_no_deadlock(start: Any) -> None:
+    one, two = start(0), start(1)
+    assert one.do("lock fcntl exclusive 0 1") == two.do("lock fcntl exclusive 1 1") == "ok"
+    interrupted = Awaited(one, "lock fcntl exclusive 1 1 wait")
+    assert interrupted.still_waits()
+    one.process.send_signal(signal.SIGUSR1)
+    assert interrupted.answer() == "EINTR"
+    waiting = Awaited(two, "lock fcntl exclusive 0 1 wait")
+    assert waiting.still_waits()
+    assert one.do("unlock fcntl") == "ok"
+    assert waiting.answer() == "ok"
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("how", ["close", "kill"])
 def test_the_end_of_a_file_or_a_process_frees(start: Any, kind: str, how: str) -> None:

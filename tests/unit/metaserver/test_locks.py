@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 
 import pytest
 
@@ -252,19 +253,52 @@ def test_of_many_who_wait_for_one_holder_none_looks_at_the_others(
     meta.wait(play())
 
 
-def test_a_circle_of_waiters(meta: Harness, lock: FileLock) -> None:
+async def until_granted(meta: Harness, session: int, lock: FileLock) -> None:
+    """Wait for a lock as a mount does."""
+    while True:
+        await meta.service.wait_lock(session, lock)
+        with suppress(WouldBlock):
+            meta.set_lock(meta.ticket(session), lock)
+            return
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_a_circle_of_waiters(meta: Harness, lock: FileLock, count: int) -> None:
+    sessions = [meta.session, *(meta.open_session() for _ in range(count - 1))]
+    locks = [lock._replace(start=byte, last=byte) for byte in range(count)]
+
+    async def play() -> None:
+        for session, own in zip(sessions, locks, strict=True):
+            meta.set_lock(meta.ticket(session), own)
+        wanted = [*locks[1:], locks[0]]
+        waiting = [
+            asyncio.create_task(until_granted(meta, *each)) for each in zip(sessions, wanted, strict=True)
+        ]
+        (refused,), _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        assert isinstance(refused.exception(), Deadlock)
+        at = waiting.index(refused)
+        for _ in range(1, count):  # the others get theirs, one after the other
+            meta.service.close_session(sessions[at])
+            at -= 1
+            await waiting[at]
+
+    meta.wait(play())
+
+
+def test_who_was_interrupted_is_in_no_circle(meta: Harness, lock: FileLock) -> None:
+    """Nobody tells that he waits no more: he does not come again."""
     other = meta.open_session()
     first, second = lock._replace(last=0), lock._replace(start=1, last=1)
 
     async def play() -> None:
         meta.set_lock(meta.ticket(), first)
         meta.set_lock(meta.ticket(other), second)
-        waiting = asyncio.create_task(meta.service.wait_lock(meta.session, second))
+        interrupted = asyncio.create_task(meta.service.wait_lock(meta.session, second))
         await asyncio.sleep(0)
-        with pytest.raises(Deadlock):
-            await meta.service.wait_lock(other, first)
-        meta.service.close_session(other)
-        await asyncio.wait_for(waiting, 1)
+        waiting = asyncio.create_task(until_granted(meta, other, first))
+        await interrupted
+        meta.unlock(meta.ticket(), first)
+        await waiting
 
     meta.wait(play())
 
