@@ -11,11 +11,12 @@ import logging
 import os
 import stat
 import threading
+from collections import OrderedDict
 from collections.abc import Sequence
 
 from fusefs.ahead import FilesAhead
 from fusefs.births import Births
-from fusefs.cache import Asked, NameCache
+from fusefs.cache import Asked, NameCache, keep_newest
 from fusefs.files import Files
 from fusefs.grant import Grant
 from fusefs.handles import DirectoryHandle, Handle, OpenInodes
@@ -43,6 +44,8 @@ log = logging.getLogger(__name__)
 
 NAME_BYTES = 255
 DIRECTORY_RUN = 1000
+MOST_DIRECTORIES = 1024
+"""So many of the directories that were opened or removed here last may be looked at once they are removed."""
 CHORE_SECONDS = 1.0
 
 
@@ -99,6 +102,8 @@ class FileSystem:
         )
         self._removals = 0
         """How many names were removed: each may have been the name of an open file that was written to."""
+        self._directories: OrderedDict[int, Attributes] = OrderedDict()
+        """What those that were opened or removed here last were like."""
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run_chores, name="chores", daemon=True)
 
@@ -375,6 +380,8 @@ class FileSystem:
         _check_name(name)
         self._settle_for(parent, name)
         self._verify(walker, parent)
+        if directory:
+            self._note_directory(self._names.find(parent, name))
         with self._opens.removing():
             token = self._names.asking()
             try:
@@ -400,6 +407,7 @@ class FileSystem:
         _check_name(new_name)
         self._settle_for(parent, name)
         self._verify(walker, parent, new_parent)
+        self._note_directory(self._names.find(new_parent, new_name))
         with self._opens.removing():
             try:
                 self._namespace.rename(parent, name, new_parent, new_name, flags)
@@ -430,9 +438,22 @@ class FileSystem:
         if attributes is None:
             self._births.settle_in(ino)
             token = self._names.asking()
-            attributes = self._namespace.getattr(ino)
+            try:
+                attributes = self._namespace.getattr(ino)
+            except StaleFile:
+                if ino not in self._directories:
+                    raise
+                return self._directories[ino]._replace(nlink=0)
             self._names.learn(token, attributes)
         return self._seen(attributes)
+
+    def _note_directory(self, attributes: Attributes | None) -> None:
+        """Keep what is to be told of a directory that is open, or the working directory, once it is removed.
+
+        The server knows which files are open, not which directories.
+        """
+        if attributes is not None and stat.S_ISDIR(attributes.mode):
+            keep_newest(self._directories, attributes.ino, attributes, MOST_DIRECTORIES)
 
     def setattr(self, ino: int, changes: AttributeChanges) -> Attributes:
         """Change attributes (not the size: that is Files.truncate)."""
@@ -470,6 +491,7 @@ class FileSystem:
     def open_directory(self, ino: int, walker: int = 0) -> DirectoryHandle:
         """Open a directory; as `open`, only if the path of `walker` leads there."""
         self._verify(walker, ino)
+        self._note_directory(self._names.attributes(ino))
         return DirectoryHandle(ino)
 
     def read_directory(
@@ -495,7 +517,11 @@ class FileSystem:
     def _read_on(self, handle: DirectoryHandle) -> None:
         asked = self._names.asking()
         ino, last = handle.ino, handle.entries[-1].name if handle.entries else b""
-        page = self._namespace.read_directory(ino, last, DIRECTORY_RUN)
+        try:
+            page = self._namespace.read_directory(ino, last, DIRECTORY_RUN)
+        except StaleFile:  # it was removed since it was opened, and was empty then
+            handle.is_complete = True
+            return
         for entry in page.entries:
             self._names.learn_name(asked, ino, entry.name, entry.attributes)
             if entry.attributes.ino not in page.secured:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import select
+import stat
 import subprocess
 import sys
 from collections import Counter
@@ -86,6 +87,25 @@ def test_hard_links_are_never_stale_after_open(mounted: Mounted) -> None:
         assert (reader / "a").read_text() == (reader / "b").read_text() == content
         assert (writer / "a").read_text() == (writer / "b").read_text() == content
         assert (reader / "a").stat().st_nlink == 2
+
+
+@pytest.mark.parametrize("how", ["rmdir", "replaced", "rmdir elsewhere"])
+def test_a_directory_that_is_open_and_removed(mounted: Mounted, how: str) -> None:
+    _, first, second = mounted
+    (first / "d").mkdir(mode=0o750)
+    descriptor = os.open(first / "d", os.O_RDONLY)
+    try:
+        assert os.listdir(descriptor) == []  # noqa: PTH208
+        if how == "replaced":
+            (first / "other").mkdir()
+            (first / "other").rename(first / "d")
+        else:
+            ((second if how == "rmdir elsewhere" else first) / "d").rmdir()
+        wait_until(lambda: os.fstat(descriptor).st_nlink == 0, 5, "it has no name")
+        assert stat.filemode(os.fstat(descriptor).st_mode) == "drwxr-x---"
+        assert os.listdir(descriptor) == []  # noqa: PTH208
+    finally:
+        os.close(descriptor)
 
 
 def test_a_file_replaced_under_a_reader_on_another_mount(mounted: Mounted) -> None:
