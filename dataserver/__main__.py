@@ -14,7 +14,6 @@ from dataserver.directory import DataDirectory
 from dataserver.lab import LabRefused, LabService
 from dataserver.marks import ScrubMark
 from dataserver.quarantine import DAY_SECONDS
-from dataserver.segment import allow_open_files
 from dataserver.segments import SegmentStore
 from dataserver.service import DataService
 from wire.config import ClusterConfig, ConfigError, DataServerConfig, load
@@ -69,7 +68,6 @@ async def _serve(arguments: argparse.Namespace) -> None:
 
 
 def _open_store(directory: Path, config: ClusterConfig) -> SegmentStore:
-    allow_open_files()
     try:
         return SegmentStore(
             directory,

@@ -17,8 +17,9 @@ from dataserver.directory import read_identity
 from dataserver.record import PAGE_BYTES, Header
 from dataserver.recovery import is_whole, winner
 from dataserver.scan import Blank, Cut, Damaged, Found, Unfinished, Unreadable, scan
-from dataserver.segment import Segment, allow_open_files, segment_paths
+from dataserver.segment import Segment, segment_paths
 from wire.config import ConfigError
+from wire.open_files import allow_open_files
 
 ReplicaVerdict = Literal["unread", "good", "corrupt"]
 LookedAt = Callable[[int], None]
@@ -80,7 +81,7 @@ def read(directory: Path, *, verify: bool, looked_at: LookedAt = lambda size: No
         ConfigError: it is no data server's directory, or of a newer format, or cannot be read.
     """
     identity = read_identity(directory)
-    allow_open_files()
+    allow_open_files()  # there are two for each segment
     listing = Listing(str(identity["cluster"]), int(str(identity["number"])))
     current: dict[bytes, tuple[Segment, Header]] = {}
     for segment in _open_segments(directory):

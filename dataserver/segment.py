@@ -10,7 +10,6 @@ import ctypes
 import errno
 import mmap
 import os
-import resource
 import secrets
 import threading
 from collections.abc import Callable, Iterator
@@ -367,12 +366,6 @@ def _take_page() -> mmap.mmap:
         return _pages.pop()
     except IndexError:
         return mmap.mmap(-1, PAGE_BYTES)
-
-
-def allow_open_files() -> None:
-    """Have as many open files as this process may: there are two for each segment."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def segment_name(number: int) -> str:

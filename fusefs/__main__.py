@@ -22,6 +22,7 @@ from fusefs.operations import Binding, MountOptions, serve
 from fusefs.supervisor import supervise
 from wire.config import ClusterConfig, ConfigError, load
 from wire.memory import keep_freed_memory
+from wire.open_files import allow_open_files
 from wire.process import EXIT_BAD_SETTINGS, print_ready, set_up_logging
 
 DEVICE = Path("/dev/fuse")
@@ -33,6 +34,7 @@ def main() -> int:
     options = _parse()
     set_up_logging()
     keep_freed_memory()
+    allow_open_files()
     if options.log is not None:
         _log_to(options.log)
     if options.supervise:

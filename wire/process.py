@@ -18,6 +18,7 @@ import uvloop
 
 from wire.config import ConfigError
 from wire.memory import keep_freed_memory
+from wire.open_files import allow_open_files
 from wire.server import Server
 
 EXIT_BAD_SETTINGS = 2
@@ -37,6 +38,7 @@ def run(main: Callable[[], Coroutine[Any, Any, None]]) -> int:
     """
     set_up_logging()
     keep_freed_memory()
+    allow_open_files()
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(main())

@@ -23,6 +23,7 @@ from wire.dispatch import Dispatch, Send
 from wire.lending import Lender
 from wire.messages import Identity
 from wire.msgpack_codec import FIRST_BYTE, ROOM_BYTES
+from wire.open_files import most_open_files
 from wire.server_msgpack import MOST_CALLS_IN_FLIGHT, MsgpackConnection
 from wire.shortcut import listen_beside, widen
 
@@ -66,6 +67,7 @@ class Server:
         self.most_calls_in_flight = most_calls_in_flight
         self.dispatch = Dispatch()
         self.connections = Connections()
+        self.most_connections = min(MOST_CONNECTIONS, most_open_files() // 2)
         self._http: HttpFront | None = None
         self._listeners: list[asyncio.Server] = []
         self._sweeper: asyncio.Task[None] | None = None
@@ -159,8 +161,9 @@ class _FirstByte(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport
-        if len(self._server.connections) >= MOST_CONNECTIONS:
-            self.abort(f"more than {MOST_CONNECTIONS} connections")
+        most = self._server.most_connections
+        if len(self._server.connections) >= most:
+            self.abort(f"more than {most} connections")
             return
         self._server.connections.add(self)
         endpoint = transport.get_extra_info("socket")

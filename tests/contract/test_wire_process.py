@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+import msgpack
 import pytest
 
 from tests.support import ROOT
@@ -50,9 +52,11 @@ sys.exit(run(main))
 """
 
 
-def spawn(address: str) -> subprocess.Popen[str]:
+def spawn(address: str, limits: str = "") -> subprocess.Popen[str]:
+    """Start a server; `limits` are the files it may have open, and can have by asking: "SOFT:HARD"."""
+    limited = ["prlimit", f"--nofile={limits}"] if limits else []
     return subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, address],
+        [*limited, sys.executable, "-c", SCRIPT, address],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -61,8 +65,8 @@ def spawn(address: str) -> subprocess.Popen[str]:
 
 
 @contextmanager
-def running(address: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    process = spawn(address)
+def running(address: str, limits: str = "") -> Iterator[tuple[subprocess.Popen[str], str]]:
+    process = spawn(address, limits)
     try:
         assert process.stdout is not None
         ready = process.stdout.readline().split()
@@ -152,6 +156,32 @@ def test_a_file_in_the_place_of_a_socket_is_left_alone(tmp_path: Path) -> None:
     _, log = process.communicate(timeout=10)
     assert process.returncode == 2 and log.count("\n") == 1
     assert file.read_text() == "precious"
+
+
+def answered_connections(real: str, count: int) -> int:
+    """Return how many of so many connections, all open at once, are answered a call."""
+    with ExitStack() as stack:
+        host, _, port = real.rpartition(":")
+        made = [stack.enter_context(socket.create_connection((host, int(port)), 5)) for _ in range(count)]
+        answered = 0
+        for connection in made:
+            with suppress(ConnectionError):
+                connection.sendall(msgpack.packb([0, 1, "status", []]))
+                answered += bool(connection.recv(1000))
+        return answered
+
+
+def test_a_server_has_as_many_connections_as_the_system_lets_it() -> None:
+    with running("127.0.0.1:0", limits="64:400") as (_, real):
+        assert answered_connections(real, 150) == 150
+
+
+def test_connections_leave_a_server_files_to_open() -> None:
+    with running("127.0.0.1:0", limits="100:100") as (process, real):
+        assert answered_connections(real, 120) == 50
+        process.terminate()
+        _, log = process.communicate(timeout=10)
+        assert log.count("more than 50 connections") == 70
 
 
 def test_nagle_is_off_at_both_ends() -> None:

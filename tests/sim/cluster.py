@@ -35,6 +35,7 @@ import metaserver.store
 import wire.blocking
 import wire.msgpack_codec
 import wire.msgpack_long
+import wire.open_files
 import wire.server
 import wire.shared_sync
 from fusefs.connect import connect
@@ -188,7 +189,7 @@ class World:
         sqlite_files.install(self._disk_of)
         wire.msgpack_codec.ROOM_BYTES = wire.server.ROOM_BYTES = self.rng.choice(ROOMS_BYTES)  # type: ignore[attr-defined]
         wire.shared_sync.QUICK_SECONDS = self.rng.choice(QUICK_SYNC_SECONDS)
-        data_main.resource = _NoLimits()  # type: ignore[attr-defined]
+        wire.open_files.resource = _NoLimits()  # type: ignore[attr-defined]
         seams.install(
             self.loop.time,
             self.loop.wall_clock,
