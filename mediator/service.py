@@ -15,6 +15,7 @@ from mediator.manifest import is_reserved
 from wire.digest import Buffer
 from wire.errors import InvalidArgument, NoSpace, QuorumError
 from wire.messages import (
+    LARGEST_MODE,
     Attributes,
     Birth,
     BlockPart,
@@ -137,7 +138,7 @@ class Service:
     ) -> Awaitable[Attributes]:
         params = [ticket, parent, name, mode, uid, gid, rdev, target, open_it]
         send = partial(self._mediator.metadata.forward, "create", params)
-        if not stat.S_ISREG(mode):
+        if not stat.S_ISREG(mode & LARGEST_MODE):  # the metadata server refuses what is no mode
             return send()
         check = partial(self._mediator.write_path.check_creatable, ticket)
         return self._when_writable(parent, "create", check, send)

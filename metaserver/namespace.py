@@ -181,7 +181,7 @@ class Namespace:
         parent, name, mode, uid, gid = birth
         if self._store.was_given(ino) and self._sessions.is_alone(session):
             try:
-                return self._enter(ino, parent, name, stat.S_IFREG | stat.S_IMODE(mode), uid, gid, 0, b"")
+                return self._enter(ino, parent, name, rules.of_a_file(mode), uid, gid, 0, b"")
             except AlreadyExists:
                 if self._is_named(parent, name, ino):
                     return None

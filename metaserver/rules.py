@@ -17,7 +17,7 @@ from wire.errors import (
     NotEmpty,
     NotFound,
 )
-from wire.messages import AttributeChanges, Attributes
+from wire.messages import LARGEST_MODE, AttributeChanges, Attributes
 
 NAME_BYTES = 255
 TARGET_BYTES = 4095
@@ -32,6 +32,7 @@ RENAME_EXCHANGE = 2
 XATTR_CREATE = 1
 XATTR_REPLACE = 2
 
+_TYPE_BITS = 0o170000
 _TYPES = frozenset(
     (stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK, stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFCHR, stat.S_IFBLK)
 )
@@ -49,8 +50,8 @@ def check_name(name: bytes) -> None:
 
 def check_new_inode(mode: int, uid: int, gid: int, rdev: int, target: bytes) -> None:
     """Refuse what cannot be created. Raises InvalidArgument, NameTooLong, NotFound (an empty target)."""
-    kind = stat.S_IFMT(mode)
-    if kind not in _TYPES or not 0 <= mode <= 0o177777:
+    kind = mode & _TYPE_BITS
+    if kind not in _TYPES or not 0 <= mode <= LARGEST_MODE:
         raise InvalidArgument(f"mode {mode:o} has no known file type")
     if not (0 <= uid < _IDS and 0 <= gid < _IDS and 0 <= rdev < 2**63):
         raise InvalidArgument("an owner, group or device number is out of range")
@@ -63,6 +64,11 @@ def check_new_inode(mode: int, uid: int, gid: int, rdev: int, target: bytes) -> 
         raise NameTooLong(f"a symbolic link's target has at most {TARGET_BYTES} bytes")
     elif b"\0" in target:
         raise InvalidArgument("a symbolic link's target cannot contain NUL")
+
+
+def of_a_file(mode: int) -> int:
+    """Return a mode with the type of a regular file, whatever type it had; what was no mode is still none."""
+    return mode & ~_TYPE_BITS | stat.S_IFREG
 
 
 def inherited(parent_mode: int, parent_gid: int, mode: int, gid: int) -> tuple[int, int]:
@@ -94,7 +100,7 @@ def changed(old: Attributes, changes: AttributeChanges, now_ns: int) -> Attribut
             raise InvalidArgument(f"{identity} is no owner or group")
     mode = old.mode
     if changes.mode is not None:
-        if not 0 <= changes.mode <= 0o177777:
+        if not 0 <= changes.mode <= LARGEST_MODE:
             raise InvalidArgument(f"mode {changes.mode:o} is out of range")
         mode = stat.S_IFMT(old.mode) | stat.S_IMODE(changes.mode)
     elif changes.uid is not None or changes.gid is not None:

@@ -13,6 +13,9 @@ from typing import NamedTuple
 ROOT_INODE = 1
 """The inode number of the root directory."""
 
+LARGEST_MODE = 0o177777
+"""A mode has no further bits: file type, set-id and sticky bits, permissions. What is larger is none."""
+
 BLOCK_ID_BYTES = 16
 """A block id is the 8-byte session that wrote it, then an 8-byte counter, both big-endian."""
 

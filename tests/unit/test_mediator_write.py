@@ -14,6 +14,7 @@ from wire.errors import (
     DeadlineExceeded,
     DigestMismatch,
     InternalError,
+    InvalidArgument,
     Unavailable,
     WriteFailed,
     WriteRefused,
@@ -225,6 +226,18 @@ def test_a_create_re_sent_after_its_answer_was_lost_gets_that_answer() -> None:
             w.meta.down = True
             with pytest.raises(Unavailable):  # nobody knows: to call it refused could be wrong
                 await service.create(TICKET, *parameters)
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("mode", [-1, 0o100644 | 2**40, 2**63 - 1])
+def test_what_is_no_mode_is_left_to_the_metadata_server(mode: int) -> None:
+    async def scenario() -> None:
+        async with world() as w:
+            service = Service(w.mediator, Identity("mediator", "test", 0, 1))
+            w.meta.fail_next["create"] = [InvalidArgument()]
+            with pytest.raises(InvalidArgument):
+                await service.create(TICKET, 1, b"a", mode, 0, 0, 0, b"", False)
 
     run(scenario())
 

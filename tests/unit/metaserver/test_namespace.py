@@ -24,7 +24,7 @@ from wire.errors import (
     StaleFile,
     TooManyLinks,
 )
-from wire.messages import AttributeChanges
+from wire.messages import AttributeChanges, Birth, Commit
 
 NOREPLACE, EXCHANGE = 1, 2
 
@@ -42,6 +42,17 @@ def test_create(meta: Harness, kind: int) -> None:
     assert meta.look_up(b"x") == made
     root = meta.service.getattr(1)
     assert root.mtime_ns == root.ctime_ns == made.mtime_ns
+
+
+@pytest.mark.parametrize("mode", [-1, FILE | 2**16, FILE | 2**40, -(2**63), 2**63 - 1])
+def test_what_is_no_mode_is_refused(meta: Harness, mode: int) -> None:
+    with pytest.raises(InvalidArgument):
+        meta.create(1, b"x", mode)
+    ino = meta.service.reserve_inodes(meta.session, 1)
+    empty = Commit(None, [], 0, [], AttributeChanges(), durable=False)
+    with pytest.raises(InvalidArgument):
+        meta.service.commit(meta.ticket(), ino, empty, None, Birth(1, b"x", mode, 0, 0))
+    assert meta.names(1) == []
 
 
 def test_directories_count_their_subdirectories(meta: Harness) -> None:
