@@ -13,12 +13,16 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from wire.errors import BadRequest, InternalError, QuorumfsError, UnknownMethod
+from wire.errors import BadRequest, InternalError, MessageTooLarge, QuorumfsError, UnknownMethod
 from wire.table import Method, check_implementation, methods_of
 
 log = logging.getLogger("wire.dispatch")
 
 MOST_CALLS_IN_MULTICALL = 1000
+MOST_BYTES_OF_MULTICALL = 16 * 1024 * 1024
+"""Of results: a thousand long ones would take a gigabyte, and no client of ours reads such an answer."""
+_VALUE_BYTES = 16
+"""What a value takes at least, in an answer or here."""
 
 Send = Callable[[str, list[Any]], Awaitable[Any]]
 
@@ -111,7 +115,12 @@ class Dispatch:
     async def _multicall(self, calls: list[dict[str, Any]]) -> list[Any]:
         if len(calls) > MOST_CALLS_IN_MULTICALL:
             raise BadRequest(f"system.multicall takes at most {MOST_CALLS_IN_MULTICALL} calls")
-        return [await self._call_of_many(call) for call in calls]
+        answers, room_bytes = [], MOST_BYTES_OF_MULTICALL
+        for call in calls:
+            answer = await self._call_of_many(call) if room_bytes > 0 else _NO_ROOM
+            room_bytes -= _size_of(answer)
+            answers.append(answer)
+        return answers
 
     async def _call_of_many(self, call: dict[str, Any]) -> Any:
         try:
@@ -119,7 +128,7 @@ class Dispatch:
                 raise BadRequest("system.multicall does not call itself")
             return [await self.call(call.get("methodName"), call.get("params", []))]
         except QuorumfsError as error:
-            return {"faultCode": error.fault_code, "faultString": error.message}
+            return _fault(error)
 
 
 class _SystemMethods:
@@ -141,9 +150,28 @@ class _SystemMethods:
         """Carry out several calls {methodName, params}, one after the other.
 
         Returns:
-            For each call a list with its result, or a struct {faultCode, faultString}.
+            For each call a list with its result, or a struct {faultCode, faultString}. Once the results have
+            16 MiB, further calls are not carried out, and their fault is 203 (MessageTooLarge).
         """
         raise NotImplementedError
+
+
+def _fault(error: QuorumfsError) -> dict[str, Any]:
+    return {"faultCode": error.fault_code, "faultString": error.message}
+
+
+_NO_ROOM = _fault(MessageTooLarge("the results before this one are long: call it by itself"))
+
+
+def _size_of(value: Any) -> int:
+    """Return how many bytes a result has, roughly."""
+    if isinstance(value, bytes | bytearray | memoryview | str):
+        return _VALUE_BYTES + len(value)
+    if isinstance(value, dict):
+        return _VALUE_BYTES + sum(_size_of(name) + _size_of(item) for name, item in value.items())
+    if isinstance(value, list | tuple):
+        return _VALUE_BYTES + sum(map(_size_of, value))
+    return _VALUE_BYTES
 
 
 def _chosen(table: type, only: Collection[str] | None) -> list[Method]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import random
+import time
 import typing
 import xmlrpc.client
 from collections.abc import Iterator
@@ -24,6 +25,8 @@ from tests.contract.wire_support import (
     sample,
 )
 from wire import methods
+from wire.address import parse_address
+from wire.blocking_links import JUST_WAITING, XmlSocket
 from wire.client import Client
 from wire.config import Encoding
 from wire.errors import (
@@ -272,6 +275,23 @@ def test_a_stock_xml_rpc_client(loop: LoopThread, path: str) -> None:
             == 201
         )
     running.drain()
+
+
+def test_many_calls_in_one_have_a_bounded_answer(loop: LoopThread) -> None:
+    running = RunningServer(loop, "127.0.0.1:0", DataMethods)
+    data = running.implementations[DataMethods]
+    data.answers["quarantine_read"] = bytes(1024 * 1024)
+    client = XmlSocket(parse_address(running.address), 2.0, JUST_WAITING, time.monotonic() + 60)
+    calls = [{"methodName": "quarantine_read", "params": ["a"]}] * 100
+    try:
+        answers = client.call(time.monotonic() + 60, "system.multicall", [calls])
+        whole = [answer for answer in answers if answer == [bytes(1024 * 1024)]]
+        assert len(answers) == 100 and len(whole) == 16
+        assert {answer["faultCode"] for answer in answers[16:]} == {MessageTooLarge.fault_code}
+        assert client.call(time.monotonic() + 60, "quarantine_read", ["a"]) == bytes(1024 * 1024)
+    finally:
+        client.close()
+        running.drain()
 
 
 def test_a_table_is_checked_at_registration(loop: LoopThread) -> None:
