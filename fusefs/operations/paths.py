@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 import stat
+import time
 from typing import Any
 
 import fuse
@@ -25,6 +26,7 @@ log = logging.getLogger(__name__)
 
 REQUEST_BYTES = 128 * 1024
 UNCHANGED = 0xFFFFFFFF
+UTIME_NOW, UTIME_OMIT = 0x3FFFFFFF, 0x3FFFFFFE
 
 
 def mount(filesystem: FileSystem, options: MountOptions) -> None:
@@ -66,11 +68,27 @@ class _Fuse(fuse.FUSE):  # type: ignore[misc]
         except BaseException as error:
             return -errno_of(error, function.__name__)
 
+    def utimens(self, path: bytes, times: Any) -> Any:
+        """As fusepy has it, but for times that are to be now, and those that are left as they are (None)."""
+        now_ns = time.time_ns()
+        atime_ns = _time_of(times.contents.actime, now_ns)
+        mtime_ns = _time_of(times.contents.modtime, now_ns)
+        return self.operations("utimens", path.decode(self.encoding), (atime_ns, mtime_ns))
+
+
+def _time_of(given: Any, now_ns: int) -> int | None:
+    """Return what a struct timespec of utimensat(2) stands for; None: no change."""
+    if given.tv_nsec == UTIME_OMIT:
+        return None
+    return now_ns if given.tv_nsec == UTIME_NOW else given.tv_sec * 1_000_000_000 + given.tv_nsec
+
 
 class PathOperations:
     """What fusepy calls: the name of an operation and its arguments."""
 
     use_ns = True
+    flag_utime_omit_ok = 1
+    """Without it libfuse does nothing, and says so to nobody, where only one of the times is set."""
 
     def __init__(self, filesystem: FileSystem, options: MountOptions) -> None:
         self._fs, self._files, self._options = filesystem, filesystem.files, options
@@ -138,8 +156,7 @@ class PathOperations:
         )
         self._fs.setattr(self._ino(path), changes)
 
-    def utimens(self, path: str, times: tuple[int, int] | None) -> None:
-        assert times is not None, "libfuse 2.9 always gives times"
+    def utimens(self, path: str, times: tuple[int | None, int | None]) -> None:
         self._fs.setattr(self._ino(path), AttributeChanges(atime_ns=times[0], mtime_ns=times[1]))
 
     def truncate(self, path: str | None, size: int, number: int | None = None) -> None:

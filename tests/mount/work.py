@@ -39,6 +39,8 @@ def everyday_work(here: Path) -> None:
         echo more >> hard && cmp a.txt hard && rm hard && test "$(stat -c %h a.txt)" = 1
         chmod 640 a.txt && test "$(stat -c %a a.txt)" = 640
         touch -d 2001-02-03T04:05:06.789012345Z a.txt && test "$(stat -c %.9Y a.txt)" = 981173106.789012345
+        touch -m -d 2002-02-02T02:02:02Z a.txt && test "$(stat -c '%X %Y' a.txt)" = "981173106 1012615322"
+        touch -a a.txt && test "$(stat -c %Y a.txt)" = 1012615322 && test "$(stat -c %X a.txt)" -gt 1700000000
         mkfifo pipe && test -p pipe && rm pipe
         truncate -s 3 a.txt && test "$(cat a.txt)" = 123
         truncate -s 10 a.txt && test "$(wc -c < a.txt)" = 10
