@@ -80,6 +80,8 @@ class Serving:
         self._crowded = 0
         """In so many waits the duty is passed on at once."""
         self._is_busy = self._is_watch_asleep = False
+        self._lacks_thread = False
+        """Whether nobody may be on duty, for want of a thread."""
         self._wake_watch = threading.Event()
         self._ended = threading.Event()
         self._end_told, self._tells_end = os.pipe()
@@ -200,10 +202,21 @@ class Serving:
             self._begin_server()
 
     def _begin_server(self) -> None:
-        """Begin a thread, which goes on duty if nobody is."""
+        """Begin a thread, which goes on duty if nobody is.
+
+        If the system has none left, the first one that has answered its request goes on duty, or one that the
+        watch can begin meanwhile.
+        """
         server = _Server(self._serve)
-        self._servers.append(server)
-        server.thread.start()
+        try:
+            server.thread.start()
+        except RuntimeError:
+            if not self._lacks_thread:
+                log.warning("no more threads can be started: %d answer requests", len(self._servers))
+            self._lacks_thread = True
+        else:
+            self._lacks_thread = False
+            self._servers.append(server)
 
     def _serve(self, server: _Server) -> None:
         while not self._ended.is_set():
@@ -270,10 +283,11 @@ class Serving:
             taken = self._taken
             if taken != seen:
                 seen, quiet = taken, 0
-            elif self._is_busy:
+            elif self._is_busy or self._lacks_thread:
                 with self._lock:
-                    if self._is_busy and taken == self._taken:
+                    if taken == self._taken and (self._is_busy or not self._on_duty):
                         self._promote()
+                    self._lacks_thread = self._lacks_thread and not self._on_duty
             else:
                 quiet += 1
             if quiet >= QUIET_TICKS:

@@ -159,6 +159,42 @@ def test_no_more_requests_are_taken_than_there_may_be_threads_and_all_are_answer
     assert len(set(kernel.threads)) <= 4
 
 
+@pytest.mark.parametrize("waiting", [b"w", b"f"], ids=["says that it waits", "forgets to say so"])
+def test_requests_are_answered_also_while_no_thread_can_be_started(
+    kernel: Kernel, waiting: bytes, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    start, allowed = threading.Thread.start, threading.Event()
+    refused = threading.Semaphore(0)
+
+    def start_if_allowed(thread: threading.Thread) -> None:
+        if thread.name == "request" and kernel.serving._servers and not allowed.is_set():
+            refused.release()
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_if_allowed)
+
+    def program() -> None:
+        kernel.ask(b"a")
+        kernel.library.send(waiting)
+        assert refused.acquire(timeout=10)
+        kernel.released.set()
+        kernel.ask(b"a")
+        assert kernel.answered.acquire(timeout=10)
+        kernel.released.clear()
+        kernel.library.send(waiting)
+        for _ in range(3):  # it is tried again
+            assert refused.acquire(timeout=10)
+        allowed.set()
+        kernel.ask(b"a")
+        kernel.released.set()
+        assert kernel.answered.acquire(timeout=10)
+
+    kernel.while_serving(program, kernel.library.unmount)
+    assert len(kernel.threads) == 5
+    assert "no more threads" in caplog.text and caplog.text.count("no more threads") <= 3
+
+
 def test_a_signal_ends_it_when_what_is_under_way_is_answered(kernel: Kernel) -> None:
     before = signal.getsignal(signal.SIGTERM)
 
