@@ -68,6 +68,12 @@ class _Fuse(fuse.FUSE):  # type: ignore[misc]
         except BaseException as error:
             return -errno_of(error, function.__name__)
 
+    def create(self, path: bytes, mode: int, info: Any) -> int:
+        """As fusepy has it, but with the flags: O_EXCL and O_APPEND hold against other mounts too."""
+        opened = info.contents
+        opened.fh = self.operations("create", path.decode(self.encoding), mode, opened.flags)
+        return 0
+
     def utimens(self, path: bytes, times: Any) -> Any:
         """As fusepy has it, but for times that are to be now, and those that are left as they are (None)."""
         now_ns = time.time_ns()
@@ -183,10 +189,9 @@ class PathOperations:
 
     # files
 
-    def create(self, path: str, mode: int) -> int:
+    def create(self, path: str, mode: int, flags: int) -> int:
         uid, gid, _ = fuse.fuse_get_context()
-        # libfuse 2 does not pass the flags through fusepy; a file just made is open for both.
-        _, handle = self._fs.create(*self._place(path), mode, uid, gid, os.O_RDWR)
+        _, handle = self._fs.create(*self._place(path), mode, uid, gid, flags)
         return self._keep(handle)
 
     def open(self, path: str, flags: int) -> int:

@@ -31,6 +31,24 @@ def test_basics(make_cluster: ClusterFactory, mountpoint: Path, binding: str, rp
     assert listing(mountpoint) == ["a.txt", "names", "soft"]
 
 
+def test_libfuse_2_appends_to_a_file_that_was_just_made(make_cluster: ClusterFactory, tmp_path: Path) -> None:
+    """Also behind what another mount has appended, of which the kernel does not know."""
+    cluster = make_cluster(**SMALL)
+    cluster.start()
+    places = tmp_path / "first", tmp_path / "second"
+    for place in places:
+        place.mkdir()
+        cluster.mount(place, "--binding", "fusepy")
+    file = os.open(places[0] / "log", os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL)
+    os.write(file, b"one ")
+    os.fsync(file)
+    with (places[1] / "log").open("ab") as other:
+        other.write(b"two ")
+    os.write(file, b"three")
+    os.close(file)
+    assert [(place / "log").read_bytes() for place in places] == [b"one two three"] * 2
+
+
 def test_sigterm_unmounts_and_loses_nothing(make_cluster: ClusterFactory, mountpoint: Path) -> None:
     cluster = make_cluster(**SMALL)
     cluster.start()
