@@ -28,7 +28,7 @@ from metaserver.room import Room
 from metaserver.sessions import Sessions
 from metaserver.store import Store
 from metaserver.xattrs import ExtendedAttributes
-from wire.errors import GracePeriod, InvalidArgument, NoSpace, SessionUnknown, StaleEpoch
+from wire.errors import GracePeriod, InvalidArgument, NoSpace, SequenceError, SessionUnknown, StaleEpoch
 from wire.messages import (
     AttributeChanges,
     Attributes,
@@ -229,6 +229,8 @@ class MetaService:
     ) -> Attributes:
         self._require_room(ticket)
         made = self._store.once(ticket, self._namespace.create, parent, name, mode, uid, gid, rdev, target)
+        if not isinstance(made, Attributes):
+            raise SequenceError("the ticket is of another call, which was answered already")
         if open_it:
             self._sessions.hold(ticket.session, made.ino)
         return made

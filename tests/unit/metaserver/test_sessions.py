@@ -56,6 +56,15 @@ def test_a_late_copy_of_an_older_call_is_refused(meta: Harness) -> None:
     assert meta.names(1) == [b"a", b"b", b"c"]
 
 
+def test_a_ticket_of_another_call_makes_no_file(meta: Harness) -> None:
+    ticket, ino = meta.ticket(), meta.create(1, b"a").ino
+    ticket = ticket._replace(sequence=ticket.sequence + 100)
+    meta.service.set_xattr(ticket, ino, b"user.x", b"1", 0)
+    with pytest.raises(SequenceError):
+        meta.service.create(ticket, 1, b"b", FILE, 0, 0, 0, b"", True)
+    assert meta.names(1) == [b"a"]
+
+
 def test_a_call_that_failed_is_tried_anew(meta: Harness) -> None:
     ticket = Ticket(meta.session, 3, 10)
     with pytest.raises(NotFound):
