@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -39,3 +40,16 @@ def here(shared_mount: Path, request: pytest.FixtureRequest) -> Path:
     place = shared_mount / request.node.name.replace("/", "_")
     place.mkdir()
     return place
+
+
+@contextmanager
+def two_mounts(base: Path) -> Iterator[tuple[Path, Path]]:
+    """Two mounts of a small cluster of their own, for the tests of a module."""
+    places = base / "first", base / "second"
+    with LocalCluster.create(base / "cluster", **SMALL) as cluster:
+        cluster.start()
+        for place in places:
+            place.mkdir()
+            cluster.mount(place)
+        yield places
+    assert not unexpected_lines(cluster)

@@ -13,9 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import unexpected_lines
-from tests.mount.conftest import SMALL
-from tools.cluster import LocalCluster
+from tests.mount.conftest import two_mounts
 
 WRITER = """
 import os, random, sys
@@ -51,14 +49,8 @@ while length < int(sys.argv[2]):
 def mounts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Path]]:
     """Two mounts of one cluster."""
     base = tmp_path_factory.mktemp("appends")
-    places = base / "first", base / "second"
-    with LocalCluster.create(base / "cluster", **SMALL) as cluster:
-        cluster.start()
-        for place in places:
-            place.mkdir()
-            cluster.mount(place)
+    with two_mounts(base) as places:
         yield places
-    assert not unexpected_lines(cluster)
 
 
 @pytest.mark.parametrize(

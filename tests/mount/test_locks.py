@@ -17,9 +17,9 @@ from typing import Any, Self
 
 import pytest
 
-from tests.conftest import ClusterFactory, unexpected_lines
+from tests.conftest import ClusterFactory
 from tests.mount import locker
-from tests.mount.conftest import SMALL
+from tests.mount.conftest import SMALL, two_mounts
 from tests.support import wait_until
 from tools.cluster import LocalCluster
 
@@ -86,14 +86,8 @@ Start = Callable[[int, str], Program]
 def mounted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Path]]:
     """Two mounts of one cluster, for tests that break nothing."""
     base = tmp_path_factory.mktemp("locks")
-    places = base / "first", base / "second"
-    with LocalCluster.create(base / "cluster", **SMALL) as cluster:
-        cluster.start()
-        for place in places:
-            place.mkdir()
-            cluster.mount(place)
+    with two_mounts(base) as places:
         yield places
-    assert not unexpected_lines(cluster)
 
 
 @pytest.fixture

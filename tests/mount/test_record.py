@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import assert_whole, unexpected_lines
-from tests.mount.conftest import SMALL
+from tests.conftest import assert_whole
+from tests.mount.conftest import two_mounts
 from tools.cli import main
-from tools.cluster import LocalCluster
 from tools.history.check import check, words
 from tools.history.record import parse
 
@@ -20,14 +19,8 @@ from tools.history.record import parse
 def mounted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Path]]:
     """Two mounts of one cluster, for tests that break nothing."""
     base = tmp_path_factory.mktemp("record")
-    places = base / "first", base / "second"
-    with LocalCluster.create(base / "cluster", **SMALL) as cluster:
-        cluster.start()
-        for place in places:
-            place.mkdir()
-            cluster.mount(place)
+    with two_mounts(base) as places:
         yield places
-    assert not unexpected_lines(cluster)
     assert_whole(base)
 
 

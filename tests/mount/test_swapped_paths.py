@@ -10,10 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import unexpected_lines
-from tests.mount.conftest import SMALL
+from tests.mount.conftest import two_mounts
 from tests.twins import AT_FDCWD, LIBC, checked
-from tools.cluster import LocalCluster
 
 RENAME_EXCHANGE = 2
 NUMBERS = count()
@@ -41,14 +39,8 @@ CALLS: dict[str, Callable[[Path], object]] = {
 def mounts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Path]]:
     """Two mounts of one cluster."""
     base = tmp_path_factory.mktemp("swapped")
-    places = base / "first", base / "second"
-    with LocalCluster.create(base / "cluster", **SMALL) as cluster:
-        cluster.start()
-        for place in places:
-            place.mkdir()
-            cluster.mount(place)
+    with two_mounts(base) as places:
         yield places
-    assert not unexpected_lines(cluster)
 
 
 def listing(place: Path) -> list[str]:
