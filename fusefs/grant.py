@@ -14,10 +14,6 @@ from typing import NamedTuple
 
 from wire.errors import BlockError, NamespaceError, QuorumError, RequestError
 
-DOUBT_SECONDS = 60.0
-"""No call is carried out so long after it failed here."""
-
-
 MARGIN_SECONDS = 0.25
 """So long before the grant's end the kernel keeps nothing: it counts from when it takes in an answer."""
 
@@ -35,7 +31,7 @@ class Grant:
         self._lock = threading.Lock()
         self._eras = 0
         self._term = _Term(0, 0.0)
-        self._doubted_until = 0.0
+        self._in_doubt = False
 
     def era(self) -> int:
         """Return the number of the era that goes on now, 0 if this mount does not count as alone."""
@@ -58,7 +54,7 @@ class Grant:
         """Note the answer to a heartbeat that was sent at `asked` of the clock; 0: others may be there."""
         with self._lock:
             now, until = self._clock(), asked + seconds
-            if seconds <= 0.0 or now < self._doubted_until:
+            if seconds <= 0.0 or self._in_doubt:
                 self._term = _Term(0, 0.0)
             elif until > now:
                 if now >= self._term.until:
@@ -71,10 +67,15 @@ class Grant:
             self._term = _Term(0, 0.0)
 
     def doubt(self) -> None:
-        """Count as not alone for a while: what this mount asked for may still be carried out, unseen."""
+        """Count as not alone for now: what this mount asked for may still be carried out, unseen."""
         with self._lock:
             self._term = _Term(0, 0.0)
-            self._doubted_until = self._clock() + DOUBT_SECONDS
+            self._in_doubt = True
+
+    def trust(self) -> None:
+        """What was doubted is settled: the next heartbeat may say that this mount is alone."""
+        with self._lock:
+            self._in_doubt = False
 
 
 def is_certain(error: BaseException) -> bool:

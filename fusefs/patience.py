@@ -169,14 +169,14 @@ class Patience:
             self._waiting.discard(thread)
         return future.result()
 
-    def acquire(self, lock: threading.Semaphore, seconds: float) -> None:
-        """Take a semaphore. Raises Unavailable when it is not free in time, and nobody waits longer."""
+    def acquire(self, lock: threading.Semaphore, seconds: float, otherwise: str) -> None:
+        """Take a semaphore. Raises Unavailable, which says `otherwise`, if it is not free in time."""
 
         def take() -> None:
             until = time.monotonic() + seconds
             while not lock.acquire(timeout=LOOK_SECONDS):
                 self.look()
                 if time.monotonic() > until:
-                    raise Unavailable("all slots of the session were in use for too long")
+                    raise Unavailable(otherwise)
 
         self.persist(take)

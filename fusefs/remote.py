@@ -54,6 +54,10 @@ class RemoteNamespace:
         self._seconds = deadlines.metadata_seconds
 
     def _ask(self, method: Callable[Concatenate[Any, P], R], *args: P.args, **kwargs: P.kwargs) -> R:
+        self._session.settle()
+        return self._call(method, *args, **kwargs)
+
+    def _call(self, method: Callable[Concatenate[Any, P], R], *args: P.args, **kwargs: P.kwargs) -> R:
         return self._patience.persist(lambda: self._client.call(self._seconds, method, *args, **kwargs))
 
     def _renew(self, dead: int) -> None:
@@ -64,12 +68,12 @@ class RemoteNamespace:
     ) -> R:
         session = self._session.number
         try:
-            return self._session.mutate(lambda ticket: self._ask(method, ticket, *args, **kwargs))
+            return self._session.mutate(lambda ticket: self._call(method, ticket, *args, **kwargs))
         except SessionUnknown as error:
             self._renew(session)
             if error.resent:
                 raise  # the dead session may have carried it out: a second time could undo others' work
-        return self._session.mutate(lambda ticket: self._ask(method, ticket, *args, **kwargs))
+        return self._session.mutate(lambda ticket: self._call(method, ticket, *args, **kwargs))
 
     def resolve(self, start: int, names: Sequence[bytes]) -> list[Attributes]:
         return self._ask(NamespaceMethods.resolve, start, list(names))
@@ -151,6 +155,7 @@ class RemoteNamespace:
             )
 
     def read_small_files(self, inodes: Sequence[int]) -> Sequence[Opened | None]:
+        self._session.settle()
         return self._client.call_once(self._seconds, MediatorMethods.read_small_files, list(inodes))
 
     def _in_any_session(self, ask: Callable[[int], R]) -> R:
@@ -179,7 +184,7 @@ class RemoteNamespace:
         """Locks do not outlive their session: a call is not made again by itself under a new one."""
         session = self._session.number
         try:
-            return self._session.mutate(lambda ticket: self._ask(method, ticket, lock, self._session.epoch))
+            return self._session.mutate(lambda ticket: self._call(method, ticket, lock, self._session.epoch))
         except SessionUnknown:
             self._renew(session)
             raise

@@ -11,15 +11,23 @@ import logging
 import struct
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from fusefs.grant import Grant, is_certain
 from fusefs.patience import Patience
 from wire.blocking import BlockingClient
 from wire.config import Deadlines
-from wire.errors import NoSpace, QuorumfsError, SessionUnknown, StaleEpoch, Unavailable, WriteRefused
+from wire.errors import (
+    InternalError,
+    NoSpace,
+    QuorumfsError,
+    SessionUnknown,
+    StaleEpoch,
+    Unavailable,
+    WriteRefused,
+)
 from wire.messages import FileLock, Heartbeat, Ticket
 from wire.methods import MediatorMethods, NamespaceMethods
 
@@ -33,6 +41,17 @@ BIRTH_SECONDS = 1.3
 """What is left of a grant is enough for keeping a file to this mount: longer than until chores make it."""
 SLOTS = 32
 """So many mutating calls of a session may be in flight at once."""
+
+
+class _Slot(NamedTuple):
+    """A slot, and its last call's session: the one whose number was in its ticket."""
+
+    session: int
+    number: int
+    sequences: Iterator[int]
+
+    def ticket(self) -> Ticket:
+        return Ticket(self.session, self.number, next(self.sequences))
 
 
 class Session:
@@ -66,7 +85,12 @@ class Session:
         self._renewing = threading.Lock()
         self._beating = threading.Lock()
         self._slots = threading.Semaphore(SLOTS)
-        self._idle = [(slot, itertools.count(1)) for slot in range(SLOTS)]
+        self._idle: list[tuple[int, Iterator[int]]] = [(slot, itertools.count(1)) for slot in range(SLOTS)]
+        self._unsettled: list[_Slot] = []
+        """Nobody knows what came of the last call of these slots: it may be carried out yet."""
+        self._doubting = threading.Lock()
+        """Held for moments: whether the grant is doubted goes with whether anything is unsettled."""
+        self._settling = threading.Semaphore()
         self._counter = itertools.count(1)
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -146,19 +170,67 @@ class Session:
         return block.startswith(struct.pack(">Q", self.number))
 
     def mutate(self, call: Callable[[Ticket], R]) -> R:
-        """Carry out `call` with a ticket of its own; wait while all slots are in use."""
+        """Carry out `call` with a ticket of its own; wait while all slots are in use.
+
+        Raises:
+            TransportError: also where an earlier call could not be settled; this one was not made then.
+            QuorumfsError: what the call raises.
+        """
+        self.settle()
         if not self._slots.acquire(blocking=False):
-            self._patience.acquire(self._slots, self._deadlines.metadata_seconds)
-        slot, sequences = self._idle.pop()
+            seconds = self._deadlines.metadata_seconds
+            self._patience.acquire(self._slots, seconds, "all slots of the session were in use for too long")
+        slot = _Slot(self.number, *self._idle.pop())
         try:
-            return call(Ticket(self.number, slot, next(sequences)))
+            answer = call(slot.ticket())
         except BaseException as error:
-            if not is_certain(error):
-                self.grant.doubt()
+            if is_certain(error):
+                self._let_go(slot)
+            else:
+                with self._doubting:
+                    self._unsettled.append(slot)
+                    self.grant.doubt()
             raise
+        self._let_go(slot)
+        return answer
+
+    def _let_go(self, slot: _Slot) -> None:
+        self._idle.append((slot.number, slot.sequences))
+        self._slots.release()
+
+    def settle(self) -> None:
+        """Return when no change that failed here, nobody knows how, can be carried out any more.
+
+        It may lie in the queue of a stopped server. Whoever was told that it failed looks what is there, or
+        makes it once more, and it must not come after that: so all that looks or changes begins with this.
+
+        Raises:
+            TransportError: the metadata server cannot be told now.
+            Interrupted: a signal ended the wait for it.
+        """
+        if not self._unsettled:
+            return
+        seconds = self._deadlines.metadata_seconds
+        self._patience.acquire(self._settling, seconds, "calls of unknown outcome are still being settled")
+        try:
+            self._patience.persist(lambda: self._settle_all(self._client.call, seconds))
         finally:
-            self._idle.append((slot, sequences))
-            self._slots.release()
+            self._settling.release()
+
+    def _settle_all(self, call: Callable[..., None], seconds: float) -> None:
+        while self._unsettled:
+            slot = self._unsettled[0]
+            try:
+                call(seconds, NamespaceMethods.settle, slot.ticket())
+            except SessionUnknown:
+                pass  # nothing of a session that is gone is carried out
+            except (NoSpace, InternalError):
+                return  # no reason to refuse a look; a change will be refused for the same
+            with self._doubting:
+                del self._unsettled[0]
+                if not self._unsettled:
+                    self.grant.trust()
+            self._let_go(slot)
 
     def require_writable(self) -> None:
         """Raise WriteRefused while fewer than Qw data servers are up, unless Patience waits.
@@ -217,6 +289,7 @@ class Session:
         self._client.forget_outages()
         self._last = answer
         self._alive_until = asked + self._lease_seconds
+        self._try_to_settle()
         if answer.epoch != self._reclaimed_at:
             self.grant.end()
             self._try_to_reclaim(answer.epoch)
@@ -224,6 +297,16 @@ class Session:
             self.grant.extend(asked, answer.alone_ms / 1000)
             if answer.asks_opens:
                 self._try_to_tell_open(answer.asks_opens)
+
+    def _try_to_settle(self) -> None:
+        if not self._unsettled or not self._settling.acquire(blocking=False):
+            return
+        try:
+            self._settle_all(self._client.call_once, HEARTBEAT_DEADLINE_SECONDS)
+        except QuorumfsError as error:
+            log.warning("calls of unknown outcome may still be carried out: %s", error)
+        finally:
+            self._settling.release()
 
     def _try_to_tell_open(self, asked: int) -> None:
         try:

@@ -94,6 +94,11 @@ class Locks:
             if not again:
                 self._keep(place, unlocked(self._held.get(place, []), range_))
 
+    def settle(self, ticket: Ticket) -> None:
+        """Do nothing, but refuse older calls of the slot from now on."""
+        with self._once(ticket):
+            pass
+
     @contextmanager
     def _once(self, ticket: Ticket) -> Iterator[bool]:
         """Keep how a call ended; yield whether it was made before (and raise as it did then).

@@ -301,6 +301,10 @@ class MetaService:
         for ino in inodes:
             self.reaper.remove_if_orphan(ino)
 
+    def settle(self, ticket: Ticket) -> None:
+        self._store.once(ticket, _nothing)
+        self._locks.settle(ticket)
+
     async def sync_metadata(self) -> None:
         await self._log.sync()
 
@@ -443,3 +447,7 @@ class MetaService:
 
     def drop_copy(self, copy: int) -> None:
         self.copying.drop(copy)
+
+
+def _nothing(_session: int) -> None:
+    """What a call does that only has to be the newest of its slot."""

@@ -298,6 +298,14 @@ class NamespaceMethods:
         """
         raise NotImplementedError
 
+    def settle(self, ticket: Ticket) -> None:
+        """Do nothing but be the newest call of a slot: older ones that are under way still are refused then.
+
+        For who was not told what came of a call, and gives up sending it again: he may look now, or make
+        another change, and no late copy undoes what he finds.
+        """
+        raise NotImplementedError
+
     def sync_metadata(self) -> None:
         """Make every change answered so far survive a power loss."""
         raise NotImplementedError

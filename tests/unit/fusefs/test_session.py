@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
 
 from fusefs.patience import Patience
 from fusefs.remote import RemoteNamespace
-from fusefs.session import Session
+from fusefs.session import SLOTS, Session
 from wire.config import Deadlines
-from wire.errors import SessionUnknown, Unavailable, WriteRefused
+from wire.errors import (
+    DeadlineExceeded,
+    Interrupted,
+    NoSpace,
+    NotFound,
+    QuorumfsError,
+    SessionUnknown,
+    Unavailable,
+    WriteRefused,
+)
 from wire.messages import Heartbeat, SessionInfo, Ticket
-from wire.methods import NamespaceMethods
+from wire.methods import MediatorMethods, NamespaceMethods
 
 UP, DOWN = Heartbeat(1, True, ""), Heartbeat(1, False, "4 of 5 data servers are up")
 
@@ -101,3 +111,123 @@ def test_a_call_that_a_dead_session_may_have_made_is_not_made_again(resent: bool
         namespace.unlink(1, b"a")
     assert [ticket.session for ticket in client.tickets] == ([1] if resent else [1, 2])
     assert session.number == 2
+
+
+class OneFailure:
+    """Fails the first unlink and the first calls to settle; keeps what it was asked."""
+
+    def __init__(self, failure: QuorumfsError, *unsettled: QuorumfsError) -> None:
+        self.failures: list[QuorumfsError] = [failure]
+        self.unsettled = list(unsettled)
+        self.asked: list[tuple[str, Any]] = []
+
+    def call(self, _deadline_seconds: float, method: Any, *arguments: Any) -> Any:
+        if method is NamespaceMethods.open_session:
+            return SessionInfo(7, 30_000, 1)
+        self.asked.append((method.__name__, arguments[0]))
+        failures = {NamespaceMethods.unlink: self.failures, NamespaceMethods.settle: self.unsettled}
+        if waiting := failures.get(method):
+            raise waiting.pop(0)
+        return None
+
+    def call_once(self, seconds: float, method: Any, *arguments: Any) -> Any:
+        if method is MediatorMethods.heartbeat:
+            return UP
+        return self.call(seconds, method, *arguments)
+
+    def forget_outages(self) -> None: ...
+
+
+def mount_of(client: OneFailure) -> tuple[Session, RemoteNamespace]:
+    session = Session(client, Deadlines(), "a test", Patience())  # type: ignore[arg-type]
+    session.begin(5.0)
+    return session, RemoteNamespace(client, session, Deadlines(), Patience())  # type: ignore[arg-type]
+
+
+def fails(namespace: RemoteNamespace, error: type[QuorumfsError]) -> None:
+    with pytest.raises(error):
+        namespace.unlink(1, b"a")
+
+
+@pytest.mark.parametrize("unknown", [DeadlineExceeded, Unavailable, Interrupted])
+def test_after_an_unknown_outcome_a_look_waits_until_it_is_settled(unknown: type[QuorumfsError]) -> None:
+    client = OneFailure(unknown("gone"))
+    session, namespace = mount_of(client)
+    fails(namespace, unknown)
+    session.grant.extend(time.monotonic(), 10.0)
+    assert not session.is_alone()
+    namespace.getattr(5)
+    (_, failed), settled, *looks = client.asked
+    assert settled == ("settle", failed._replace(sequence=failed.sequence + 1))
+    assert looks == [("getattr", 5)]
+    namespace.getattr(6)
+    assert client.asked[-2:] == [("getattr", 5), ("getattr", 6)], "it is settled once"
+    session.grant.extend(time.monotonic(), 10.0)
+    assert session.is_alone()
+
+
+def test_a_change_waits_for_it_too() -> None:
+    client = OneFailure(DeadlineExceeded("late"))
+    _, namespace = mount_of(client)
+    fails(namespace, DeadlineExceeded)
+    namespace.unlink(1, b"a")
+    assert [name for name, _ in client.asked] == ["unlink", "settle", "unlink"]
+
+
+def test_who_was_certainly_refused_has_nothing_to_settle() -> None:
+    client = OneFailure(NotFound("a"))
+    _, namespace = mount_of(client)
+    fails(namespace, NotFound)
+    namespace.getattr(5)
+    assert client.asked[1:] == [("getattr", 5)]
+
+
+def test_nothing_is_asked_while_it_cannot_be_settled() -> None:
+    client = OneFailure(Unavailable("gone"), Unavailable("gone"), Unavailable("gone"))
+    _, namespace = mount_of(client)
+    fails(namespace, Unavailable)
+    with pytest.raises(Unavailable):
+        namespace.getattr(5)
+    fails(namespace, Unavailable)
+    namespace.getattr(5)
+    assert [name for name, _ in client.asked] == ["unlink", "settle", "settle", "settle", "getattr"]
+
+
+def test_a_server_that_takes_no_change_is_looked_at_nevertheless() -> None:
+    client = OneFailure(Unavailable("gone"), NoSpace("full"))
+    session, namespace = mount_of(client)
+    fails(namespace, Unavailable)
+    namespace.getattr(5)
+    session.grant.extend(time.monotonic(), 10.0)
+    assert not session.is_alone()
+    namespace.getattr(6)
+    assert [name for name, _ in client.asked] == ["unlink", "settle", "getattr", "settle", "getattr"]
+
+
+def test_nothing_of_a_session_that_is_gone_is_carried_out() -> None:
+    client = OneFailure(Unavailable("gone"), SessionUnknown("expired"))
+    _, namespace = mount_of(client)
+    fails(namespace, Unavailable)
+    namespace.getattr(5)
+    namespace.getattr(6)
+    assert [name for name, _ in client.asked] == ["unlink", "settle", "getattr", "getattr"]
+
+
+def test_a_heartbeat_settles_what_nobody_asks_about() -> None:
+    client = OneFailure(Unavailable("gone"), Unavailable("gone"))
+    session, namespace = mount_of(client)
+    fails(namespace, Unavailable)
+    session._beat()
+    session._beat()
+    session._beat()
+    assert [name for name, _ in client.asked] == ["unlink", "settle", "settle"]
+
+
+def test_slots_of_unknown_outcome_come_back() -> None:
+    failures = [Unavailable("gone")] * (2 * SLOTS)
+    client = OneFailure(failures[0])
+    _, namespace = mount_of(client)
+    for _ in failures:
+        client.failures = [Unavailable("gone")]
+        fails(namespace, Unavailable)
+    namespace.unlink(1, b"a")

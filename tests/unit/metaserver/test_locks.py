@@ -192,6 +192,14 @@ def test_calls_sent_twice(meta: Harness, lock: FileLock) -> None:
         meta.set_lock(granted, lock)
 
 
+def test_a_lock_that_was_settled_is_not_taken(meta: Harness, lock: FileLock) -> None:
+    late = Ticket(meta.session, 3, 1)
+    meta.service.settle(Ticket(meta.session, 3, 2))
+    with pytest.raises(SequenceError):
+        meta.set_lock(late, lock)
+    meta.set_lock(Ticket(meta.open_session(), 3, 1), lock)
+
+
 def test_waiting(meta: Harness, lock: FileLock) -> None:
     other = meta.open_session()
 

@@ -56,6 +56,24 @@ def test_a_late_copy_of_an_older_call_is_refused(meta: Harness) -> None:
     assert meta.names(1) == [b"a", b"b", b"c"]
 
 
+def test_a_call_that_was_settled_comes_too_late(meta: Harness) -> None:
+    """Also if it was carried out before, and after a restart."""
+    done, late = Ticket(meta.session, 3, 10), Ticket(meta.session, 4, 10)
+    create(meta, done, b"a")
+    for ticket in (done, late):
+        meta.service.settle(ticket._replace(sequence=11))
+    for restart in (False, True):
+        if restart:
+            meta.restart()
+        for ticket in (done, late):
+            with pytest.raises(SequenceError):
+                create(meta, ticket, b"b")
+    assert meta.names(1) == [b"a"]
+    create(meta, Ticket(meta.session, 4, 12), b"b")
+    with pytest.raises(SessionUnknown):
+        meta.service.settle(Ticket(meta.session + 99, 0, 1))
+
+
 def test_a_ticket_of_another_call_makes_no_file(meta: Harness) -> None:
     ticket, ino = meta.ticket(), meta.create(1, b"a").ino
     ticket = ticket._replace(sequence=ticket.sequence + 100)
