@@ -44,8 +44,8 @@ log = logging.getLogger(__name__)
 
 NAME_BYTES = 255
 DIRECTORY_RUN = 1000
-MOST_DIRECTORIES = 1024
-"""So many of the directories that were opened or removed here last may be looked at once they are removed."""
+MOST_SPECIALS = 1024
+"""So many that are no regular files, and were opened or removed here last, may be looked at once removed."""
 CHORE_SECONDS = 1.0
 
 
@@ -102,8 +102,8 @@ class FileSystem:
         )
         self._removals = 0
         """How many names were removed: each may have been the name of an open file that was written to."""
-        self._directories: OrderedDict[int, Attributes] = OrderedDict()
-        """What those that were opened or removed here last were like."""
+        self._specials: OrderedDict[int, Attributes] = OrderedDict()
+        """What directories, FIFOs and others that were opened or removed here last were like."""
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run_chores, name="chores", daemon=True)
 
@@ -380,8 +380,7 @@ class FileSystem:
         _check_name(name)
         self._settle_for(parent, name)
         self._verify(walker, parent)
-        if directory:
-            self._note_directory(self._names.find(parent, name))
+        self._note_special(self._names.find(parent, name))
         with self._opens.removing():
             token = self._names.asking()
             try:
@@ -407,7 +406,7 @@ class FileSystem:
         _check_name(new_name)
         self._settle_for(parent, name)
         self._verify(walker, parent, new_parent)
-        self._note_directory(self._names.find(new_parent, new_name))
+        self._note_special(self._names.find(new_parent, new_name))
         with self._opens.removing():
             try:
                 self._namespace.rename(parent, name, new_parent, new_name, flags)
@@ -441,19 +440,19 @@ class FileSystem:
             try:
                 attributes = self._namespace.getattr(ino)
             except StaleFile:
-                if ino not in self._directories:
+                if ino not in self._specials:
                     raise
-                return self._directories[ino]._replace(nlink=0)
+                return self._specials[ino]._replace(nlink=0)
             self._names.learn(token, attributes)
         return self._seen(attributes)
 
-    def _note_directory(self, attributes: Attributes | None) -> None:
-        """Keep what is to be told of a directory that is open, or the working directory, once it is removed.
+    def _note_special(self, attributes: Attributes | None) -> None:
+        """Keep what is to be told of what is open, or the working directory, once it is removed.
 
-        The server knows which files are open, not which directories.
+        The server knows which regular files are open, and nothing of others.
         """
-        if attributes is not None and stat.S_ISDIR(attributes.mode):
-            keep_newest(self._directories, attributes.ino, attributes, MOST_DIRECTORIES)
+        if attributes is not None and not stat.S_ISREG(attributes.mode):
+            keep_newest(self._specials, attributes.ino, attributes, MOST_SPECIALS)
 
     def setattr(self, ino: int, changes: AttributeChanges) -> Attributes:
         """Change attributes (not the size: that is Files.truncate)."""
@@ -491,7 +490,7 @@ class FileSystem:
     def open_directory(self, ino: int, walker: int = 0) -> DirectoryHandle:
         """Open a directory; as `open`, only if the path of `walker` leads there."""
         self._verify(walker, ino)
-        self._note_directory(self._names.attributes(ino))
+        self._note_special(self._names.attributes(ino))
         return DirectoryHandle(ino)
 
     def read_directory(

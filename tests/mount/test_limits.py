@@ -180,6 +180,15 @@ def test_special_files(here: Path) -> None:
         assert error_of(os.open, here / "null", os.O_RDONLY) == "EACCES"
 
 
+@pytest.mark.parametrize("how", ["rm fifo", "mkfifo other; mv -f other fifo"])
+def test_a_fifo_that_is_open_and_removed(here: Path, how: str) -> None:
+    told = run(
+        here,
+        f"mkfifo -m 640 fifo; exec 3<>fifo; {how}; echo 1234 >&3; head -n 1 <&3; stat -Lc %A:%h /dev/fd/3",
+    )
+    assert told == "1234\nprw-r-----:0\n"
+
+
 def test_the_room_is_that_of_the_servers(here: Path, tmp_path: Path) -> None:
     before, disk = os.statvfs(here), os.statvfs(tmp_path)
     assert before.f_namemax == 255
