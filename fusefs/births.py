@@ -26,7 +26,6 @@ NUMBERS = 1024
 """So many inode numbers are reserved by one call."""
 MOST_SECONDS = 1.0
 """A file is made so long after its creation at the latest, whatever its program does."""
-NOTHING = Commit(None, [], 0, [], AttributeChanges(), durable=False)
 
 
 class Births:
@@ -148,7 +147,7 @@ class Births:
                 return
             birth, asked = inode.birth, self._names.asking()
             try:
-                attributes = self._write(inode.ino, birth)
+                attributes = self._write(inode, birth)
             except NamespaceError as error:
                 if not error.resent and not isinstance(error, NoSpace):
                     self._refuse(inode, birth, error)
@@ -160,11 +159,12 @@ class Births:
             self._names.entered(birth.parent, attributes.atime_ns)
             self._pages.attributes_changed(inode.ino, birth.parent)
 
-    def _write(self, ino: int, birth: Birth) -> Attributes:
+    def _write(self, inode: Inode, birth: Birth) -> Attributes:
+        nothing = Commit(None, [], 0, [], AttributeChanges(mtime_ns=inode.base().mtime_ns), durable=False)
         try:
-            return self._blocks.write_file(ino, NOTHING, [], birth)
+            return self._blocks.write_file(inode.ino, nothing, [], birth)
         except SessionUnknown:  # a new one was begun meanwhile
-            return self._blocks.write_file(ino, NOTHING, [], birth)
+            return self._blocks.write_file(inode.ino, nothing, [], birth)
 
     def _refuse(self, inode: Inode, birth: Birth, error: QuorumfsError) -> None:
         """Forget a file that will never be, for its place is gone or taken; let its program be told why."""

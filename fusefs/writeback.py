@@ -363,8 +363,11 @@ class Writeback:
         if inode.losses != change.losses:
             raise LocksLost("what was written under locks that are gone is not committed")
         records = [record_of(block) for block in (*put, *inline)]
-        commits = divide(change, records, AttributeChanges(mtime_ns=change.mtime_ns), durable)
-        change.sent, birth = True, inode.birth
+        mtime_ns, birth = change.mtime_ns, inode.birth
+        if mtime_ns is None and birth is not None:
+            mtime_ns = inode.base().mtime_ns  # as its program was told
+        commits = divide(change, records, AttributeChanges(mtime_ns=mtime_ns), durable)
+        change.sent = True
         for commit in commits:
             payload = [payloads[record.block] for record in commit.blocks if record.block in payloads]
             attributes = self._blocks.write_file(inode.ino, commit, payload, birth)

@@ -94,6 +94,17 @@ def test_what_needs_the_file_has_it_made_first(fs: FileSystem, server: FakeServe
     assert len(server.births) == 1
 
 
+@pytest.mark.parametrize("what", ["close", "setattr", "attributes of the directory"])
+def test_it_stays_as_old_as_its_program_was_told(fs: FileSystem, server: FakeServer, what: str) -> None:
+    handle = create(fs)
+    told_ns = fs.getattr(handle.inode.ino).mtime_ns
+    if what in CALLS:
+        CALLS[what](fs, handle.inode.ino)
+    close(fs, handle)
+    assert exists(server)
+    assert server.getattr(handle.inode.ino).mtime_ns == told_ns
+
+
 def test_a_name_that_waits_is_found_by_this_mount(fs: FileSystem, server: FakeServer) -> None:
     handle = create(fs)
     write(fs, handle, 0, b"1234")
