@@ -487,8 +487,7 @@ class Files:
             size = inode.size()
             if action and offset < size:
                 self._writeback.punch(inode, offset, min(offset + length, size))
-            if not keep_size and offset + length > size:
-                inode.extend(offset + length)
+            inode.extend(0 if keep_size else offset + length)
 
     def seek(self, handle: Handle, offset: int, whence: int) -> int | None:
         """Return the next data (SEEK_DATA) or hole (SEEK_HOLE) as lseek(2), None if there is none."""

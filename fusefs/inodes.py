@@ -71,6 +71,7 @@ class ChangeSet:
 
     __slots__ = (
         "append_from",
+        "changed_ns",
         "cut",
         "extend_to",
         "extend_unappended_to",
@@ -88,6 +89,8 @@ class ChangeSet:
         self.extend_unappended_to = 0
         self.map: RangeMap[PendingBlock | None] = RangeMap()
         self.mtime_ns: int | None = None
+        self.changed_ns = 0
+        """When the last of it came; `mtime_ns` may have been set by hand since."""
         self.sent = False
         """A commit of it was sent, and may have reached a server."""
 
@@ -237,13 +240,13 @@ class Inode:
         base = self.base()
         if not self.is_changed():
             return base
-        mtime_ns = self.changes.mtime_ns or (self.committing and self.committing.mtime_ns) or base.mtime_ns
+        newest = self.changes if self.committing is None or not self.changes.is_empty() else self.committing
         size = self.size()
         waiting = self.buffers.bytes + sum(span.end - span.start for span in self.changes.map)
         return base._replace(
             size=size,
-            mtime_ns=mtime_ns,
-            ctime_ns=max(base.ctime_ns, mtime_ns),
+            mtime_ns=newest.mtime_ns or base.mtime_ns,
+            ctime_ns=max(base.ctime_ns, newest.changed_ns),
             allocated_bytes=min(base.allocated_bytes + waiting, -(-size // 4096) * 4096),
         )
 
@@ -350,9 +353,10 @@ class Inode:
         return dropped
 
     def extend(self, size: int) -> None:
-        """Note that the file has at least so many bytes."""
-        self.changes.append_from = None
-        self.changes.extend_to = max(self.changes.extend_to, size)
+        """Note that the file has at least so many bytes; if it has anyway, only when it was changed."""
+        if size > self.size():
+            self.changes.append_from = None
+            self.changes.extend_to = size
         self._touch()
 
     def set_mtime(self, mtime_ns: int) -> None:
@@ -362,7 +366,7 @@ class Inode:
                 change.mtime_ns = mtime_ns
 
     def _touch(self) -> None:
-        self.changes.mtime_ns = time.time_ns()
+        self.changes.mtime_ns = self.changes.changed_ns = time.time_ns()
         if self.dirty_since is None:
             self.dirty_since = time.monotonic()
 

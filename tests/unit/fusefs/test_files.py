@@ -424,6 +424,35 @@ def test_the_cache_answers_for_a_while_and_own_changes_at_once(fs: FileSystem, s
     assert fs.lookup(1, b"b").mode == 0o100600
 
 
+@pytest.mark.parametrize("mode", [0, 1])
+def test_allocating_what_is_there_changes_times_alone(fs: FileSystem, server: FakeServer, mode: int) -> None:
+    attributes, handle = fs.create(1, b"a", 0o644, 0, 0, os.O_RDWR)
+    write(fs, handle, 0, b"1234")
+    close(fs, handle)
+    handle, _ = fs.open(attributes.ino, os.O_RDWR)
+    before = fs.getattr(attributes.ino)
+    fs.files.allocate(handle, mode, 1, 2)
+    waiting = fs.getattr(attributes.ino)
+    assert before.mtime_ns < waiting.mtime_ns == waiting.ctime_ns
+    close(fs, handle)
+    assert server.getattr(attributes.ino).mtime_ns == waiting.mtime_ns
+    assert server.committed(attributes.ino) == b"1234"
+
+
+def test_a_modification_time_in_the_future_is_not_when_it_was_changed(
+    fs: FileSystem, server: FakeServer
+) -> None:
+    attributes, handle = fs.create(1, b"a", 0o644, 0, 0, os.O_RDWR)
+    write(fs, handle, 0, b"1234")
+    before = fs.getattr(attributes.ino)
+    fs.setattr(attributes.ino, AttributeChanges(mtime_ns=2**62))
+    found = fs.getattr(attributes.ino)
+    assert found.mtime_ns == 2**62
+    assert found.ctime_ns == before.ctime_ns
+    close(fs, handle)
+    assert server.getattr(attributes.ino).mtime_ns == 2**62
+
+
 def test_holes_seek_and_allocate(fs: FileSystem, server: FakeServer) -> None:
     attributes, handle = fs.create(1, b"a", 0o644, 0, 0, os.O_RDWR)
     write(fs, handle, 0, b"x" * 1000)
