@@ -153,12 +153,27 @@ class FileSystem:
         """
         era = self._grant.era()
         unborn = self._births.find(parent, name)
-        attributes = unborn.base() if unborn is not None else self._names.find(parent, name)
+        attributes = unborn.base() if unborn is not None else self._find(parent, name)
         fresh = attributes is None
         if attributes is None:
             attributes = self._ask_name(parent, name, walker)
         self._walks.step(walker, parent, name, attributes.ino, fresh, era)
         return self._seen(attributes)
+
+    def _find(self, parent: int, name: bytes) -> Attributes | None:
+        """Return what is known of a name, if it is right or a later call by it can still find out otherwise.
+
+        None can of a file that is open here, as `verify_unopened` says, nor of a symbolic link: the kernel
+        asks nothing more for O_NOFOLLOW.
+        """
+        known = self._names.find(parent, name)
+        if known is None or self._names.is_certain_name(parent, name, known.ino):
+            return known
+        return None if stat.S_ISLNK(known.mode) or self._has_handles(known.ino) else known
+
+    def _has_handles(self, ino: int) -> bool:
+        inode = self._opens.find(ino)
+        return inode is not None and bool(inode.handles)
 
     def _ask_name(self, parent: int, name: bytes, walker: int = 0) -> Attributes:
         _check_name(name)
@@ -220,9 +235,10 @@ class FileSystem:
     def verify_unopened(self, ino: int, walker: int) -> None:
         """Make sure that an inode, which is to be changed by name, is what the name is of. Raises StaleFile.
 
-        Of one that is open here nothing is known: it may be changed by its descriptor.
+        Of one that is open here nothing is known: it may be changed by its descriptor. Its names are told as
+        the server says them.
         """
-        if self._opens.find(ino) is None:
+        if not self._has_handles(ino):
             self._verify(walker, ino)
 
     def _forget_names(self, walk: Walk) -> None:

@@ -87,3 +87,37 @@ def test_it_leads_to_the_newer_one(mounts: tuple[Path, Path], older: str, kind: 
     assert CALLS[what](there / "current") in (None, "new")
     if older == "kept":
         assert state(here / "next") == before
+
+
+@pytest.mark.parametrize("what", ["truncate", "chmod", "set an attribute"])
+def test_a_file_that_was_replaced_while_it_is_open_is_not_changed_by_its_name(
+    mounts: tuple[Path, Path], what: str
+) -> None:
+    name = f"{next(NUMBERS)}"
+    here, there = (place / name for place in mounts)
+    here.mkdir()
+    for version in ("f", "newer"):
+        (here / version).write_text(version)
+    with (there / "f").open() as old:
+        (there / "f").stat()
+        (here / "f").rename(here / "older")
+        (here / "newer").rename(here / "f")
+        before = state(here)
+        CALLS[what](there)
+        after = state(here)
+        assert old.read() == "f"
+    assert after["older"] == before["older"]
+    assert after["f"] != before["f"]
+
+
+def test_a_file_in_the_place_of_a_link_is_opened_by_who_follows_none(mounts: tuple[Path, Path]) -> None:
+    name = f"{next(NUMBERS)}"
+    here, there = (place / name for place in mounts)
+    here.mkdir()
+    (here / "f").symlink_to("elsewhere")
+    (here / "newer").write_text("new")
+    assert (there / "f").is_symlink()
+    (here / "newer").rename(here / "f")
+    found = os.open(there / "f", os.O_RDONLY | os.O_NOFOLLOW)
+    assert os.read(found, 10) == b"new"
+    os.close(found)

@@ -394,11 +394,11 @@ def test_a_walk_through_the_cache_is_verified_at_open(fs: FileSystem, server: Fa
     assert fs.lookup(1, b"old", walker=7).ino == new
     server.calls.clear()
     handle, _ = fs.open(new, os.O_RDONLY, walker=7)
+    close(fs, handle)
     assert server.calls == Counter(open=1)
     fs.lookup(1, b"old", walker=7)
     close(fs, fs.open(new, os.O_RDONLY, walker=7)[0])
     assert server.calls == Counter(open=2), "the path is verified by the same call"
-    close(fs, handle)
 
 
 def test_dropped_caches_have_the_server_asked_again(fs: FileSystem, server: FakeServer) -> None:

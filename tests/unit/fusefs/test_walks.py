@@ -106,13 +106,25 @@ def test_a_path_is_asked_once_a_system_call(fs: FileSystem, paths: Paths, server
     assert server.calls == Counter(create=1)
 
 
-def test_a_file_that_is_open_is_changed_wherever_its_name_is(
+def test_a_file_that_is_open_is_changed_by_its_descriptor_wherever_its_name_is(
+    fs: FileSystem, paths: Paths, server: FakeServer
+) -> None:
+    handle, _ = fs.files.open(paths.walk(b"f"), os.O_RDONLY)
+    ino = paths.walk(b"f")
+    paths.swap()
+    fs.verify_unopened(ino, WALKER)
+    assert not server.calls
+    close(fs, handle)
+
+
+def test_the_names_of_a_file_that_is_open_are_those_that_the_server_says(
     fs: FileSystem, paths: Paths, server: FakeServer
 ) -> None:
     handle, _ = fs.files.open(paths.walk(b"f"), os.O_RDONLY)
     paths.swap()
-    fs.verify_unopened(paths.walk(b"f"), WALKER)
-    assert not server.calls
+    with pytest.raises(StaleFile):
+        paths.walk(b"f")
+    assert paths.walk(b"f") != handle.inode.ino
     close(fs, handle)
 
 
