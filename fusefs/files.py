@@ -448,15 +448,12 @@ class Files:
         return self._namespace.getattr(inode.ino).size > size
 
     def truncate_unopened(self, ino: int, size: int) -> Attributes:
-        """Change the size of a file by name, as truncate(2): committed at once if nobody else writes it."""
+        """Change the size of a file by name, as truncate(2): committed at once, as by a close."""
         handle, _ = self.open(ino, os.O_WRONLY)
         handle.drops = None  # of this open the kernel knows nothing
         try:
             self._writeback.truncate(handle.inode, size)
-            with handle.inode.lock:
-                alone = sum(other.writing for other in handle.inode.handles) == 1
-            if alone:
-                self.flush(handle)
+            self.flush(handle)
             with handle.inode.lock:
                 return handle.inode.view()
         finally:

@@ -255,6 +255,18 @@ def test_the_open_within_a_truncation_by_name_is_not_the_kernels(fs: FileSystem,
     close(fs, handle)
 
 
+def test_a_truncation_by_name_is_committed_though_the_file_is_open_for_writing(
+    fs: FileSystem, server: FakeServer
+) -> None:
+    ino = make(fs, b"log", b"old content")
+    writer, _ = fs.files.open(ino, os.O_WRONLY | os.O_APPEND)
+    assert fs.files.truncate_unopened(ino, 3).size == 3
+    assert server.committed(ino) == b"old"
+    write(fs, writer, 0, b"er")
+    close(fs, writer)
+    assert server.committed(ino) == b"older"
+
+
 def test_old_dirty_data_is_committed_unless_it_rewrites_a_file(server: FakeServer) -> None:
     fs = file_system(server, age_seconds=0)
     log_ino, rewritten_ino = make(fs, b"log", b"one\n"), make(fs, b"rewritten", b"old")
