@@ -12,7 +12,8 @@ import os
 import stat
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from fusefs.ahead import FilesAhead
 from fusefs.births import Births
@@ -153,14 +154,14 @@ class FileSystem:
         """
         era = self._grant.era()
         unborn = self._births.find(parent, name)
-        attributes = unborn.base() if unborn is not None else self._find(parent, name)
+        attributes = unborn.base() if unborn is not None else self._find(parent, name, walker)
         fresh = attributes is None
         if attributes is None:
             attributes = self._ask_name(parent, name, walker)
         self._walks.step(walker, parent, name, attributes.ino, fresh, era)
         return self._seen(attributes)
 
-    def _find(self, parent: int, name: bytes) -> Attributes | None:
+    def _find(self, parent: int, name: bytes, walker: int) -> Attributes | None:
         """Return what is known of a name, if it is right or a later call by it can still find out otherwise.
 
         None can of a file that is open here, as `verify_unopened` says, nor of a symbolic link: the kernel
@@ -169,7 +170,8 @@ class FileSystem:
         known = self._names.find(parent, name)
         if known is None or self._names.is_certain_name(parent, name, known.ino):
             return known
-        return None if stat.S_ISLNK(known.mode) or self._has_handles(known.ino) else known
+        is_final = stat.S_ISLNK(known.mode) or self._has_handles(known.ino)
+        return None if is_final or self._walks.is_misled(walker) else known
 
     def _has_handles(self, ino: int) -> bool:
         inode = self._opens.find(ino)
@@ -203,7 +205,8 @@ class FileSystem:
         """
         walk = self._walks.doubtful(walker, directory, self._grant.era())
         if walk is None:
-            found = self._namespace.resolve(directory, [name])
+            with self._telling_removed(walker, directory):
+                found = self._namespace.resolve(directory, [name])
             return found[0] if found else None
         try:
             found = self._namespace.resolve(walk.start, [*walk.names, name])
@@ -219,6 +222,21 @@ class FileSystem:
             raise
         return rest[0] if rest else None
 
+    @contextmanager
+    def _telling_removed(self, walker: int, *inodes: int) -> Iterator[None]:
+        """Within, NotFound instead of StaleFile if all inodes were what `walker` was on the way to.
+
+        One of them was removed since its name was followed, within the same system call: there is nothing to
+        be found by walking anew, which the kernel does only once.
+        """
+        try:
+            yield
+        except StaleFile as error:
+            era = self._grant.era()
+            if all(ino == ROOT_INODE or self._walks.is_known(walker, ino, era) for ino in inodes):
+                raise NotFound(error.message) from None
+            raise
+
     def _verify(self, walker: int, *inodes: int) -> None:
         """Make sure that the names by which `walker` came to each inode lead there. Raises StaleFile."""
         for ino in inodes:
@@ -228,7 +246,7 @@ class FileSystem:
     def _check(self, walker: int, walk: Walk, found: Sequence[Attributes]) -> None:
         """Hold a walk against what its names lead to now. Raises StaleFile: that is something else."""
         if [each.ino for each in found] != walk.inodes:
-            self._forget_names(walk)
+            self._forget_names(walker, walk)
             raise StaleFile("another mount has changed what is on the way there")
         self._walks.confirm(walker, walk)
 
@@ -241,7 +259,8 @@ class FileSystem:
         if not self._has_handles(ino):
             self._verify(walker, ino)
 
-    def _forget_names(self, walk: Walk) -> None:
+    def _forget_names(self, walker: int, walk: Walk) -> None:
+        self._walks.mislead(walker)
         parents = [walk.start, *walk.inodes[:-1]]
         self._names.changed(names=tuple(zip(parents, walk.names, strict=True)))
 
@@ -305,7 +324,7 @@ class FileSystem:
         try:
             return self.files.open(ino, flags, walk)
         except StaleFile:
-            self._forget_names(walk)
+            self._forget_names(walker, walk)
             raise
 
     def make(
@@ -324,7 +343,8 @@ class FileSystem:
         self._births.settle()
         self._verify(walker, parent)
         token = self._names.asking()
-        attributes = self._namespace.create(parent, name, mode, uid, gid, rdev, target, False)
+        with self._telling_removed(walker, parent):
+            attributes = self._namespace.create(parent, name, mode, uid, gid, rdev, target, False)
         changed_ns = 0 if stat.S_ISDIR(mode) else attributes.ctime_ns
         self._names.made(token, parent, name, attributes, changed_ns, new=True)
         return attributes
@@ -351,9 +371,10 @@ class FileSystem:
                 self._births.expect(handle.inode, Birth(parent, name, conceived.mode, uid, gid))
                 return conceived, handle
         try:
-            attributes = self._namespace.create(
-                parent, name, stat.S_IFREG | stat.S_IMODE(mode), uid, gid, 0, b"", True
-            )
+            with self._telling_removed(walker, parent):
+                attributes = self._namespace.create(
+                    parent, name, stat.S_IFREG | stat.S_IMODE(mode), uid, gid, 0, b"", True
+                )
         except AlreadyExists:
             if flags & os.O_EXCL:
                 raise
@@ -380,7 +401,8 @@ class FileSystem:
         self._births.settle(ino)
         self._verify(walker, ino, parent)
         token = self._names.asking()
-        attributes = self._namespace.link(ino, parent, name)
+        with self._telling_removed(walker, ino, parent):
+            attributes = self._namespace.link(ino, parent, name)
         self._names.made(token, parent, name, attributes, attributes.ctime_ns)
         return self._seen(attributes)
 
@@ -400,7 +422,8 @@ class FileSystem:
         with self._opens.removing():
             token = self._names.asking()
             try:
-                after = (self._namespace.rmdir if directory else self._namespace.unlink)(parent, name)
+                with self._telling_removed(walker, parent):
+                    after = (self._namespace.rmdir if directory else self._namespace.unlink)(parent, name)
             except BaseException:
                 self._removals += 1
                 self._names.changed(names=((parent, name),), inodes=(parent,))
@@ -425,7 +448,8 @@ class FileSystem:
         self._note_special(self._names.find(new_parent, new_name))
         with self._opens.removing():
             try:
-                self._namespace.rename(parent, name, new_parent, new_name, flags)
+                with self._telling_removed(walker, parent, new_parent):
+                    self._namespace.rename(parent, name, new_parent, new_name, flags)
             finally:
                 self._removals += 1
                 names = ((parent, name), (new_parent, new_name))

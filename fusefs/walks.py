@@ -73,6 +73,8 @@ class Walks:
         self._clock = clock
         self._lock = threading.Lock()
         self._walks: OrderedDict[int, deque[Walk]] = OrderedDict()
+        self._misled: OrderedDict[int, float] = OrderedDict()
+        """Who walks anew, and until when that is the same system call at most."""
 
     def step(self, walker: int, parent: int, name: bytes, ino: int, fresh: bool, era: int = 0) -> None:
         """Note that `walker` was told that `name` in `parent` is `ino`, by the server if `fresh`.
@@ -117,6 +119,24 @@ class Walks:
                 return None
             walk = self._part_to(walks, ino)
         return None if walk is None or walk.is_right(era) else walk
+
+    def is_known(self, walker: int, ino: int, era: int) -> bool:
+        """Tell whether `walker` came to an inode by names that led there when this system call had begun."""
+        with self._lock:
+            walk = self._part_to(self._walks.get(walker, deque()), ino) if walker else None
+        return walk is not None and bool(walk.names) and walk.is_right(era)
+
+    def mislead(self, walker: int) -> None:
+        """Note that a walk led `walker` elsewhere than its names do: the kernel has it walk anew, once."""
+        with self._lock:
+            self._misled[walker] = self._clock() + CALL_SECONDS
+            self._misled.move_to_end(walker)
+            if len(self._misled) > MOST_WALKERS:
+                self._misled.popitem(last=False)
+
+    def is_misled(self, walker: int) -> bool:
+        """Tell whether `walker` may be walking anew: then only the server's word will do."""
+        return self._misled.get(walker, 0.0) > self._clock()
 
     def confirm(self, walker: int, walk: Walk) -> None:
         """Note that the server has just said all of a walk."""

@@ -94,6 +94,63 @@ def test_a_new_name_is_not_there_before_it_is_made(fs: FileSystem, paths: Paths)
     assert fs.make(paths.new, b"g", DIRECTORY, 0, 0, walker=WALKER)
 
 
+@pytest.mark.parametrize(
+    ("what", "method"),
+    [
+        ("unlink", "unlink"),
+        ("rename", "rename"),
+        ("rename from elsewhere", "rename"),
+        ("mkdir", "create"),
+        ("create", "create"),
+    ],
+)
+def test_a_directory_that_is_removed_during_a_call_is_not_there(
+    fs: FileSystem, paths: Paths, server: FakeServer, what: str, method: str
+) -> None:
+    fs._forget()
+    ino = paths.walk(b"f")
+    server.fail(method, StaleFile("it was removed"))
+    with pytest.raises(NotFound):
+        CHANGES[what](fs, paths.old, ino)
+
+
+def test_a_name_in_a_directory_that_is_removed_during_a_call_is_not_there(
+    fs: FileSystem, paths: Paths, server: FakeServer
+) -> None:
+    fs._forget()
+    paths.walk()
+    for walker, told in ((WALKER, NotFound), (WALKER + 1, StaleFile)):
+        server.fail("resolve", StaleFile("it was removed"))
+        with pytest.raises(told):
+            fs.lookup(paths.old, b"f", walker)
+
+
+def test_who_walks_anew_is_told_what_the_server_says(
+    fs: FileSystem, paths: Paths, server: FakeServer
+) -> None:
+    old = paths.walk(b"f")
+    paths.swap()
+    with pytest.raises(StaleFile):
+        fs.open(old, os.O_RDONLY, WALKER)
+    new = paths.walk(b"f")
+    server.calls.clear()
+    assert paths.walk(b"f") == new, "the kernel looks a name up twice if it is of another inode now"
+    assert server.calls == Counter(resolve=2)
+    close(fs, fs.open(new, os.O_RDONLY, WALKER)[0])
+    assert fs.lookup(1, b"d", WALKER + 1).ino == paths.new
+    assert server.calls == Counter(resolve=2, open=1)
+
+
+def test_who_was_misled_walks_anew_for_a_moment_only() -> None:
+    clock = Clock()
+    walks = Walks(clock)
+    walks.mislead(WALKER)
+    assert walks.is_misled(WALKER)
+    assert not walks.is_misled(WALKER + 1)
+    clock.now += CALL_SECONDS
+    assert not walks.is_misled(WALKER)
+
+
 def test_a_path_is_asked_once_a_system_call(fs: FileSystem, paths: Paths, server: FakeServer) -> None:
     server.calls.clear()
     paths.walk(b"f")
