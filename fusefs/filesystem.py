@@ -86,7 +86,9 @@ class FileSystem:
         self._ahead = FilesAhead(namespace, self._names.asking, dirty_bytes // 32)
         self._births = Births(namespace, blocks, self._names, self._pages, permission.is_alone)
         self.keeping = Keeping(self._grant, self._names, opens)
-        self.xattrs = ExtendedAttributes(namespace, self._names, self._births, opens, self._forget)
+        self.xattrs = ExtendedAttributes(
+            namespace, self._names, self._births, opens, self.verify_unopened, self._forget
+        )
         self.locks = FileLocks(namespace, self._writeback, self._pages)
         self.files = Files(
             namespace,
@@ -246,21 +248,27 @@ class FileSystem:
     def _check(self, walker: int, walk: Walk, found: Sequence[Attributes]) -> None:
         """Hold a walk against what its names lead to now. Raises StaleFile: that is something else."""
         if [each.ino for each in found] != walk.inodes:
-            self._forget_names(walker, walk)
+            self._forget_names(walk)
             raise StaleFile("another mount has changed what is on the way there")
         self._walks.confirm(walker, walk)
 
     def verify_unopened(self, ino: int, walker: int) -> None:
-        """Make sure that an inode, which is to be changed by name, is what the name is of. Raises StaleFile.
+        """Make sure that an inode, which a call is about by name, is what the name is of. Raises StaleFile.
 
-        Of one that is open here nothing is known: it may be changed by its descriptor. Its names are told as
+        Of one that is open here nothing is known: it may be meant by its descriptor. Its names are told as
         the server says them.
         """
         if not self._has_handles(ino):
             self._verify(walker, ino)
 
-    def _forget_names(self, walker: int, walk: Walk) -> None:
+    def walk_anew(self, walker: int) -> None:
+        """Note that `walker` was told StaleFile: for a moment its names are asked of the server.
+
+        The kernel has it walk anew then, but only once.
+        """
         self._walks.mislead(walker)
+
+    def _forget_names(self, walk: Walk) -> None:
         parents = [walk.start, *walk.inodes[:-1]]
         self._names.changed(names=tuple(zip(parents, walk.names, strict=True)))
 
@@ -324,7 +332,7 @@ class FileSystem:
         try:
             return self.files.open(ino, flags, walk)
         except StaleFile:
-            self._forget_names(walker, walk)
+            self._forget_names(walk)
             raise
 
     def make(

@@ -127,7 +127,7 @@ class Walks:
         return walk is not None and bool(walk.names) and walk.is_right(era)
 
     def mislead(self, walker: int) -> None:
-        """Note that a walk led `walker` elsewhere than its names do: the kernel has it walk anew, once."""
+        """Note that `walker` was told that a name leads elsewhere: the kernel has it walk anew, once."""
         with self._lock:
             self._misled[walker] = self._clock() + CALL_SECONDS
             self._misled.move_to_end(walker)

@@ -30,6 +30,7 @@ class ExtendedAttributes:
         names: knows which inodes have none of the space `security`.
         births: files that the server may not know yet.
         opens: tells of what is open here why a call on it failed.
+        verify: makes sure that an inode is what a walker's names lead to. Raises StaleFile.
         forget: has the mount forget all that it caches.
     """
 
@@ -39,26 +40,28 @@ class ExtendedAttributes:
         names: NameCache,
         births: Births,
         opens: OpenInodes,
+        verify: Callable[[int, int], None],
         forget: Callable[[], None],
     ) -> None:
         self._namespace, self._names, self._births = namespace, names, births
-        self._opens, self._forget = opens, forget
+        self._opens, self._verify, self._forget = opens, verify, forget
 
-    def get(self, ino: int, name: bytes) -> bytes:
-        """Return a value. Raises NoAttribute, NotSupported, InvalidArgument."""
+    def get(self, ino: int, name: bytes, walker: int = 0) -> bytes:
+        """Return a value. Raises NoAttribute, NotSupported, InvalidArgument, StaleFile."""
         _check(name)
         if name != LAST_ERROR:
-            return self._get(ino, name)
+            return self._get(ino, name, walker)
         inode = self._opens.get(ino)
         if inode is None or inode.last_error is None:
             raise NoAttribute("no call on this file has failed since it was opened")
         return inode.last_error.message.encode(errors="surrogateescape")
 
-    def _get(self, ino: int, name: bytes) -> bytes:
+    def _get(self, ino: int, name: bytes, walker: int) -> bytes:
         # The kernel asks for the capability before each write, and `ls -l` for the label of each file; unless
         # it is told once that there are none here, as network file systems do.
         if self._names.lacks(ino, name):
             raise NotSupported("no labels") if name == LABEL else NoAttribute("no security attributes")
+        self._verify(ino, walker)
         self._births.settle(ino)
         token = self._names.asking()
         try:
@@ -70,8 +73,9 @@ class ExtendedAttributes:
                 raise NotSupported("no labels") from None
             raise
 
-    def list(self, ino: int) -> list[bytes]:
-        """Return the names of those that the server keeps."""
+    def list(self, ino: int, walker: int = 0) -> list[bytes]:
+        """Return the names of those that the server keeps. Raises StaleFile."""
+        self._verify(ino, walker)
         self._births.settle(ino)
         return self._namespace.list_xattrs(ino)
 

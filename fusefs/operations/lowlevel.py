@@ -141,7 +141,10 @@ class Mount:
             try:
                 method(request, *arguments)
             except BaseException as error:
-                library.reply_error(request, errno_of(error, name))
+                number = errno_of(error, name)
+                if number == errno.ESTALE:
+                    self._fs.walk_anew(self._walker(request))
+                library.reply_error(request, number)
 
         return self._interruptible(answer) if self._fs.patience.waits else answer
 
@@ -457,10 +460,10 @@ class Mount:
     # extended attributes
 
     def getxattr(self, request: int, ino: int, name: bytes, size: int) -> None:
-        self._value(request, self._fs.xattrs.get(ino, name), size)
+        self._value(request, self._fs.xattrs.get(ino, name, self._walker(request)), size)
 
     def listxattr(self, request: int, ino: int, size: int) -> None:
-        names = self._fs.xattrs.list(ino)
+        names = self._fs.xattrs.list(ino, self._walker(request))
         if self._library.context(request).contents.uid != 0:
             names = [name for name in names if not name.startswith(b"trusted.")]
         self._value(request, b"".join(name + b"\0" for name in names), size)

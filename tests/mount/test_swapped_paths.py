@@ -110,6 +110,22 @@ def test_a_file_that_was_replaced_while_it_is_open_is_not_changed_by_its_name(
     assert after["f"] != before["f"]
 
 
+@pytest.mark.parametrize("what", ["getxattr", "listxattr"])
+def test_the_attributes_of_a_file_that_was_replaced_can_be_read(mounts: tuple[Path, Path], what: str) -> None:
+    name = f"{next(NUMBERS)}"
+    here, there = (place / name for place in mounts)
+    here.mkdir()
+    for version in ("f", "newer"):
+        (here / version).touch()
+        os.setxattr(here / version, f"user.{version}", b"value")
+    (there / "f").stat()
+    (here / "newer").rename(here / "f")
+    if what == "getxattr":
+        assert os.getxattr(there / "f", "user.newer") == b"value"
+    else:
+        assert os.listxattr(there / "f") == ["user.newer"]
+
+
 def test_a_file_in_the_place_of_a_link_is_opened_by_who_follows_none(mounts: tuple[Path, Path]) -> None:
     name = f"{next(NUMBERS)}"
     here, there = (place / name for place in mounts)

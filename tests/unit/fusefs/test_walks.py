@@ -132,6 +132,7 @@ def test_who_walks_anew_is_told_what_the_server_says(
     paths.swap()
     with pytest.raises(StaleFile):
         fs.open(old, os.O_RDONLY, WALKER)
+    fs.walk_anew(WALKER)
     new = paths.walk(b"f")
     server.calls.clear()
     assert paths.walk(b"f") == new, "the kernel looks a name up twice if it is of another inode now"
