@@ -403,14 +403,23 @@ class FileSystem:
         return handle
 
     def link(self, ino: int, parent: int, name: bytes, walker: int = 0) -> Attributes:
-        """Give an inode one more name."""
+        """Give an inode one more name.
+
+        Raises:
+            NotFound: it has lost its last one, or the directory was removed.
+            StaleFile: likewise, and what its name is of now was not looked for yet.
+        """
         _check_name(name)
         self._births.settle()
         self._births.settle(ino)
         self._verify(walker, ino, parent)
         token = self._names.asking()
-        with self._telling_removed(walker, ino, parent):
+        try:
             attributes = self._namespace.link(ino, parent, name)
+        except NotFound as error:
+            if self._walks.is_known(walker, ino, self._grant.era()) and not self._walks.is_misled(walker):
+                raise StaleFile(error.message) from None  # another file may have its name by now
+            raise
         self._names.made(token, parent, name, attributes, attributes.ctime_ns)
         return self._seen(attributes)
 

@@ -165,6 +165,7 @@ class FakeServer:
         return first
 
     def link(self, ino: int, parent: int, name: bytes) -> Attributes:
+        self._enter("link")
         self._names[parent, name] = ino
         return self._load(ino)
 

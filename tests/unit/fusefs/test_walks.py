@@ -114,6 +114,21 @@ def test_a_directory_that_is_removed_during_a_call_is_not_there(
         CHANGES[what](fs, paths.old, ino)
 
 
+def test_a_file_that_is_replaced_while_it_gets_a_name_is_looked_for_once_more(
+    fs: FileSystem, paths: Paths, server: FakeServer
+) -> None:
+    fs._forget()
+    for told in (StaleFile, NotFound):
+        ino = paths.walk(b"f")
+        server.fail("link", NotFound("it has no name any more"))
+        with pytest.raises(told):
+            fs.link(ino, 1, b"g", WALKER)
+        fs.walk_anew(WALKER)
+    server.fail("link", NotFound("it has no name any more"))
+    with pytest.raises(NotFound):
+        fs.link(ino, 1, b"g", WALKER + 1)
+
+
 def test_a_name_in_a_directory_that_is_removed_during_a_call_is_not_there(
     fs: FileSystem, paths: Paths, server: FakeServer
 ) -> None:
