@@ -431,10 +431,20 @@ class Files:
         if handle.error is not None:
             raise handle.error
         self._permission.require_writable()
+        if size:
+            self._commit_appends(handle.inode)
         is_longer = self._is_longer(handle.inode, size)
         with handle.inode.lock:
             handle.require_locks()
             self._writeback.truncate(handle.inode, size, cut=is_longer)
+
+    def _commit_appends(self, inode: Inode) -> None:
+        """Commit what was appended, before the size is set: it would stay then where the end is known to be.
+
+        There other mounts may have appended meanwhile. If the old content is cut off, the end is certain.
+        """
+        if inode.changes.append_from is not None and inode.changes.cut is None:
+            self._writeback.commit(inode, durable=False)
 
     def _is_longer(self, inode: Inode, size: int) -> bool:
         """Tell whether another mount has made a file longer than `size`, which is no less than known here.
@@ -479,6 +489,8 @@ class Files:
             raise handle.error
         self._permission.require_writable()
         inode = handle.inode
+        if not keep_size:
+            self._commit_appends(inode)
         with inode.lock:
             handle.require_locks()
             size = inode.size()

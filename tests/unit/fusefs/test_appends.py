@@ -56,6 +56,37 @@ def test_appends_go_to_the_end_that_another_mount_made(server: FakeServer, fs: F
     assert server.calls["write_file"] == 3
 
 
+SIZED: dict[str, Callable[[FileSystem, int, Handle, int], object]] = {
+    "ftruncate": lambda fs, _, handle, size: fs.files.truncate(handle, size),
+    "truncate": lambda fs, ino, _, size: fs.files.truncate_unopened(ino, size),
+    "fallocate": lambda fs, _, handle, size: fs.files.allocate(handle, 0, 0, size),
+}
+
+
+@pytest.mark.parametrize("how", SIZED)
+def test_what_was_appended_before_the_size_is_set_is_behind_what_another_mount_appended(
+    server: FakeServer, fs: FileSystem, how: str
+) -> None:
+    ino, handle = open_log(fs)
+    write(fs, handle, 4, b"one.")
+    server.replace(ino, b"old.other.")
+    SIZED[how](fs, ino, handle, 20)
+    close(fs, handle)
+    assert server.committed(ino) == b"old.other.one." + bytes(6)
+
+
+def test_a_file_that_is_written_anew_is_committed_whole_though_its_size_is_set(
+    server: FakeServer, fs: FileSystem
+) -> None:
+    ino = make(fs, b"a", b"old.")
+    handle, _ = fs.files.open(ino, os.O_WRONLY | os.O_APPEND | os.O_TRUNC)
+    write(fs, handle, 0, b"new.")
+    fs.files.truncate(handle, 6)
+    assert server.committed(ino) == b"old."
+    close(fs, handle)
+    assert server.committed(ino) == b"new." + bytes(2)
+
+
 def test_random_appends_and_other_mounts(server: FakeServer, fs: FileSystem) -> None:
     seed = take_seed()
     dice = random.Random(seed)
