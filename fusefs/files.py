@@ -447,15 +447,19 @@ class Files:
             self._writeback.commit(inode, durable=False)
 
     def _is_longer(self, inode: Inode, size: int) -> bool:
-        """Tell whether another mount has made a file longer than `size`, which is no less than known here.
+        """Tell whether another mount has made a file longer than `size`, which is no less than known here."""
+        if not size or size < inode.size():  # it is cut off anyway
+            return False
+        return self._committed_size(inode) > size
+
+    def _committed_size(self, inode: Inode) -> int:
+        """Return how long another mount may have made a file; 0 if that is known here.
 
         Nothing is learnt by that: the kernel lets no page of the file be dropped before it has its answer.
         """
-        if not size or size < inode.size():  # it is cut off anyway
-            return False
         if inode.birth is not None or self._names.is_certain(inode.base()):
-            return False
-        return self._namespace.getattr(inode.ino).size > size
+            return 0
+        return self._namespace.getattr(inode.ino).size
 
     def truncate_unopened(self, ino: int, size: int) -> Attributes:
         """Change the size of a file by name, as truncate(2): committed at once, as by a close."""
@@ -491,12 +495,14 @@ class Files:
         inode = handle.inode
         if not keep_size:
             self._commit_appends(inode)
+        end = offset + length
+        committed = self._committed_size(inode) if action and end > inode.size() else 0
         with inode.lock:
             handle.require_locks()
-            size = inode.size()
+            size = max(inode.size(), committed)
             if action and offset < size:
-                self._writeback.punch(inode, offset, min(offset + length, size))
-            inode.extend(0 if keep_size else offset + length)
+                self._writeback.punch(inode, offset, min(end, size))
+            inode.extend(0 if keep_size else end)
 
     def seek(self, handle: Handle, offset: int, whence: int) -> int | None:
         """Return the next data (SEEK_DATA) or hole (SEEK_HOLE) as lseek(2), None if there is none."""

@@ -348,7 +348,7 @@ class Inode:
     def punch(self, start: int, end: int) -> int:
         """Note that [start, end) is a hole from now on; return how many dirty bytes were dropped."""
         dropped = self.buffers.erase(start, end)
-        self.changes.map.overlay(Span(start, min(end, self.size()), None, 0))
+        self.changes.map.overlay(Span(start, end, None, 0))
         self._touch()
         return dropped
 

@@ -384,6 +384,20 @@ def test_a_truncation_cuts_off_what_another_mount_appended_before_it(
     assert server.committed(ino) == b"old and more"[:size]
 
 
+@pytest.mark.parametrize("mode", ["punch a hole", "zero a range"])
+def test_a_range_that_another_mount_has_written_since_the_open_is_zeroed(
+    fs: FileSystem, server: FakeServer, mode: str
+) -> None:
+    ino = make(fs, b"a", b"old")
+    handle, _ = fs.files.open(ino, os.O_WRONLY)
+    server.replace(ino, b"old and more")
+    flag = files.FALLOCATE_PUNCH_HOLE if mode == "punch a hole" else files.FALLOCATE_ZERO_RANGE
+    fs.files.allocate(handle, flag | files.FALLOCATE_KEEP_SIZE, 2, 100)
+    assert fs.getattr(ino).size in (3, 12)
+    close(fs, handle)
+    assert server.committed(ino) == b"ol" + bytes(10)
+
+
 def test_an_inode_is_closed_late_and_opened_again_without_a_call(fs: FileSystem, server: FakeServer) -> None:
     ino = make(fs, b"a", b"1")
     assert server.calls["close"] == 0
