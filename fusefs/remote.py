@@ -190,9 +190,8 @@ class RemoteNamespace:
             raise
 
     def get_lock(self, lock: FileLock) -> LockHolder | None:
-        session = self._session.number
-        found = self._ask(NamespaceMethods.get_lock, session, lock)
-        if found is None or found.session == session:
+        found = self._in_any_session(lambda session: self._ask(NamespaceMethods.get_lock, session, lock))
+        if found is None or found.session == self._session.number:
             return found
         return found._replace(lock=found.lock._replace(pid=0))
 

@@ -21,7 +21,8 @@ from wire.errors import (
     Unavailable,
     WriteRefused,
 )
-from wire.messages import Heartbeat, SessionInfo, Ticket
+from wire.locks import LAST
+from wire.messages import FileLock, Heartbeat, LockHolder, SessionInfo, Ticket
 from wire.methods import MediatorMethods, NamespaceMethods
 
 UP, DOWN = Heartbeat(1, True, ""), Heartbeat(1, False, "4 of 5 data servers are up")
@@ -231,3 +232,33 @@ def test_slots_of_unknown_outcome_come_back() -> None:
         client.failures = [Unavailable("gone")]
         fails(namespace, Unavailable)
     namespace.unlink(1, b"a")
+
+
+class OneHolder:
+    """Begins sessions; the second one is told who holds a lock, the first one that it has expired."""
+
+    def __init__(self, holder: int) -> None:
+        self.holder = holder
+        self.sessions = 0
+
+    def call(self, _deadline_seconds: float, method: Any, *arguments: Any) -> Any:
+        if method is NamespaceMethods.open_session:
+            self.sessions += 1
+            return SessionInfo(self.sessions, 30_000, 1)
+        if method is NamespaceMethods.get_lock:
+            session, lock = arguments
+            if session == 1:
+                raise SessionUnknown("it has expired")
+            return LockHolder(self.holder, "a mount", lock)
+        return None
+
+
+@pytest.mark.parametrize(("holder", "pid"), [(2, 77), (3, 0)])
+def test_who_holds_a_lock_is_told_after_the_session_has_expired(holder: int, pid: int) -> None:
+    client = OneHolder(holder)
+    session = Session(client, Deadlines(), "a test", Patience())  # type: ignore[arg-type]
+    session.begin(5.0)
+    namespace = RemoteNamespace(client, session, Deadlines(), Patience())  # type: ignore[arg-type]
+    found = namespace.get_lock(FileLock(9, False, 1, 0, LAST, True, 77))
+    assert found is not None
+    assert found.lock.pid == pid
