@@ -184,6 +184,7 @@ class Mediator:
             "quorum": quorum_as_data(self.quorum),
             "writable": writable,
             "reason": reason,
+            "no_room": self.room.refusal(),
             "servers": [
                 self._describe(server, statuses.get(server.number)) for server in self.health.servers
             ],

@@ -34,13 +34,19 @@ class Room:
 
     def require(self) -> None:
         """Raise NoSpace while the reserve is all that is left."""
+        if refusal := self.refusal():
+            raise NoSpace(refusal)
+
+    def refusal(self) -> str:
+        """Return why what makes the database grow is refused now, "" if it is not."""
         now = self._clock()
         self._calls += 1
         if now - self._looked >= LOOK_SECONDS or self._calls >= LOOK_CALLS:
             self._looked, self._calls = now, 0
             self._look()
-        if not self._enough:
-            raise NoSpace("the metadata server's disk is full; delete files, or give it a larger one")
+        if self._enough:
+            return ""
+        return "the metadata server's disk is full; delete files, or give it a larger one"
 
     def _look(self) -> None:
         free_bytes, part = self._free_bytes(), self._reserve_bytes // FILE_PART

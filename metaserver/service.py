@@ -109,6 +109,7 @@ class MetaService:
             "up_seconds": round(time.monotonic() - self._started, 3),
             "database": str(self._store.path),
             "pages": self.page_check.describe(),
+            "no_room": self._room.refusal(),
             "counts": self.counts(),
             "sessions": self._store.read(self._sessions.describe, SESSIONS_SHOWN),
             "alone_seconds_left": self._grants.describe(),

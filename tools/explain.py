@@ -43,7 +43,10 @@ def run(arguments: argparse.Namespace) -> int:
         ino = find_inode(cluster, client, arguments.path)
         report = client.call(EXPLAIN_SECONDS, MediatorMethods.explain, ino)
         status = client.call(CALL_SECONDS, CommonMethods.status)
-        report |= {"writable": status["writable"], "reason": status["reason"]}
+        report |= {
+            "writable": status["writable"] and not status["no_room"],
+            "reason": status["reason"] or status["no_room"],
+        }
     finally:
         client.close()
     if arguments.json:

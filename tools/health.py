@@ -69,8 +69,9 @@ def assess(
         restart = typed("fault restart mediator", state)
         advice = advice or [f"look into the mediator's log, or restart it with: {restart}"]
         return Health("degraded", False, reason, advice)
-    advice += _copies_advice(mediator) + _disk_advice(mediator, state)
-    writable, reason = bool(mediator["writable"]), str(mediator["reason"])
+    advice += _copies_advice(mediator) + _disk_advice(mediator, state) + _room_advice(mediator)
+    no_room = str(mediator["no_room"] or (metaserver or {}).get("no_room", ""))
+    writable, reason = bool(mediator["writable"]) and not no_room, str(mediator["reason"]) or no_room
     if not writable and not reason:
         reason = f"fewer than Qw={quorum.write} data servers are up"
     links = [mediator["metaserver"], *mediator["servers"]]
@@ -134,6 +135,16 @@ def _disk_advice(mediator: dict[str, Any], state: Path | None) -> list[str]:
         f"then start it anew with: {typed(f'fault restart {number}', state)}"
         for number, why in ((each["number"], each.get("disk_failure")) for each in mediator["servers"])
         if why
+    ]
+
+
+def _room_advice(mediator: dict[str, Any]) -> list[str]:
+    """Say which data servers are full, and so lack what was written since."""
+    return [
+        f"the disk of data-{each['number']} is full; delete files, or give it a larger one: what it lacks "
+        "comes to it when it has room"
+        for each in mediator["servers"]
+        if each.get("full")
     ]
 
 

@@ -15,6 +15,7 @@ import pytest
 from tests.conftest import ClusterFactory
 from tests.support import take_seed, wait_until
 from tools.cluster import LocalCluster
+from tools.status import take
 
 MIB = 1024 * 1024
 SECONDS = 30.0
@@ -118,6 +119,10 @@ def test_full_data_servers(cluster: LocalCluster, small_disk: SmallDisk, mountpo
     # A write to an old file is refused, and leaves the old content.
     wait_until(lambda: error_of_write(mountpoint / "first", bytes(MIB)) == "ENOSPC", SECONDS, "it is full")
     assert_content(mountpoint, kept)
+    wait_until(lambda: not take(cluster).health.writable, SECONDS, "the status tells that it is full")
+    health = take(cluster).health
+    assert health.word == "degraded"
+    assert "no room is left" in health.reason
     # Names still come and go, and deleting frees the room.
     (mountpoint / "directory").mkdir()
     (mountpoint / "directory").rmdir()
@@ -130,6 +135,7 @@ def test_full_data_servers(cluster: LocalCluster, small_disk: SmallDisk, mountpo
         wait_until(lambda: has_room_for(again, data), SECONDS, "the room is free again")  # noqa: B023
         kept[f"again-{number}"] = data
     assert_content(mountpoint, kept)
+    wait_until(lambda: take(cluster).health.writable, SECONDS, "the status tells that there is room")
 
 
 def test_one_full_server_among_three(
@@ -160,6 +166,7 @@ def test_a_full_metadata_server(cluster: LocalCluster, small_disk: SmallDisk, mo
             (mountpoint / f"link-{made}").symlink_to("x" * 1000)
     assert refused.value.errno == errno.ENOSPC
     assert made > 100
+    assert take(cluster).health[:2] == ("degraded", False)
     # Somebody else takes the reserve as well: SQLite itself meets the end of the disk, half-way.
     take_all_room(cluster.directory / "meta" / "strange")
     links = {mountpoint / f"link-{number}" for number in range(made)}

@@ -27,6 +27,7 @@ def mediator(*states: str) -> dict[str, Any]:
     return {
         "writable": writable,
         "reason": "" if writable else "2 of 3 are up",
+        "no_room": "",
         "servers": servers,
         "metaserver": {"state": "up"},
         "metadata_copies": {"failures": 0, "error": ""},
@@ -67,6 +68,28 @@ def test_advice_can_be_typed_as_it_is(states: dict[str, State]) -> None:
 
 def test_refilling_is_degraded_and_writable() -> None:
     assert assess(QUORUM, processes(), mediator("up", "refilling", "up"))[:2] == ("degraded", True)
+
+
+def test_what_writes_need_more_than_there_is_room_for_is_not_writable() -> None:
+    no_room = "no room is left on data server 2, and Qw=3 of 3 must take a write"
+    status = mediator("up", "up", "up") | {"no_room": no_room}
+    status["servers"][1]["full"] = True
+    health = assess(QUORUM, processes(), status)
+    assert (health.word, health.writable, health.reason) == ("degraded", False, no_room)
+    assert "data-2 is full" in health.advice[0]
+
+
+def test_a_full_data_server_that_is_not_needed_is_told() -> None:
+    status = mediator("up", "up", "up")
+    status["servers"][1]["full"] = True
+    health = assess(QUORUM, processes(), status)
+    assert (health.word, health.writable) == ("degraded", True)
+    assert "data-2 is full" in health.advice[0]
+
+
+def test_a_full_metadata_server_is_not_writable() -> None:
+    health = assess(QUORUM, processes(), mediator("up", "up", "up"), {"no_room": "its disk is full"})
+    assert (health.word, health.writable, health.reason) == ("degraded", False, "its disk is full")
 
 
 def test_the_mediator_is_lacking() -> None:
