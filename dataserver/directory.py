@@ -42,7 +42,7 @@ class DataDirectory:
         except OSError as error:
             raise ConfigError(f"{path}: cannot be used as a data directory: {error.strerror}") from None
         try:
-            self._lock()
+            _lock(path, self._handle)
             self._identify(cluster, number)
             self._remove_discarded()
         except OSError as error:
@@ -51,14 +51,6 @@ class DataDirectory:
         except ConfigError:
             self.release()
             raise
-
-    def _lock(self) -> None:
-        try:
-            fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(
-                f"{self.path} is served by another process; stop that one, or choose another directory"
-            ) from None
 
     def _identify(self, cluster: str, number: int) -> None:
         file = self.path / IDENTITY_NAME
@@ -73,12 +65,7 @@ class DataDirectory:
             write_file(file, json.dumps(told, indent=1).encode())
             sync_directory(self.path.parent)
             return
-        found = read_identity(self.path)
-        if (found["cluster"], found["number"]) != (cluster, number):
-            raise ConfigError(
-                f"{self.path} belongs to data server {found['number']} of cluster {found['cluster']}, not to "
-                f"{number} of {cluster}; choose another directory"
-            )
+        _refuse_another(self.path, read_identity(self.path), cluster, number)
 
     def _remove_discarded(self) -> None:
         for old in self.path.glob(f"{_DISCARDED}*"):
@@ -100,6 +87,68 @@ class DataDirectory:
     def release(self) -> None:
         """Let other processes claim the directory."""
         os.close(self._handle)
+
+
+def empty(path: Path, cluster: str, number: int) -> None:
+    """Remove all that lies in the directory of a data server which is stopped, damaged or not.
+
+    The directory itself stays: it may be a link, or a disk's mount point.
+
+    Args:
+        path: the directory; one that is missing is made.
+        cluster: the name of the cluster; `number` is the data server's.
+        number: from 1 on.
+
+    Raises:
+        ConfigError: it belongs to another server, a process serves it, or what lies there is no data
+            server's. Nothing was removed.
+        OSError: it cannot be emptied.
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        _lock(path, handle)
+        try:
+            found = read_identity(path)
+        except ConfigError:
+            _refuse_strangers(path)
+        else:
+            _refuse_another(path, found, cluster, number)
+        for entry in path.iterdir():
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
+    finally:
+        os.close(handle)
+
+
+def _lock(path: Path, handle: int) -> None:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ConfigError(
+            f"{path} is served by another process; stop that one, or choose another directory"
+        ) from None
+
+
+def _refuse_another(path: Path, found: dict[str, object], cluster: str, number: int) -> None:
+    if (found["cluster"], found["number"]) != (cluster, number):
+        raise ConfigError(
+            f"{path} belongs to data server {found['number']} of cluster {found['cluster']}, not to "
+            f"{number} of {cluster}; choose another directory"
+        )
+
+
+def _refuse_strangers(path: Path) -> None:
+    """Refuse what no data server would leave, where no server.json tells whose the directory is."""
+    known = {IDENTITY_NAME, *_STORE_NAMES, *_NOT_A_STORE}
+    names = sorted(entry.name for entry in path.iterdir())
+    if strangers := [name for name in names if name not in known and not name.startswith(_DISCARDED)]:
+        raise ConfigError(
+            f"{path} has other things in it than a data server's ({strangers[0]}); "
+            "choose another directory, or empty it yourself"
+        )
 
 
 def read_identity(path: Path) -> dict[str, object]:

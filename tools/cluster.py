@@ -30,6 +30,7 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 import wire
+from dataserver.directory import empty
 from dataserver.durable import sync_directory, write_file
 from tools import mounts
 from tools.processes import LOOK_SECONDS, ClusterError, Process, ProcessRecord, State, stop_all
@@ -319,6 +320,7 @@ class LocalCluster:
 
         Raises:
             ConfigError: `blank` for another than a data server: that would lose what exists once only.
+            ConfigError: nor a directory that is not this data server's, or that another process serves.
             ClusterError: its directory cannot be emptied; it stays down.
         """
         self.address(name)  # a mount has none: it is not ended only to be found so
@@ -326,7 +328,7 @@ class LocalCluster:
             raise ConfigError(f"{name} cannot be started blank: only data servers have copies elsewhere")
         self.stop(name)
         if blank:
-            _empty(name, self._data_server(name).directory)
+            self._empty(name)
         self.start(name)
 
     # Mounts
@@ -431,6 +433,15 @@ class LocalCluster:
             return [*python_command("mediator"), *config, "--number", str(number)]
         return [*python_command(name), *config]
 
+    def _empty(self, name: str) -> None:
+        place = self._data_server(name)
+        try:
+            empty(place.directory, self.config.cluster, place.number)
+        except OSError as error:
+            raise ClusterError(
+                f"{place.directory} of {name} cannot be emptied, and {name} is down: {error}"
+            ) from None
+
     def _check_address(self, name: str) -> None:
         address = self.address(name)
         end = time.monotonic() + ADDRESS_SECONDS
@@ -489,15 +500,6 @@ def python_environment() -> dict[str, str]:
     root = str(Path(wire.__file__).parent.parent)
     paths = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-
-
-def _empty(name: str, directory: Path) -> None:
-    """Empty a data server's directory, which stays: it may be a link, or a disk's mount point."""
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        _remove_contents(directory)
-    except OSError as error:
-        raise ClusterError(f"{directory} of {name} cannot be emptied, and {name} is down: {error}") from None
 
 
 def _remove_contents(directory: Path) -> None:

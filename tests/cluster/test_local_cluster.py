@@ -101,11 +101,47 @@ def test_a_directory_that_cannot_be_emptied(cluster: LocalCluster, monkeypatch: 
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
     monkeypatch.setattr(shutil, "rmtree", refuse)
-    mark = cluster.directory / "data-2" / "mark"
+    mark = cluster.directory / "data-2" / "segments"
     mark.mkdir()
     with pytest.raises(ClusterError, match="cannot be emptied, and data-2 is down"):
         cluster.restart("data-2", blank=True)
     assert mark.exists()
+
+
+def test_a_data_server_that_another_process_serves_is_not_emptied(cluster: LocalCluster) -> None:
+    """It would go on acknowledging blocks into files that have no name any more."""
+    cluster.start("data-2")
+    mark = cluster.directory / "data-2" / "mark"
+    mark.touch()
+    pid_file = cluster.directory / "run" / "data-2.json"
+    hidden = pid_file.rename(pid_file.with_suffix(".hidden"))
+    with pytest.raises(ConfigError, match="served by another process"):
+        LocalCluster.open(cluster.directory).restart("data-2", blank=True)
+    assert mark.exists()
+    hidden.rename(pid_file)
+
+
+@pytest.mark.parametrize("place", ["data-1", "."])
+def test_a_blank_restart_empties_no_directory_that_is_not_the_servers(
+    cluster: LocalCluster, place: str
+) -> None:
+    """As where the configuration was edited by hand."""
+    cluster.start("data-1")
+    cluster.stop("data-1")
+    text = cluster.config_file.read_text()
+    cluster.config_file.write_text(text.replace('"data-2"', f'"{place}"'))
+    before = sorted(cluster.directory.rglob("*"))
+    with pytest.raises(ConfigError, match="choose another directory"):
+        LocalCluster.open(cluster.directory).restart("data-2", blank=True)
+    assert sorted(cluster.directory.rglob("*")) == before
+
+
+def test_a_blank_restart_mends_a_damaged_directory(cluster: LocalCluster) -> None:
+    cluster.start("data-2")
+    cluster.stop("data-2")
+    (cluster.directory / "data-2" / "server.json").write_text("damaged")
+    cluster.restart("data-2", blank=True)
+    assert cluster.state("data-2") == "running"
 
 
 def test_a_mount_is_not_ended_by_asking_to_restart_it(cluster: LocalCluster) -> None:
