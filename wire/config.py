@@ -20,6 +20,10 @@ from wire.quorum import Quorum
 FORMAT_VERSION = 2
 """Raised with every change of what is kept on disk that an older release cannot read."""
 
+LARGEST_FLOAT = 1e9
+LARGEST_INT = 2**62
+"""No setting is larger: whatever is made of it fits 64 bits, and each deadline comes."""
+
 Encoding = Literal["msgpack", "xml"]
 Unavailability = Literal["fail", "wait"]
 
@@ -64,7 +68,8 @@ class Deadlines:
 class ClusterConfig:
     """Everything that the processes of one cluster must agree about.
 
-    Addresses are "HOST:PORT", "[IPV6]:PORT" or "unix:PATH"; port 0 picks a free port.
+    Addresses are "HOST:PORT", "[IPV6]:PORT" or "unix:PATH"; port 0 picks a free port. In a file, PATH is
+    relative to the file, as directories are.
     """
 
     cluster: str
@@ -121,7 +126,8 @@ class ClusterConfig:
             raise ConfigError(f"cluster = {self.cluster!r}: it is a name, in quotes")
         _check_numbers(self)
         numbers = [server.number for server in self.data_servers]
-        if sorted(numbers) != list(range(1, self.quorum.servers + 1)):
+        wanted = list(range(1, self.quorum.servers + 1))
+        if any(type(number) is not int for number in numbers) or sorted(numbers) != wanted:
             raise ConfigError(
                 f"data servers are numbered {numbers}: they must be 1 to N={self.quorum.servers}, each once"
             )
@@ -154,13 +160,17 @@ class ClusterConfig:
 
 
 def _check_numbers(settings: ClusterConfig | Deadlines) -> None:
-    """Raise ConfigError for a setting that is to be a number and is none."""
+    """Raise ConfigError for a setting that is to be a number and is none, or one beyond all use."""
     for setting in dataclasses.fields(settings):
         value = getattr(settings, setting.name)
         kinds = {"int": (int,), "float": (int, float)}.get(str(setting.type))
-        if kinds is not None and (type(value) not in kinds or math.isnan(value)):
-            kind = "a whole number" if kinds == (int,) else "a number"
+        if kinds is None:
+            continue
+        kind, most = ("a whole number", LARGEST_INT) if kinds == (int,) else ("a number", LARGEST_FLOAT)
+        if type(value) not in kinds or math.isnan(value):
             raise ConfigError(f"{setting.name} = {value!r}: choose {kind}")
+        if value > most:
+            raise ConfigError(f"{setting.name} = {value!r}: choose {kind} up to {most:g}")
 
 
 def _check_above_0(settings: ClusterConfig | Deadlines, name: str) -> None:
@@ -225,24 +235,31 @@ def parse(raw: dict[str, Any], base: Path) -> ClusterConfig:
             f"format = {version!r}: this release reads format {FORMAT_VERSION} only; {_advice(version)}"
         )
     try:
-        quorum = raw.pop("quorum")
-        servers = raw.pop("dataserver")
-        deadlines = raw.pop("deadlines", {})
-        metaserver = raw.pop("metaserver")
-        mediator = raw.pop("mediator")
-        listen = mediator["listen"]
+        quorum = _table(raw.pop("quorum"), "[quorum]", {"N", "Qr", "Qw"})
+        metaserver = _table(raw.pop("metaserver"), "[metaserver]", {"listen", "directory"})
+        mediator = _table(raw.pop("mediator"), "[mediator]", {"listen", "more"})
+        servers = [
+            _table(server, "dataserver", {"number", "listen", "directory"})
+            for server in raw.pop("dataserver")
+        ]
+        deadlines = _table(raw.pop("deadlines", {}), "[deadlines]", _names(Deadlines))
+        _table(raw, "the file", PLAIN)
         more = mediator.get("more", [])
         if not isinstance(more, list) or not all(isinstance(address, str) for address in more):
             raise ConfigError("more of [mediator] is a list of addresses")
         return ClusterConfig(
             cluster=raw.pop("cluster"),
             quorum=Quorum(quorum["N"], quorum["Qr"], quorum["Qw"]),
-            mediator_listen=listen,
-            more_mediators=tuple(more),
-            metaserver_listen=metaserver["listen"],
-            metaserver_directory=base / metaserver["directory"],
+            mediator_listen=_address(mediator["listen"], base),
+            more_mediators=tuple(_address(address, base) for address in more),
+            metaserver_listen=_address(metaserver["listen"], base),
+            metaserver_directory=_directory(metaserver["directory"], base),
             data_servers=tuple(
-                DataServerConfig(server["number"], server["listen"], base / server["directory"])
+                DataServerConfig(
+                    server["number"],
+                    _address(server["listen"], base),
+                    _directory(server["directory"], base),
+                )
                 for server in servers
             ),
             deadlines=Deadlines(**deadlines),
@@ -251,9 +268,50 @@ def parse(raw: dict[str, Any], base: Path) -> ClusterConfig:
     except KeyError as error:
         raise ConfigError(f"the setting {error} is missing") from None
     except TypeError as error:
-        raise ConfigError(f"unknown or ill-typed setting: {error}") from None
+        raise ConfigError(f"ill-typed setting: {error}") from None
     except ValueError as error:
         raise ConfigError(str(error)) from None
+
+
+def _names(kind: type[ClusterConfig | Deadlines]) -> set[str]:
+    return {setting.name for setting in dataclasses.fields(kind)}
+
+
+PLAIN = _names(ClusterConfig) - {
+    "quorum",
+    "mediator_listen",
+    "more_mediators",
+    "metaserver_listen",
+    "metaserver_directory",
+    "data_servers",
+    "deadlines",
+}
+"""The settings that stand in the file as they are called, above all tables."""
+
+
+def _table(found: Any, where: str, known: set[str]) -> dict[str, Any]:
+    """Return a table all of whose settings are known: one in the wrong place would be ignored silently."""
+    if not isinstance(found, dict):
+        raise ConfigError(f"{where} = {found!r}: it is a table, with the settings {', '.join(sorted(known))}")
+    if unknown := sorted(found.keys() - known):
+        advice = f"it has {', '.join(sorted(known))}"
+        if unknown[0] in PLAIN:
+            advice = "it belongs above the first table, like [quorum]"
+        raise ConfigError(f"unknown setting {unknown[0]!r} in {where}: {advice}")
+    return found
+
+
+def _directory(found: Any, base: Path) -> Path:
+    if not isinstance(found, str):
+        raise ConfigError(f"directory = {found!r}: it is a path, in quotes")
+    return base / found
+
+
+def _address(found: Any, base: Path) -> Any:
+    """Return an address; the path of a Unix socket is relative to the file, as directories are."""
+    if isinstance(found, str) and found.startswith("unix:") and found != "unix:":
+        return f"unix:{base / found.removeprefix('unix:')}"
+    return found
 
 
 def dumps(config: ClusterConfig, base: Path | None = None) -> str:
@@ -264,20 +322,10 @@ def dumps(config: ClusterConfig, base: Path | None = None) -> str:
             return str(directory.relative_to(base))
         return str(directory)
 
-    apart = {
-        "quorum",
-        "mediator_listen",
-        "more_mediators",
-        "metaserver_listen",
-        "metaserver_directory",
-        "data_servers",
-        "deadlines",
-    }
-    plain = {field.name for field in dataclasses.fields(config)} - apart
     return tomli_w.dumps(
         {
             "format": FORMAT_VERSION,
-            **{name: getattr(config, name) for name in sorted(plain)},
+            **{name: getattr(config, name) for name in sorted(PLAIN)},
             "quorum": {"N": config.quorum.servers, "Qr": config.quorum.read, "Qw": config.quorum.write},
             "mediator": {
                 "listen": config.mediator_listen,

@@ -22,6 +22,9 @@ class Quorum:
     write: int
 
     def __post_init__(self) -> None:
+        for name, value in (("N", self.servers), ("Qr", self.read), ("Qw", self.write)):
+            if type(value) is not int:
+                raise ValueError(f"{name}={value!r}: choose a whole number")
         if self.servers < 1:
             raise ValueError(f"N={self.servers}: a cluster needs at least one data server")
         for name, value in (("read quorum Qr", self.read), ("write quorum Qw", self.write)):

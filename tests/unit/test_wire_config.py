@@ -78,6 +78,13 @@ def test_directories_are_relative_to_the_file(tmp_path: Path) -> None:
         ({"lease_seconds": 0}, "above 0"),
         ({"lease_seconds": float("nan")}, "choose a number"),
         ({"scrub_days": float("nan")}, "choose a number"),
+        ({"lease_seconds": float("inf")}, "choose a number up to 1e"),
+        ({"garbage_grace_seconds": 1e300}, "choose a number up to 1e"),
+        ({"quarantine_bytes": 10**30}, "choose a whole number up to"),
+        (
+            {"data_servers": (DataServerConfig(True, "a:1", Path()), DataServerConfig(2, "a:2", Path()))},
+            "1 to N=2",
+        ),
         ({"commit_age_seconds": -1}, "choose 0 or more"),
         ({"garbage_grace_seconds": -0.5}, "choose 0 or more"),
         ({"dirty_bytes": 0}, "above 0"),
@@ -110,7 +117,7 @@ def test_another_format_is_refused_with_advice(tmp_path: Path, said: str, advice
         load(file)
 
 
-@pytest.mark.parametrize("value", [0, -1.0, "5", float("nan"), True])
+@pytest.mark.parametrize("value", [0, -1.0, "5", float("nan"), float("inf"), True])
 def test_a_deadline_is_a_number_above_0(value: Any) -> None:
     for deadline in dataclasses.fields(Deadlines):
         with pytest.raises(ConfigError, match=f"{deadline.name} = .*: choose a number"):
@@ -145,6 +152,43 @@ def test_damaged_files_are_refused_in_one_line(tmp_path: Path) -> None:
     file.write_bytes(b"\xff\xfe")
     with pytest.raises(ConfigError):
         load(file)
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "said"),
+    [
+        ("[quorum]", "[quorum]\nqr = 1", "unknown setting 'qr' in .quorum.: it has N, Qr, Qw"),
+        ("[mediator]", '[mediator]\nmor = ["a:1"]', "unknown setting 'mor' in .mediator."),
+        ("[metaserver]", '[metaserver]\nrpc = "xml"', "'rpc' in .metaserver.: it belongs above the first"),
+        ("[deadlines]", '[deadlines]\nunavailable = "wait"', "it belongs above the first table"),
+        ("number = 1,", "number = 1, weight = 2,", "unknown setting 'weight' in dataserver"),
+        ("number = 1,", "number = 1.0,", "they must be 1 to N=2"),
+        ('directory = "data-1"', "directory = 1", "a path, in quotes"),
+        ("Qw = 2", "Qw = 1.5", "Qw=1.5: choose a whole number"),
+        ("Qr = 1", "Qr = true", "Qr=True: choose a whole number"),
+        ("N = 2", "N = 2.0", "N=2.0: choose a whole number"),
+        ("[deadlines]", "deadlines = 5\n[more]", "unknown setting 'deadlines' in .metaserver."),
+    ],
+)
+def test_what_was_edited_wrongly_is_not_ignored(tmp_path: Path, right: str, wrong: str, said: str) -> None:
+    file = tmp_path / "cluster.toml"
+    good = dumps(example(tmp_path), tmp_path)
+    assert right in good
+    file.write_text(good.replace(right, wrong))
+    with pytest.raises(ConfigError, match=said) as caught:
+        load(file)
+    assert str(caught.value).startswith(f"{file}: ") and "\n" not in str(caught.value)
+
+
+def test_a_socket_is_relative_to_the_file(tmp_path: Path) -> None:
+    """Commands find it from whatever directory they are typed in."""
+    file = tmp_path / "cluster.toml"
+    text = dumps(example(tmp_path), tmp_path).replace("127.0.0.1:7001", "unix:run/data-1")
+    file.write_text(text.replace("127.0.0.1:0", "unix:run/mediator"))
+    config = load(file)
+    assert config.mediator_listen == f"unix:{tmp_path}/run/mediator"
+    assert config.data_servers[0].listen == f"unix:{tmp_path}/run/data-1"
+    assert config.metaserver_listen == f"unix:{tmp_path}/meta"
 
 
 def test_a_configuration_cannot_be_changed(tmp_path: Path) -> None:
