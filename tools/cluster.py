@@ -14,6 +14,7 @@ belongs to one thread; several processes may use the same state directory (take 
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import random
@@ -302,7 +303,13 @@ class LocalCluster:
         return stop_all([self.process(name) for name in names or self.server_names], deadline_seconds)
 
     def kill(self, name: str) -> None:
-        """End a process at once with SIGKILL, as a crash would, and wait until it has ended."""
+        """End a process at once with SIGKILL, as a crash would, and wait until it has ended.
+
+        Raises:
+            ConfigError: it is down as far as is known here, and yet something listens at its address.
+        """
+        if name in self.server_names and self.state(name) == "down":
+            self._check_address(name)
         self._kill_all([name])
 
     def pause(self, name: str) -> None:
@@ -445,7 +452,12 @@ class LocalCluster:
     def _check_address(self, name: str) -> None:
         address = self.address(name)
         end = time.monotonic() + ADDRESS_SECONDS
-        while not address.startswith("unix:") and not _is_free(address):
+        while not address.startswith("unix:") and (error := _refusal_to_listen(address)) is not None:
+            if error.errno != errno.EADDRINUSE:
+                raise ConfigError(
+                    f"{name} cannot be started here, as nothing can listen on {address} ({error.strerror}): "
+                    f"start it on its own machine, or change the address in {self.config_file}"
+                )
             if time.monotonic() > end:
                 raise ConfigError(
                     f"{address} of {name} is in use by another program; stop that, "
@@ -551,13 +563,13 @@ def _free_addresses(count: int) -> list[str]:
     for port in random.sample(PORTS, len(PORTS)):
         if len(found) == count:
             break
-        if _is_free(f"127.0.0.1:{port}"):
+        if _refusal_to_listen(f"127.0.0.1:{port}") is None:
             found.append(f"127.0.0.1:{port}")
     return found
 
 
-def _is_free(address: str) -> bool:
-    """Tell whether a server could listen there now (as asyncio listens: with SO_REUSEADDR)."""
+def _refusal_to_listen(address: str) -> OSError | None:
+    """Return why a server could not listen there now (as asyncio listens: with SO_REUSEADDR), if so."""
     host, _, port = address.rpartition(":")
     host = host.strip("[]")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -566,6 +578,6 @@ def _is_free(address: str) -> bool:
         try:
             probe.bind((host, int(port)))
             probe.listen(1)
-        except OSError:
-            return False
-    return True
+        except OSError as error:
+            return error
+    return None

@@ -161,11 +161,40 @@ def ask_metaserver(cluster: LocalCluster, deadline_seconds: float = STATUS_SECON
     return _ask(cluster, "metaserver", deadline_seconds)
 
 
+def look(
+    cluster: LocalCluster, mediator: dict[str, Any] | None, metaserver: dict[str, Any] | None
+) -> list[ProcessStatus]:
+    """Return how each process is; one that was started elsewhere, as by `serve`, runs if it answers.
+
+    Args:
+        cluster: whose state directory knows only what was started from it.
+        mediator: the status of a mediator, or None if none answers.
+        metaserver: the metadata server's own status, likewise.
+    """
+    links = [] if mediator is None else mediator["servers"]
+    elsewhere = {f"data-{link['number']}" for link in links if link["state"] != "down"}
+    if metaserver is not None:
+        elsewhere.add("metaserver")
+    if mediator is not None:
+        elsewhere |= {name for name in cluster.mediator_names if _answers_elsewhere(cluster, name)}
+    found = cluster.status()
+    return [p._replace(state="running") if p.state == "down" and p.name in elsewhere else p for p in found]
+
+
+def _answers_elsewhere(cluster: LocalCluster, name: str) -> bool:
+    return cluster.state(name) == "down" and _ask(cluster, name, STATUS_SECONDS) is not None
+
+
 def _ask(cluster: LocalCluster, name: str, deadline_seconds: float) -> dict[str, Any] | None:
-    if cluster.state(name) != "running":
+    state = cluster.state(name)
+    if state == "paused":
         return None
     client = BlockingClient([cluster.address(name)], cluster.config.rpc)
     try:
+        if state == "down":  # here; whoever answers must be of this cluster
+            identity = client.call_once(deadline_seconds, CommonMethods.identity)
+            if identity.cluster != cluster.config.cluster:
+                return None
         status: dict[str, Any] = client.call_once(deadline_seconds, CommonMethods.status)
         return status
     except QuorumfsError:

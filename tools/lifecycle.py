@@ -10,6 +10,7 @@ import argparse
 import os
 import shlex
 import sys
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,10 @@ from dataserver.directory import IDENTITY_NAME
 from metaserver.directory import DATABASE_NAME, RESTORED_NAME
 from tools import mounts
 from tools.cluster import CONFIG_NAME, LocalCluster, python_command, python_environment
-from tools.health import await_answer, await_writable
+from tools.health import ask_mediator, ask_metaserver, await_answer, await_writable
 from tools.locate import add_state_option, find_cluster, state_directory, typed
 from tools.output import add_json_option, nice_path, print_json
+from tools.processes import ClusterError
 from wire.config import ClusterConfig, ConfigError, load
 
 DEFAULT_MOUNTPOINT = Path("mnt")
@@ -227,6 +229,10 @@ def run_down(arguments: argparse.Namespace) -> int:
             cluster.unmount(name, force=arguments.force)
         running = [name for name in cluster.server_names if cluster.state(name) != "down"]
         killed = cluster.stop(*running) if running else []
+    if not running and (ask_mediator(cluster) or ask_metaserver(cluster)):
+        raise ClusterError(
+            f"its servers run, but not from {cluster.directory}; end them where they were started"
+        )
     if arguments.json:
         print_json({"stopped": running, "killed": killed, "state_directory": cluster.directory})
     elif running:
@@ -242,7 +248,7 @@ def run_mount(arguments: argparse.Namespace) -> int:
     cluster = find_cluster(arguments.state)
     place = mounts.place_of(arguments.mountpoint)
     with cluster.lock():
-        if all(cluster.state(name) == "down" for name in cluster.mediator_names):
+        if ask_mediator(cluster) is None and _all_down(cluster, cluster.mediator_names):
             raise ConfigError(f"the mediator is down; start the cluster with: {typed('up', arguments.state)}")
         if place in _live_mounts(cluster):
             raise ConfigError(f"{arguments.mountpoint}: the cluster is mounted there already")
@@ -252,6 +258,10 @@ def run_mount(arguments: argparse.Namespace) -> int:
     else:
         print(f"mounted on {place}")
     return 0
+
+
+def _all_down(cluster: LocalCluster, names: Sequence[str]) -> bool:
+    return all(cluster.state(name) == "down" for name in names)
 
 
 def run_umount(arguments: argparse.Namespace) -> int:

@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tools.cluster import LocalCluster, ProcessStatus
-from tools.health import EXIT_STATUS, Health, ask_mediator, ask_metaserver, assess
+from tools.health import EXIT_STATUS, Health, ask_mediator, ask_metaserver, assess, look
 from tools.locate import add_state_option, find_cluster
 from tools.output import add_json_option, coloured, console, print_json, table
 from tools.refill import what_is_left
@@ -63,8 +63,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 def take(cluster: LocalCluster, state: Path | None = None) -> Picture:
     """Look at a cluster now."""
-    processes, mediator = cluster.status(), ask_mediator(cluster)
-    health = assess(cluster.config.quorum, processes, mediator, ask_metaserver(cluster), state)
+    mediator, metaserver = ask_mediator(cluster), ask_metaserver(cluster)
+    processes = look(cluster, mediator, metaserver)
+    health = assess(cluster.config.quorum, processes, mediator, metaserver, state)
     return Picture(cluster, processes, mediator, health)
 
 
