@@ -32,7 +32,7 @@ from tools.bench_report import print_results, render_html
 from tools.bench_results import Directory, Measurement, Row, Run, dumps, left_seconds
 from tools.bench_work import ROWS, Clock, Place, Sizes, Work, WrongBytes
 from tools.output import bytes_text, check_writable, console
-from tools.processes import ClusterError, interruptible
+from tools.processes import ClusterError
 from tools.progress import Bar, progress_bar
 from tools.version import describe_version
 from wire.config import ConfigError
@@ -112,7 +112,6 @@ def run(arguments: argparse.Namespace) -> int:
     plan = make_plan(arguments)
     measurements: list[Measurement] = []
     with ExitStack() as stack:
-        stack.enter_context(interruptible())
         if arguments.cluster is not None:
             plan.directories[CLUSTER_NAME] = stack.enter_context(fresh_cluster_mount(arguments.cluster))
         caches = Caches(list(plan.directories.values()))
@@ -136,7 +135,7 @@ def run_micro(arguments: argparse.Namespace) -> int:
     _check_without_directories(arguments, "--micro")
     if arguments.only:
         raise ConfigError("--only chooses rows or curves; leave it out with --micro")
-    with interruptible(), fresh_cluster(_parent(arguments)) as cluster:
+    with fresh_cluster(_parent(arguments)) as cluster:
         timings = bench_micro.measure(cluster, arguments.scale)
     console().print(bench_micro.timings_table(timings))
     if arguments.json is not None:
@@ -160,11 +159,10 @@ def run_curves(arguments: argparse.Namespace) -> int:
     points: list[bench_curves.Point] = []
     written: list[Path] = []
     try:
-        with interruptible():
-            only = [name for name in (arguments.only or "").split(",") if name]
-            for found in bench_curves.measure(_parent(arguments), extent, only):
-                points += found
-                written = _write_curves(arguments, points)
+        only = [name for name in (arguments.only or "").split(",") if name]
+        for found in bench_curves.measure(_parent(arguments), extent, only):
+            points += found
+            written = _write_curves(arguments, points)
     except (OSError, WrongBytes) as error:
         raise ClusterError(f"the work of a curve failed: {error}") from error
     finally:

@@ -24,7 +24,6 @@ from tools.cluster import LocalCluster
 from tools.html_report import render_html
 from tools.measure import Laboratory, Provenance
 from tools.output import check_writable
-from tools.processes import interruptible
 from tools.progress import Bar, progress_bar
 from tools.records import PUBLISHED_SETTINGS, Cell, Record, dumps, plan_cells
 from tools.tables import print_tables
@@ -83,9 +82,8 @@ def run(arguments: argparse.Namespace) -> int:
         mounts.check_fuse()
     records: list[Record] = []
     try:
-        with interruptible():
-            for record in measure_all(plan):
-                records.append(record)
+        for record in measure_all(plan):
+            records.append(record)
     finally:
         # What was measured is told even if the run ended early.
         if arguments.json is not None:

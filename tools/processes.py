@@ -18,7 +18,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from types import FrameType
+from typing import Literal, NoReturn
 
 from wire.config import ConfigError
 
@@ -230,14 +231,30 @@ def stop_all(processes: Sequence[Process], deadline_seconds: float) -> list[str]
     return killed
 
 
+ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""How people end a command: Ctrl-C, kill, and closing the terminal."""
+
+
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Have SIGTERM end the block as Ctrl-C does, so that what it started is stopped (main thread only)."""
-    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    """Have SIGTERM and SIGHUP end the block as Ctrl-C does, so that what it started is stopped.
+
+    That happens once: a second Ctrl-C would end the stopping half-way, and leave the rest running. A signal
+    that was ignored, as below nohup, stays so. Main thread only.
+    """
+    heeded = [number for number in ENDINGS if signal.getsignal(number) is not signal.SIG_IGN]
+
+    def interrupt(number: int, frame: FrameType | None) -> NoReturn:
+        for each in heeded:
+            signal.signal(each, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    previous = {number: signal.signal(number, interrupt) for number in heeded}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def boot_id() -> str:

@@ -15,6 +15,7 @@ import pytest
 from tests.support import ROOT, run_command
 from tools import cli, lifecycle
 from tools.cluster import LocalCluster
+from tools.processes import interruptible
 from wire.config import ConfigError
 
 
@@ -66,15 +67,37 @@ def test_what_the_operating_system_refuses_is_told_in_one_line(here: Path) -> No
         assert said in done.stderr
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_up_that_is_ended_takes_all_back(
     here: Path, number: signal.Signals, monkeypatch: pytest.MonkeyPatch, fuse_device: None
 ) -> None:
+    """However often: the second one comes while it stops what it has started."""
+    stop, ended = LocalCluster.stop, []
+
     def end(cluster: LocalCluster) -> None:
         assert cluster.state("data-1") == "running"
         signal.raise_signal(number)
 
+    def end_again(cluster: LocalCluster, *names: str) -> list[str]:
+        signal.raise_signal(number)
+        ended.append(names)
+        return stop(cluster, *names)
+
+    before = signal.getsignal(number)
     monkeypatch.setattr(lifecycle, "await_writable", end)
+    monkeypatch.setattr(LocalCluster, "stop", end_again)
     monkeypatch.chdir(here)
     assert cli.main(["up", "--servers", "1"]) == 128 + signal.SIGINT
     assert [path.name for path in here.iterdir()] == ["ü"]
+    assert len(ended) == 1
+    assert signal.getsignal(number) is before
+
+
+def test_a_signal_that_is_ignored_stays_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As below nohup, where work goes on when the terminal is closed."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with interruptible():
+            signal.raise_signal(signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
