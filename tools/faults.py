@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from tools.locate import add_state_option, extents_of, find_cluster, find_inode,
 from tools.output import add_json_option, print_json
 from wire.blocking import BlockingClient
 from wire.config import ConfigError
+from wire.errors import QuorumfsError
 from wire.methods.data import LabMethods
 
 KINDS = ("flip", "torn", "zeros", "swap", "lie")
@@ -84,7 +87,7 @@ def server_numbers(cluster: LocalCluster, text: str) -> list[int]:
 
 
 def run_corrupt(arguments: argparse.Namespace) -> int:
-    """Damage every block of a file on the chosen data servers."""
+    """Damage every block of a file on the chosen data servers; exit status 1 if it could not be on one."""
     cluster = find_cluster(arguments.state, arguments.path)
     numbers = server_numbers(cluster, arguments.servers)
     client = mediator_client(cluster)
@@ -97,24 +100,37 @@ def run_corrupt(arguments: argparse.Namespace) -> int:
         raise ConfigError(
             f"{arguments.path} has no blocks to corrupt: it is empty; write something into it first"
         )
-    done = []
+    done: list[dict[str, Any]] = []
+    failed: dict[int, str] = {}
     for index, number in enumerate(numbers):
         kind = DIFFERENT_KINDS[index % len(DIFFERENT_KINDS)] if arguments.different else arguments.kind
-        for block, text in zip(blocks, corrupt_blocks(cluster, number, blocks, kind), strict=True):
-            done.append({"server": number, "block": block.hex(), "kind": kind, "done": text})
+        try:
+            for block, text in corrupt_blocks(cluster, number, blocks, kind):
+                done.append({"server": number, "block": block.hex(), "kind": kind, "done": text})
+        except QuorumfsError as error:
+            failed[number] = error.message
     drop_caches(cluster)
+    for number, why in failed.items():
+        print(f"quorumfs: data-{number} went undamaged, or not wholly damaged: {why}", file=sys.stderr)
     if arguments.json:
         print_json(done)
-    else:
+    elif done:
         print("\n".join(f"data server {item['server']}: {item['done']}" for item in done))
-    return 0
+    return int(bool(failed))
 
 
-def corrupt_blocks(cluster: LocalCluster, number: int, blocks: list[bytes], kind: str) -> list[str]:
-    """Damage blocks on one data server; return what was done to each, in words."""
+def corrupt_blocks(
+    cluster: LocalCluster, number: int, blocks: list[bytes], kind: str
+) -> Iterator[tuple[bytes, str]]:
+    """Damage blocks on one data server; yield each with what was done to it, in words.
+
+    Raises:
+        QuorumfsError: the server does not answer. It is damaged as far as it was told.
+    """
     client = BlockingClient([cluster.address(f"data-{number}")], cluster.config.rpc)
     try:
-        return [client.call(CORRUPT_SECONDS, LabMethods.corrupt, block.hex(), kind) for block in blocks]
+        for block in blocks:
+            yield block, client.call_once(CORRUPT_SECONDS, LabMethods.corrupt, block.hex(), kind)
     finally:
         client.close()
 

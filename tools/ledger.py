@@ -7,9 +7,11 @@ from typing import Any
 
 from rich.markup import escape
 
+from metaserver.ledger import MOST_ENTRIES
 from tools.locate import CALL_SECONDS, add_state_option, find_cluster, mediator_client
 from tools.output import add_json_option, coloured, console, print_json, table
 from tools.scrub import when
+from wire.config import ConfigError
 from wire.methods.mediator import MediatorMethods
 
 COLUMNS = ["when", "server", "was", "block", "file", "digest before", "digest after"]
@@ -27,6 +29,8 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the newest repairs."""
+    if not 1 <= arguments.limit <= MOST_ENTRIES:
+        raise ConfigError(f"--limit {arguments.limit}: choose a number from 1 to {MOST_ENTRIES}")
     client = mediator_client(find_cluster(arguments.state))
     try:
         entries = client.call(CALL_SECONDS, MediatorMethods.ledger, arguments.limit)

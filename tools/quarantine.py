@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -107,11 +107,7 @@ def run_restore(arguments: argparse.Namespace) -> int:
     with _client(cluster, f"data-{copy['server']}") as client:
         data = client.call(CALL_SECONDS, DataMethods.quarantine_read, copy["name"])[HEADER_BYTES:]
         if arguments.to is not None:
-            try:
-                with arguments.to.open("xb") as file:
-                    file.write(data)
-            except OSError as error:
-                raise ConfigError(f"{arguments.to}: {error.strerror}; choose a new file") from None
+            _save(arguments.to, data)
             said = {"copy": copy["name"], "bytes": len(data), "file": str(arguments.to)}
         else:
             outcome = _put_back(cluster, client, bytes.fromhex(copy["block"]), data)
@@ -121,6 +117,18 @@ def run_restore(arguments: argparse.Namespace) -> int:
     else:
         print(", ".join(f"{name}: {value}" for name, value in said.items()))
     return 0
+
+
+def _save(target: Path, data: bytes) -> None:
+    """Write a new file, whole or not at all. Raises ConfigError."""
+    try:
+        with target.open("xb") as file, ExitStack() as undo:
+            undo.callback(target.unlink)
+            file.write(data)
+            file.flush()
+            undo.pop_all()
+    except OSError as error:
+        raise ConfigError(f"{target}: {error.strerror}; choose a new file") from None
 
 
 def _put_back(cluster: LocalCluster, client: BlockingClient, block: bytes, data: bytes) -> str:

@@ -16,6 +16,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from tools.locate import CALL_SECONDS, add_state_option, find_cluster, mediator_client
 from tools.output import add_json_option, console, print_json, table
 from wire.blocking import BlockingClient
+from wire.config import ConfigError
 from wire.methods.mediator import MediatorMethods
 
 LOOK_SECONDS = 0.2
@@ -26,7 +27,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     """Add scrub."""
     parser = subparsers.add_parser("scrub", help="check every replica against its witness, and repair it")
     parser.add_argument("--now", action="store_true", help="begin now, and wait for the end")
-    parser.add_argument("--server", type=int, default=0, metavar="N", help="this data server only")
+    parser.add_argument("--server", type=int, metavar="N", help="this data server only")
     add_state_option(parser)
     add_json_option(parser)
     parser.set_defaults(run=run)
@@ -34,13 +35,15 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Scrub, or look. Exit status 1 if something was found that could not be repaired."""
-    client = mediator_client(find_cluster(arguments.state))
+    cluster = find_cluster(arguments.state)
+    number, count = arguments.server or 0, cluster.config.quorum.servers
+    if arguments.server is not None and not 1 <= number <= count:
+        raise ConfigError(f"there is no data server {arguments.server}; choose 1 to {count}")
+    client = mediator_client(cluster)
     try:
-        passes: list[dict[str, Any]] = client.call(
-            CALL_SECONDS, MediatorMethods.scrub, arguments.server, arguments.now
-        )
+        passes: list[dict[str, Any]] = client.call(CALL_SECONDS, MediatorMethods.scrub, number, arguments.now)
         if arguments.now:
-            passes = watch(client, arguments.server, passes)
+            passes = watch(client, number, passes)
     finally:
         client.close()
     if arguments.json:

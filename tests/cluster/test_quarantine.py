@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.cluster.quorum_client import connected
 from tests.conftest import ClusterFactory
-from tests.support import run_command
+from tests.support import ROOT, run_command
 
 DATA = b"four score and seven years" * 100
 
@@ -34,6 +39,12 @@ def test_quarantine_ledger_and_df(make_cluster: ClusterFactory, tmp_path: Path) 
         shown = say("quarantine", "show", name)
         assert shown["files"] == ["/speech"]
         assert "lost the vote" in shown["note"]
+        # What does not fit is not saved in part.
+        words = ["quarantine", "restore", name, "--to", "saved", "--state", str(cluster.directory)]
+        limited = ["prlimit", "--fsize=100", sys.executable, "-m", "tools.cli", *words]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+        full = subprocess.run(limited, cwd=tmp_path, env=environment, capture_output=True, check=False)
+        assert (full.returncode, (tmp_path / "saved").exists()) == (2, False), full
         # The bytes as they were are saved; they are never put back, as they are not the right ones.
         assert say("quarantine", "restore", name, "--to", str(tmp_path / "saved"))["bytes"] == len(DATA)
         saved = (tmp_path / "saved").read_bytes()
@@ -68,3 +79,19 @@ def test_quarantine_ledger_and_df(make_cluster: ClusterFactory, tmp_path: Path) 
         assert say("quarantine", "purge", "--all") == {"destroyed": 1}
         assert say("quarantine", "list") == []
         assert client.quarantined() == [0, 0, 0]
+
+
+@pytest.mark.damages
+def test_what_was_corrupted_is_told_though_one_server_was_down(
+    make_cluster: ClusterFactory, tmp_path: Path
+) -> None:
+    cluster = make_cluster(servers=3, read_quorum=2, write_quorum=3)
+    with connected(cluster) as client:
+        ino, _ = client.make("speech", DATA)
+        cluster.kill("data-2")
+        words = ["fault", "corrupt", "/speech", "--servers", "1-3", "--json"]
+        done = run_command(tmp_path, *words, "--state", str(cluster.directory))
+        assert done.returncode == 1
+        assert [item["server"] for item in json.loads(done.stdout)] == [1, 3]
+        assert "data-2 went undamaged" in done.stderr
+        assert client.verdicts(ino) == [{"1": "corrupt", "2": "down", "3": "corrupt"}]
