@@ -162,7 +162,7 @@ def connect(
     """
     _register()
     mode = "ro" if read_only else "rw"
-    uri = f"file:{quote(os.fspath(path.absolute()))}?mode={mode}&vfs={_NAME.decode()}"
+    uri = f"file:{quote(os.fsencode(path.absolute()))}?mode={mode}&vfs={_NAME.decode()}"
     connection: sqlite3.Connection = sqlite3.connect(uri, uri=True, factory=kind, **options)
     # A page that is written twice by one transaction would have a wrong checksum in the log until the commit.
     connection.execute("PRAGMA cache_spill = OFF")

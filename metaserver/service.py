@@ -6,6 +6,7 @@ documented there. All run in the event loop's thread; those that must wait for t
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -107,7 +108,7 @@ class MetaService:
             "cluster": self.identified.cluster,
             "epoch": self.identified.epoch,
             "up_seconds": round(time.monotonic() - self._started, 3),
-            "database": str(self._store.path),
+            "database": os.fsencode(self._store.path).decode(errors="backslashreplace"),
             "pages": self.page_check.describe(),
             "no_room": self._room.refusal(),
             "counts": self.counts(),

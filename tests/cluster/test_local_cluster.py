@@ -155,6 +155,20 @@ def test_a_mount_is_not_ended_by_asking_to_restart_it(cluster: LocalCluster) -> 
         cluster.stop("mount-1")
 
 
+def test_a_state_directory_of_any_name(tmp_path: Path) -> None:
+    """Of whatever bytes: a name is not always text."""
+    state = tmp_path / os.fsdecode(b"\xff 'n\"\n%41?#")
+    with LocalCluster.create(state, servers=1, read_quorum=1, write_quorum=1) as cluster:
+        cluster.start()
+        await_writable(cluster)
+        for words in (["status"], ["fsck"], ["backup", "copy"], ["config"], ["df"]):
+            done = run_command(tmp_path, *words, "--json", "--state", os.fspath(state))
+            assert done.returncode == 0, done
+        cluster.stop()
+        done = run_command(tmp_path, "fsck", "--state", os.fspath(state))
+        assert done.returncode == 0, done
+
+
 def test_any_mediator_serves_the_commands(make_cluster: ClusterFactory) -> None:
     cluster = make_cluster(servers=1, mediators=2, read_quorum=1, write_quorum=1)
     cluster.start("mediator-2", "metaserver", "data-1")
