@@ -15,7 +15,7 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,12 +50,23 @@ def run(parsed: argparse.Namespace) -> int:
     try:
         place = Path(tempfile.mkdtemp(prefix="record-", dir=parsed.directories[0]))
         try:
+            _require_same(parsed.directories, place.name)
             with tempfile.TemporaryDirectory() as local:
                 return _record(parsed, place.name, Path(local))
         finally:
             shutil.rmtree(place)
     except OSError as error:
         raise ConfigError(str(error)) from error
+
+
+def _require_same(directories: Sequence[Path], name: str) -> None:
+    """Raise ConfigError unless the clients' directory is in all: elsewhere every call would fail."""
+    for directory in directories:
+        if not (directory / name).is_dir():
+            raise ConfigError(
+                f"{directory} does not show what was made in {directories[0]}: name directories of one file "
+                "system that is mounted there"
+            )
 
 
 def _record(parsed: argparse.Namespace, name: str, local: Path) -> int:

@@ -22,6 +22,19 @@ def test_an_output_that_cannot_be_written_is_refused_at_once(
     assert "cannot be written" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("second", ["not-mounted", "nowhere"])
+def test_directories_of_several_file_systems_are_refused(
+    tmp_path: Path, second: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All calls in the second one would fail, which breaks no promise."""
+    for name in ("mnt", "not-mounted"):
+        (tmp_path / name).mkdir()
+    words = ["--seconds", "0.1", "--clients", "2", str(tmp_path / "mnt"), str(tmp_path / second)]
+    assert main(["record", "--output", str(tmp_path / "out"), *words]) == 2
+    assert "name directories of one file system" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["mnt", "not-mounted"]
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_recording_that_is_ended_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
     command = [sys.executable, "-P", "-m", "tools.cli", "record", "--output", str(tmp_path / "out")]
