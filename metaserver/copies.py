@@ -91,7 +91,7 @@ def inspect(copy: Path, cluster: str, watch: Watch = unwatched) -> Copy:
         pages.refuse_unstamped(copy)
         size = copy.stat().st_size
         with closing(pages.connect(copy, read_only=True)) as connection:
-            refuse_foreign(connection, copy)
+            refuse_foreign(connection, copy, "name a copy that `quorumfs backup` made")
             facts = dict(connection.execute("SELECT name, value FROM facts"))
             if facts.get("cluster") != cluster:
                 raise ConfigError(

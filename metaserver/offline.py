@@ -32,7 +32,9 @@ def opened(directory: Path, cluster: str) -> Iterator[sqlite3.Connection]:
     """
     database = directory / "meta.sqlite"
     if not database.exists():
-        raise ConfigError(f"{database}: there is no database; start the cluster once, or name another one")
+        raise ConfigError(
+            f"{database}: there is no database; {pages.ADVICE}, or start the cluster without any file"
+        )
     with ExitStack() as stack:
         stack.callback(Directory(directory, cluster).close)
         pages.refuse_unstamped(database)
@@ -60,15 +62,18 @@ def told_in_one_line(database: Path) -> Iterator[None]:
         raise ConfigError(f"{database} is damaged (pages: {where}); {pages.ADVICE}") from None
 
 
-def refuse_foreign(connection: sqlite3.Connection, database: Path) -> None:
-    """Refuse what is no database of quorumfs, or of another format. Raises ConfigError."""
+def refuse_foreign(connection: sqlite3.Connection, database: Path, advice: str = pages.ADVICE) -> None:
+    """Refuse what is no database of quorumfs (`advice` says what to do then), or of another format.
+
+    Raises ConfigError.
+    """
     try:
         (application,) = connection.execute("PRAGMA application_id").fetchone()
         (version,) = connection.execute("PRAGMA user_version").fetchone()
     except sqlite3.DatabaseError as error:
-        raise ConfigError(f"{database}: cannot be read ({error}); {pages.ADVICE}") from None
+        raise ConfigError(f"{database}: cannot be read ({error}); {advice}") from None
     if application != APPLICATION_ID:
-        raise ConfigError(f"{database}: this is no database of quorumfs; {pages.ADVICE}")
+        raise ConfigError(f"{database}: this is no database of quorumfs; {advice}")
     if version != FORMAT_VERSION:
         raise ConfigError(
             f"{database} has format {version}, this release reads {FORMAT_VERSION} only; "

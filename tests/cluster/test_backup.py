@@ -192,6 +192,9 @@ def test_a_stopped_cluster_is_copied_and_a_damaged_copy_refused(
     database = cluster.config.metaserver_directory / "meta.sqlite"
     before = database.read_bytes()
     assert "damaged" in refusal(cluster, "restore", str(tmp_path / "damaged"))
+    (tmp_path / "other").write_bytes(b"")
+    for other in ("damaged", "other"):
+        assert "restore FILE" not in refusal(cluster, "restore", str(tmp_path / other)), "it is that file"
     assert database.read_bytes() == before
     before_restore = run(cluster, "restore", str(copy))["before"]
     assert (Path(before_restore) / "meta.sqlite").read_bytes() == before
