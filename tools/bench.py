@@ -13,7 +13,6 @@ import platform
 import random
 import shutil
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,8 +21,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-
-from rich.console import Console
 
 from tools import bench_curves, bench_micro, mounts
 from tools.bench_caches import Caches
@@ -124,7 +121,7 @@ def run(arguments: argparse.Namespace) -> int:
             # What was measured is told even if it ended early.
             result = make_run(plan, places, caches.notes(), began, measurements)
             _write(result, arguments)
-    print_results(result, Console(highlight=False, emoji=False, width=None if sys.stdout.isatty() else 160))
+    print_results(result, console(wide=160))
     for file in filter(None, (arguments.json, arguments.html)):
         print(f"written: {file}")
     return 1 if result.failures else 0

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import random
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -16,14 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from tools import mounts
 from tools.access import ClientAccess, MountAccess
 from tools.cluster import LocalCluster
 from tools.html_report import render_html
 from tools.measure import Laboratory, Provenance
-from tools.output import check_writable
+from tools.output import check_writable, console
 from tools.progress import Bar, progress_bar
 from tools.records import PUBLISHED_SETTINGS, Cell, Record, dumps, plan_cells
 from tools.tables import print_tables
@@ -90,7 +87,7 @@ def run(arguments: argparse.Namespace) -> int:
             arguments.json.write_text(dumps(records))
         if arguments.html is not None:
             arguments.html.write_text(render_html(records))
-    print_tables(records, Console(highlight=False, emoji=False, width=None if sys.stdout.isatty() else 120))
+    print_tables(records, console(wide=120))
     for file in filter(None, (arguments.json, arguments.html)):
         print(f"written: {file}")
     print(f"seed: {plan.seed}")

@@ -70,8 +70,9 @@ def assess(
         advice = advice or [f"look into the mediator's log, or restart it with: {restart}"]
         return Health("degraded", False, reason, advice)
     advice += _copies_advice(mediator) + _disk_advice(mediator, state) + _room_advice(mediator)
-    no_room = str(mediator["no_room"] or (metaserver or {}).get("no_room", ""))
-    writable, reason = bool(mediator["writable"]) and not no_room, str(mediator["reason"]) or no_room
+    refusals = (_metaserver_down(mediator), mediator["no_room"], (metaserver or {}).get("no_room", ""))
+    refusal = next(filter(None, refusals), "")
+    writable, reason = bool(mediator["writable"]) and not refusal, str(mediator["reason"]) or refusal
     if not writable and not reason:
         reason = f"fewer than Qw={quorum.write} data servers are up"
     links = [mediator["metaserver"], *mediator["servers"]]
@@ -136,6 +137,14 @@ def _disk_advice(mediator: dict[str, Any], state: Path | None) -> list[str]:
         for number, why in ((each["number"], each.get("disk_failure")) for each in mediator["servers"])
         if why
     ]
+
+
+def _metaserver_down(mediator: dict[str, Any]) -> str:
+    """Say that the mediator cannot reach the metadata server, "" if it can."""
+    link = mediator["metaserver"]
+    if link["state"] == "up":
+        return ""
+    return f"the metadata server is down ({link['error']}): files can be neither read nor written without it"
 
 
 def _room_advice(mediator: dict[str, Any]) -> list[str]:

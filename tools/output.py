@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
+import os
 import shlex
 import shutil
 import sys
@@ -39,10 +41,16 @@ def add_json_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON instead of text")
 
 
-def console() -> Console:
-    """Return where people's output goes; colours only on a terminal."""
-    width = None if sys.stdout.isatty() else 400
-    return Console(highlight=False, soft_wrap=False, width=width, emoji=False)
+class _Screen(Console):
+    def on_broken_pipe(self) -> None:
+        """Leave it to the command line, for which a reader that goes away is no failure."""
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+
+def console(wide: int = 400) -> Console:
+    """Return where people's output goes, `wide` columns if it is no terminal; colours only on one."""
+    width = None if sys.stdout.isatty() else wide
+    return _Screen(highlight=False, soft_wrap=False, width=width, emoji=False)
 
 
 def print_json(data: Any) -> None:

@@ -42,6 +42,21 @@ def test_closed_output(here: Path) -> None:
         assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
 
 
+@pytest.mark.parametrize("words", [["df", "--json"], ["fsck"], ["config"], ["status"]])
+def test_a_reader_that_went_away_is_no_failure(here: Path, words: list[str]) -> None:
+    with LocalCluster.open(here / "ü") as cluster:
+        cluster.start()
+        reader, writer = os.pipe()
+        os.close(reader)
+        try:
+            command = [sys.executable, "-P", "-m", "tools.cli", *words, "--state", str(here / "ü")]
+            env = {**os.environ, "PYTHONPATH": str(ROOT)}
+            done = subprocess.run(command, env=env, stdout=writer, stderr=subprocess.PIPE, check=False)
+        finally:
+            os.close(writer)
+        assert (done.returncode, done.stderr) == (0, b"")
+
+
 def test_output_to_a_full_disk(here: Path) -> None:
     for words in (["config", "--state", "ü"], ["up", "--help"]):
         done = shell(here, '"$@" >/dev/full', *words)

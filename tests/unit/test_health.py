@@ -29,7 +29,7 @@ def mediator(*states: str) -> dict[str, Any]:
         "reason": "" if writable else "2 of 3 are up",
         "no_room": "",
         "servers": servers,
-        "metaserver": {"state": "up"},
+        "metaserver": {"state": "up", "error": ""},
         "metadata_copies": {"failures": 0, "error": ""},
     }
 
@@ -90,6 +90,13 @@ def test_a_full_data_server_that_is_not_needed_is_told() -> None:
 def test_a_full_metadata_server_is_not_writable() -> None:
     health = assess(QUORUM, processes(), mediator("up", "up", "up"), {"no_room": "its disk is full"})
     assert (health.word, health.writable, health.reason) == ("degraded", False, "its disk is full")
+
+
+def test_without_the_metadata_server_nothing_is_writable() -> None:
+    status = mediator("up", "up", "up") | {"metaserver": {"state": "down", "error": "refused"}}
+    health = assess(QUORUM, processes(metaserver="down"), status)
+    assert (health.word, health.writable) == ("degraded", False)
+    assert "the metadata server is down (refused)" in health.reason
 
 
 def test_the_mediator_is_lacking() -> None:
