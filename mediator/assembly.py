@@ -153,9 +153,11 @@ class Mediator:
         for server in (*self.health.servers, self.health.metaserver):
             await server.client.close()
 
-    def refill(self, number: int) -> dict[str, Any]:
+    async def refill(self, number: int) -> dict[str, Any]:
         """Begin (or look at) the refill of a data server. Raises InvalidArgument."""
         server = self._by_number(self.health.servers, number)
+        if not server.up:
+            await self.health.recheck()  # it may have been started this moment
         if not server.up:
             raise InvalidArgument(f"data server {number} is down: {server.error}; start it first")
         return self.refills.look_or_begin(server)
@@ -164,6 +166,8 @@ class Mediator:
         """Look at, or begin, the scrub of a data server; 0 stands for all. Raises InvalidArgument."""
         servers = [self._by_number(self.health.servers, number)] if number else list(self.health.servers)
         if now:
+            if not all(server.up for server in servers):
+                await self.health.recheck()
             if down := [server.number for server in servers if not server.up]:
                 raise InvalidArgument(f"data {servers_in_words(down)} must be up to be scrubbed; start it")
             await asyncio.gather(*map(self.scrubs.hurry, servers))

@@ -166,8 +166,8 @@ class Service:
     async def explain(self, ino: int) -> dict[str, Any]:
         return await self._mediator.explainer.explain(ino)
 
-    def refill(self, server: int) -> dict[str, Any]:
-        return self._mediator.refill(server)
+    async def refill(self, server: int) -> dict[str, Any]:
+        return await self._mediator.refill(server)
 
     async def scrub(self, server: int, now: bool) -> list[dict[str, Any]]:
         return await self._mediator.scrub(server, now)

@@ -97,10 +97,13 @@ def _duration(seconds: float) -> timedelta:
 
 
 def _progress(client: BlockingClient, number: int) -> dict[str, Any]:
-    """Return a refill's progress; looking, unlike asking for a refill, does not begin another one."""
+    """Return a refill's progress; looking, unlike asking for a refill, does not begin another one.
+
+    A mediator that was started meanwhile may know of none, and is asked for it.
+    """
     status: dict[str, Any] = client.call(CALL_SECONDS, CommonMethods.status)
-    found: dict[str, Any] = next(s for s in status["servers"] if s["number"] == number)["refill"]
-    return found
+    found: dict[str, Any] | None = next(s for s in status["servers"] if s["number"] == number)["refill"]
+    return client.call(CALL_SECONDS, MediatorMethods.refill, number) if found is None else found
 
 
 def watch_refill(client: BlockingClient, number: int) -> dict[str, Any]:

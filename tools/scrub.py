@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Set
 from typing import Any
 
 from rich.console import Console
@@ -15,8 +16,10 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from tools.locate import CALL_SECONDS, add_state_option, find_cluster, mediator_client
 from tools.output import add_json_option, console, print_json, table
+from tools.processes import ClusterError
 from wire.blocking import BlockingClient
 from wire.config import ConfigError
+from wire.methods.common import CommonMethods
 from wire.methods.mediator import MediatorMethods
 
 LOOK_SECONDS = 0.2
@@ -66,7 +69,11 @@ def when(time_ns: int) -> str:
 
 
 def watch(client: BlockingClient, number: int, passes: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Wait for the passes' end with a bar for each; return how they ended."""
+    """Wait for the passes' end with a bar for each; return how they ended.
+
+    Raises:
+        ClusterError: a server went down meanwhile.
+    """
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(file=sys.stderr), disable=not sys.stderr.isatty()) as bars:
         tasks = {p["server"]: bars.add_task(f"scrub of data-{p['server']}", total=None) for p in passes}
@@ -75,11 +82,21 @@ def watch(client: BlockingClient, number: int, passes: list[dict[str, Any]]) -> 
                 done = scrub["checked_bytes"]
                 total = done if scrub["ended_ns"] else max(scrub["total_bytes"], done)
                 bars.update(tasks[scrub["server"]], completed=done, total=total)
-            if all(scrub["ended_ns"] for scrub in passes):
+            left = tasks.keys() - {scrub["server"] for scrub in passes if scrub["ended_ns"]}
+            if not left:
                 return passes
+            _refuse_down(client, left)
             time.sleep(LOOK_SECONDS)
             found = client.call(CALL_SECONDS, MediatorMethods.scrub, number, False)
             passes = [scrub for scrub in found if scrub["server"] in tasks]
+
+
+def _refuse_down(client: BlockingClient, numbers: Set[int]) -> None:
+    """Raise ClusterError if one of these data servers is down: its scrub does not go on before it is up."""
+    servers = client.call(CALL_SECONDS, CommonMethods.status)["servers"]
+    if down := [s["number"] for s in servers if s["number"] in numbers and s["state"] == "down"]:
+        names = ", ".join(f"data-{number}" for number in down)
+        raise ClusterError(f"{names} went down while being scrubbed; that goes on when it is up again")
 
 
 def _row(scrub: dict[str, Any]) -> list[str]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 from tests.cluster.quorum_client import connected
 from tests.conftest import ClusterFactory
@@ -42,3 +44,26 @@ def test_scrub_repairs_what_nobody_reads(make_cluster: ClusterFactory) -> None:
         )
         shown = run_command(cluster.directory, "status", "--state", str(cluster.directory))
         assert "last scrub" in shown.stdout
+
+
+def test_a_server_that_goes_down_ends_the_watching(make_cluster: ClusterFactory) -> None:
+    cluster = make_cluster(servers=2, read_quorum=1, write_quorum=2, scrub_bytes_per_second=200_000)
+    with connected(cluster) as client:
+        client.make("file", bytes(4_000_000))
+        words = ["scrub", "--now", "--server", "2", "--state", str(cluster.directory)]
+        with ThreadPoolExecutor() as threads:
+            told = threads.submit(run_command, cluster.directory, *words)
+            wait_until(lambda: hurries(client.status(), 2), SECONDS, "server 2 is scrubbed")
+            cluster.kill("data-2")
+            done = told.result(60)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert "data-2 went down" in done.stderr
+        # Who was started this moment is not said to be down.
+        cluster.start("data-2")
+        told_again = run_command(cluster.directory, "refill", "2", "--state", str(cluster.directory))
+        assert told_again.returncode == 0, told_again.stderr
+
+
+def hurries(status: dict[str, Any], number: int) -> bool:
+    scrub = status["servers"][number - 1]["scrub"]
+    return scrub is not None and scrub["hurried"] and scrub["state"] == "running"
