@@ -10,7 +10,10 @@ import pytest
 
 from mediator.estimate import ABOUT_TO_END_SECONDS, STEADY, Costs, Eta, Point, Rate, Span, steadiness, tell
 from mediator.progress import LEAST_SECONDS, WARM_SECONDS, WINDOW_SECONDS, RefillProgress, WorkClock
-from tools.refill import what_is_left
+from tools.refill import watch_refill, what_is_left
+from wire.blocking import BlockingClient
+from wire.methods.common import CommonMethods
+from wire.methods.mediator import MediatorMethods
 
 
 class Clock:
@@ -269,3 +272,14 @@ def test_the_words() -> None:
     clock.progress.gone_through = 50
     words = "comparing what it has with what it should have: 50 of 200 blocks gone through"
     assert what_is_left(clock.told()) == words
+
+
+def test_a_refill_that_a_new_mediator_does_not_know_is_asked_for() -> None:
+    class NewMediator(BlockingClient):
+        def call(self, deadline_seconds: float, method: Any, *args: Any, **kwargs: Any) -> Any:
+            if method is CommonMethods.status:
+                return {"servers": [{"number": 3, "refill": None}]}
+            assert (method, args) == (MediatorMethods.refill, (3,))
+            return {"state": "done"}
+
+    assert watch_refill(NewMediator(["unix:nobody"]), 3) == {"state": "done"}
