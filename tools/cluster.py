@@ -194,10 +194,13 @@ class LocalCluster:
         return [name for name in names if self.process(name).record() is not None]
 
     def mounts_inside_out(self) -> list[str]:
-        """Return the names of the mounts in an order in which they can be unmounted: one on another first."""
+        """Return the names of the mounts in an order in which they can be unmounted: one on another first.
+
+        Before all stand those in use, so that what refuses to go does so while all others are still there.
+        """
         records = {name: self.process(name).record() for name in self.mount_names()}
-        depth = {name: len(Path(record.place).parts) for name, record in records.items() if record}
-        return sorted(records, key=lambda name: -depth.get(name, 0))
+        places = {name: Path(record.place) for name, record in records.items() if record}
+        return sorted(places, key=lambda name: (not mounts.users_of(places[name]), -len(places[name].parts)))
 
     def address(self, name: str) -> str:
         """Return where a server listens."""

@@ -57,6 +57,25 @@ def test_a_mount_on_a_mount_is_ended_first(here: Path) -> None:
     assert mounts.mount_at(here / "mnt") is None
 
 
+@pytest.mark.parametrize("words", [["down"], ["umount"]])
+def test_while_one_mount_is_in_use_all_stay(here: Path, words: list[str]) -> None:
+    ok(run_command(here, "up", *SINGLE))
+    for name in ("a", "z"):
+        (here / name).mkdir()
+        ok(run_command(here, "mount", name))
+    with (here / "a" / "file").open("wb"):
+        holder = subprocess.Popen(["sleep", "60"], cwd=here / "a")
+    try:
+        done = run_command(here, *words)
+    finally:
+        holder.kill()
+        holder.wait()
+    assert done.returncode == 1
+    assert "is in use by sleep" in done.stderr
+    assert all(mounts.mount_at(here / name) is not None for name in ("mnt", "a", "z"))
+    ok(run_command(here, "down"))
+
+
 def test_a_mount_point_of_any_name(here: Path) -> None:
     name = "-a b\nc\rd\fe\u2028f#g\\hä"
     (here / name).mkdir()
