@@ -6,7 +6,8 @@ or writes segments. Safe in any thread; `save` and `freed`/`forget_freed` belong
 
 Persisted:
     meta.name, meta.value   "format"; "blocks" and "sum": the number of rows in `blocks` and the sum of their
-                            `checksum` modulo 2**63, so that lost rows are noticed
+                            `checksum` modulo 2**63, so that lost rows are noticed; "segments": the CRC-32 of
+                            all rows of `segments`
     segments.number         as in the file's name
     segments.identity       the random identity in the file's first page
     segments.indexed_to     below this place every record has its row, and is durable
@@ -35,7 +36,7 @@ from wire.digest import BLOCK_BYTES
 from wire.messages import BLOCK_ID_BYTES, BlockRecord
 from wire.read_ahead import read_file_ahead
 
-INDEX_FORMAT = 2
+INDEX_FORMAT = 3
 _SUM_MODULUS = 2**63
 _SEEN_LIMIT = 8192
 _WRITER_BYTES = 8
@@ -53,6 +54,7 @@ CREATE TABLE freed (segment INTEGER, offset INTEGER, block BLOB NOT NULL, length
                     WITHOUT ROWID;
 """
 _PACKED = struct.Struct(">16sQQI32s")
+_PACKED_SEGMENT = struct.Struct(">Q16sQQQ")
 
 
 class IndexUnusable(Exception):
@@ -115,13 +117,13 @@ class Index:
             if self.is_new:
                 self._create()
             (self._blocks, self._bytes, self._sum), self.segment_counts = _check(self._writer)
-        except (sqlite3.DatabaseError, struct.error, TypeError) as error:
-            self.close()
+        except (sqlite3.DatabaseError, struct.error, TypeError, UnicodeDecodeError) as error:
+            self.close()  # what SQLite says of a damaged name may be no text
             raise IndexUnusable(str(error)) from None
 
     def _create(self) -> None:
         self._writer.executescript(f"BEGIN; {_SCHEMA} COMMIT;")
-        self._save_meta(Totals(0, 0, 0))
+        self._save_meta(Totals(0, 0, 0), [])
 
     def get(self, block: bytes) -> Entry | None:
         """Return where a block is, or None."""
@@ -253,10 +255,7 @@ class Index:
 
     def segment_rows(self) -> dict[int, SegmentRow]:
         """Return what was saved of each segment."""
-        rows = self._reader.execute(
-            "SELECT number, identity, indexed_to, durable_to, damaged FROM segments"
-        ).fetchall()
-        return {row[0]: SegmentRow(*row) for row in rows}
+        return {row.number: row for row in _segment_rows(self._reader)}
 
     def last_ends(self) -> dict[int, int]:
         """Return for each segment with saved rows the place of its last record."""
@@ -281,7 +280,7 @@ class Index:
                 totals, freed = self.totals, dict(self._freed)
             try:
                 with self._transaction():
-                    self._write(self._saving, totals, freed.values(), segments)
+                    self._write(self._saving, totals, freed.values(), sorted(segments))
             except sqlite3.Error:
                 with self._lock:
                     self._changed, self._saving = {**self._saving, **self._changed}, {}
@@ -308,7 +307,7 @@ class Index:
         changes: dict[bytes, Entry | None],
         totals: Totals,
         freed: Iterable[Entry],
-        segments: Iterable[SegmentRow],
+        segments: list[SegmentRow],
     ) -> None:
         writer = self._writer
         writer.executemany(
@@ -325,13 +324,16 @@ class Index:
         )
         writer.execute("DELETE FROM segments")
         writer.executemany("INSERT INTO segments VALUES (?, ?, ?, ?, ?)", segments)
-        self._save_meta(totals)
+        self._save_meta(totals, segments)
 
-    def _save_meta(self, totals: Totals) -> None:
-        self._writer.executemany(
-            "INSERT OR REPLACE INTO meta VALUES (?, ?)",
-            [("format", INDEX_FORMAT), ("blocks", totals.blocks), ("sum", totals.sum)],
-        )
+    def _save_meta(self, totals: Totals, segments: list[SegmentRow]) -> None:
+        values = {
+            "format": INDEX_FORMAT,
+            "blocks": totals.blocks,
+            "sum": totals.sum,
+            "segments": _segments_checksum(segments),
+        }
+        self._writer.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", values.items())
 
     def freed(self, limit: int, after: tuple[int, int] = (-1, 0)) -> list[Entry]:
         """Return up to `limit` places whose space can be freed, in their order, all beyond `after`.
@@ -388,8 +390,21 @@ def _checksum(entry: Entry) -> int:
     return zlib.crc32(_PACKED.pack(entry.block, entry.segment, entry.offset, entry.length, entry.digest))
 
 
+def _segment_rows(connection: sqlite3.Connection) -> list[SegmentRow]:
+    """Return the rows of all segments, in their order. Raises sqlite3.Error."""
+    rows = connection.execute(
+        "SELECT number, identity, indexed_to, durable_to, damaged FROM segments ORDER BY number"
+    )
+    return [SegmentRow(*row) for row in rows]
+
+
+def _segments_checksum(rows: list[SegmentRow]) -> int:
+    """Return what tells that no row of a segment was changed or lost. Raises struct.error for odd values."""
+    return zlib.crc32(b"".join(_PACKED_SEGMENT.pack(*row) for row in rows))
+
+
 def _check(connection: sqlite3.Connection) -> tuple[Totals, Counter[int]]:
-    """Read everything once, trust nothing: rows, their sum, places that overlap. Raises IndexUnusable."""
+    """Read everything once, trust nothing: rows, their sums, places that overlap. Raises IndexUnusable."""
     if connection.execute("PRAGMA quick_check(1)").fetchall() != [("ok",)]:
         raise IndexUnusable("the database file is damaged")
     meta = dict(connection.execute("SELECT name, value FROM meta").fetchall())
@@ -417,4 +432,6 @@ def _check(connection: sqlite3.Connection) -> tuple[Totals, Counter[int]]:
             counts[segment] += 1
     if (blocks, checksums % _SUM_MODULUS) != (meta.get("blocks"), meta.get("sum")):
         raise IndexUnusable("rows are missing")
+    if _segments_checksum(_segment_rows(connection)) != meta.get("segments"):
+        raise IndexUnusable("what it says of the segments is damaged")
     return Totals(blocks, total_bytes, checksums % _SUM_MODULUS), counts

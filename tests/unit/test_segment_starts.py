@@ -257,3 +257,25 @@ def test_a_later_start_does_not_append_behind_an_unfinished_write(
         check(store, *range(5))
         assert store.status()["damaged_regions"] == 0
         store.close()
+
+
+def test_no_bit_of_the_index_that_is_wrong_keeps_a_store_from_its_start(directory: Path) -> None:
+    """Of what it says of the segments all is tried, of its tables' names and the rest some."""
+    store = SegmentStore(directory)
+    put(store, 1, 2)
+    store.close()
+    whole = (directory / "index.sqlite").read_bytes()
+    with closing(sqlite3.connect(directory / "index.sqlite")) as database:
+        (page,) = database.execute("SELECT rootpage FROM sqlite_schema WHERE name = 'segments'").fetchone()
+    of_segments = range((page - 1) * 4096, page * 4096)
+    used = [at for at, byte in enumerate(whole) if byte]
+    bits = [(at, bit) for at in used for bit in range(8) if at in of_segments or at % 8 == bit == 7]
+    for at, bit in bits:
+        remove_index(directory)
+        (directory / "index.sqlite").write_bytes(whole[:at] + bytes([whole[at] ^ 1 << bit]) + whole[at + 1 :])
+        store = SegmentStore(directory)
+        check(store, 1, 2)
+        assert store.status()["damaged_regions"] == 0, f"bit {bit} of byte {at}"
+        put(store, 3)
+        store.delete([block_id(3)])
+        store.close()
