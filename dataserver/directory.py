@@ -13,9 +13,10 @@ import shutil
 import time
 from pathlib import Path
 
-from dataserver.durable import sync_directory, write_file
+from dataserver.durable import write_file
 from dataserver.marks import SCRUB_NAME
 from wire.config import FORMAT_VERSION, ConfigError
+from wire.directories import make_directory, sync_directory
 
 _log = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ class DataDirectory:
         """
         self.path = path
         try:
-            path.mkdir(parents=True, exist_ok=True)
+            make_directory(path)
             self._handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
         except OSError as error:
             raise ConfigError(f"{path}: cannot be used as a data directory: {error.strerror}") from None
@@ -63,7 +64,6 @@ class DataDirectory:
                 )
             told = {"format": FORMAT_VERSION, "cluster": cluster, "number": number}
             write_file(file, json.dumps(told, indent=1).encode())
-            sync_directory(self.path.parent)
             return
         _refuse_another(self.path, read_identity(self.path), cluster, number)
 

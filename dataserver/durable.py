@@ -1,4 +1,4 @@
-"""How this package makes things durable, and gives disk space back. The only place that knows fsync's habits.
+"""How this package makes files durable, and gives disk space back (of directories, see wire.directories).
 
 No state; safe in any thread.
 """
@@ -12,20 +12,12 @@ from contextlib import suppress
 from pathlib import Path
 
 from wire.digest import Buffer
+from wire.directories import sync_directory
 
 _KEEP_SIZE, _PUNCH_HOLE = 1, 2
 _ZERO_PAGE = bytes(4096)
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
-
-
-def sync_directory(directory: Path) -> None:
-    """Make the names in a directory durable."""
-    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def write_file(path: Path, content: bytes) -> None:

@@ -16,8 +16,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dataserver.durable import sync_directory, write_file
+from dataserver.durable import write_file
 from wire.digest import piece_digest
+from wire.directories import sync_directory
 from wire.errors import BlockMissing, InvalidArgument
 
 DAY_SECONDS = 86_400.0

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar, TypeVar
 
-from dataserver.durable import punch_hole, sync_directory, write_all, write_pages
+from dataserver.durable import punch_hole, write_all, write_pages
 from dataserver.record import (
     FREED,
     HEADER_BYTES,
@@ -33,6 +33,7 @@ from dataserver.record import (
     record_bytes,
 )
 from wire.digest import BLOCK_BYTES, Buffer
+from wire.directories import sync_directory
 
 T = TypeVar("T")
 

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from dataserver.contract import check_id, check_limit, check_put
-from dataserver.durable import sync_directory
 from dataserver.index import Entry
 from dataserver.known_headers import KnownHeaders
 from dataserver.quarantine import DAY_SECONDS, Quarantine
@@ -30,6 +29,7 @@ from dataserver.recovery import recover, segment_rows
 from dataserver.room import RESERVE_BYTES, Reserve
 from dataserver.segment import AHEAD_BYTES, Segment, create_segment
 from wire.digest import Buffer
+from wire.directories import sync_directory
 from wire.errors import BlockConflict, BlockDamaged, BlockMissing, DigestMismatch, InternalError, NoSpace
 from wire.lending import is_as_lent
 from wire.messages import BlockPart, BlockRecord

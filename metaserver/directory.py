@@ -25,6 +25,7 @@ from pathlib import Path
 
 from metaserver import log_mark, sums
 from wire.config import FORMAT_VERSION, ConfigError
+from wire.directories import make_directory
 
 KIND = "metaserver"
 DATABASE_NAME = "meta.sqlite"
@@ -50,7 +51,7 @@ class Directory:
         self._cluster = cluster
         self._descriptor = -1
         try:
-            path.mkdir(parents=True, exist_ok=True)
+            make_directory(path)
             self._descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self.complete = self._check_description()
@@ -141,13 +142,8 @@ class Directory:
         self.complete = True
 
     def sync(self) -> None:
-        """Make the names in the directory durable, and the directory's own name."""
+        """Make the names in the directory durable."""
         os.fsync(self._descriptor)
-        parent = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(parent)
-        finally:
-            os.close(parent)
 
     def close(self) -> None:
         """Give the directory free."""

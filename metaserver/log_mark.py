@@ -32,6 +32,7 @@ from typing import NamedTuple
 
 from metaserver import frames, log_failure, pages
 from wire.config import ConfigError
+from wire.directories import sync_directory
 
 SUFFIX = "-mark"
 RESTARTS_MAX = 1 << 16
@@ -216,18 +217,11 @@ class LogMark:
             self._close_mark()
             try:
                 mark_file(self._database).unlink(missing_ok=True)
-                self._sync_directory()
+                sync_directory(self._database.parent)
                 return True
             except OSError as error:
                 log_failure.note(self._database, f"what is known of it cannot be forgotten: {error.strerror}")
                 return False
-
-    def _sync_directory(self) -> None:
-        directory = os.open(self._database.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
 
     def close(self) -> None:
         """Let go, after the database was closed, the last connection of which may have removed the log.

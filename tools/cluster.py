@@ -32,10 +32,11 @@ from typing import Any, NamedTuple, Self
 
 import wire
 from dataserver.directory import empty
-from dataserver.durable import sync_directory, write_file
+from dataserver.durable import write_file
 from tools import mounts
 from tools.processes import LOOK_SECONDS, ClusterError, Process, ProcessRecord, State, stop_all
 from wire.config import ClusterConfig, ConfigError, DataServerConfig, Encoding, dumps, load
+from wire.directories import make_directory
 from wire.quorum import Quorum
 
 CONFIG_NAME = "cluster.toml"
@@ -108,7 +109,7 @@ class LocalCluster:
             made = not directory.exists()
             _refuse_strangers(directory)
             config = _new_config(directory, quorum, mediators, rpc, settings)
-            directory.mkdir(parents=True, exist_ok=True)
+            make_directory(directory)
             with locked(directory):
                 _refuse_strangers(directory)
                 cluster = cls(directory, config)
@@ -127,7 +128,6 @@ class LocalCluster:
             write_file(self.config_file, dumps(self.config, self.directory).encode())
             for name in ("meta", "logs", "run", *(f"data-{s.number}" for s in self.config.data_servers)):
                 (self.directory / name).mkdir(exist_ok=True)
-            sync_directory(self.directory.parent)
         except BaseException:
             self.discard()
             raise

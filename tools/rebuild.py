@@ -30,6 +30,7 @@ from tools.restore import done_as_data, refuse_running, tell_what_next
 from tools.whole import Watch
 from wire.config import ClusterConfig, ConfigError
 from wire.digest import BLOCK_BYTES
+from wire.directories import make_directory
 from wire.messages import BlockRecord
 
 FETCHED_NAME = "meta.sqlite.copy-fetched"
@@ -92,7 +93,7 @@ def _rebuild(config: ClusterConfig, arguments: argparse.Namespace) -> int:
         target = config.metaserver_directory / FETCHED_NAME
         stack.callback(target.unlink, missing_ok=True)
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
+            make_directory(target.parent)
             enough = 1 if arguments.fewer else config.quorum.read
             chosen, found = choose(config.cluster, holders, enough, target, watch)
         except OSError as error:

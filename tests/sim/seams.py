@@ -23,6 +23,8 @@ import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import wire.directories
+
 PACKAGES = ("wire", "fusefs", "mediator", "metaserver", "dataserver", "tools")
 
 
@@ -124,7 +126,7 @@ def install(
         },
     }
     for package, module in _modules():
-        more = of_package.get(package, {})
+        more = of_package.get(package, {id(os): host_os} if module is wire.directories else {})
         _replace(module, anywhere | more, random.uniform, rng.uniform)
     pathlib.os = host_os  # type: ignore[attr-defined]
     pathlib.io = StandIn(io, open=open_file)  # type: ignore[attr-defined]

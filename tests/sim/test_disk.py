@@ -19,6 +19,7 @@ from tests.sim.disk import Disk
 from tests.support import take_seed
 from tests.unit.metaserver.harness import Harness
 from tests.unit.metaserver.torn import change, is_whole
+from wire import directories
 from wire.errors import InternalError
 
 
@@ -30,7 +31,7 @@ def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Disk:
     for name in ("_hooked", "_hooked_log"):
         monkeypatch.setattr(pages, name, getattr(pages, name))  # put back in the end
     sqlite_files.install(lambda path: made if path.startswith(str(root)) else None)
-    for module in (log, log_failure, log_mark, sums):
+    for module in (log, log_failure, log_mark, sums, directories):
         monkeypatch.setattr(module, "os", made)
     return made
 
