@@ -25,7 +25,7 @@ from pathlib import Path
 
 from metaserver import log_mark, sums
 from wire.config import FORMAT_VERSION, ConfigError
-from wire.directories import make_directory
+from wire.directories import make_directory, sync_directory
 
 KIND = "metaserver"
 DATABASE_NAME = "meta.sqlite"
@@ -107,7 +107,7 @@ class Directory:
             OSError: if the file has its old name still, nothing was changed.
         """
         number = 1 + max(self._aside_numbers(), default=0)
-        (self.path / f"{ASIDE_NAME}{number}").mkdir()
+        make_directory(self.path / f"{ASIDE_NAME}{number}")  # before what moves the old database there
         made.rename(self.path / RESTORED_NAME)
         self.sync()
         return self._finish_restore()
@@ -124,6 +124,7 @@ class Directory:
             old = self.path / (DATABASE_NAME + suffix)
             if old.exists():
                 old.rename(aside / old.name)
+        sync_directory(aside)  # a name that is gone here must be there
         self.sync()
         (self.path / RESTORED_NAME).rename(self.database)
         self.sync()

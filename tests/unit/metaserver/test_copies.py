@@ -14,6 +14,7 @@ from metaserver.directory import RESTORED_NAME, Directory
 from metaserver.restore import restore
 from metaserver.store import Store
 from tests.support import wait_until
+from tests.unit.lost_names import LostNames
 from tests.unit.metaserver.harness import Harness
 from wire.config import ConfigError
 from wire.errors import Busy, InvalidArgument, NotFound
@@ -165,6 +166,32 @@ def test_a_restore_that_was_cut_short_leaves_the_old_or_the_new(
         assert names(place) == ([b"copied"] if decided else [])
         begin(place)
         seen.add(decided)
+    assert seen == {False, True}
+
+
+def test_a_power_loss_in_a_restore_takes_no_database(copy: Path, tmp_path: Path) -> None:
+    """Neither the one that was moved aside by the restore before, nor that which is being moved aside."""
+    place, again = tmp_path / "cluster" / "meta", 0
+    begin(place)
+    restore(copy, place, "test")
+    begin(place)
+    first, second = (place / "before-restore-1" / "meta.sqlite").read_bytes(), place / "meta.sqlite"
+    present = second.read_bytes()
+    assert first != present
+    seen = set()
+
+    def power_fails(disk: LostNames) -> None:
+        nonlocal again
+        again += 1
+        for crashed in disk.states(tmp_path / f"crashed-{again}"):
+            Directory(crashed, "test").close()
+            kept = {path.read_bytes() for path in crashed.glob("before-restore-*/meta.sqlite")}
+            is_new = (crashed / "meta.sqlite").read_bytes() != present
+            assert kept == ({first, present} if is_new else {first})
+            seen.add(is_new)
+
+    with LostNames(place, power_fails).watching():
+        restore(copy, place, "test")
     assert seen == {False, True}
 
 
