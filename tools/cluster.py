@@ -484,15 +484,21 @@ class LocalCluster:
 
 @contextmanager
 def locked(directory: Path) -> Iterator[None]:
-    """Keep other commands from changing what is in a state directory. Raises ClusterError if one does."""
-    with (directory / LOCK_NAME).open("a") as file:
+    """Keep other commands from changing what is in a state directory. Raises ClusterError if one does.
+
+    It may be on a disk that is read-only by now, as after an error: what runs there can be stopped still.
+    """
+    handle = os.open(directory / LOCK_NAME, os.O_RDONLY | os.O_CREAT, 0o644)
+    try:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ClusterError(
                 f"another quorumfs command is at work on {directory}; try again when it has ended"
             ) from None
         yield
+    finally:
+        os.close(handle)
 
 
 def _unmount(place: Path, force: bool) -> None:

@@ -8,6 +8,7 @@ what the process does. One Process object belongs to one thread.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import select
@@ -190,11 +191,18 @@ class Process:
         return ended
 
     def forget(self) -> None:
-        """Remove the pid file of a process that is down."""
+        """Remove the pid file of a process that is down; on a disk that is read-only by now it stays.
+
+        It tells of no other process later. Raises OSError.
+        """
         if self._child is not None:
             self._child.poll()
         if self.state() == "down":
-            self.pid_file.unlink(missing_ok=True)
+            try:
+                self.pid_file.unlink(missing_ok=True)
+            except OSError as error:
+                if error.errno != errno.EROFS:
+                    raise
 
     def _open(self) -> int | None:
         """Return a pidfd of the very process of the pid file, or None if it is down."""

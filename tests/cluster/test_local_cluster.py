@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import subprocess
 import sys
 from contextlib import closing
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 
 from tests.conftest import ClusterFactory
 from tests.support import run_command, wait_until
-from tools.cluster import LocalCluster
+from tools.cluster import LocalCluster, python_environment
 from tools.health import ask_mediator, await_writable
 from tools.locate import mediator_client
 from tools.processes import ClusterError
@@ -204,6 +205,26 @@ def test_what_needs_a_stopped_cluster_is_refused_beside_another_command(
         done = run_command(cluster.directory, *words, "--state", ".")
     assert done.returncode == 1
     assert "another quorumfs command is at work" in done.stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can have a read-only disk")
+def test_a_cluster_whose_disk_is_read_only_by_now_can_be_stopped(cluster: LocalCluster) -> None:
+    """As the disk can be looked after only when nothing has a file of it open."""
+    cluster.start()
+    place = str(cluster.directory)
+    read_only = 'mount --bind "$0" "$0" && mount -o remount,bind,ro "$0" && exec "$@"'
+    down = [sys.executable, "-P", "-m", "tools.cli", "down", "--state", place]
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", read_only, place, *down],
+        env=python_environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert {process.state for process in cluster.status()} == {"down"}
+    cluster.start()
 
 
 def test_a_used_directory_is_not_overwritten(cluster: LocalCluster) -> None:
