@@ -190,6 +190,8 @@ class SegmentStore:
         except OSError as error:
             if error.errno in _NO_ROOM:
                 raise NoSpace("no space is left on the data server's disk") from None
+            if error.errno == errno.EROFS:
+                self._failure = error  # the kernel gave the disk up, with what it had not written yet
             _log.error("block %s cannot be written: %s", block.hex(), error)
             raise InternalError(f"the disk failed: {error}") from None
         self._unsynced.add(segment.number)
@@ -469,10 +471,13 @@ class SegmentStore:
                 raise NoSpace(f"the index cannot be saved: {error}") from None
 
     def close(self) -> None:
-        if self._failure is None:
-            self.maintain()
-            if self._active is not None:
-                self._active.seal()
+        try:
+            if self._failure is None:
+                self.maintain()
+                if self._active is not None:
+                    self._active.seal()
+        except (OSError, InternalError, sqlite3.Error) as error:
+            _log.error("what was to be done at the end is left to the next start: %s", error)
         self._index.close()
         self._segments, self._active = {}, None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import random
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from dataserver import durable, segment
 from dataserver.segments import SegmentStore
 from tests.sim.disk import Disk
 from tests.support import take_seed
-from tests.unit.segment_support import SMALL, block_id, content, put
+from tests.unit.segment_support import SMALL, block_id, check, content, put
 from wire.digest import block_digest
 from wire.errors import InternalError
 
@@ -56,3 +57,28 @@ def test_what_a_failed_sync_left_out_is_durable_after_the_first_sync_of_the_next
                 assert left.digest(block_id(number), 0, 0) == block_digest(content(number)), (life, number)
         left.close()
     assert failed > LIVES // 10
+
+
+def test_a_disk_that_is_read_only_by_now_takes_no_write_until_a_restart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after an error that the kernel met: it may have given up what it had not written."""
+    store = SegmentStore(tmp_path)
+    put(store, SHORT[0])
+
+    def refuse(*_: object) -> int:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    with monkeypatch.context() as failing:
+        failing.setattr(durable.os, "pwrite", refuse)
+        with pytest.raises(InternalError, match="Read-only"):
+            put(store, SHORT[1])
+    assert store.status()["disk_failure"] == "Read-only file system"
+    with pytest.raises(InternalError, match="Read-only"):
+        put(store, SHORT[1])
+    check(store, SHORT[0])
+    store.close()
+    again = SegmentStore(tmp_path)
+    put(again, SHORT[1])
+    check(again, *SHORT[:2])
+    again.close()
