@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import contextlib
 import os
+import sqlite3
 import sys
 import time
 from pathlib import Path
@@ -75,7 +76,7 @@ def _open_store(directory: Path, config: ClusterConfig) -> SegmentStore:
             quarantine_bytes=config.quarantine_bytes,
             quarantine_seconds=config.quarantine_days * DAY_SECONDS,
         )
-    except OSError as error:
+    except (OSError, sqlite3.Error) as error:
         raise ConfigError(
             f"{directory}: cannot be opened: {error}; look at its rights and its disk"
         ) from None

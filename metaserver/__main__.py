@@ -96,7 +96,13 @@ def main() -> int:
     arguments = parser.parse_args()
 
     async def begin() -> None:
-        await serve_metadata(load(arguments.config))
+        config = load(arguments.config)
+        try:
+            await serve_metadata(config)
+        except OSError as error:
+            raise ConfigError(
+                f"{config.metaserver_directory}: the disk failed: {error}; look after it"
+            ) from None
 
     return run(begin)
 

@@ -183,6 +183,24 @@ def test_sigterm_ends_it_cleanly_and_a_start_serves_what_is_there(start: Start) 
     talk(start().ready(), "msgpack", look)
 
 
+def test_an_index_that_is_damaged_while_it_runs_is_no_trouble_at_the_end(start: Start) -> None:
+    server = start()
+
+    async def fill(client: Client) -> None:
+        await client.call(5, DataMethods.put, block_id(1), block_digest(b"kept"), b"kept", True)
+
+    async def look(client: Client) -> None:
+        assert (await client.call(5, DataMethods.get, block_id(1), 0, 0)).data == b"kept"
+
+    talk(server.ready(), "msgpack", fill)
+    for name in ("index.sqlite", "index.sqlite-wal"):
+        with (server.directory / "data" / name).open("r+b") as file:
+            file.write(b"no index" * 10_000)
+    assert server.end(signal.SIGTERM) == 0
+    assert "left to the next start" in server.log()
+    talk(start().ready(), "msgpack", look)
+
+
 def test_a_directory_of_another_cluster_is_refused(start: Start) -> None:
     server = start()
     server.ready()

@@ -298,11 +298,17 @@ def test_a_directory_that_cannot_be_used_is_refused_in_one_line(make_cluster: Cl
     description.write_text(ours)
     (directory / "meta.sqlite").write_bytes(b"not a database" * 1000)
     damaged = start_by_hand(cluster)
-    for refused in (foreign, damaged):
+    (directory / "meta.sqlite.copy").mkdir()  # it cannot be removed
+    (directory / "meta.sqlite").unlink()
+    (directory / "meta.sqlite-mark").unlink()
+    description.unlink()
+    unlucky = start_by_hand(cluster)
+    for refused in (foreign, damaged, unlucky):
         assert (refused.returncode, refused.stdout) == (2, "")
         assert len(refused.stderr.strip().splitlines()) == 1
     assert "belongs to" in foreign.stderr
     assert "damaged" in damaged.stderr
+    assert "meta.sqlite.copy" in unlucky.stderr
 
 
 @pytest.mark.damages("an older log is put back")

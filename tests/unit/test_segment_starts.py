@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 
 from dataserver import segment
+from dataserver.__main__ import _open_store
+from dataserver.index import Index
 from dataserver.segments import SegmentStore
 from tests.unit.segment_support import (
     SMALL,
@@ -26,7 +28,9 @@ from tests.unit.segment_support import (
     put,
     remove_index,
 )
+from wire.config import ClusterConfig, ConfigError, DataServerConfig
 from wire.digest import Buffer, block_digest
+from wire.quorum import Quorum
 
 
 @pytest.fixture
@@ -279,3 +283,24 @@ def test_no_bit_of_the_index_that_is_wrong_keeps_a_store_from_its_start(director
         put(store, 3)
         store.delete([block_id(3)])
         store.close()
+
+
+def test_an_index_that_cannot_be_read_for_the_moment_is_told_in_one_line(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    SegmentStore(directory).close()
+
+    def fail(_: Index) -> dict[int, int]:
+        raise sqlite3.OperationalError("disk I/O error")
+
+    monkeypatch.setattr(Index, "last_ends", fail)
+    config = ClusterConfig(
+        cluster="c",
+        quorum=Quorum(1, 1, 1),
+        mediator_listen="127.0.0.1:0",
+        metaserver_listen="127.0.0.1:0",
+        metaserver_directory=directory / "meta",
+        data_servers=(DataServerConfig(1, "127.0.0.1:0", directory),),
+    )
+    with pytest.raises(ConfigError, match="disk I/O error; look at its rights and its disk"):
+        _open_store(directory, config)
