@@ -41,36 +41,43 @@ def opened(directory: Path, cluster: str) -> Iterator[sqlite3.Connection]:
         mark = LogMark(database)
         with told_in_one_line(database):
             mark.begin()
-        stack.callback(mark.close)
-        connection = stack.enter_context(closing(pages.connect(database, isolation_level=None)))
-        refuse_foreign(connection, database)
-        connection.execute("PRAGMA synchronous = FULL")
-        with told_in_one_line(database):
+            stack.callback(mark.close)
+            connection = stack.enter_context(closing(pages.connect(database, isolation_level=None)))
+            refuse_foreign(connection, database)
+            connection.execute("PRAGMA synchronous = FULL")
             yield connection
             mark.retire(connection.execute)
 
 
 @contextmanager
 def told_in_one_line(database: Path) -> Iterator[None]:
-    """Raise ConfigError for damage that is met."""
+    """Raise ConfigError for damage that is met, and for a disk that fails or is full."""
     try:
         yield
     except sqlite3.DatabaseError as error:
-        if not pages.is_damage(error):
-            raise
-        where = ", ".join(map(str, pages.damaged_pages(database))) or str(error)
-        raise ConfigError(f"{database} is damaged (pages: {where}); {pages.ADVICE}") from None
+        if pages.is_damage(error):
+            where = ", ".join(map(str, pages.damaged_pages(database))) or str(error)
+            raise ConfigError(f"{database} is damaged (pages: {where}); {pages.ADVICE}") from None
+        if isinstance(error, sqlite3.OperationalError):
+            raise ConfigError(
+                f"{database} cannot be used now ({error}): look after its disk, and the room on it, and try "
+                "again; no damage was met"
+            ) from None
+        raise
 
 
 def refuse_foreign(connection: sqlite3.Connection, database: Path, advice: str = pages.ADVICE) -> None:
     """Refuse what is no database of quorumfs (`advice` says what to do then), or of another format.
 
-    Raises ConfigError.
+    Raises:
+        ConfigError: it is. sqlite3.OperationalError: its disk fails, or is full.
     """
     try:
         (application,) = connection.execute("PRAGMA application_id").fetchone()
         (version,) = connection.execute("PRAGMA user_version").fetchone()
     except sqlite3.DatabaseError as error:
+        if not pages.is_damage(error):
+            raise
         raise ConfigError(f"{database}: cannot be read ({error}); {advice}") from None
     if application != APPLICATION_ID:
         raise ConfigError(f"{database}: this is no database of quorumfs; {advice}")
