@@ -55,6 +55,7 @@ class Directory:
             self._descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self.complete = self._check_description()
+            self.remove_unfinished()
             if (path / RESTORED_NAME).exists():
                 self._finish_restore()
         except BlockingIOError:
@@ -111,6 +112,14 @@ class Directory:
         made.rename(self.path / RESTORED_NAME)
         self.sync()
         return self._finish_restore()
+
+    def remove_unfinished(self) -> None:
+        """Remove what is left of a restore that was not decided: it may be as large as the database.
+
+        Raises OSError.
+        """
+        for left in self.path.glob(f"{RESTORED_NAME}.partial*"):
+            left.unlink(missing_ok=True)
 
     def _aside_numbers(self) -> list[int]:
         names = [path.name.removeprefix(ASIDE_NAME) for path in self.path.glob(ASIDE_NAME + "*")]

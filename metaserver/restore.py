@@ -10,7 +10,7 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -66,6 +66,9 @@ def restore(
             raise ConfigError(f"{directory}: cannot be written: {error.strerror}") from None
         except sqlite3.Error as error:
             raise ConfigError(f"{copy} cannot be put back: {error}") from None
+        finally:
+            with suppress(OSError):  # the next claim tries again
+                claimed.remove_unfinished()
         if not claimed.complete:
             claimed.describe()
     return Restored(int(copied), put_up, aside)

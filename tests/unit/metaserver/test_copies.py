@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import subprocess
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from metaserver import copies, pages
+from metaserver import copies, offline, pages
 from metaserver.check import snapshot
 from metaserver.directory import RESTORED_NAME, Directory
 from metaserver.restore import restore
@@ -193,6 +196,52 @@ def test_a_power_loss_in_a_restore_takes_no_database(copy: Path, tmp_path: Path)
     with LostNames(place, power_fails).watching():
         restore(copy, place, "test")
     assert seen == {False, True}
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A directory on a file system of its own of 1 MiB."""
+    place = tmp_path / "small"
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1M", "tmpfs", str(place)], check=True, timeout=10)
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True, timeout=10)
+
+
+def fill(disk: Path, left: int) -> Path:
+    """Leave so many bytes of a disk free; return what takes the rest."""
+    filler = disk / "filler"
+    found = os.statvfs(disk)
+    filler.write_bytes(bytes(found.f_bavail * found.f_frsize - left))
+    return filler
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small disk")
+def test_a_full_disk_is_not_taken_for_damage(small_disk: Path) -> None:
+    """Who followed the advice to put a copy back would lose all that is newer, for want of some room."""
+    place = small_disk / "meta"
+    begin(place)
+    filler = fill(small_disk, 0)
+    with pytest.raises(ConfigError, match="the room on it") as told, offline.opened(place, "test"):
+        pass
+    assert "restore" not in str(told.value)
+    filler.unlink()
+    with offline.opened(place, "test") as connection:
+        assert connection.execute("SELECT count(*) FROM inodes").fetchone() == (1,)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small disk")
+def test_a_restore_that_failed_leaves_nothing_behind(copy: Path, small_disk: Path) -> None:
+    place = small_disk / "meta"
+    begin(place)
+    before = sorted(place.iterdir())
+    fill(small_disk, 5 * 4096)
+    with pytest.raises(ConfigError, match=r"full|No space"):
+        restore(copy, place, "test")
+    assert sorted(place.iterdir()) == before
+    (place / f"{RESTORED_NAME}.partial").write_bytes(b"of one that was killed")
+    Directory(place, "test").close()
+    assert sorted(place.iterdir()) == before
 
 
 def test_a_directory_in_use_is_left_alone(copy: Path, tmp_path: Path) -> None:
