@@ -31,6 +31,17 @@ KIND = "metaserver"
 DATABASE_NAME = "meta.sqlite"
 RESTORED_NAME = "meta.sqlite.restored"
 ASIDE_NAME = "before-restore-"
+PARTIAL_SUFFIX = ".partial"
+"""What ends the name of a database that is being made."""
+
+
+def remove_unfinished(directory: Path) -> None:
+    """Remove what is left of databases that were not made to their end: they may be as large as the whole.
+
+    Only for who has claimed the directory. Raises OSError.
+    """
+    for left in directory.glob(f"{DATABASE_NAME}.*{PARTIAL_SUFFIX}*"):
+        left.unlink(missing_ok=True)
 
 
 class Directory:
@@ -55,7 +66,7 @@ class Directory:
             self._descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self.complete = self._check_description()
-            self.remove_unfinished()
+            remove_unfinished(path)
             if (path / RESTORED_NAME).exists():
                 self._finish_restore()
         except BlockingIOError:
@@ -112,14 +123,6 @@ class Directory:
         made.rename(self.path / RESTORED_NAME)
         self.sync()
         return self._finish_restore()
-
-    def remove_unfinished(self) -> None:
-        """Remove what is left of a restore that was not decided: it may be as large as the database.
-
-        Raises OSError.
-        """
-        for left in self.path.glob(f"{RESTORED_NAME}.partial*"):
-            left.unlink(missing_ok=True)
 
     def _aside_numbers(self) -> list[int]:
         names = [path.name.removeprefix(ASIDE_NAME) for path in self.path.glob(ASIDE_NAME + "*")]

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 
 from metaserver import pages
-from metaserver.directory import Directory
+from metaserver.directory import PARTIAL_SUFFIX, Directory, remove_unfinished
 from metaserver.log_mark import LogMark
 from metaserver.schema import APPLICATION_ID, FORMAT_VERSION
 from wire.config import ConfigError
+from wire.directories import sync_directory
 from wire.messages import ROOT_INODE, BlockRecord
 
 PATH_STEPS_MAX = 10_000
@@ -115,14 +116,25 @@ def _path_of(connection: sqlite3.Connection, ino: int) -> bytes | None:
 
 
 def keep_copy(connection: sqlite3.Connection, directory: Path) -> Path:
-    """Copy the database beside itself under a new name, before it is mended; return the copy's path."""
+    """Copy the database beside itself under a new name, before it is mended; return the copy's path.
+
+    Raises OSError, sqlite3.Error: there is no copy.
+    """
     taken = {path.name for path in directory.iterdir()}
     numbers = range(1, len(taken) + 2)
     name = next(name for k in numbers if (name := f"meta.sqlite.before-repair-{k}") not in taken)
-    pages.create(directory / name)
-    with closing(pages.connect(directory / name)) as copy:
-        connection.backup(copy)
-    return directory / name
+    kept, partial = directory / name, directory / f"{name}{PARTIAL_SUFFIX}"
+    try:
+        pages.create(partial)
+        with closing(pages.connect(partial)) as copy:
+            connection.backup(copy)
+        partial.rename(kept)
+        sync_directory(directory)
+    except BaseException:
+        with suppress(OSError):  # who claims the directory next tries again
+            remove_unfinished(directory)
+        raise
+    return kept
 
 
 def is_whole(connection: sqlite3.Connection) -> bool:

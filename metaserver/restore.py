@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from metaserver import copies, fence, pages
-from metaserver.directory import RESTORED_NAME, Directory
+from metaserver.directory import PARTIAL_SUFFIX, RESTORED_NAME, Directory, remove_unfinished
 from wire.config import ConfigError
 
 
@@ -49,7 +49,7 @@ def restore(
     """
     with closing(Directory(directory, cluster, may_lack_database=True)) as claimed:
         try:
-            partial = directory / (RESTORED_NAME + ".partial")
+            partial = directory / (RESTORED_NAME + PARTIAL_SUFFIX)
             with closing(pages.connect(copy, read_only=True)) as source:
                 copies.write(source, partial, None)
             known = _given(claimed.database)
@@ -68,7 +68,7 @@ def restore(
             raise ConfigError(f"{copy} cannot be put back: {error}") from None
         finally:
             with suppress(OSError):  # the next claim tries again
-                claimed.remove_unfinished()
+                remove_unfinished(directory)
         if not claimed.complete:
             claimed.describe()
     return Restored(int(copied), put_up, aside)

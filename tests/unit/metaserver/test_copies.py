@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sqlite3
 import subprocess
 from collections.abc import Iterator
 from contextlib import closing
@@ -228,6 +229,24 @@ def test_a_full_disk_is_not_taken_for_damage(small_disk: Path) -> None:
     filler.unlink()
     with offline.opened(place, "test") as connection:
         assert connection.execute("SELECT count(*) FROM inodes").fetchone() == (1,)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small disk")
+def test_there_is_a_copy_from_before_a_repair_or_none(small_disk: Path) -> None:
+    place = small_disk / "meta"
+    begin(place)
+    before = sorted(place.iterdir())
+    with offline.opened(place, "test") as connection:
+        filler = fill(small_disk, 5 * 4096)
+        with pytest.raises(sqlite3.OperationalError, match="full"):
+            offline.keep_copy(connection, place)
+        filler.unlink()
+    assert sorted(place.iterdir()) == before
+    with offline.opened(place, "test") as connection:
+        kept = offline.keep_copy(connection, place)
+    assert kept.name == "meta.sqlite.before-repair-1"
+    with closing(pages.connect(kept, read_only=True)) as copy:
+        assert copy.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small disk")
