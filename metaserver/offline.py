@@ -138,9 +138,14 @@ def keep_copy(connection: sqlite3.Connection, directory: Path) -> Path:
 
 
 def is_whole(connection: sqlite3.Connection) -> bool:
-    """Tell whether the database file itself can be relied on; its indexes are built anew first."""
+    """Tell whether the database file itself can be relied on; its indexes are built anew first.
+
+    Raises sqlite3.OperationalError: its disk fails, or is full.
+    """
     try:
         connection.execute("REINDEX")
         return bool(connection.execute("PRAGMA integrity_check(1)").fetchone() == ("ok",))
-    except sqlite3.DatabaseError:
+    except sqlite3.DatabaseError as error:
+        if isinstance(error, sqlite3.OperationalError) and not pages.is_damage(error):
+            raise
         return False

@@ -232,6 +232,15 @@ def test_a_full_disk_is_not_taken_for_damage(small_disk: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small disk")
+def test_a_database_that_finds_no_room_for_its_repair_is_not_given_up(small_disk: Path) -> None:
+    place = small_disk / "meta"
+    begin(place)
+    with pytest.raises(ConfigError, match="the room on it"), offline.opened(place, "test") as connection:
+        fill(small_disk, 0)
+        offline.is_whole(connection)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small disk")
 def test_there_is_a_copy_from_before_a_repair_or_none(small_disk: Path) -> None:
     place = small_disk / "meta"
     begin(place)
