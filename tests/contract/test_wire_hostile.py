@@ -268,6 +268,10 @@ HOSTILE_XML = {
     "an integer with a line": call("<param><value><int>1_0</int></value></param>"),
     "an odd boolean": call("<param><value><boolean>true</boolean></value></param>"),
     "an odd double": call("<param><value><double>0x1p3</double></value></param>"),
+    "a long double that ends oddly": call(f"<param><value><double>{'1' * 90_000}x</double></value></param>"),
+    "a long fraction that ends oddly": call(
+        f"<param><value><double>{'1' * 45_000}.{'1' * 45_000}x</double></value></param>"
+    ),
     "odd base64": call("<param><value><base64>AAA*A===</base64></value></param>"),
     "a member without a name": call(
         "<param><value><struct><member><value/></member></struct></value></param>"
