@@ -24,9 +24,14 @@ class Connection(Protocol):
 
 
 class Connections:
-    """Those that are open now."""
+    """Those that are open now.
+
+    Attributes:
+        promised_bytes: how long the answers to their calls in flight may be.
+    """
 
     def __init__(self) -> None:
+        self.promised_bytes = 0
         self._open: set[Connection] = set()
         self._none = asyncio.Event()
         self._none.set()

@@ -9,11 +9,13 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Awaitable, Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+from wire.digest import BLOCK_BYTES
 from wire.errors import BadRequest, InternalError, MessageTooLarge, QuorumfsError, UnknownMethod
+from wire.messages import SMALL_BLOCK_BYTES, SMALL_FILES_AT_ONCE
 from wire.table import Method, check_implementation, methods_of
 
 log = logging.getLogger("wire.dispatch")
@@ -24,6 +26,18 @@ MOST_BYTES_OF_MULTICALL = 16 * 1024 * 1024
 _VALUE_BYTES = 16
 """What a value takes at least, in an answer or here."""
 
+_LONG_ANSWERS = {
+    "get": BLOCK_BYTES,
+    "read_block": BLOCK_BYTES,
+    "open_and_read": SMALL_BLOCK_BYTES,
+    "quarantine_read": BLOCK_BYTES,
+    "read_copy": BLOCK_BYTES,
+    "read_small": SMALL_FILES_AT_ONCE * SMALL_BLOCK_BYTES,
+    "read_small_files": SMALL_FILES_AT_ONCE * SMALL_BLOCK_BYTES,
+    "system.multicall": MOST_BYTES_OF_MULTICALL,
+}
+"""How long the answers of methods may be, where that is so long that few of them may wait to be sent."""
+
 Send = Callable[[str, list[Any]], Awaitable[Any]]
 
 
@@ -31,10 +45,12 @@ Send = Callable[[str, list[Any]], Awaitable[Any]]
 class Entry:
     """One method as a server offers it: how its parameters are read, and what is called.
 
-    `function` returns the result, or a coroutine or future of it.
+    `function` returns the result, or a coroutine or future of it. `answer_bytes` is how long its answers may
+    be, as far as that matters.
     """
 
     name: str
+    answer_bytes: int
     arguments: Callable[[Any], list[Any]]
     function: Callable[..., Any]
     help: str
@@ -48,7 +64,7 @@ class Dispatch:
         self.entries: dict[str, Entry] = {}
         for name, method in methods_of(_SystemMethods).items():
             function = getattr(self, "_" + name)
-            self._add(Entry(f"system.{name}", method.arguments, function, method.help, method.signatures))
+            self._add(_entry(f"system.{name}", method, function))
 
     def register(self, table: type, implementation: object, only: Collection[str] | None = None) -> None:
         """Offer the methods of a table, carried out by an object's methods of the same names.
@@ -67,7 +83,7 @@ class Dispatch:
             if function is None:
                 raise TypeError(f"{implementation!r} lacks {method.name} of {table.__name__}")
             check_implementation(method, function)
-            self._add(Entry(method.name, method.arguments, function, method.help, method.signatures))
+            self._add(_entry(method.name, method, function))
 
     def forward(self, table: type, send: Send, *, exclude: Collection[str] = ()) -> None:
         """Offer the methods of a table by passing raw parameters on and the raw result back.
@@ -181,13 +197,18 @@ def _chosen(table: type, only: Collection[str] | None) -> list[Method]:
     return [method for name, method in methods.items() if only is None or name in only]
 
 
+def _entry(name: str, method: Method, function: Callable[..., Any]) -> Entry:
+    answer_bytes = _LONG_ANSWERS.get(name, 0)
+    return Entry(name, answer_bytes, method.arguments, function, method.help, method.signatures)
+
+
 def _forwarding(method: Method, send: Send) -> Entry:
     def listed(params: Any) -> list[Any]:
         if type(params) is not list:
             raise BadRequest(f"{method.name}: parameters are a list")
         return [params]
 
-    return Entry(method.name, listed, partial(send, method.name), method.help, method.signatures)
+    return replace(_entry(method.name, method, partial(send, method.name)), arguments=listed)
 
 
 def as_quorumfs_error(error: Exception, name: Any) -> QuorumfsError:

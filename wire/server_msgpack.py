@@ -13,7 +13,7 @@ from types import CoroutineType
 from typing import Any
 
 from wire.connections import Connections
-from wire.dispatch import Dispatch, as_quorumfs_error
+from wire.dispatch import Dispatch, Entry, as_quorumfs_error
 from wire.errors import Draining, QuorumfsError
 from wire.lending import CODE, LEND, LEND_ROOM, ROOM_CODE, Borrowed, Lender
 from wire.msgpack_codec import LARGEST_ID, REQUEST, Decoder, Encoder
@@ -22,6 +22,9 @@ from wire.msgpack_long import Malformed
 log = logging.getLogger("wire.server")
 
 MOST_CALLS_IN_FLIGHT = 256
+MOST_PROMISED_BYTES = 32 * 1024 * 1024
+"""While the calls in flight of all connections may have answers of so many bytes, a connection with one of
+these calls is not read: it may be that its peer reads no answers."""
 _OFFERS = (LEND, LEND_ROOM)
 
 
@@ -43,6 +46,8 @@ class MsgpackConnection(asyncio.BufferedProtocol):
         self._most_calls_in_flight = most_calls_in_flight
         self._loop = asyncio.get_running_loop()
         self._in_flight: set[asyncio.Future[Any]] = set()
+        self._promised_bytes = 0
+        """How long the answers to those may be."""
         self._peer_reads = True
         self._reading = True
         self._draining = False
@@ -105,7 +110,11 @@ class MsgpackConnection(asyncio.BufferedProtocol):
                 self._transport.resume_reading()
 
     def _may_read(self) -> bool:
-        return self._peer_reads and len(self._in_flight) < self._most_calls_in_flight
+        return (
+            self._peer_reads
+            and len(self._in_flight) < self._most_calls_in_flight
+            and (not self._promised_bytes or self._connections.promised_bytes < MOST_PROMISED_BYTES)
+        )
 
     def _answer_what_arrived(self) -> None:
         decoder = self._decoder
@@ -146,11 +155,16 @@ class MsgpackConnection(asyncio.BufferedProtocol):
                 result = self._loop.create_task(result)
             if isinstance(result, asyncio.Future):
                 self._in_flight.add(result)
-                result.add_done_callback(partial(self._answer_later, request_id, entry.name))
+                self._promise(entry.answer_bytes)
+                result.add_done_callback(partial(self._answer_later, request_id, entry))
             else:
                 self._send(request_id, result)
         except Exception as error:
             self._send_error(request_id, as_quorumfs_error(error, name))
+
+    def _promise(self, answer_bytes: int) -> None:
+        self._promised_bytes += answer_bytes
+        self._connections.promised_bytes += answer_bytes
 
     def _borrow(self, code: int, params: Any) -> None:
         memory = Borrowed(self._transport.get_extra_info("socket"), params)
@@ -158,14 +172,15 @@ class MsgpackConnection(asyncio.BufferedProtocol):
         if code == ROOM_CODE:
             self._encoder.room = memory
 
-    def _answer_later(self, request_id: int, name: str, done: asyncio.Future[Any]) -> None:
+    def _answer_later(self, request_id: int, entry: Entry, done: asyncio.Future[Any]) -> None:
         self._in_flight.discard(done)
+        self._promise(-entry.answer_bytes)
         try:
             self._send(request_id, done.result())
         except asyncio.CancelledError:
             pass  # the server stops
         except Exception as error:
-            self._send_error(request_id, as_quorumfs_error(error, name))
+            self._send_error(request_id, as_quorumfs_error(error, entry.name))
         self._leave_if_done()
         if not self._reading:
             self._read_on()
