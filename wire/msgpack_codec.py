@@ -35,6 +35,9 @@ ROOM_BYTES = 64 * 1024
 Buffer = bytes | bytearray | memoryview
 
 _FEW_ITEMS = 64
+BYTES_A_VALUE = 16
+"""A message has at most one value for so many of the bytes that it may have: one byte can be a value that
+takes 64 bytes of memory."""
 
 
 _PlaceOf = Callable[[Buffer], bytes | None]
@@ -138,7 +141,8 @@ class Decoder:
     of another one are received where they stay.
 
     Args:
-        max_message_bytes: a longer message is refused as soon as it is seen to be longer.
+        max_message_bytes: a longer message is refused as soon as it is seen to be longer, and so is one with
+            more values than one for each BYTES_A_VALUE of these.
         strict: structs have names of strings only, as XML-RPC has it (a server insists).
         lender: whose memory the long byte strings are received into, where it has room.
     """
@@ -165,6 +169,9 @@ class Decoder:
         self._fed_end = 0
         self._given_up = False
         """Whether the message that has begun was a long one, and is not to become one again."""
+        self._values = 0
+        """How many values were unpacked of that message."""
+        self._counting = {"list_hook": self._count_list, "object_hook": self._count_map}
         self._renew_unpacker()
 
     def _renew_unpacker(self) -> None:
@@ -173,6 +180,7 @@ class Decoder:
             max_buffer_size=0,
             max_ext_len=PLACE_BYTES if self._lent_at else 0,
             ext_hook=self._lent,
+            **(self._counting if self._given_up else {}),
             **self._bounds,
         )
         self._fed_bytes = self._complete_bytes = 0
@@ -197,6 +205,19 @@ class Decoder:
         if code not in self._lent_at or len(place) != PLACE_BYTES:
             raise ValueError("an extension type that is none of ours")
         return self._lent_at[code](place)
+
+    def _count_list(self, items: list[Any]) -> list[Any]:
+        self._count(1 + len(items))
+        return items
+
+    def _count_map(self, items: dict[Any, Any]) -> dict[Any, Any]:
+        self._count(1 + 2 * len(items))
+        return items
+
+    def _count(self, values: int) -> None:
+        self._values += values
+        if self._values > self._max_message_bytes // BYTES_A_VALUE:
+            raise ValueError(f"more than {self._max_message_bytes // BYTES_A_VALUE} values")
 
     def room(self) -> memoryview:
         """Return where the next bytes are to be received; never empty after `next` has returned None."""
@@ -260,6 +281,10 @@ class Decoder:
             return _NOT_YET
         self._complete_bytes = self._unpacker.tell()
         self._given_up = False
+        if self._values:
+            self._values = 0
+            if self._complete_bytes == self._fed_bytes:
+                self._renew_unpacker()  # one that does not count, which takes time
         return message
 
     def _begin_long(self) -> LongMessage:
@@ -283,8 +308,8 @@ class Decoder:
 
     def _unpack_given_up(self, long: LongMessage) -> Any:
         """Leave a message of many items to the unpacker, from its first byte on."""
-        self._renew_unpacker()
         self._given_up = True
+        self._renew_unpacker()
         for part in long.parts:
             self._unpacker.feed(part)
             self._fed_bytes += len(part)

@@ -211,6 +211,23 @@ def test_a_message_over_the_bound_is_malformed() -> None:
         decoder.next()
 
 
+@pytest.mark.parametrize("value", [b"\x90", b"\x80", b"\xc0"], ids=["lists", "maps", "nils"])
+def test_a_message_of_very_many_values_is_malformed(value: bytes) -> None:
+    """Each takes more memory than bytes in the message; as many as the bound are read, again and again."""
+    most = 2**22 // msgpack_codec.BYTES_A_VALUE
+
+    def message(values: int) -> bytes:
+        full, rest = divmod(values, 60_000)
+        lists = [b"\xdc" + (60_000).to_bytes(2, "big") + value * 60_000] * full
+        return b"\x94\x00\x01\xa1m\xdc" + (full + rest).to_bytes(2, "big") + b"".join(lists) + value * rest
+
+    whole = message(most // 2 - 100)
+    small = b"\x94\x00\x01\xa1m\x91\xc0"
+    assert [len(read[3]) for read in decode((whole + small) * 3)] == [len(decode(whole)[0][3]), 1] * 3
+    with pytest.raises(msgpack_long.Malformed, match="values"):
+        decode(message(most + 1))
+
+
 def test_an_error_whose_detail_cannot_cross_still_crosses() -> None:
     error = ReadRefused("no", {"odd": object()})
     message = decode(join(msgpack_codec.Encoder().error(7, error)))[0]
