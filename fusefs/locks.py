@@ -23,6 +23,7 @@ from fusefs.writeback import Writeback
 from wire.errors import (
     Interrupted,
     LocksLost,
+    NoLocks,
     QuorumfsError,
     SessionUnknown,
     StaleEpoch,
@@ -100,17 +101,27 @@ class FileLocks:
         return grant.epoch
 
     def unset(self, handle: Handle, range_: FileLock) -> None:
-        """Give up a range; what was written before is committed first, so that the next holder sees it."""
+        """Give up a range; what was written before is committed first, so that the next holder sees it.
+
+        Raises:
+            NoLocks: it lies within locks, which would be too many in two parts each.
+            LocksLost, QuorumfsError.
+        """
         inode = handle.inode
         if not self._holds(range_):
             return
         self._commit(inode)
         with inode.locking:
-            self._keep_certain(range_, unlocked)
+            before = self._keep_certain(range_, unlocked)
             try:
                 self._carry_out(handle, range_, unlocked, self._give_up)
             except LocksLost:
                 pass
+            except NoLocks as error:  # it would have parted one lock too many in two: all is held still
+                if not self._restore(range_, before):
+                    handle.lost = LocksLost("a range was not unlocked, and the locks around it were lost")
+                    raise handle.lost from error
+                raise
             except QuorumfsError:
                 self._doubt(range_)
                 raise

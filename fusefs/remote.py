@@ -7,11 +7,11 @@ thread.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from fusefs.patience import Patience
-from fusefs.session import Session
+from fusefs.session import INODES_A_CALL, Session, runs
 from wire.blocking import BlockingClient
 from wire.config import Deadlines
 from wire.errors import SessionUnknown
@@ -38,10 +38,6 @@ R = TypeVar("R")
 
 BLOCKS_A_CALL = 4096
 """A call names no more blocks: a message is bounded, and so is what one deadline is for."""
-
-
-def _runs(many: Sequence[R]) -> Iterator[list[R]]:
-    return (list(many[start : start + BLOCKS_A_CALL]) for start in range(0, len(many), BLOCKS_A_CALL))
 
 
 class RemoteNamespace:
@@ -144,14 +140,20 @@ class RemoteNamespace:
         )
 
     def tell_open(self, inodes: Sequence[int], asked: int) -> None:
-        opened, closes = list(inodes), self._session.closes
-        if asked:  # by a heartbeat, which must not wait for servers
+        closes = self._session.closes
+        *first, last = [*runs(inodes, INODES_A_CALL)] or [[]]
+        for opened in first:
+            self._tell_open(opened, 0, closes, waits=not asked)
+        self._tell_open(last, asked, closes, waits=not asked)
+
+    def _tell_open(self, opened: list[int], asked: int, closes: int, waits: bool) -> None:
+        if waits:
+            self._in_any_session(
+                lambda session: self._ask(NamespaceMethods.tell_open, session, opened, asked, closes)
+            )
+        else:  # a heartbeat, which must not wait for servers
             self._client.call_once(
                 self._seconds, NamespaceMethods.tell_open, self._session.number, opened, asked, closes
-            )
-        else:
-            self._in_any_session(
-                lambda session: self._ask(NamespaceMethods.tell_open, session, opened, 0, closes)
             )
 
     def read_small_files(self, inodes: Sequence[int]) -> Sequence[Opened | None]:
@@ -248,12 +250,12 @@ class RemoteBlocks:
         )
 
     def sync_blocks(self, blocks: Sequence[bytes]) -> None:
-        for some in _runs(blocks):
+        for some in runs(blocks, BLOCKS_A_CALL):
             self._ask(self._deadlines.write_seconds, MediatorMethods.sync_blocks, some)
 
     def abandon(self, records: Sequence[BlockRecord]) -> None:
         session, seconds = self._session.number, self._deadlines.metadata_seconds
-        for some in _runs([record for record in records if self.owns(record.block)]):
+        for some in runs([record for record in records if self.owns(record.block)], BLOCKS_A_CALL):
             self._client.call(seconds, NamespaceMethods.abandon_blocks, session, some)
 
     def write_file(

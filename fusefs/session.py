@@ -42,6 +42,14 @@ BIRTH_SECONDS = 1.3
 SLOTS = 32
 """So many mutating calls of a session may be in flight at once."""
 
+INODES_A_CALL = 16_384
+"""A call names no more inodes: a message is bounded."""
+
+
+def runs(many: Sequence[R], most: int) -> Iterator[list[R]]:
+    """Part what a call is about into lists of at most `most`, for as many calls."""
+    return (list(many[start : start + most]) for start in range(0, len(many), most))
+
 
 class _Slot(NamedTuple):
     """A slot, and its last call's session: the one whose number was in its ticket."""
@@ -336,12 +344,9 @@ class Session:
     def _reclaim(self, epoch: int) -> None:
         # Before it is said what is held: what is asked for, or closed, from now on comes behind that.
         self.epoch, closes = epoch, self.closes
-        self._client.call(
-            self._deadlines.metadata_seconds,
-            NamespaceMethods.reclaim,
-            self.number,
-            epoch,
-            list(self.open_inodes()),
-            list(self.held_locks(epoch)),
-            closes,
-        )
+        session, seconds = self.number, self._deadlines.metadata_seconds
+        *first, last = [*runs(self.open_inodes(), INODES_A_CALL)] or [[]]
+        locks = list(self.held_locks(epoch))
+        for inodes in first:  # not by `reclaim`, after which the server awaits no more
+            self._client.call(seconds, NamespaceMethods.tell_open, session, inodes, 0, closes)
+        self._client.call(seconds, NamespaceMethods.reclaim, session, epoch, last, locks, closes)

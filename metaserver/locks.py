@@ -28,7 +28,12 @@ from wire.locks import LAST, Lock, closes_a_circle, conflicts, locked, unlocked
 from wire.messages import FileLock, Ticket
 
 LOCKS_A_FILE_MAX = 10_000
+LOCKS_A_SESSION_MAX = 40_000
+"""After a restart a session says all its locks by one message, which is bounded, in XML-RPC too."""
 WAITERS_MAX = 10_000
+
+Change = Callable[[list[Lock], Lock], list[Lock]]
+"""What a call makes of the locks that are held: see wire.locks."""
 
 
 class Place(NamedTuple):
@@ -58,6 +63,8 @@ class Locks:
         """Begin without locks; while `in_grace` tells so, sessions may hold locks that are not known yet."""
         self._in_grace = in_grace
         self._held: dict[Place, list[Lock]] = {}
+        self._counts: Counter[int] = Counter()
+        """How many locks each session holds."""
         self._waiting: dict[Place, list[Waiting]] = {}
         self._waiters: Counter[tuple[int, int]] = Counter()
         """Who waits for a lock, and how often."""
@@ -80,19 +87,35 @@ class Locks:
             held = self._held.get(place, [])
             if conflicts(held, wanted):
                 if place.flock:
-                    self._keep(place, unlocked(held, wanted))
+                    self._change(place, wanted, unlocked)
                 raise WouldBlock("somebody else holds a lock there")
-            after = locked(held, wanted)
-            if len(after) > max(LOCKS_A_FILE_MAX, len(held)):
-                raise NoLocks(f"a file has at most {LOCKS_A_FILE_MAX} locks")
-            self._keep(place, after)
+            self._require_room(place, wanted, locked)
+            self._change(place, wanted, locked)
 
     def unset(self, ticket: Ticket, asked: FileLock) -> None:
-        """Give up a range, whatever of it was held."""
+        """Give up a range, whatever of it was held. Raises NoLocks: what is left would be too many locks."""
         place, range_ = _parse(ticket.session, asked)
         with self._once(ticket) as again:
             if not again:
-                self._keep(place, unlocked(self._held.get(place, []), range_))
+                self._require_room(place, range_, unlocked)
+                self._change(place, range_, unlocked)
+
+    def _require_room(self, place: Place, lock: Lock, change: Change) -> None:
+        """Raise NoLocks if a change would make too many of the locks that are held."""
+        held = self._held.get(place, [])
+        count = len(change(held, lock))
+        more = count - len(held)
+        if more > 0 and count > LOCKS_A_FILE_MAX:
+            raise NoLocks(f"a file has at most {LOCKS_A_FILE_MAX} locks")
+        if more > 0 and self._counts[lock.session] + more > LOCKS_A_SESSION_MAX:
+            raise NoLocks(f"a mount has at most {LOCKS_A_SESSION_MAX} locks")
+
+    def _change(self, place: Place, lock: Lock, change: Change) -> None:
+        """Change what one session holds of a file."""
+        held = self._held.get(place, [])
+        after = change(held, lock)
+        self._counts[lock.session] += len(after) - len(held)
+        self._keep(place, after)
 
     def settle(self, ticket: Ticket) -> None:
         """Do nothing, but refuse older calls of the slot from now on."""
@@ -206,11 +229,12 @@ class Locks:
         if any(conflicts(self._held.get(place, []), lock) for place, lock in parsed):
             return False
         for place, lock in parsed:
-            self._keep(place, locked(self._held.get(place, []), lock))
+            self._change(place, lock, locked)
         return True
 
     def drop_session(self, session: int) -> None:
         """Forget all that a session holds; it has ended."""
+        self._counts.pop(session, None)
         for place, held in list(self._held.items()):
             if any(lock.session == session for lock in held):
                 self._keep(place, [lock for lock in held if lock.session != session])

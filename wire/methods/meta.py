@@ -85,6 +85,7 @@ class NamespaceMethods:
         Raises:
             StaleEpoch: the server was restarted since.
             GracePeriod: the server was restarted, and this session has not reclaimed yet.
+            NoLocks: the range lies within a lock, and two in its place would be too many.
             SessionUnknown.
         """
         raise NotImplementedError

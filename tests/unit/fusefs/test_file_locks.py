@@ -11,7 +11,15 @@ from fusefs.filesystem import FileSystem
 from fusefs.handles import Handle
 from tests.unit.fusefs.fakes import FakeServer
 from tests.unit.fusefs.work import close, make
-from wire.errors import DeadlineExceeded, Interrupted, LocksLost, QuorumfsError, StaleEpoch, WouldBlock
+from wire.errors import (
+    DeadlineExceeded,
+    Interrupted,
+    LocksLost,
+    NoLocks,
+    QuorumfsError,
+    StaleEpoch,
+    WouldBlock,
+)
 from wire.locks import LAST
 from wire.messages import FileLock, LockGrant
 
@@ -125,3 +133,18 @@ def test_a_lock_that_may_have_been_granted_is_given_up_at_the_close(
     fs.locks.closing(handle, OWNER)
     assert [lock.last for lock in unlocked] == [LAST] * given_up
     close(fs, handle)
+
+
+def test_a_range_that_cannot_be_unlocked_is_locked_still(
+    fs: FileSystem, server: FakeServer, locked: Handle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also after a restart: two locks in the place of one would be too many."""
+
+    def refuse(_: FileLock) -> int:
+        raise NoLocks("too many")
+
+    monkeypatch.setattr(server, "unlock", refuse, raising=False)
+    before = fs.locks.reclaim(1)
+    with pytest.raises(NoLocks):
+        fs.locks.unset(locked, before[0]._replace(start=4, last=4))
+    assert fs.locks.reclaim(1) == before != []

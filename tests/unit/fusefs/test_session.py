@@ -10,6 +10,8 @@ import pytest
 from fusefs.patience import Patience
 from fusefs.remote import RemoteNamespace
 from fusefs.session import SLOTS, Session
+from metaserver.locks import LOCKS_A_SESSION_MAX
+from wire import xml_codec
 from wire.config import Deadlines
 from wire.errors import (
     DeadlineExceeded,
@@ -24,6 +26,9 @@ from wire.errors import (
 from wire.locks import LAST
 from wire.messages import FileLock, Heartbeat, LockHolder, SessionInfo, Ticket
 from wire.methods import MediatorMethods, NamespaceMethods
+from wire.msgpack_codec import Decoder, Encoder
+from wire.server import MAX_MESSAGE_BYTES
+from wire.table import method_of
 
 UP, DOWN = Heartbeat(1, True, ""), Heartbeat(1, False, "4 of 5 data servers are up")
 
@@ -262,3 +267,59 @@ def test_who_holds_a_lock_is_told_after_the_session_has_expired(holder: int, pid
     found = namespace.get_lock(FileLock(9, False, 1, 0, LAST, True, 77))
     assert found is not None
     assert found.lock.pid == pid
+
+
+class Restarted:
+    """Is sent what a session says after a restart, as a server would receive it; keeps the calls."""
+
+    def __init__(self, rpc: str) -> None:
+        self.rpc = rpc
+        self.calls: list[tuple[str, list[Any]]] = []
+
+    def call(self, _deadline_seconds: float, method: Any, *arguments: Any) -> None:
+        spec = method_of(method)
+        self.calls.append(
+            (spec.name, spec.arguments(self._received(spec.name, spec.positional(arguments, {}))))
+        )
+
+    call_once = call
+
+    def _received(self, name: str, params: list[Any]) -> Any:
+        if self.rpc == "xml":
+            body = xml_codec.pack_request(name, params)
+            assert len(body) <= MAX_MESSAGE_BYTES
+            return xml_codec.unpack_request(body)[1]
+        data = b"".join(Encoder().request(1, name, params))
+        decoder = Decoder(MAX_MESSAGE_BYTES, strict=True)
+        while (message := decoder.next()) is None:
+            count = min(len(data), len(decoder.room()))
+            decoder.room()[:count] = data[:count]
+            decoder.received(count)
+            data = data[count:]
+        return message[3]
+
+
+@pytest.mark.parametrize("rpc", ["msgpack", "xml"])
+@pytest.mark.parametrize("how", ["reclaim", "asked", "by itself"])
+def test_however_much_is_open_and_locked_is_told(rpc: str, how: str) -> None:
+    """A message has a bound; that all has been said is said last."""
+    client = Restarted(rpc)
+    session = Session(client, Deadlines(), "a test", Patience())  # type: ignore[arg-type]
+    inodes = list(range(2**62, 2**62 + 70_000))
+    held = [
+        FileLock(2**62, False, 2**63 - 1, 2**62 + 2 * number, 2**62 + 2 * number, True, 2**31)
+        for number in range(LOCKS_A_SESSION_MAX)
+    ]
+    if how == "reclaim":
+        session.open_inodes, session.held_locks = lambda: inodes, lambda epoch: held
+        session._reclaim(5)
+        assert client.calls[-1][0] == "reclaim" and client.calls[-1][1][1] == 5
+        assert [lock for name, params in client.calls if name == "reclaim" for lock in params[3]] == held
+        told = [params[2] if name == "reclaim" else params[1] for name, params in client.calls]
+    else:
+        namespace = RemoteNamespace(client, session, Deadlines(), Patience())  # type: ignore[arg-type]
+        namespace.tell_open(inodes, 9 if how == "asked" else 0)
+        assert [params[2] for _, params in client.calls][-1] == (9 if how == "asked" else 0)
+        assert not any(params[2] for _, params in client.calls[:-1])
+        told = [params[1] for _, params in client.calls]
+    assert [ino for some in told for ino in some] == inodes

@@ -17,6 +17,7 @@ from wire.errors import (
     Deadlock,
     GracePeriod,
     InvalidArgument,
+    NoLocks,
     SequenceError,
     SessionUnknown,
     StaleEpoch,
@@ -97,6 +98,33 @@ def test_what_cannot_be(meta: Harness, lock: FileLock) -> None:
         meta.set_lock(Ticket(99, 0, 1), lock)
     with pytest.raises(SessionUnknown):
         meta.wait(meta.service.wait_lock(99, lock))
+
+
+def test_a_session_has_a_bounded_number_of_locks(
+    meta: Harness, lock: FileLock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(locks, "LOCKS_A_SESSION_MAX", 3)
+    other = lock._replace(ino=meta.create(1, b"b", open_it=True).ino, start=0, last=9)
+    meta.set_lock(meta.ticket(), lock)
+    for range_ in (other, other._replace(start=20, last=29)):
+        meta.set_lock(meta.ticket(), range_)
+    ticket = meta.ticket()
+    for _ in range(2):  # also when it is sent again
+        with pytest.raises(NoLocks):
+            meta.set_lock(ticket, other._replace(start=40, last=49))
+    with pytest.raises(NoLocks):
+        meta.unlock(meta.ticket(), lock._replace(start=5, last=5))  # which would leave two of it
+    meta.set_lock(meta.ticket(), other._replace(start=10, last=19))  # one with those beside it
+    meta.restart()
+    meta.reclaim(meta.session, [lock.ino, other.ino], [lock, other._replace(last=29)])
+    meta.unlock(meta.ticket(), lock._replace(start=5, last=5))
+    with pytest.raises(NoLocks):
+        meta.set_lock(meta.ticket(), other._replace(start=40, last=49))
+    meta.unlock(meta.ticket(), lock)
+    meta.set_lock(meta.ticket(), other._replace(start=40, last=49))
+    another = meta.open_session()
+    for start in (60, 70, 80):
+        meta.set_lock(meta.ticket(another), other._replace(start=start, last=start))
 
 
 def test_a_flock_that_cannot_change_its_mode_is_lost(meta: Harness, lock: FileLock) -> None:
