@@ -232,6 +232,8 @@ class MetadataCopies:
             after = found[-1].block if found else b""
             page = await server.call(self._metadata.deadline_seconds, DataMethods.inventory, after, limit)
             records = [record for record in page if manifest.is_reserved(record.block)]
+            if records and records[-1].block <= after:
+                raise InternalError(f"the inventory of server {server.number} does not move on")
             found += records
             if len(records) < limit:
                 return found

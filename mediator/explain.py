@@ -13,6 +13,7 @@ from mediator.fanout import outcome_of
 from mediator.health import Health
 from mediator.refusals import Refusals
 from mediator.repair import Repairs
+from mediator.room import room_of
 from mediator.servers import Metadata
 from mediator.vote import read_outcome
 from wire.errors import QuorumfsError
@@ -107,9 +108,9 @@ class Explainer:
 
     async def usage(self) -> Usage:
         """Return the least of the data servers' room: every server holds every block."""
-        said = [status for status in (await self.statuses()).values() if "free_bytes" in status]
-        free = min((int(status["free_bytes"]) for status in said), default=0)
-        total = min((int(status["total_bytes"]) for status in said), default=0)
+        told = [room for status in (await self.statuses()).values() if (room := room_of(status)) is not None]
+        free = min((free for free, _ in told), default=0)
+        total = min((total for _, total in told), default=0)
         counts = await self._metadata.ask(BookkeepingMethods.counts)
         free_inodes = int(counts["free_inodes"])
         return Usage(total, free, int(counts["inodes"]) + free_inodes, free_inodes)

@@ -318,9 +318,9 @@ class Refills:
                 await asyncio.sleep(COUNT_SECONDS)
             counts = await self._metadata.ask(BookkeepingMethods.counts)
             lag = await self._metadata.ask(BookkeepingMethods.lag_counts)
-            status = await server.call(self._metadata.deadline_seconds, CommonMethods.status)
+            blocks, _ = await self._held_by(server)
             lagging = sum(each.blocks for each in lag if each.server == server.number)
-            held = status["blocks"] - await self._copies_on(server)
+            held = blocks - await self._copies_on(server)
             if not must_compare(held, counts["blocks"], lagging, counts["garbage_blocks"]):
                 return False
         return True
@@ -361,10 +361,18 @@ class Refills:
         A blank one does, and a comparison will find them: who looks at the progress wants to know it before.
         """
         committed = await self._metadata.ask(BookkeepingMethods.counts)
-        status = await server.call(self._metadata.deadline_seconds, CommonMethods.status)
-        unknown = max(0, committed["blocks"] - lag - status["blocks"])
-        size = max(0, committed["block_bytes"] - lag_bytes - status["bytes_live"])
+        blocks, bytes_live = await self._held_by(server)
+        unknown = max(0, committed["blocks"] - lag - blocks)
+        size = max(0, committed["block_bytes"] - lag_bytes - bytes_live)
         return (unknown, size) if unknown else (0, 0)
+
+    async def _held_by(self, server: Server) -> tuple[int, int]:
+        """Return how many blocks a server says to have, and their bytes. Raises QuorumfsError."""
+        status = await server.call(self._metadata.deadline_seconds, CommonMethods.status)
+        blocks, bytes_live = status.get("blocks"), status.get("bytes_live")
+        if type(blocks) is not int or type(bytes_live) is not int:
+            raise QuorumfsError(f"server {server.number} does not say how many blocks it has")
+        return blocks, bytes_live
 
     async def _fill_all(self, server: Server, records: list[BlockRecord], progress: RefillProgress) -> int:
         """Fill those of these blocks that a server lacks, and say so. Returns how many it has then."""

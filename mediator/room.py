@@ -53,6 +53,14 @@ def enough_room(quorum: Quorum, servers: Sequence[Server]) -> bool:
     return len(up) < quorum.write or sum(not server.full for server in up) >= quorum.write
 
 
+def room_of(status: Any) -> tuple[int, int] | None:
+    """Return how many bytes are free and there are on a data server's disk, None if it does not say."""
+    if not isinstance(status, dict):
+        return None
+    free, total = status.get("free_bytes"), status.get("total_bytes")
+    return (free, total) if type(free) is int and type(total) is int and min(free, total) >= 0 else None
+
+
 class Room:
     """Keeps `Server.full` true. `has_room_again` is told of each server that was full and no longer is."""
 
@@ -120,8 +128,8 @@ class Room:
         counts, *answers = await asyncio.gather(counted, *asked)
         self._note_garbage(counts)
         for server, answer in zip(up, answers, strict=True):
-            if isinstance(answer, dict) and "free_bytes" in answer:
-                self._note(server, int(answer["free_bytes"]))
+            if (told := room_of(answer)) is not None:
+                self._note(server, free_bytes=told[0])
 
     def _note_garbage(self, counts: Any) -> None:
         garbage = counts.get("garbage_blocks") if isinstance(counts, dict) else None

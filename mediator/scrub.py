@@ -293,6 +293,8 @@ class Scrubs:
         parts = [VotedPart(record.block, 0, 0) for record in batch]
         try:
             digests = await server.call(BATCH_SECONDS, DataMethods.digests, parts)
+            if len(digests) != len(parts):
+                raise QuorumfsError(f"{len(digests)} votes came, not {len(parts)}")
         except QuorumfsError as error:
             is_late = isinstance(error, DeadlineExceeded)
             if not server.up or (isinstance(error, TransportError) and not is_late):

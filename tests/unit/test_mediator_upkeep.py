@@ -613,6 +613,39 @@ def test_late_heartbeats_count_only_in_a_row_without_other_answers() -> None:
     run(scenario())
 
 
+@pytest.mark.parametrize("wrong", [{}, {"free_bytes": 1}, {"free_bytes": "all", "total_bytes": -1}])
+def test_a_server_that_does_not_tell_its_room_is_left_out(wrong: dict[str, Any]) -> None:
+    async def scenario() -> None:
+        async with world() as w:
+            w.data[2].status = lambda: wrong  # type: ignore[method-assign]
+            await w.mediator.room.look()
+            assert await w.mediator.explainer.usage() == Usage(1995, 10**9 - 5, 10, 7)
+
+    run(scenario())
+
+
+def test_a_refill_goes_on_when_the_server_tells_what_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mediator.refill.RETRY_SECONDS", 0.01)
+
+    async def scenario() -> None:
+        async with world() as w:
+            records = [w.commit(bytes([n])) for n in range(9)]
+            w.data[1].delete([record.block for record in records])
+            w.data[1].epoch += 1
+            status, asked = w.data[1].status, []
+
+            def late() -> dict[str, Any]:
+                asked.append(1)
+                return {} if len(asked) < 4 else status()
+
+            w.data[1].status = late  # type: ignore[method-assign]
+            await w.look()
+            assert len(asked) > 3
+            assert all(w.data[1].is_good(record) for record in records)
+
+    run(scenario())
+
+
 def test_explain_and_usage() -> None:
     async def scenario() -> None:
         async with world() as w:

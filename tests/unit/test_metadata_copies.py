@@ -15,7 +15,7 @@ from mediator.manifest import Manifest
 from mediator.service import Service
 from tests.unit.mediator_fakes import World
 from wire.digest import BLOCK_BYTES, block_digest
-from wire.errors import Busy, InvalidArgument, QuorumfsError
+from wire.errors import Busy, InternalError, InvalidArgument, QuorumfsError
 from wire.messages import BlockRecord, Identity
 from wire.quorum import Quorum
 
@@ -429,5 +429,23 @@ def test_no_copies_are_made_that_would_count_for_nothing(fault: str) -> None:
             await world.look()
             assert await copies.run_once()
             assert [len(copies_on(world, number)) for number in world.data] == [1, 1, 1]
+
+    run(scenario())
+
+
+def test_an_inventory_that_does_not_move_on_is_not_read_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mediator.copies.PAGE", 2)
+
+    async def scenario() -> None:
+        world = World(Quorum(3, 2, 2))
+        async with copying(world) as (copies, _):
+            await world.look()
+            assert await copies.run_once()
+            inventory = world.data[1].inventory
+            world.data[1].inventory = lambda _, limit: inventory(b"", 1) * limit  # type: ignore[method-assign]
+            with pytest.raises(InternalError, match="does not move on"):
+                async with asyncio.timeout(5):
+                    await copies.count_on(world.mediator.health.servers[0])
+            assert await copies.count_on(world.mediator.health.servers[1]) == 4
 
     run(scenario())

@@ -156,6 +156,28 @@ def test_a_block_that_gets_no_vote_does_not_hold_up_the_others(failure: Quorumfs
     run(scenario())
 
 
+@pytest.mark.parametrize("change", [-1, 1], ids=["too few", "too many"])
+def test_a_wrong_number_of_votes_does_not_hold_up_the_scrub(change: int) -> None:
+    async def scenario() -> None:
+        async with world() as w:
+            records = [w.commit(bytes([n]) * 10) for n in range(9)]
+            w.data[1].damage(records[4].block)
+            digests = w.data[1].digests
+
+            def miscounted(parts: list[VotedPart]) -> list[bytes | None]:
+                return (digests(parts) * 2)[: len(parts) + change] if len(parts) > 1 else digests(parts)
+
+            w.data[1].digests = miscounted  # type: ignore[method-assign]
+            [progress] = await w.mediator.scrub(1, True)
+            server, scrubs = w.mediator.health.servers[0], w.mediator.scrubs
+            while progress["state"] == "running":
+                await scrubs._turn(server)
+                [progress] = await w.mediator.scrub(1, False) or [progress]
+            assert (progress["corrupt"], progress["repaired"], progress["checked"]) == (1, 1, 9)
+
+    run(scenario())
+
+
 def test_one_server_alone() -> None:
     async def scenario() -> None:
         async with world() as w:
