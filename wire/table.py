@@ -24,6 +24,8 @@ Converter = Callable[[Any], Any]
 
 SMALLEST_INTEGER = -(2**63)
 LARGEST_INTEGER = 2**63 - 1
+DEEPEST = 32
+"""Where a table says Any, values may lie in each other so deep: so they fit into XML-RPC."""
 
 
 class Mismatch(Exception):
@@ -223,6 +225,27 @@ def _nothing(value: Any) -> None:
 
 
 def _anything(value: Any) -> Any:
+    """Whatever can cross in both encodings: what came by one may be told again by the other."""
+    _require_plain(value, DEEPEST)
+    return value
+
+
+def _require_plain(value: Any, deepest: int) -> None:
+    kind = type(value)
+    if kind is int:
+        _integer(value)
+    elif kind is list or kind is dict:
+        if not deepest:
+            raise Mismatch(f"wants values that lie no more than {DEEPEST} deep in each other")
+        for item in _struct(value).values() if kind is dict else value:
+            _require_plain(item, deepest - 1)
+    elif kind not in _PLAIN:
+        raise Mismatch(f"wants a plain value, not {_kind(value)}")
+
+
+def _struct(value: Any) -> dict[str, Any]:
+    if type(value) is not dict or not all(type(key) is str for key in value):
+        raise Mismatch(f"wants a struct, not {_kind(value)}")
     return value
 
 
@@ -244,9 +267,7 @@ def _list_of(convert: Converter) -> Converter:
 
 def _dict_of(convert: Converter) -> Converter:
     def dict_of(value: Any) -> dict[str, Any]:
-        if type(value) is not dict or not all(type(key) is str for key in value):
-            raise Mismatch(f"wants a struct, not {_kind(value)}")
-        return value if convert is _anything else {key: convert(item) for key, item in value.items()}
+        return {key: convert(item) for key, item in _struct(value).items()}
 
     return dict_of
 
@@ -305,7 +326,7 @@ def _condition(name: str, annotation: Any) -> str | None:
         return f"(type({name}) is bytes or type({name}) is memoryview)"
     if annotation in (bool, str, bytes, float):
         return f"type({name}) is {annotation.__name__}"
-    return "True" if annotation is Any else None
+    return None
 
 
 _SIMPLE: dict[Any, Converter] = {
@@ -320,6 +341,8 @@ _SIMPLE: dict[Any, Converter] = {
     type(None): _nothing,
     Any: _anything,
 }
+
+_PLAIN = frozenset((type(None), bool, float, str, bytes, memoryview))
 
 _WORDS: dict[type, str] = {
     type(None): "nothing",

@@ -6,12 +6,14 @@ import random
 import typing
 from typing import Any, NamedTuple
 
+import msgpack
 import pytest
 
+from wire import xml_codec
 from wire.errors import BadRequest
 from wire.messages import AttributeChanges, BlockRecord, Commit, Extent, Opened, Renewal, Ticket
-from wire.methods import BookkeepingMethods, LabMethods
-from wire.table import Mismatch, converter, method_of, methods_of
+from wire.methods import BookkeepingMethods, DataMethods, LabMethods
+from wire.table import DEEPEST, Mismatch, converter, method_of, methods_of
 
 
 class Inner(NamedTuple):
@@ -32,6 +34,11 @@ class Table:
     def _hidden(self) -> None: ...
 
 
+def deep(count: int) -> Any:
+    """Return an integer within so many lists."""
+    return [deep(count - 1)] if count > 1 else [1]
+
+
 ACCEPTED: list[tuple[Any, Any, Any]] = [
     (int, -(2**63), -(2**63)),
     (int, 2**63 - 1, 2**63 - 1),
@@ -48,6 +55,7 @@ ACCEPTED: list[tuple[Any, Any, Any]] = [
     (list[bytes], [b"a", "b"], [b"a", b"b"]),
     (dict[str, int], {"a": 1}, {"a": 1}),
     (dict[str, Any], {"a": [b"", None]}, {"a": [b"", None]}),
+    (dict[str, Any], {"a": deep(DEEPEST)}, {"a": deep(DEEPEST)}),
     (Inner, [b"a", 1], Inner(b"a", 1)),
     (Inner, [b"a"], Inner(b"a")),
     (list[Inner | None], [[b"a", None], None], [Inner(b"a"), None]),
@@ -72,6 +80,8 @@ REFUSED: list[tuple[Any, list[Any]]] = [
     (int | None, ["", False]),
     (list[int], [None, (1,), {}, [1, "2"], "12"]),
     (dict[str, int], [[], {1: 1}, {"a": "b"}, {b"a": 1}]),
+    (dict[str, Any], [{"a": 2**63}, {"a": [{"b": -(2**63) - 1}]}, {"a": {1: 2}}, {"a": deep(DEEPEST + 1)}]),
+    (dict[str, Any], [{"a": msgpack.Timestamp(1)}, {"a": {b"b": 1}}]),
     (Inner, [[], [b"a", 1, 2], [1], {"name": b"a"}, "a", None]),
     (Outer, [[[b"a"], [], 5], [[b"a"], [[1]], None], [None, [], None]]),
 ]
@@ -179,3 +189,9 @@ def _value_for(annotation: Any, dice: random.Random) -> Any:
         hints = typing.get_type_hints(annotation)
         return [_value_for(hints[name], dice) for name in annotation._fields]
     return {int: 5, bool: True, bytes: dice.choice([b"x", "x"]), str: "s", float: 0.5}.get(annotation)
+
+
+def test_what_one_encoding_takes_as_anything_the_other_one_can_tell() -> None:
+    for value in ({"a": [b"", None, 2**63 - 1, -(2**63), "é", 1.5, True]}, {"a": deep(DEEPEST)}):
+        (taken,) = method_of(DataMethods.keep_scrub).arguments([value])
+        assert xml_codec.unpack_answer(xml_codec.pack_answer([{"scrub": taken}]))[0] == [{"scrub": value}]
