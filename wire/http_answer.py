@@ -12,11 +12,15 @@ HTTP_HEADERS = {"Content-Type": "text/xml", "User-Agent": "quorumfs"}
 
 
 def result_of(name: str, status: int, detail: str | None, body: bytes) -> Any:
-    """Return the result that an HTTP answer carries. Raises the QuorumfsError that it carries instead."""
+    """Return the result that an HTTP answer carries. Raises the QuorumfsError that it carries instead.
+
+    A RequestError only if the call was not carried out for certain.
+    """
     if status == 413:
         raise MessageTooLarge(f"{name}: {body.decode(errors='replace').strip()}")
     if status != 200:
-        raise BadRequest(f"{name}: HTTP status {status}: {body[:200].decode(errors='replace').strip()}")
+        refused = BadRequest if 400 <= status < 500 else QuorumfsError
+        raise refused(f"{name}: HTTP status {status}: {body[:200].decode(errors='replace').strip()}")
     try:
         result, fault = xml_codec.unpack_answer(body)
     except xml_codec.Malformed as error:

@@ -18,7 +18,7 @@ from functools import partial
 from typing import Any
 
 from wire.digest import Buffer
-from wire.errors import BadRequest
+from wire.errors import BadRequest, QuorumfsError
 
 Converter = Callable[[Any], Any]
 
@@ -94,11 +94,15 @@ class Method:
         return params
 
     def answer(self, value: Any) -> Any:
-        """Return the result that a plain answer stands for. Raises BadRequest when it does not fit."""
+        """Return the result that a plain answer stands for.
+
+        Raises:
+            QuorumfsError: it does not fit; no RequestError, for the call may have been carried out.
+        """
         try:
             return self.result(value)
         except Mismatch as error:
-            raise BadRequest(f"the answer to {self.name} does not fit: {error}") from None
+            raise QuorumfsError(f"the answer to {self.name} does not fit: {error}") from None
 
 
 _METHODS: dict[Any, Method] = {}

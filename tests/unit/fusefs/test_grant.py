@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import errno
+from collections.abc import Callable
+
 import pytest
 
 from fusefs.cache import NameCache
 from fusefs.grant import Grant, is_certain
 from fusefs.walks import Walks
 from tests.unit.fusefs.test_cache import attributes_of
-from wire.errors import DeadlineExceeded, NotFound, SessionUnknown, Unavailable, WriteRefused
+from wire.errors import (
+    DeadlineExceeded,
+    NotFound,
+    QuorumfsError,
+    SessionUnknown,
+    Unavailable,
+    WriteRefused,
+)
+from wire.http_answer import result_of
+from wire.methods import NamespaceMethods
+from wire.table import method_of
 
 DIRECTORY = attributes_of(9)._replace(mode=0o040755)
 
@@ -84,6 +97,22 @@ def test_which_failures_leave_nothing_under_way() -> None:
     resent.resent = True
     for error in (resent, Unavailable(), DeadlineExceeded(), SessionUnknown(), KeyboardInterrupt()):
         assert not is_certain(error)
+
+
+@pytest.mark.parametrize(
+    "take",
+    [
+        lambda: method_of(NamespaceMethods.unlink).answer("removed"),
+        lambda: result_of("unlink", 200, None, b"<html>"),
+        lambda: result_of("unlink", 500, None, b"it broke"),
+    ],
+    ids=["another type", "no XML-RPC", "another status"],
+)
+def test_an_answer_that_cannot_be_read_tells_not_that_nothing_was_done(take: Callable[[], object]) -> None:
+    with pytest.raises(QuorumfsError) as failed:
+        take()
+    assert not is_certain(failed.value)
+    assert failed.value.errno == errno.EIO
 
 
 def test_what_is_learnt_alone_holds_as_long_as_that_goes_on(
