@@ -19,6 +19,8 @@ from wire.messages import BlockRecord, Extent, Reference, SparseBlock, SparsePag
 PAGE_MOST = 1024
 REFERENCES_MOST = 1000
 """A block that more extents refer to is left alone."""
+REFERENCES_A_PAGE = 20_000
+"""A page ends with the block by which it has so many: in XML-RPC an answer has at most a million elements."""
 SHORTEST_BYTES = 64 * 1024
 DEAD_SHARE = 0.75
 """Blocks with at least so much that no file refers to are told."""
@@ -61,14 +63,19 @@ class Compaction:
         ).fetchall()
         now_ns = self._store.now_ns()
         recent = range(now_ns - min_age_ms * 1_000_000, now_ns + 1)
-        found = []
+        found: list[SparseBlock] = []
+        count = 0
         for block, length, digest, used, refs in rows:
+            if count >= REFERENCES_A_PAGE:
+                break
+            after = block
             if length < SHORTEST_BYTES or used > length * (1 - DEAD_SHARE) or refs > REFERENCES_MOST:
                 continue
             references = self._references(block, recent)
             if references:
                 found.append(SparseBlock(BlockRecord(block, length, digest), references))
-        return SparsePage(rows[-1][0] if rows else b"", found)
+                count += len(references)
+        return SparsePage(after if rows else b"", found)
 
     def _references(self, block: bytes, recent: range) -> list[Reference]:
         """Return what refers to a block; nothing, if a file of them changed lately or is being removed."""

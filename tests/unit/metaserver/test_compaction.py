@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from metaserver import compaction
 from tests.unit.metaserver.harness import Harness
+from wire import xml_codec
 from wire.errors import InvalidArgument
-from wire.messages import AttributeChanges, BlockRecord, Reference
+from wire.messages import AttributeChanges, BlockRecord, Reference, SparseBlock, SparsePage
 
 MIB = 1024 * 1024
 
@@ -39,6 +41,24 @@ def test_mostly_dead_blocks_are_told_page_by_page(meta: Harness) -> None:
         after, pages = page.after, pages + 1
     assert [sparse.record for sparse in found] == [first]
     assert pages == 5
+
+
+def test_a_page_has_a_bounded_number_of_references(meta: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else blocks with very many would have no answer in XML-RPC, and all behind them never be compacted."""
+    most = compaction.REFERENCES_A_PAGE + compaction.REFERENCES_MOST
+    largest = SparseBlock(BlockRecord(bytes(16), MIB, bytes(32)), [Reference(*[2**63 - 1] * 4)] * most)
+    packed = xml_codec.pack_answer(SparsePage(bytes(16), [largest]))
+    assert len(xml_codec.unpack_answer(packed)[0][1][0][1]) == most
+
+    files = [sparse_file(meta, b"%d" % number) for number in range(5)]
+    for bound, pages in ((1, 5), (3, 3), (4, 3), (100, 1)):
+        monkeypatch.setattr(compaction, "REFERENCES_A_PAGE", bound)
+        found, after, full = [], b"", 0
+        while (page := meta.service.sparse_blocks(after, 100, 0)).after:
+            found += page.blocks
+            after, full = page.after, full + bool(page.blocks)
+        assert [sparse.record for sparse in found] == [first for _, first in files]
+        assert full == pages
 
 
 def test_files_that_changed_lately_are_left_alone(meta: Harness) -> None:
