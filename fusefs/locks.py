@@ -21,6 +21,7 @@ from fusefs.pages import PageLedger
 from fusefs.ports import NamespacePort
 from fusefs.writeback import Writeback
 from wire.errors import (
+    InternalError,
     Interrupted,
     LocksLost,
     NoLocks,
@@ -81,10 +82,10 @@ class FileLocks:
             before = self._keep_certain(wanted, unlocked if wanted.flock else weakened)
             try:
                 self._carry_out(handle, wanted, locked, self._ask)
-            except (TransportError, Interrupted):  # it may be granted
-                self._doubt(wanted, handle)
-                raise
             except QuorumfsError as error:
+                if _may_be_granted(error):
+                    self._doubt(wanted, handle)
+                    raise
                 if not wanted.flock and not self._restore(wanted, before):
                     handle.lost = LocksLost(
                         "a lock was made less exclusive, although not all of it was granted"
@@ -278,6 +279,11 @@ class FileLocks:
                     users.discard(user)
                     if not users:
                         del self._users[handle]
+
+
+def _may_be_granted(error: QuorumfsError) -> bool:
+    """Tell whether a lock may have been granted by a call that failed so: it was no refusal, or unknown."""
+    return isinstance(error, TransportError | Interrupted | InternalError) or type(error) is QuorumfsError
 
 
 def _own(lock: FileLock) -> Lock:

@@ -13,6 +13,7 @@ from tests.unit.fusefs.fakes import FakeServer
 from tests.unit.fusefs.work import close, make
 from wire.errors import (
     DeadlineExceeded,
+    InternalError,
     Interrupted,
     LocksLost,
     NoLocks,
@@ -110,9 +111,11 @@ def test_a_change_that_waited_while_locks_were_lost_is_not_taken(
     [
         (DeadlineExceeded("no answer"), True),
         (Interrupted("a signal came"), True),
+        (QuorumfsError("the answer to set_lock does not fit"), True),
+        (InternalError("a defect of the server"), True),
         (WouldBlock("held"), False),
     ],
-    ids=["no answer", "a signal", "refused"],
+    ids=["no answer", "a signal", "another answer", "a defect", "refused"],
 )
 def test_a_lock_that_may_have_been_granted_is_given_up_at_the_close(
     fs: FileSystem, server: FakeServer, monkeypatch: pytest.MonkeyPatch, error: QuorumfsError, given_up: bool
