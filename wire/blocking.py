@@ -35,6 +35,14 @@ class _Outage(NamedTuple):
     seen: float
 
 
+def _share_of(until: float, count: int) -> float:
+    """Return until when the first of `count` servers is waited for: one that hangs leaves time for others."""
+    if count == 1:
+        return until
+    now = time.monotonic()
+    return now + max(0.0, until - now) / count
+
+
 def _table_of(method: Callable[..., Any]) -> str:
     return method.__qualname__.partition(".")[0]
 
@@ -53,7 +61,8 @@ class BlockingClient:
     """Calls one of several servers that offer the same.
 
     Args:
-        addresses: tried in turn; the one that answered last is tried first.
+        addresses: tried in turn; the one that answered last is tried first, and gets its share of a call's
+            time: half of it, if there are two.
         rpc: the encoding to speak.
         connect_seconds: a connection must be established within.
         waiting: what the thread of a call does while it waits.
@@ -123,7 +132,7 @@ class BlockingClient:
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> R:
-        """Call a method of a table: one attempt at each address until one takes the call.
+        """Call a method of a table: one attempt at each address until one answers.
 
         Raises:
             Unavailable: no connection, or it broke; at once if the connection is refused.
@@ -167,14 +176,15 @@ class BlockingClient:
         first, count, sent = self._first, len(self._pools), False
         for turn in range(count):
             index, sent_before = (first + turn) % count, sent
-            pool = self._pools[index]
+            pool, share_until = self._pools[index], _share_of(until, count - turn)
             try:
-                link = pool.take(until)
+                link = pool.take(share_until)
                 sent = True
-                result = pool.call(link, until, spec.name, params)
+                result = pool.call(link, share_until, spec.name, params)
             except QuorumfsError as error:
                 error.resent = sent_before  # who had it before may have passed it on, and lost the answer
-                if not error.temporary or turn == count - 1:
+                is_for_others = error.temporary or isinstance(error, DeadlineExceeded)
+                if not is_for_others or turn == count - 1:
                     raise
                 continue
             self._first = index

@@ -301,6 +301,21 @@ def test_the_blocking_client_tries_each_address(loop: LoopThread, rpc: Encoding,
     loop.run(server.drain())
 
 
+def test_the_blocking_client_leaves_a_server_that_hangs(loop: LoopThread, rpc: Encoding) -> None:
+    """With two mediators one was stopped: each call failed at its deadline, for as long as it was."""
+    _, server, real = slow_server(loop)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        client = BlockingClient([f"127.0.0.1:{silent.getsockname()[1]}", real], rpc)
+        assert client.call(4, BookkeepingMethods.renew, 3) == 3
+        client.close()
+        client = BlockingClient([f"127.0.0.1:{silent.getsockname()[1]}", real], rpc)
+        with pytest.raises(BadRequest) as caught:
+            client.call_once(4, BookkeepingMethods.renew, "no number")  # type: ignore[arg-type]
+        assert caught.value.resent, "the one that hangs may carry it out yet"
+        client.close()
+    loop.run(server.drain())
+
+
 def test_threads_share_a_blocking_client(loop: LoopThread, rpc: Encoding) -> None:
     _, server, real = slow_server(loop)
     client = BlockingClient([real], rpc)
