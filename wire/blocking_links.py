@@ -22,6 +22,7 @@ from wire.http_answer import HTTP_HEADERS, result_of
 from wire.msgpack_codec import ANSWER, Buffer, Decoder, Encoder, error_of
 from wire.msgpack_long import Malformed
 from wire.shortcut import connect_beside
+from wire.tcp import set_up_caller
 
 SLOW_SECONDS = 1.0
 """Who waits for an answer looks whether to go on after so long, and then again and again."""
@@ -59,10 +60,17 @@ def connect(address: Address, until: float, connect_seconds: float) -> socket.so
             connected = beside
         else:
             connected = socket.create_connection((address.host, address.port), timeout=wait_seconds)
-            connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            set_up_caller(connected)
     except OSError as error:
         raise Unavailable(f"{address}: {error.strerror or error}") from None
     return connected
+
+
+def _failure_of(error: OSError, name: str, address: Address) -> Unavailable | DeadlineExceeded:
+    """Return what a call's failure is to its caller: a time-out with a number is the kernel's."""
+    if isinstance(error, TimeoutError) and error.errno is None:
+        return DeadlineExceeded(f"{name}: no answer of {address} in time")
+    return Unavailable(f"{address}: {error.strerror or error or type(error).__name__}")
 
 
 def is_quiet(connected: socket.socket) -> bool:
@@ -146,10 +154,8 @@ class MsgpackSocket:
             self._send(buffers, until)
             self._do_duty()
             kind, answered, fault, result = self._receive(until)
-        except TimeoutError:
-            raise DeadlineExceeded(f"{name}: no answer of {self._address} in time") from None
         except OSError as error:
-            raise Unavailable(f"{self._address}: {error.strerror or error}") from None
+            raise _failure_of(error, name, self._address) from None
         except Malformed as error:
             raise Unavailable(f"{self._address}: an answer that cannot be read: {error}") from None
         if kind != ANSWER or answered != request_id:
@@ -259,9 +265,9 @@ class XmlSocket:
             self._duty.pass_on()
             response = self._http.getresponse()
             answer = self._read_body(response, until)
-        except TimeoutError:
-            raise DeadlineExceeded(f"{name}: no answer of {self._address} in time") from None
-        except (OSError, http.client.HTTPException) as error:
+        except OSError as error:
+            raise _failure_of(error, name, self._address) from None
+        except http.client.HTTPException as error:
             raise Unavailable(f"{self._address}: {error or type(error).__name__}") from None
         return result_of(name, response.status, response.headers.get(HEADER), answer)
 

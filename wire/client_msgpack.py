@@ -19,6 +19,7 @@ from wire.msgpack_codec import ANSWER, LARGEST_ID, Buffer, Decoder, Encoder, err
 from wire.msgpack_long import Malformed
 from wire.request import Request, Then, failure_of, raw_request
 from wire.shortcut import connect_beside
+from wire.tcp import set_up_caller
 
 log = logging.getLogger("wire.client")
 
@@ -195,7 +196,7 @@ class _Connection(asyncio.BufferedProtocol):
         self.stands = True
         endpoint = transport.get_extra_info("socket")
         if endpoint is not None and endpoint.family != socket.AF_UNIX:
-            endpoint.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            set_up_caller(endpoint)
 
     def connection_lost(self, error: Exception | None) -> None:
         self.stands = False

@@ -26,6 +26,7 @@ from wire.msgpack_codec import FIRST_BYTE, ROOM_BYTES
 from wire.open_files import most_open_files
 from wire.server_msgpack import MOST_CALLS_IN_FLIGHT, MsgpackConnection
 from wire.shortcut import listen_beside, widen
+from wire.tcp import set_up_peer
 
 if TYPE_CHECKING:
     from wire.server_http import HttpConnection, HttpFront
@@ -167,8 +168,8 @@ class _FirstByte(asyncio.BufferedProtocol):
             return
         self._server.connections.add(self)
         endpoint = transport.get_extra_info("socket")
-        if endpoint is not None and endpoint.family == socket.AF_UNIX:
-            widen(endpoint)
+        if endpoint is not None:
+            (widen if endpoint.family == socket.AF_UNIX else set_up_peer)(endpoint)
 
     def connection_lost(self, error: Exception | None) -> None:
         self._server.connections.discard(self)
