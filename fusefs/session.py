@@ -92,6 +92,8 @@ class Session:
         self.lose_locks: Callable[[], None] = lambda: None
         self._renewing = threading.Lock()
         self._beating = threading.Lock()
+        self._beats = 0
+        """How many heartbeats were begun."""
         self._slots = threading.Semaphore(SLOTS)
         self._idle: list[tuple[int, Iterator[int]]] = [(slot, itertools.count(1)) for slot in range(SLOTS)]
         self._unsettled: list[_Slot] = []
@@ -276,8 +278,15 @@ class Session:
                 log.exception("a heartbeat failed unexpectedly")
 
     def _beat(self) -> None:
-        with self._beating:  # an older answer must not replace a newer one
-            self._ask_health()
+        """Have a heartbeat sent from now on, by this thread or by one that was first; wait for its end.
+
+        One after the other: an older answer must not replace a newer one.
+        """
+        begun_before = self._beats
+        with self._beating:
+            if self._beats == begun_before:
+                self._beats += 1
+                self._ask_health()
 
     def _ask_health(self) -> None:
         session, asked = self.number, time.monotonic()

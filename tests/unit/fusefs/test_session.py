@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from fusefs.patience import Patience
 from fusefs.remote import RemoteNamespace
 from fusefs.session import SLOTS, Session
 from metaserver.locks import LOCKS_A_SESSION_MAX
+from tests.support import wait_until
 from wire import xml_codec
 from wire.config import Deadlines
 from wire.errors import (
@@ -81,6 +84,47 @@ def test_while_writes_are_possible_nothing_is_asked() -> None:
     session._beat()
     session.require_writable()
     assert client.answers == [DOWN]
+
+
+class SilentMediator:
+    """Leaves heartbeats unanswered until `ended` is set; then each is late."""
+
+    def __init__(self) -> None:
+        self.beats = 0
+        self.ended = threading.Event()
+
+    def call_once(self, *_arguments: Any) -> Heartbeat:
+        self.beats += 1
+        assert self.ended.wait(60.0)
+        raise DeadlineExceeded("no answer")
+
+
+class CountedLock:
+    """Counts the threads that have come to a lock."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.came = 0
+
+    def __enter__(self) -> None:
+        self.came += 1
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
+def test_threads_that_ask_at_once_wait_for_one_heartbeat_more_not_for_one_each() -> None:
+    """While a mount was cut off, the last of sixteen that read under locks waited for sixteen deadlines."""
+    client = SilentMediator()
+    session = Session(client, Deadlines(), "a test", Patience())  # type: ignore[arg-type]
+    session._beating = lock = CountedLock()  # type: ignore[assignment]
+    with ThreadPoolExecutor(8) as threads:
+        asked = [threads.submit(session.confirm) for _ in range(8)]
+        wait_until(lambda: lock.came == 8, 10.0, "all have asked")
+        client.ended.set()
+    assert all(isinstance(one.exception(), Unavailable) for one in asked)
+    assert client.beats == 2
 
 
 class OneUnlink:
