@@ -115,7 +115,7 @@ class FileSystem:
         self._pages.drop_with(dropper)
 
     def begin(self) -> None:
-        """Begin the background chores: old dirty data, closed files."""
+        """Begin the background chores: old dirty data, closed files, locks that are left."""
         self._thread.start()
 
     def end(self) -> None:
@@ -135,6 +135,7 @@ class FileSystem:
             try:
                 self._births.settle_old()
                 self._opens.tell_closed()
+                self.locks.give_up_left()
                 self._write_out_old()
                 self._ahead.drop_old()
             except Exception:

@@ -60,6 +60,10 @@ class FileLocks:
         self._held: dict[tuple[int, bool], list[Lock]] = {}
         self._doubtful: dict[tuple[int, bool], list[Lock]] = {}
         self._users: dict[Handle, set[tuple[bool, int]]] = {}
+        self._left: dict[tuple[int, bool, int], Handle] = {}
+        """Whose locks on which inode could not be given up at a close, and by which handle he had them."""
+        self._giving_up = threading.Lock()
+        """Held while what is left is given up."""
         self._epoch = 0
         self._generation = 0
 
@@ -73,6 +77,9 @@ class FileLocks:
             LocksLost, QuorumfsError.
         """
         inode = handle.inode
+        if (place := (wanted.ino, wanted.flock, wanted.owner)) in self._left:
+            with self._giving_up, self._mutex:  # it goes with his next close: this lock is not to go along
+                self._left.pop(place, None)
         if inode.birth is not None:
             self._writeback.commit(inode, durable=False)  # the server must know what is locked
         if not wanted.exclusive and self._holds(wanted):
@@ -167,7 +174,23 @@ class FileLocks:
         try:
             self.unset(handle, everything)
         except QuorumfsError as error:
-            log.warning("inode %d: locks are given up with the session only: %s", everything.ino, error)
+            log.warning("inode %d: locks are given up later: %s", everything.ino, error)
+            with self._mutex:
+                self._left[everything.ino, everything.flock, everything.owner] = handle
+
+    def give_up_left(self) -> None:
+        """Give up what could not be at a close, if servers are back: others wait for it."""
+        for place, handle in list(self._left.items()):
+            ino, flock, owner = place
+            with self._giving_up:
+                if place not in self._left:
+                    continue
+                try:
+                    self.unset(handle, FileLock(ino, flock, owner, 0, LAST, False, 0))
+                except QuorumfsError:
+                    return
+                with self._mutex:
+                    self._left.pop(place, None)
 
     def confirm(self, handle: Handle) -> None:
         """Make sure that a handle still has its locks.
@@ -198,6 +221,7 @@ class FileLocks:
             self._generation += 1
             self._epoch = 0  # the next session may be of a database that was begun anew
             handles, self._users, self._held, self._doubtful = list(self._users), {}, {}, {}
+            self._left.clear()
             error = LocksLost("this mount was cut off for longer than its lease: its locks are gone")
             for handle in handles:
                 handle.lost = error

@@ -330,6 +330,25 @@ def test_a_dead_mount_frees_with_its_lease(breakable: tuple[LocalCluster, Path, 
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_who_dies_while_servers_are_away_frees_when_they_are_back(
+    make_cluster: ClusterFactory, tmp_path: Path, kind: str
+) -> None:
+    """Its lock stayed with the mount's session: nobody on another mount got it while the mount lived."""
+    cluster = make_cluster(**SMALL, unavailable="wait")
+    cluster.start()
+    places = tmp_path / "first", tmp_path / "second"
+    for place in places:
+        place.mkdir()
+        cluster.mount(place)
+    with Program(places[0] / "file") as holder, Program(places[1] / "file") as other:
+        assert holder.do(f"lock {kind} exclusive") == "ok"
+        cluster.kill("mediator")
+        holder.kill()
+        cluster.start("mediator")
+        wait_until(lambda: other.do(f"lock {kind} exclusive") == "ok", 20.0, "the lock is free")
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_locks_outlive_the_metaserver(breakable: tuple[LocalCluster, Path, Path], kind: str) -> None:
     cluster, first, second = breakable
     with Program(first / "a") as one, Program(second / "a") as two, Program(second / "a") as three:

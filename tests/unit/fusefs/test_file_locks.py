@@ -151,3 +151,37 @@ def test_a_range_that_cannot_be_unlocked_is_locked_still(
     with pytest.raises(NoLocks):
         fs.locks.unset(locked, before[0]._replace(start=4, last=4))
     assert fs.locks.reclaim(1) == before != []
+
+
+@pytest.mark.parametrize("locked_again", [False, True])
+def test_what_could_not_be_given_up_at_the_close_is_given_up_later(
+    fs: FileSystem,
+    server: FakeServer,
+    locked: Handle,
+    monkeypatch: pytest.MonkeyPatch,
+    locked_again: bool,
+) -> None:
+    """Unless its owner has come again: what he has locked since is his."""
+    errors: list[QuorumfsError] = [DeadlineExceeded("no answer"), DeadlineExceeded("no answer")]
+    unlocked: list[FileLock] = []
+
+    def unlock(lock: FileLock) -> int:
+        if errors:
+            raise errors.pop()
+        unlocked.append(lock)
+        return 1
+
+    monkeypatch.setattr(server, "unlock", unlock, raising=False)
+    ino = locked.inode.ino
+    fs.locks.closing(locked, OWNER)
+    close(fs, locked)
+    fs.locks.give_up_left()
+    assert not unlocked, "the servers are still away"
+    if locked_again:
+        again, _ = fs.files.open(ino, os.O_RDWR)
+        fs.locks.set(again, FileLock(ino, False, OWNER, 0, 9, True, 1))
+    fs.locks.give_up_left()
+    assert [(lock.start, lock.last) for lock in unlocked] == ([] if locked_again else [(0, LAST)])
+    assert len(fs.locks.reclaim(1)) == locked_again
+    fs.locks.give_up_left()
+    assert len(unlocked) == (not locked_again), "it is done with"
