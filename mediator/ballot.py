@@ -68,6 +68,12 @@ class Ballot:
         """Whether a server that voted down is up by now."""
         return any(v is Verdict.DOWN and self.servers[number].up for number, v in self.verdicts.items())
 
+    @property
+    def asked_only_silent_ones(self) -> bool:
+        """Whether somebody has voted good, but nobody of those who were asked for the bytes."""
+        good = {number for number, verdict in self.verdicts.items() if verdict is Verdict.GOOD}
+        return bool(good) and good.isdisjoint(self.asked_for_bytes)
+
     def begin(self, byte_server: int | None, voters: Collection[int]) -> None:
         """Ask one server for the bytes and others to vote; those that are down have voted so."""
         for number, server in self.servers.items():

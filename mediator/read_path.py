@@ -156,7 +156,7 @@ class ReadPath:
             self._vote_seconds,
         )
         ballot.begin(*self._choose(ballot))
-        hedge = self._hedge_seconds(ballot)
+        hedge, late = self._hedge_seconds(ballot), False
         while (outcome := ballot.outcome) is not ReadOutcome.REFUSE:
             if outcome is ReadOutcome.ANSWER and ballot.part is not None:
                 break
@@ -166,11 +166,12 @@ class ReadPath:
                 if not ballot.ask_another():
                     break
             elif outcome is not ReadOutcome.FILL and not await ballot.change(hedge):
-                ballot.note_late(hedge)
-                hedge = self._vote_seconds
-                ballot.ask_rest()
-                if ballot.part is None:
+                if not late:
+                    ballot.note_late(hedge)
+                    ballot.ask_rest()
+                if ballot.part is None and (not late or ballot.asked_only_silent_ones):
                     ballot.ask_another()
+                late = True
         return ballot
 
     def _choose(self, ballot: Ballot) -> tuple[int | None, list[int]]:

@@ -161,6 +161,29 @@ def test_a_slow_byte_server_is_hedged_and_slow_voters_are_not_waited_for() -> No
     run(scenario())
 
 
+@pytest.mark.parametrize(("servers", "read", "write", "slow"), [(5, 1, 5, 4), (5, 2, 4, 3), (7, 3, 5, 4)])
+def test_a_read_waits_for_no_second_server_that_is_slow(
+    servers: int, read: int, write: int, slow: int
+) -> None:
+    """Who was asked in the place of a slow server might be a slow one too, and was waited for."""
+
+    async def scenario() -> None:
+        for chosen in itertools.combinations(range(1, servers + 1), slow):
+            async with world(servers, read, write) as w:
+                record = w.commit()
+                for number in chosen:
+                    w.data[number].paused = True
+                begun = time.monotonic()
+                for _ in range(2):
+                    assert await w.read(record) == b"1234"
+                assert time.monotonic() - begun < VOTE_SECONDS
+                for number in chosen:
+                    w.data[number].paused = False
+                await w.settle()
+
+    run(scenario())
+
+
 def test_a_hopeless_read_is_refused_before_the_deadline() -> None:
     async def scenario() -> None:
         async with world() as w:
