@@ -13,11 +13,11 @@ from __future__ import annotations
 import stat
 import struct
 import threading
-import time
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
+from fusefs.clock import seconds_passed
 from fusefs.grant import Grant
 from wire.messages import Attributes
 
@@ -111,7 +111,7 @@ class NameCache:
         grant: whether this mount counts as alone.
         life_seconds: how long anything is held to be right while it does not.
         most_entries: so many names, and attributes of as many inodes, are kept at most.
-        clock: monotonic, in seconds.
+        clock: in seconds; see fusefs.clock.
     """
 
     def __init__(
@@ -119,7 +119,7 @@ class NameCache:
         grant: Grant | None = None,
         life_seconds: float = LIFE_SECONDS,
         most_entries: int = MOST_ENTRIES,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = seconds_passed,
     ) -> None:
         self._grant = grant or Grant()
         self._seconds, self._most, self._clock = life_seconds, most_entries, clock

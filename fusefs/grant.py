@@ -8,10 +8,10 @@ docs/decisions/0019-a-mount-that-is-alone.md. No I/O; safe in any thread.
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable
 from typing import NamedTuple
 
+from fusefs.clock import seconds_passed
 from wire.errors import BlockError, NamespaceError, QuorumError, RequestError
 
 MARGIN_SECONDS = 0.25
@@ -26,7 +26,7 @@ class _Term(NamedTuple):
 class Grant:
     """This mount's grant, which may be over."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, clock: Callable[[], float] = seconds_passed) -> None:
         self._clock = clock
         self._lock = threading.Lock()
         self._eras = 0

@@ -10,11 +10,11 @@ import itertools
 import logging
 import struct
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import NamedTuple, TypeVar
 
+from fusefs.clock import seconds_passed
 from fusefs.grant import Grant, is_certain
 from fusefs.patience import Patience
 from wire.blocking import BlockingClient
@@ -118,7 +118,7 @@ class Session:
     def begin(self, seconds: float) -> None:
         """Open the session within so many seconds. Raises what open_session raises."""
         self.grant.end()
-        asked = time.monotonic()
+        asked = seconds_passed()
         info = self._client.call(seconds, NamespaceMethods.open_session, self._name)
         self._lease_seconds = info.lease_ms / 1000
         self._alive_until = asked + self._lease_seconds
@@ -159,10 +159,10 @@ class Session:
         Raises:
             Unavailable: nothing was heard of the metadata server for longer than the lease.
         """
-        if time.monotonic() < self._alive_until:
+        if seconds_passed() < self._alive_until:
             return
         self._beat()
-        if time.monotonic() >= self._alive_until:
+        if seconds_passed() >= self._alive_until:
             raise Unavailable("this mount is cut off for longer than its lease")
 
     def new_block(self) -> bytes:
@@ -289,7 +289,7 @@ class Session:
                 self._ask_health()
 
     def _ask_health(self) -> None:
-        session, asked = self.number, time.monotonic()
+        session, asked = self.number, seconds_passed()
         try:
             answer = self._client.call_once(HEARTBEAT_DEADLINE_SECONDS, MediatorMethods.heartbeat, session)
         except SessionUnknown:

@@ -91,6 +91,7 @@ def install(
     clock = StandIn(
         time,
         monotonic=now,
+        clock_gettime=lambda _: now(),  # no host sleeps
         perf_counter=now,
         time=wall_clock,
         time_ns=time_ns,

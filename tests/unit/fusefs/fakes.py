@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 
+from fusefs.clock import seconds_passed
 from fusefs.extents import RangeMap, Span
 from fusefs.filesystem import FileSystem
 from fusefs.grant import Grant
@@ -373,5 +374,5 @@ def file_system(
     """Return a file system over the fake; its chores run only if the test begins them."""
     grant = Grant()
     if server.alone:
-        grant.extend(time.monotonic(), 3600.0)
+        grant.extend(seconds_passed(), 3600.0)
     return FileSystem(server, server, server, OpenInodes(server), dirty_bytes, age_seconds, grant=grant)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from typing import Any
 
 import pytest
 
 from fusefs import ahead
+from fusefs.clock import seconds_passed
 from fusefs.filesystem import FileSystem
 from tests.support import wait_until
 from tests.unit.fusefs.fakes import FakeServer
@@ -95,7 +95,7 @@ def test_what_is_on_its_way_when_everything_is_forgotten_is_not_used(
 def test_a_mount_that_is_alone_opens_what_was_fetched_ahead_without_a_call(
     fs: FileSystem, server: FakeServer
 ) -> None:
-    fs._grant.extend(time.monotonic(), 60.0)
+    fs._grant.extend(seconds_passed(), 60.0)
     inos = make_neighbours(fs, 100)
     fs.read_directory(fs.open_directory(1), restart=False)
     server.calls.clear()
@@ -117,7 +117,7 @@ def test_a_mount_that_is_alone_opens_what_was_fetched_ahead_without_a_call(
 def test_what_may_have_changed_since_it_was_fetched_ahead_is_opened_by_a_call(
     fs: FileSystem, server: FakeServer, change: str
 ) -> None:
-    fs._grant.extend(time.monotonic(), 60.0)
+    fs._grant.extend(seconds_passed(), 60.0)
     inos = make_neighbours(fs, 20)
     for ino in inos[:4]:
         read(fs, ino)

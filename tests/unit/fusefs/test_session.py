@@ -127,6 +127,34 @@ def test_threads_that_ask_at_once_wait_for_one_heartbeat_more_not_for_one_each()
     assert client.beats == 2
 
 
+class Sleep:
+    """Has the machine sleep: the monotonic clock stands still meanwhile."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.seconds = 0.0
+        at = time.monotonic()
+        clocks = {time.CLOCK_BOOTTIME: lambda: at + self.seconds, time.CLOCK_MONOTONIC: lambda: at}
+        monkeypatch.setattr(time, "clock_gettime", lambda clock: clocks[clock]())
+        monkeypatch.setattr(time, "monotonic", lambda: at)
+
+
+def test_a_mount_that_slept_does_not_rely_on_what_it_was_told_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It counted its locks as its own for a lease after it woke, and itself as alone for a grant."""
+    sleep = Sleep(monkeypatch)
+    session, client = session_of(UP._replace(alone_ms=2_000), Unavailable("the network is not up yet"))
+    session._lease_seconds = 27.0
+    session._beat()
+    session.confirm()
+    assert session.grant.era()
+    assert session.is_alone()
+    sleep.seconds = 3600.0
+    assert not session.grant.era()
+    assert not session.is_alone()
+    with pytest.raises(Unavailable, match="longer than its lease"):
+        session.confirm()
+    assert not client.answers
+
+
 class OneUnlink:
     """Begins sessions, and answers an unlink of the first one by SessionUnknown."""
 
