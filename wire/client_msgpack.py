@@ -29,6 +29,9 @@ REFUSED_SECONDS = 0.05
 SILENT_SECONDS = 3.0
 """A connection on which a call is late, and nothing has come for so long, is given up: it may be half-open
 (the other end is gone and could not say so), and the next call makes a new one."""
+LAST_LOOK_SECONDS = 0.02
+"""A deadline is over so much later than it says: the loop, which may have been stopped itself, looks first at
+what has come meanwhile."""
 LENT_SECONDS = 30.0
 """The bytes that a call lent stay so long after its connection broke: the server may be at work on it."""
 
@@ -303,7 +306,11 @@ class _Connection(asyncio.BufferedProtocol):
         if self._timer is not None:
             self._timer.cancel()
         self._timer_at = until
-        self._timer = self._loop.call_at(until, self._end_late_calls)
+        self._timer = self._loop.call_at(until, self._look_once_more)
+
+    def _look_once_more(self) -> None:
+        """Let what has come be read, and end what is late then. Timers are first when a loop goes on."""
+        self._timer = self._loop.call_later(LAST_LOOK_SECONDS, self._end_late_calls)
 
     def _end_late_calls(self) -> None:
         self._timer = None
