@@ -121,9 +121,9 @@ class Mediator:
             self.collector.restarted(server)
             self.scrubs.came_up(server)
             self.refills.came_up(server)
-            self.repairs.try_again()
         else:
             self.refills.metadata_came_up()
+        self.repairs.try_again()
 
     def _copies_on(self, server: Server) -> Awaitable[int]:
         return self.copies.count_on(server)

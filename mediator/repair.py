@@ -35,7 +35,7 @@ IN_FLIGHT = 8
 MOST_WAITING = 4096
 """More requests than that are dropped: the next read of the block asks again."""
 MOST_UNSETTLED = 1024
-"""So many of the newest blocks are known that have corrupt replicas which could not be replaced."""
+"""So many of the newest blocks are known that have replicas which could not be repaired yet."""
 NOT_AS_RECORDED = "its bytes are right, but not the length or the digests that its server recorded of them"
 
 log = logging.getLogger("mediator.repair")
@@ -132,7 +132,7 @@ class Repairs:
         self._doubted: dict[bytes, set[int]] = {}
         """Of the blocks that are being repaired, whose replicas are doubted."""
         self._unsettled: OrderedDict[bytes, None] = OrderedDict()
-        """Blocks that may have a corrupt replica replaced when servers are back, or have room."""
+        """Blocks that may be repaired when servers are back, or have room."""
         self._slots = asyncio.Semaphore(IN_FLIGHT)
         self._turn = 0
 
@@ -141,8 +141,13 @@ class Repairs:
         return {**vars(self.counts), "in_flight": len(self._running)}
 
     def request(self, block: bytes, doubted: Collection[int] = ()) -> None:
-        """Repair a block in the background. `doubted`: as for `repair`."""
-        if len(self._running) < MOST_WAITING:
+        """Repair a block in the background. `doubted`: as for `repair`.
+
+        While the metadata server is away, which knows the witness, it is remembered for when that is back.
+        """
+        if not self._health.metaserver.up:
+            self._remember(block)
+        elif len(self._running) < MOST_WAITING:
             self._start(block, doubted)
         else:
             self.counts.dropped += 1
@@ -201,9 +206,12 @@ class Repairs:
         self._unsettled.pop(block, None)
         kinds = set(verdicts.values())
         if Verdict.CORRUPT in kinds and kinds & {Verdict.GOOD, Verdict.DOWN}:
-            self._unsettled[block] = None
-            if len(self._unsettled) > MOST_UNSETTLED:
-                self._unsettled.popitem(last=False)
+            self._remember(block)
+
+    def _remember(self, block: bytes) -> None:
+        self._unsettled[block] = None
+        if len(self._unsettled) > MOST_UNSETTLED:
+            self._unsettled.popitem(last=False)
 
     async def survey(self, record: BlockRecord, digests: dict[int, str] | None = None) -> dict[int, Verdict]:
         """Have all replicas vote on the whole block; return the verdict of each of its N servers.

@@ -321,6 +321,30 @@ def test_filling_needs_the_metadata_server_but_plain_reads_do_not() -> None:
     run(scenario())
 
 
+def test_what_reads_reveal_while_the_metadata_server_is_away_is_repaired_when_it_is_back(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Each such read had a line in the log instead, and the replica stayed as it was until another read."""
+
+    async def scenario() -> None:
+        async with world() as w:
+            corrupt, missing = w.commit(b"1234"), w.commit(b"5678")
+            w.meta.down = True
+            await w.mediator.health.run_once(w.mediator.health.metaserver)
+            w.data[2].damage(corrupt.block)
+            w.data[2].delete([missing.block])
+            for _ in range(10):
+                assert (await w.read(corrupt), await w.read(missing)) == (b"1234", b"5678")
+            await w.settle()
+            assert "repair of block" not in caplog.text
+            w.meta.down = False
+            await w.look()
+            for record in (corrupt, missing):
+                assert w.data[2].digest(record.block, 0, 0) == record.digest
+
+    run(scenario())
+
+
 def test_a_block_that_becomes_garbage_during_its_repair_is_not_left_behind() -> None:
     async def scenario() -> None:
         async with world() as w:
