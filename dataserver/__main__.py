@@ -13,7 +13,7 @@ from pathlib import Path
 
 from dataserver.directory import DataDirectory
 from dataserver.lab import LabRefused, LabService
-from dataserver.marks import ScrubMark
+from dataserver.marks import Milestones, ScrubMark
 from dataserver.quarantine import DAY_SECONDS
 from dataserver.segments import SegmentStore
 from dataserver.service import DataService
@@ -45,7 +45,8 @@ async def _serve(arguments: argparse.Namespace) -> None:
         store = _open_store(directory.path, config)
         stack.callback(store.close)
         identity = Identity("dataserver", config.cluster, own.number, time.time_ns())
-        service = DataService(store, identity, ScrubMark(directory.path), store.quarantine)
+        milestones = Milestones(directory.path)
+        service = DataService(store, identity, ScrubMark(directory.path), milestones, store.quarantine)
         stack.callback(service.close)
         server = Server(identity, request_seconds=config.deadlines.request_seconds)
         server.register(CommonMethods, service)

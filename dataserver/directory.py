@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from dataserver.durable import write_file
-from dataserver.marks import SCRUB_NAME
+from dataserver.marks import MILESTONES_NAME, SCRUB_NAME
 from wire.config import FORMAT_VERSION, ConfigError
 from wire.directories import make_directory, sync_directory
 
@@ -22,7 +22,15 @@ _log = logging.getLogger(__name__)
 
 IDENTITY_NAME = "server.json"
 _DISCARDED = "discarded-"
-_STORE_NAMES = ("segments", "quarantine", "index.sqlite", "index.sqlite-wal", "index.sqlite-shm", SCRUB_NAME)
+_STORE_NAMES = (
+    "segments",
+    "quarantine",
+    "index.sqlite",
+    "index.sqlite-wal",
+    "index.sqlite-shm",
+    SCRUB_NAME,
+    MILESTONES_NAME,
+)
 _NOT_A_STORE = {f"{IDENTITY_NAME}.tmp", "lost+found"}
 
 

@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
 from dataserver.contract import BlockStore
-from dataserver.marks import ScrubMark
+from dataserver.marks import Milestones, ScrubMark
 from dataserver.quarantine import Quarantine
 from wire.digest import BLOCK_BYTES, PIECE_BYTES, Buffer
 from wire.errors import BadRequest, BlockDamaged, BlockMissing, InternalError
@@ -27,6 +27,7 @@ from wire.messages import (
     BlockPart,
     BlockRecord,
     Identity,
+    Milestone,
     SmallReplicas,
     VotedPart,
 )
@@ -46,11 +47,18 @@ class DataService:
     """Offers CommonMethods and DataMethods over a block store."""
 
     def __init__(
-        self, store: BlockStore, identity: Identity, scrub: ScrubMark, quarantine: Quarantine
+        self,
+        store: BlockStore,
+        identity: Identity,
+        scrub: ScrubMark,
+        milestones: Milestones,
+        quarantine: Quarantine,
     ) -> None:
         self._quarantine = quarantine
         self._store = store
         self._scrub = scrub
+        self._milestones = milestones
+        self._noting = asyncio.Lock()
         self._identity = identity
         self._started = time.monotonic()
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="store")
@@ -160,6 +168,13 @@ class DataService:
 
     async def keep_scrub(self, state: dict[str, Any]) -> None:
         await self._in_thread(self._scrub.keep, state)
+
+    async def keep_milestone(self, milestone: Milestone) -> None:
+        async with self._noting:
+            await self._in_thread(self._milestones.keep, milestone)
+
+    def milestones(self) -> list[Milestone]:
+        return self._milestones.all()
 
     def _has_little_to_sync(self) -> bool:
         """Tell whether a sync has little to write, and no thread holds it up."""

@@ -14,6 +14,7 @@ from mediator.fanout import Background
 from mediator.health import Health
 from mediator.lag import LagKeeper
 from mediator.ledger import Ledger
+from mediator.milestones import Milestones
 from mediator.pace import Pace
 from mediator.read_path import ReadPath
 from mediator.refill import Refills
@@ -50,6 +51,7 @@ class Mediator:
         self.health = Health(config.cluster, quorum, servers, metaserver, self._came_up)
         self.ledger = Ledger(self.metadata)
         self.repairs = Repairs(quorum, self.health, self.metadata, self.background, self.ledger, vote_seconds)
+        self.milestones = Milestones(quorum, self.health, self.metadata, self._metadata_is_older)
         turns = Turns(Pace(config.refill_bytes_per_second))
         self.refills = Refills(
             self.health,
@@ -58,6 +60,7 @@ class Mediator:
             self.background,
             turns,
             copies_on=self._copies_on,
+            require_compared=self.milestones.require_compared,
             is_only=len(config.mediators) == 1,
         )
         numbers = [server.number for server in servers]
@@ -116,7 +119,12 @@ class Mediator:
     def _count_user_calls(self) -> int:
         return self.votes + self.write_path.puts
 
+    def _metadata_is_older(self) -> None:
+        """The metadata is not what this mediator knows of it: nothing is vouched for, all is compared."""
+        self.refills.distrust()
+
     def _came_up(self, server: Server) -> None:
+        self.milestones.came_up(server)
         if server.number:
             self.collector.restarted(server)
             self.scrubs.came_up(server)
@@ -139,6 +147,7 @@ class Mediator:
         self.background.start(self.health.run_forever(), "health")
         self.background.start(self.refills.inspect_forever(), "inspections")
         self.background.start(self.refills.heal_forever(), "healing what lags")
+        self.background.start(self.milestones.run_forever(), "milestones")
         self.background.start(self.risk.run_forever(), "time at risk")
         self.background.start(self.collector.run_forever(), "garbage collection")
         self.background.start(self.compactor.run_forever(), "compaction")
@@ -202,6 +211,7 @@ class Mediator:
             "garbage": self.collector.status(),
             "compaction": self.compactor.status(),
             "metadata_copies": self.copies.status(),
+            "milestone": self.milestones.status(),
             "background": {"running": len(self.background), "failed": self.background.failed},
         }
 

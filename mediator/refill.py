@@ -109,13 +109,16 @@ class Refills:
         turns: Turns,
         *,
         copies_on: Callable[[Server], Awaitable[int]],
+        require_compared: Callable[[], Awaitable[None]],
         is_only: bool,
     ) -> None:
         """Args:
         copies_on: tells how many blocks of copies of the metadata a server has, beside those of files.
+        require_compared: returns once the metadata server knows whether its database is an older one.
         is_only: there is no other mediator, so that the lag that this one told is all there is.
         """
         self._copies_on = copies_on
+        self._require_compared = require_compared
         self._turns = turns
         self._behind: set[int] = set()
         self._returned: set[int] = set()
@@ -201,6 +204,12 @@ class Refills:
         if self._vouched and self._is_only:
             self._background.start(self._vouch_later(), "vouching for the newest blocks")
 
+    def distrust(self) -> None:
+        """The metadata is an older one: what it was told is gone, and all inventories are compared."""
+        self._vouched = False
+        for server in self._health.up:
+            self.begin(server, whole=True, to_inspect=True)
+
     async def _vouch_later(self) -> None:
         """Vouch once all puts that were open at the restart have ended, and are told of if they failed."""
         await asyncio.sleep(2 * self._metadata.witness_seconds)
@@ -270,6 +279,7 @@ class Refills:
         progress.passes += 1
         progress.failed = progress.refused = 0
         number = server.number
+        await self._require_compared()
         # Taken before the work: who asks for more meanwhile, as when the server returns once again, gets it.
         returned, whole = number in self._returned, number in self._whole
         self._returned.discard(number)

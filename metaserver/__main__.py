@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import sys
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, closing
 from pathlib import Path
 
 from metaserver.directory import Directory
@@ -31,15 +31,24 @@ REAP_SECONDS = 1.0
 
 
 async def serve_metadata(config: ClusterConfig) -> None:
-    """Open the directory, serve until told to stop, close.
+    """Open the directory, serve until told to stop, close; begin anew if the database is an older one.
 
     Raises:
         ConfigError: the directory, the database or the address cannot be used.
     """
+    with closing(Directory(config.metaserver_directory, config.cluster)) as directory:
+        stop, older_than = asyncio.Event(), 0
+        while not stop.is_set():
+            older_than = await _serve_one_life(config, directory, older_than, stop)
+
+
+async def _serve_one_life(
+    config: ClusterConfig, directory: Directory, older_than: int, stop: asyncio.Event
+) -> int:
+    """Serve until `stop`, or until a milestone is told that the database is behind; return that (or 0)."""
+    found: list[int] = []
     async with AsyncExitStack() as stack:
-        directory = Directory(config.metaserver_directory, config.cluster)
-        stack.callback(directory.close)
-        store = Store(directory.database, config.cluster, complete=directory.complete)
+        store = Store(directory.database, config.cluster, complete=directory.complete, older_than=older_than)
         stack.callback(store.close)
         log = LogSync(directory.database, store.changed_rows, store.log_mark)
         stack.callback(log.close)
@@ -66,8 +75,18 @@ async def serve_metadata(config: ClusterConfig) -> None:
             asyncio.create_task(service.reaper.run_forever(min(REAP_SECONDS, config.lease_seconds / 10))),
         ]
         stack.push_async_callback(_stop, jobs)
-        await serve(offered(service, config.deadlines.request_seconds), config.metaserver_listen)
-        await service.reaper.remove_orphans()
+        ended = asyncio.Event()
+
+        def begin_anew(milestone: int) -> None:
+            found.append(milestone)
+            ended.set()
+
+        service.milestones.begin_anew = begin_anew
+        server = offered(service, config.deadlines.request_seconds)
+        await serve(server, config.metaserver_listen, stop, ended)
+        if not found:
+            await service.reaper.remove_orphans()
+    return max(found, default=0)
 
 
 def offered(service: MetaService, request_seconds: float) -> Server:

@@ -9,6 +9,7 @@ import os
 from typing import Any
 
 from metaserver.blocks import session_of
+from metaserver.fence import OLDER_FACT
 from metaserver.sessions import Sessions
 from metaserver.store import Store
 from wire.errors import InvalidArgument
@@ -75,7 +76,8 @@ class Bookkeeping:
 
         A block of a session that this database never gave a number is not: it tells that the database is
         older than the block, or that the data servers belong to another one. Nor is one behind a fence
-        (metaserver.fence): it is newer than the copy that the database was put back from.
+        (metaserver.fence): it is newer than the copy that the database was put back from. While it is not
+        known whether the database is an older one, only the garbage that it knows may be deleted.
         """
         (next_session,) = self._execute("SELECT next FROM counters WHERE name = 'session'").fetchone()
         return [block for block in blocks if self._is_collectable(block, next_session)]
@@ -83,6 +85,8 @@ class Bookkeeping:
     def _is_collectable(self, block: bytes, next_session: int) -> bool:
         if self._execute("SELECT 1 FROM garbage WHERE block = ?", (block,)).fetchone() is not None:
             return True
+        if self._store.in_doubt:
+            return False
         session = session_of(block)
         if len(block) != BLOCK_ID_BYTES or self._sessions.lives(session) or not 0 < session < next_session:
             return False
@@ -110,6 +114,11 @@ class Bookkeeping:
         """Return the inodes whose contents refer to a block."""
         rows = self._execute("SELECT DISTINCT ino FROM extents WHERE block = ? ORDER BY ino", (block,))
         return [row[0] for row in rows.fetchall()]
+
+    def found_older_ns(self) -> int:
+        """Return when this was found to be an older state of the database; 0 if it was not, or was heeded."""
+        row = self._execute("SELECT value FROM facts WHERE name = ?", (OLDER_FACT,)).fetchone()
+        return 0 if row is None else int(row[0])
 
     def counts(self) -> dict[str, Any]:
         """Return how many of everything there are, and how much room is left on the database's disk."""

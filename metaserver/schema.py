@@ -5,14 +5,16 @@ it is ours, `user_version` is the format version. All times are nanoseconds sinc
 and offsets bytes.
 
 facts           what the database is
-    name        "cluster", "database", and in a copy, or a database put back from one, "copied_ns"
+    name        "cluster", "database", in a copy, or a database put back from one, "copied_ns", and in one
+                that was found to be older than data servers know "found_older_ns"
     value       the cluster's name (a database of another cluster is refused); random, and the same in all
-                copies of this database; when the copy was made
+                copies of this database; when the copy was made; when that was found
 
 counters        numbers that are never given twice
-    name        "inode", "session" or "epoch"
+    name        "inode", "session", "epoch" or "milestone"
     next        no number from here on was ever given. Inode numbers are reserved in runs, so some
-                below it were not given either. Each start of the server takes one epoch
+                below it were not given either. Each start of the server takes one epoch, and goes on with
+                sessions far above; the milestone is the last one that was given (metaserver.milestones)
 
 inodes          one row a file, directory, symbolic link, FIFO, socket or device
     ino         the inode number; 1 is the root
@@ -57,9 +59,10 @@ lag             one row a replica that is known to be missing; nothing for all t
     server      the number of a data server that has not acknowledged it
 
 fences          one row a run of sessions whose blocks are kept though nothing refers to them, because the
-                database was put back from a copy, or begun after they were written (metaserver.fence)
+                database was put back from a copy, or begun after they were written, or was started and
+                gave no such numbers (metaserver.fence)
     first, last the sessions' numbers, both included
-    since_ns    when it was put back, or begun
+    since_ns    when it was put back, begun or started
 
 restorations    one row a time that a copy took this database's place; gone when it has been served for a
                 lease, as mounts may not know it until then

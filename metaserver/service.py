@@ -22,6 +22,7 @@ from metaserver.lag import LagList
 from metaserver.ledger import Ledger
 from metaserver.locks import Locks
 from metaserver.log import LogSync
+from metaserver.milestones import Milestones
 from metaserver.namespace import Namespace
 from metaserver.page_check import PageCheck
 from metaserver.reaper import Reaper
@@ -44,6 +45,7 @@ from wire.messages import (
     LagCount,
     LockGrant,
     LockHolder,
+    Milestone,
     Opened,
     RecentBlocks,
     Reference,
@@ -83,6 +85,7 @@ class MetaService:
         self.checking = Checking(store, sessions)
         self.page_check = PageCheck(store.path)
         self.copying = Copying(store, reserve_bytes)
+        self.milestones = Milestones(store)
         self._store = store
         self._sessions = sessions
         self._grants = grants or Grants(sessions, 0.0, 0.0)
@@ -111,6 +114,7 @@ class MetaService:
             "database": os.fsencode(self._store.path).decode(errors="backslashreplace"),
             "pages": self.page_check.describe(),
             "no_room": self._room.refusal(),
+            "found_older_ns": self._store.read(self._bookkeeping.found_older_ns),
             "counts": self.counts(),
             "sessions": self._store.read(self._sessions.describe, SESSIONS_SHOWN),
             "alone_seconds_left": self._grants.describe(),
@@ -379,6 +383,14 @@ class MetaService:
 
     def vouch_recent(self) -> None:
         self._lag.vouch()
+
+    async def take_milestone(self) -> Milestone:
+        taken = self._store.read(self.milestones.take)
+        await self._log.sync()  # a power loss must not leave less than data servers have kept
+        return taken
+
+    def compare_milestones(self, kept: list[Milestone], enough: bool) -> bool:
+        return self._store.read(self.milestones.compare, kept, enough=enough)
 
     def small_files(self, inodes: list[int]) -> list[Opened | None]:
         return self._store.read(self._contents.small_files, inodes)

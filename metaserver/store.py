@@ -68,6 +68,8 @@ class Store:
         executemany: the same for many rows.
         end_reading, keep_reading: see metaserver.connection.
         epoch: a number that grows at each start on this database, whatever the date is.
+        in_doubt: data servers may know of a newer state of this database; until they were asked, what it does
+            not know must not be deleted.
         was_put_back: this database took the place of one lately, whose sessions it does not know. They ended
             then: until it has served for a lease (`settle`), their mounts may still rely on them.
         sessions: the numbers of the living sessions (kept by metaserver.sessions).
@@ -77,7 +79,13 @@ class Store:
     """
 
     def __init__(
-        self, path: Path, cluster: str, *, complete: bool = False, now_ns: Callable[[], int] = time.time_ns
+        self,
+        path: Path,
+        cluster: str,
+        *,
+        complete: bool = False,
+        older_than: int = 0,
+        now_ns: Callable[[], int] = time.time_ns,
     ) -> None:
         """Open the database, or create it where there is none and none should be.
 
@@ -85,6 +93,7 @@ class Store:
             path: the database file.
             cluster: whose it must be.
             complete: the database must be there already.
+            older_than: a milestone that data servers know, and that the database is behind: it is fenced.
             now_ns: the clock for times that are kept.
 
         Raises:
@@ -99,16 +108,16 @@ class Store:
         self.reserve = Reserve(path)
         self.now_ns = now_ns
         try:
-            self._open(cluster, complete)
+            self._open(cluster, complete, older_than)
         except NoSpace:
             if not self.reserve.release():
                 raise ConfigError(_NO_ROOM.format(path)) from None
             try:
-                self._open(cluster, complete)
+                self._open(cluster, complete, older_than)
             except NoSpace:
                 raise ConfigError(_NO_ROOM.format(path)) from None
 
-    def _open(self, cluster: str, complete: bool) -> None:
+    def _open(self, cluster: str, complete: bool, older_than: int) -> None:
         """Do what the constructor says. Raises NoSpace too; nothing is open then."""
         path = self.path
         self.log_mark = LogMark(path)
@@ -129,6 +138,9 @@ class Store:
                     self._create(cluster)
                 for statement in filter(None, map(str.strip, ADDED_SCHEMA.split(";"))):
                     self.execute(statement)
+                if not blank:
+                    self._fence(older_than)
+                self.in_doubt = not blank
                 self.sessions = {session for (session,) in self.execute("SELECT session FROM sessions")}
                 self.totals = self._count()
                 (self._next_inode,) = self._fetch("SELECT next FROM counters WHERE name = 'inode'")
@@ -190,6 +202,15 @@ class Store:
             raise ConfigError(f"{self.path} belongs to cluster {owner!r}, not to this one ({cluster!r})")
         if self._fetch("SELECT mode FROM inodes WHERE ino = ?", ROOT_INODE) is None:
             raise ConfigError(f"{self.path}: the root directory is missing; {pages.ADVICE}")
+
+    def _fence(self, older_than: int) -> None:
+        """See to it that no session number is given twice, should the database be an older one."""
+        self.execute("BEGIN IMMEDIATE")
+        if older_than:
+            fence.put_up_late(self._connection, self.now_ns(), older_than)
+        elif self._fetch("SELECT 1 FROM restorations LIMIT 1") is None:  # or it has been fenced just now
+            fence.skip_sessions(self._connection, self.now_ns())
+        self.execute("COMMIT")
 
     def _fetch(self, statement: str, *values: object) -> Any:
         return self.execute(statement, values).fetchone()

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from tools.backup import when
 from tools.cluster import LocalCluster, ProcessStatus
 from tools.locate import typed
 from tools.processes import ClusterError
@@ -62,7 +63,7 @@ def assess(
     if all(server.state == "down" for server in servers):
         return Health("down", False, "nothing is running", [f"start the cluster with: {typed('up', state)}"])
     advice = [line for process in processes for line in _advice(process, state)]
-    advice += _damage_advice(metaserver, state)
+    advice += _damage_advice(metaserver, state) + _older_advice(metaserver, state)
     if mediator is None:
         lacking = next((s for s in servers if s.name == "mediator" and s.state != "running"), None)
         reason = f"the mediator is {lacking.state}" if lacking else "the mediator does not answer"
@@ -117,6 +118,18 @@ def _damage_advice(metaserver: dict[str, Any] | None, state: Path | None) -> lis
     return [
         f"the metadata database is damaged (pages: {where}), and calls that need what was stored there fail; "
         f"{mend}"
+    ]
+
+
+def _older_advice(metaserver: dict[str, Any] | None, state: Path | None) -> list[str]:
+    """Say what to do about a metadata database that was put back by hand."""
+    found_ns = (metaserver or {}).get("found_older_ns", 0)
+    if not found_ns:
+        return []
+    return [
+        f"the metadata database was an older one when it was started ({when(found_ns)}): changes since are "
+        f"missing, and newer blocks are kept; see what cannot be read with `{typed('fsck', state)}`; "
+        f"once nothing newer is needed: {typed('down', state)}, then {typed('restore --release', state)}"
     ]
 
 

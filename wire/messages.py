@@ -140,6 +140,13 @@ class LagCount(NamedTuple):
     bytes: int
 
 
+class Milestone(NamedTuple):
+    """How far a metadata database is: the number grows by one in each period with changes."""
+
+    database: str
+    number: int
+
+
 class RecentBlocks(NamedTuple):
     """The blocks committed last. Not `complete`: some of before this server's start may be missing."""
 

@@ -50,20 +50,31 @@ def run(main: Callable[[], Coroutine[Any, Any, None]]) -> int:
     return 0
 
 
-async def serve(server: Server, address: str) -> None:
+async def serve(
+    server: Server, address: str, stop: asyncio.Event | None = None, ended: asyncio.Event | None = None
+) -> None:
     """Listen, print the ready line "ready KIND NUMBER ADDRESS", serve until SIGTERM or SIGINT, drain.
+
+    Args:
+        server: what is served.
+        address: where.
+        stop: is set by these signals; of who serves several times, lest one in between is lost.
+        ended: ends it too, when it is set.
 
     Raises:
         ConfigError: the address cannot be had.
     """
-    stop = asyncio.Event()
+    stop = stop or asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     real_address = await server.start(address)
     gc.freeze()  # what is here now stays: no collection needs to look at it again
     print_ready(server.identity.kind, server.identity.number, real_address)
-    await stop.wait()
+    waiting = [asyncio.ensure_future(event.wait()) for event in (stop, ended) if event]
+    await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    for each in waiting:
+        each.cancel()
     logging.getLogger("wire.process").info("stopping: no new calls, finishing those in flight")
     await server.drain()
 

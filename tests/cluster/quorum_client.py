@@ -45,9 +45,13 @@ class QuorumClient:
         self.mediator = client("mediator")
         self.meta = client("metaserver")
         self.data = {s.number: client(f"data-{s.number}") for s in cluster.config.data_servers}
-        self.session = self.mediator.call(SECONDS, NamespaceMethods.open_session, "test").session
+        self.session = self.begin_session()
         self._sequence = 0
         self._blocks = 0
+
+    def begin_session(self) -> int:
+        """Return the number of a new session."""
+        return self.mediator.call(SECONDS, NamespaceMethods.open_session, "test").session
 
     def ticket(self) -> Ticket:
         self._sequence += 1

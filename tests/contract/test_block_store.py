@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from dataserver.contract import INVENTORY_LIMIT, BlockStore
-from dataserver.marks import ScrubMark
+from dataserver.marks import Milestones, ScrubMark
 from dataserver.memory import MemoryStore
 from dataserver.quarantine import Quarantine
 from dataserver.segments import SegmentStore
@@ -206,7 +206,9 @@ def test_what_came_after_a_sync_had_begun_is_not_told_to_be_durable(
 
     monkeypatch.setattr(store, "sync", sync_and_take_another)
     identity = Identity("dataserver", "test", 1, 1)
-    service = DataService(store, identity, ScrubMark(tmp_path), Quarantine(tmp_path / "losers", 1, 1.0))
+    service = DataService(
+        store, identity, ScrubMark(tmp_path), Milestones(tmp_path), Quarantine(tmp_path / "losers", 1, 1.0)
+    )
     assert asyncio.run(service.sync([kept, block_id(2)])) == [block_id(2)]
     service.close()
 
@@ -221,7 +223,9 @@ def test_small_replicas_are_told_together(store: BlockStore, tmp_path: Path) -> 
     lengths = (7, SMALL_BLOCK_BYTES, SMALL_BLOCK_BYTES + 1)
     small, full, long = (put(store, length, some_bytes(length, length)) for length in lengths)
     identity = Identity("dataserver", "test", 1, 1)
-    service = DataService(store, identity, ScrubMark(tmp_path), Quarantine(tmp_path / "losers", 1, 1.0))
+    service = DataService(
+        store, identity, ScrubMark(tmp_path), Milestones(tmp_path), Quarantine(tmp_path / "losers", 1, 1.0)
+    )
     sent = [full.block, block_id(1), small.block, long.block]
     voted = [small.block, block_id(1), full.block, long.block, small.block]
     found = asyncio.run(service.read_small(sent, voted))
@@ -238,6 +242,7 @@ def test_many_votes_are_what_each_is_alone(store: BlockStore, tmp_path: Path) ->
         store,
         Identity("dataserver", "test", 1, 1),
         ScrubMark(tmp_path),
+        Milestones(tmp_path),
         Quarantine(tmp_path / "losers", 1, 1.0),
     )
     parts = [VotedPart(r.block, first, count) for r in records for first, count in ((0, 0), (1, 1), (0, 2))]

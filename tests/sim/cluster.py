@@ -254,13 +254,27 @@ class World:
         assert process is not None, "only a process touches a disk"
         return self.disks[process.host]
 
-    async def _serve(self, server: Any, address: str) -> None:
+    async def _serve(
+        self,
+        server: Any,
+        address: str,
+        stop: asyncio.Event | None = None,
+        ended: asyncio.Event | None = None,
+    ) -> None:
         process = PROCESS.get()
         assert process is not None
         real = await server.start(address)
         self.note("ready", process.name)
-        self.ready[process.name].set_result(real)
-        await self.ends[process.name].wait()
+        if stop is not None:
+            self.ends[process.name] = stop
+        if self.ready[process.name].done():
+            self.problem(f"{process.name} began anew: it held its database for an older one")
+        else:
+            self.ready[process.name].set_result(real)
+        waiting = [asyncio.ensure_future(e.wait()) for e in (self.ends[process.name], ended) if e]
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        for each in waiting:
+            each.cancel()
         await server.drain()
 
     # processes

@@ -35,6 +35,7 @@ from wire.messages import (
     Lag,
     LagCount,
     MappedExtent,
+    Milestone,
     Opened,
     RecentBlocks,
     Renewal,
@@ -78,6 +79,7 @@ class FakeDataServer(Fake):
         self.quarantine: list[tuple[bytes, bytes, str]] = []
         self.free_bytes = 10**9 - number
         self.scrub: dict[str, Any] = {}
+        self.kept: list[Milestone] = []
 
     def damage(self, block: bytes) -> None:
         record, data, recorded = self.held[block]
@@ -125,6 +127,12 @@ class FakeDataServer(Fake):
 
     def keep_scrub(self, state: dict[str, Any]) -> None:
         self.scrub = state
+
+    def keep_milestone(self, milestone: Milestone) -> None:
+        self.kept.append(milestone)
+
+    def milestones(self) -> list[Milestone]:
+        return self.kept
 
     def _find(self, block: bytes) -> tuple[BlockRecord, bytes, bytes]:
         if block not in self.held:
@@ -190,6 +198,8 @@ class FakeMetaserver(Fake):
         self.lag: dict[int, set[bytes]] = {}
         self.recent: list[bytes] = []
         self.complete = True
+        self.milestone = Milestone("fake", 0)
+        self.compared: list[tuple[list[Milestone], bool]] = []
         self.on_blocks: Callable[[], None] = lambda: None
 
     def supersede(self, block: bytes) -> None:
@@ -240,6 +250,13 @@ class FakeMetaserver(Fake):
 
     def recent_blocks(self) -> RecentBlocks:
         return RecentBlocks(self.complete, self.recent)
+
+    def take_milestone(self) -> Milestone:
+        return self.milestone
+
+    def compare_milestones(self, kept: list[Milestone], enough: bool) -> bool:
+        self.compared.append((kept, enough))
+        return any(milestone.number > self.milestone.number for milestone in kept)
 
     def vouch_recent(self) -> None:
         self.complete = True
@@ -396,7 +413,11 @@ class World:
 
     async def settle(self) -> None:
         """Wait until nothing runs in the background."""
-        async with asyncio.timeout(20):
+        await self.settle_within(20)
+
+    async def settle_within(self, seconds: float) -> None:
+        """Do so for so long. Raises TimeoutError."""
+        async with asyncio.timeout(seconds):
             while (  # noqa: ASYNC110
                 len(self.mediator.background)
                 or self.open_calls

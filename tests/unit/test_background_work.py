@@ -14,7 +14,7 @@ import pytest
 import dataserver.segment
 import dataserver.service
 from dataserver import durable
-from dataserver.marks import ScrubMark
+from dataserver.marks import Milestones, ScrubMark
 from dataserver.quarantine import Quarantine
 from dataserver.segments import SegmentStore
 from dataserver.service import DataService
@@ -50,7 +50,11 @@ def test_a_failure_is_told_once_without_a_traceback_and_the_work_goes_on(
     monkeypatch.setattr(dataserver.service, "MAINTAIN_SECONDS", 0.005)
     store = SegmentStore(tmp_path, segment_bytes=SMALL)
     service = DataService(
-        store, Identity("dataserver", "test", 1, 1), ScrubMark(tmp_path), Quarantine(tmp_path / "q", 1, 1.0)
+        store,
+        Identity("dataserver", "test", 1, 1),
+        ScrubMark(tmp_path),
+        Milestones(tmp_path),
+        Quarantine(tmp_path / "q", 1, 1.0),
     )
     tries = 0
     maintain = store.maintain

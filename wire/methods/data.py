@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from wire.digest import Buffer
-from wire.messages import BlockPart, BlockRecord, SmallReplicas, VotedPart
+from wire.messages import BlockPart, BlockRecord, Milestone, SmallReplicas, VotedPart
 
 
 class DataMethods:
@@ -78,6 +78,18 @@ class DataMethods:
 
     def keep_scrub(self, state: dict[str, Any]) -> None:
         """Keep how far a scrub is, for `status` to tell as "scrub". Raises BadRequest, NoSpace."""
+        raise NotImplementedError
+
+    def keep_milestone(self, milestone: Milestone) -> None:
+        """Keep, durably, how far a metadata database is at least; a lower number changes nothing.
+
+        Raises:
+            BadRequest, NoSpace.
+        """
+        raise NotImplementedError
+
+    def milestones(self) -> list[Milestone]:
+        """Return the highest milestone that was kept of each metadata database."""
         raise NotImplementedError
 
     def repair(self, block: bytes, digest: bytes, data: Buffer, note: str) -> str:

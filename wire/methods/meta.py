@@ -17,6 +17,7 @@ from wire.messages import (
     LagCount,
     LockGrant,
     LockHolder,
+    Milestone,
     Opened,
     RecentBlocks,
     Reference,
@@ -387,6 +388,25 @@ class BookkeepingMethods:
 
     def vouch_recent(self) -> None:
         """Say that what was committed before this server's start is known to be held, or noted as lag."""
+        raise NotImplementedError
+
+    def take_milestone(self) -> Milestone:
+        """Return how far the database is; one further if anything was changed since it was asked last.
+
+        It is on disk before it is answered. For data servers to keep.
+
+        Raises:
+            Busy: it is not known yet whether the database is an older one (`compare_milestones`).
+        """
+        raise NotImplementedError
+
+    def compare_milestones(self, kept: list[Milestone], enough: bool) -> bool:
+        """Tell what data servers have kept; return whether the database is older than that.
+
+        If it is, the server ends all sessions, raises its numbers and begins anew: nothing is deleted then
+        that the database does not know. Until it was told that there is nothing newer by `enough` (at least
+        Qr) servers, only garbage that it knows is collectable.
+        """
         raise NotImplementedError
 
     def small_files(self, inodes: list[int]) -> list[Opened | None]:

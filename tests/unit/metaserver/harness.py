@@ -48,12 +48,14 @@ class Harness:
         self._sequence = 0
         self._block = self._closes = 0
 
-    def start(self) -> None:
-        """Begin on the database as it is."""
-        self.store = Store(self.path, "test", now_ns=self._tick)
+    def start(self, older_than: int = 0, *, compared: bool = True) -> None:
+        """Begin on the database as it is; with `compared`, data servers know of nothing newer."""
+        self.store = Store(self.path, "test", older_than=older_than, now_ns=self._tick)
         self.log = LogSync(self.path, self.store.changed_rows, self.store.log_mark)
         self.sessions = Sessions(self.store, LEASE_SECONDS, self._clock)
         self.service = MetaService(self.store, self.sessions, self.log, "test", clock=self._clock)
+        if compared:
+            self.service.compare_milestones([], enough=True)
 
     def _clock(self) -> float:
         return self.seconds

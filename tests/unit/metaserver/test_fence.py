@@ -9,7 +9,7 @@ import pytest
 
 from metaserver import fence, pages
 from tests.unit.metaserver.harness import Harness
-from wire.errors import SessionUnknown
+from wire.errors import Busy, SessionUnknown
 
 
 def copied(meta: Harness) -> bytes:
@@ -102,7 +102,7 @@ def test_numbers_go_on_above_all_that_were_given(meta: Harness) -> None:
 def test_numbers_go_on_above_those_that_are_known(meta: Harness) -> None:
     file = meta.create(1, b"a")
     copy = copied(meta)
-    known = fence.Given(*(2**50 + number for number in range(4)))
+    known = fence.Given(*(2**50 + number for number in range(5)))
     assert put_back(meta, copy, known).next_session == known.session + 1
     meta.session = meta.open_session()
     assert meta.service.getattr(file.ino).version == known.version + 1
@@ -124,7 +124,7 @@ def test_the_same_copy_once_more_gives_other_numbers_when_the_date_is_the_same(m
 def test_a_number_after() -> None:
     jump = fence.LEAST_JUMP
     assert fence.number_after(5, 0, jump, 0) == 5 + jump
-    assert fence.number_after(5, 2**40, jump, 0) == 2**40 + 1
+    assert fence.number_after(5, 2**50, jump, 0) == 2**50 + 1
     assert fence.number_after(5, 2**63, jump, 0) == 5 + jump, "a number that was never given is damage"
     assert fence.number_after(5, 0, jump, 2**60) == 2**60 // 1000
 
@@ -140,3 +140,84 @@ def test_a_database_of_an_older_release_is_fenced_too(tmp_path: Path) -> None:
     assert made.living == [meta.session]
     meta.start()
     meta.close()
+
+
+def put_back_by_hand(meta: Harness, copy: bytes) -> None:
+    """Restart on a copy that nobody fenced, before data servers were asked."""
+    meta.stop()
+    meta.put_back(copy)
+    meta.start(compared=False)
+
+
+def test_a_database_put_back_by_hand_is_found_out_by_its_milestone(meta: Harness) -> None:
+    copied_at = meta.wait(meta.service.take_milestone())
+    kept = meta.create(1, b"a")
+    blocks = [meta.write(kept.ino, 0, 10).block]
+    copy = copied(meta)
+    ended = meta.open_session()
+    newer = [meta.new_block(session=ended).block, meta.write(meta.create(1, b"b").ino, 0, 10).block]
+    meta.service.close_session(ended)
+    told = meta.wait(meta.service.take_milestone())
+    assert told.database == copied_at.database
+    assert told.number > copied_at.number
+    known = fence.given(meta.store._connection)
+    put_back_by_hand(meta, copy)
+    meta.now_ns -= 500_000_000  # whatever the date is
+    with pytest.raises(Busy):
+        meta.wait(meta.service.take_milestone())
+    assert meta.wait(meta.service.collectable([*blocks, *newer])) == [], "not before it was compared"
+    found: list[int] = []
+    meta.service.milestones.begin_anew = found.append
+    assert not meta.service.compare_milestones([told._replace(number=copied_at.number)], enough=False)
+    assert not meta.service.compare_milestones([told._replace(database="another")], enough=False)
+    assert meta.service.compare_milestones([copied_at, told], enough=True)
+    assert found == [told.number]
+    meta.stop()
+    meta.start(older_than=told.number)
+    assert meta.service.status()["found_older_ns"]
+    with pytest.raises(SessionUnknown):
+        meta.create(1, b"c")
+    old_session, meta.session = meta.session, meta.open_session()
+    assert meta.wait(meta.service.collectable([*blocks, *newer])) == []
+    assert meta.session > max(known.session, old_session)
+    assert meta.create(1, b"c").ino > known.inode
+    assert meta.service.getattr(kept.ino).version > known.version
+    assert meta.store.epoch > known.epoch
+    assert meta.wait(meta.service.take_milestone()).number > told.number, "it is not older any more"
+    with meta.changing() as connection:
+        fence.release(connection)
+    assert meta.wait(meta.service.collectable(newer)) == newer
+    assert not meta.service.status()["found_older_ns"]
+
+
+def test_what_is_put_back_by_hand_gives_no_session_twice_though_nobody_finds_it_out(meta: Harness) -> None:
+    copy = copied(meta)
+    given = {meta.open_session() for _ in range(3)}
+    newer = [meta.new_block(session=session).block for session in given]
+    for session in given:
+        meta.service.close_session(session)
+    put_back_by_hand(meta, copy)
+    meta.service.compare_milestones([], enough=True)
+    assert not given & {meta.open_session() for _ in range(5)}
+    assert meta.wait(meta.service.collectable(newer)) == []
+
+
+def test_starts_without_a_session_need_no_fences_of_their_own(meta: Harness) -> None:
+    def count() -> int:
+        return int(meta.store.execute("SELECT count(*) FROM fences").fetchone()[0])
+
+    meta.restart()
+    before = count()
+    for _ in range(3):
+        meta.restart()
+    assert count() == before
+
+
+def test_the_milestone_grows_with_changes_only(meta: Harness) -> None:
+    first = meta.wait(meta.service.take_milestone())
+    assert meta.wait(meta.service.take_milestone()) == first
+    meta.create(1, b"a")
+    second = meta.wait(meta.service.take_milestone())
+    assert second == first._replace(number=first.number + 1)
+    meta.restart()
+    assert meta.wait(meta.service.take_milestone()).number > second.number
