@@ -185,12 +185,12 @@ class Refills:
                 self.begin(server)
 
     async def heal_forever(self) -> None:
-        """Try again from time to time what could not be filled."""
+        """Try again from time to time what could not be filled: less often if that takes long."""
         while True:
             await asyncio.sleep(LAG_SECONDS)
             for server in self._health.up:
                 progress = self._progress.get(server.number)
-                if server.number in self._behind and not server.full and not (progress and progress.running):
+                if server.number in self._behind and not server.full and _has_rested(progress):
                     self.begin(server)
 
     def metadata_came_up(self) -> None:
@@ -356,13 +356,16 @@ class Refills:
         progress.comparisons_left = 2 if unknown else int(whole)
         progress.found(lag + unknown, lag_bytes + unknown_bytes)
         server.refilling = server.refilling or lag > 0
-        mended = 0
-        while lag and (page := await self._metadata.ask(BookkeepingMethods.lagging, server.number, PAGE)):
-            filled = await self._fill_all(server, page, progress)
-            mended += filled
-            if filled < len(page):
-                self._behind.add(server.number)
+        mended, after = 0, b""
+        while lag and progress.refused < MOST_REFUSED:
+            page = await self._metadata.ask(BookkeepingMethods.lagging, server.number, PAGE, after)
+            if not page:
                 break
+            lacking = await self._fill_all(server, page, progress)
+            mended += len(page) - len(lacking)
+            if lacking:
+                self._behind.add(server.number)
+                after = lacking[-1].block  # the next page is of others: those may have no source for long
         return lag, mended
 
     async def _estimate_unknown(self, server: Server, lag: int, lag_bytes: int) -> tuple[int, int]:
@@ -384,9 +387,11 @@ class Refills:
             raise QuorumfsError(f"server {server.number} does not say how many blocks it has")
         return blocks, bytes_live
 
-    async def _fill_all(self, server: Server, records: list[BlockRecord], progress: RefillProgress) -> int:
-        """Fill those of these blocks that a server lacks, and say so. Returns how many it has then."""
-        there = 0
+    async def _fill_all(
+        self, server: Server, records: list[BlockRecord], progress: RefillProgress
+    ) -> list[BlockRecord]:
+        """Fill those of these blocks that a server lacks, and say so. Returns those that it lacks still."""
+        left: list[BlockRecord] = []
         for start in range(0, len(records), BATCH):
             batch = records[start : start + BATCH]
             begun = time.monotonic()
@@ -400,8 +405,9 @@ class Refills:
                 with _working(progress, begun):
                     has += await self._fill_batch(server, [r for r in batch if r.block in lacking], progress)
             await self._metadata.ask(BookkeepingMethods.clear_lag, server.number, has)
-            there += len(has)
-        return there
+            there = set(has)
+            left += [record for record in batch if record.block not in there]
+        return left
 
     async def _fill_batch(
         self, server: Server, records: Sequence[BlockRecord], progress: RefillProgress, unknown: int = 0
@@ -509,6 +515,13 @@ class Refills:
             progress.filled(time.monotonic(), record.length)
         else:
             progress.failed += 1
+
+
+def _has_rested(progress: RefillProgress | None) -> bool:
+    """Tell whether a server's last refill ended for as long ago as it took."""
+    if progress is None:
+        return True
+    return not progress.running and time.monotonic() - progress.ended >= progress.ended - progress.begun
 
 
 @contextmanager

@@ -72,8 +72,10 @@ class LagList:
         )
         self._store.totals["lagging_replicas"] -= removed.rowcount
 
-    def of_server(self, server: int, limit: int) -> list[BlockRecord]:
+    def of_server(self, server: int, limit: int, after: bytes = b"") -> list[BlockRecord]:
         """Return blocks that a server lacks, those with the fewest replicas first; [] only if there are none.
+
+        With `after`, those behind this one, which could not be filled; [] if it does not lag any more.
 
         Takes time in proportion to the limit, but for one look through the server's lag for each server
         that lags, once in REACHED_SECONDS and when nothing is left behind what was reached: what came to lag
@@ -82,6 +84,9 @@ class LagList:
         if limit < 1:
             raise InvalidArgument("a limit is at least 1")
         limit = min(limit, PAGE_BLOCKS_MAX)
+        if after:
+            (lacking,) = self.lacking_servers([after])
+            return self._behind(server, lacking, after + b"\0", limit)
         most, now = self._lagging_servers(_SERVERS_MAX), self._clock()
         found: list[BlockRecord] = []
         reached = self._reached.pop(server, None)
@@ -91,13 +96,17 @@ class LagList:
 
     def _list(self, server: int, start: _Reached, limit: int) -> list[BlockRecord]:
         """Return blocks that a server lacks, from a place on, and note where the first one was found."""
+        found = self._behind(server, start.lacking, start.block, limit)
+        if found:
+            (lacking,) = self.lacking_servers([found[0].block])
+            self._reached[server] = _Reached(start.until, lacking, found[0].block)
+        return found
+
+    def _behind(self, server: int, most: int, first: bytes, limit: int) -> list[BlockRecord]:
+        """Return blocks that a server lacks, from `first` on if `most` servers lack them, then all others."""
         found: list[BlockRecord] = []
-        first = start.block
-        for lacking in range(start.lacking, 0, -1):
-            page = self._lacking_on(lacking, server, first, limit - len(found))
-            if page and not found:
-                self._reached[server] = _Reached(start.until, lacking, page[0].block)
-            found += page
+        for lacking in range(most, 0, -1):
+            found += self._lacking_on(lacking, server, first, limit - len(found))
             if len(found) == limit:
                 break
             first = b""

@@ -366,8 +366,8 @@ class MetaService:
     def clear_lag(self, server: int, blocks: list[bytes]) -> None:
         self._store.change(self._lag.clear, server, blocks)
 
-    def lagging(self, server: int, limit: int) -> list[BlockRecord]:
-        return self._store.read(self._lag.of_server, server, limit)
+    def lagging(self, server: int, limit: int, after: bytes = b"") -> list[BlockRecord]:
+        return self._store.read(self._lag.of_server, server, limit, after)
 
     def lacking_servers(self, blocks: list[bytes]) -> list[int]:
         return self._store.read(self._lag.lacking_servers, blocks)

@@ -232,9 +232,11 @@ class FakeMetaserver(Fake):
     def clear_lag(self, server: int, blocks: list[bytes]) -> None:
         self.lag.get(server, set()).difference_update(blocks)
 
-    def lagging(self, server: int, limit: int) -> list[BlockRecord]:
+    def lagging(self, server: int, limit: int, after: bytes = b"") -> list[BlockRecord]:
         lacked = [block for block in self.lag.get(server, ()) if block in self.committed]
         lacked.sort(key=lambda block: (-sum(block in each for each in self.lag.values()), block))
+        if after:
+            lacked = lacked[lacked.index(after) + 1 if after in lacked else len(lacked) :]
         return [self.committed[block] for block in lacked[:limit]]
 
     def lacking_servers(self, blocks: list[bytes]) -> list[int]:

@@ -479,6 +479,29 @@ def test_a_server_that_denies_what_it_has_is_not_compared_without_a_pause() -> N
     run(scenario())
 
 
+def test_blocks_without_a_source_hold_up_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mediator.refill.PAGE", 4)
+
+    async def scenario() -> None:
+        async with world(3, 2, 2) as w:
+            records = [w.commit(bytes([n])) for n in range(20)]
+            lost = sorted(records)[:9]
+            for record in lost:
+                w.data[2].damage(record.block)  # it is there, and no source
+                w.data[1].delete([record.block])
+            for record in records:
+                w.data[3].delete([record.block])
+            w.meta.note_lag([Lag(record.block, [3]) for record in records])
+            w.meta.note_lag([Lag(record.block, [1]) for record in lost])
+            w.mediator.refills.heal(3)
+            await asyncio.sleep(1.0)
+            kept = [record for record in records if w.data[3].is_good(record)]
+            assert sorted(kept) == sorted(set(records) - set(lost))
+            assert w.meta.lag[3] == {record.block for record in lost}
+
+    run(scenario())
+
+
 def test_garbage_is_forgotten_only_when_all_servers_have_deleted_it() -> None:
     async def scenario() -> None:
         async with world() as w:

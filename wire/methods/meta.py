@@ -362,8 +362,11 @@ class BookkeepingMethods:
         """Say that a data server has these blocks by now."""
         raise NotImplementedError
 
-    def lagging(self, server: int, limit: int) -> list[BlockRecord]:
-        """Return up to `limit` blocks that a data server lacks, those that most servers lack first."""
+    def lagging(self, server: int, limit: int, after: bytes = b"") -> list[BlockRecord]:
+        """Return up to `limit` blocks that a data server lacks, those that most servers lack first.
+
+        Those up to `after` in this order are left out; all, if it lacks that one no more.
+        """
         raise NotImplementedError
 
     def lacking_servers(self, blocks: list[bytes]) -> list[int]:

@@ -38,6 +38,27 @@ def test_a_commit_tells_who_lags_and_only_then_there_are_rows(meta: Harness) -> 
     assert meta.service.lag_counts() == [LagCount(4, 1, 100), LagCount(5, 1, 200)]
 
 
+@pytest.mark.parametrize("limit", [1, 3, 100])
+def test_what_cannot_be_filled_is_passed(meta: Harness, limit: int) -> None:
+    records = [meta.new_block(100) for _ in range(9)]
+    for number, record in enumerate(records):
+        commit(meta, meta.create(1, b"%d" % number).ino, record, 1, *([2, 3, 4][: number % 3]))
+    listed = meta.service.lagging(1, 100)
+    seen: list[BlockRecord] = []
+    while page := meta.service.lagging(1, limit, seen[-1].block if seen else b""):
+        seen += page
+    assert seen == listed
+    assert meta.service.lagging(1, 100) == listed, "they come again"
+    meta.service.clear_lag(1, [listed[3].block])
+    assert meta.service.lagging(1, 100, listed[2].block) == listed[4:]
+    meta.wait(meta.service.note_lag([Lag(listed[-1].block, [2, 3, 4, 5])]))
+    assert meta.service.lagging(1, 100, listed[2].block) == listed[4:-1], "it was passed by then"
+    for record in (listed[0], listed[-1]):
+        for number in range(1, 6):
+            meta.service.clear_lag(number, [record.block])
+        assert meta.service.lagging(1, 100, record.block) == []
+
+
 @pytest.mark.parametrize("limit", [1, 7, 1000])
 def test_what_lags_comes_page_by_page_in_order_of_danger(meta: Harness, limit: int) -> None:
     seed = take_seed()
