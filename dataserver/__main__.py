@@ -9,6 +9,7 @@ import os
 import sqlite3
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from dataserver.directory import DataDirectory
@@ -37,12 +38,33 @@ def main() -> int:
 
 
 async def _serve(arguments: argparse.Namespace) -> None:
+    """Serve until told to stop; with the index built anew whenever it turns out to be damaged."""
     config = load(arguments.config)
     own = _find(config, arguments.number)
+    directory = DataDirectory(own.directory, config.cluster, own.number)
     with contextlib.ExitStack() as stack:
-        directory = DataDirectory(own.directory, config.cluster, own.number)
         stack.callback(directory.release)
-        store = _open_store(directory.path, config)
+        stop, address = asyncio.Event(), arguments.listen or own.listen
+        while not stop.is_set():
+            address = await _serve_one_life(config, own, directory, arguments, address, stop)
+
+
+async def _serve_one_life(
+    config: ClusterConfig,
+    own: DataServerConfig,
+    directory: DataDirectory,
+    arguments: argparse.Namespace,
+    address: str,
+    stop: asyncio.Event,
+) -> str:
+    """Serve until `stop`, or until the index is damaged; return the address that was listened at."""
+    ended, loop = asyncio.Event(), asyncio.get_running_loop()
+    with contextlib.ExitStack() as stack:
+
+        def on_damaged_index() -> None:
+            loop.call_soon_threadsafe(ended.set)
+
+        store = _open_store(directory.path, config, on_damaged_index)
         stack.callback(store.close)
         identity = Identity("dataserver", config.cluster, own.number, time.time_ns())
         milestones = Milestones(directory.path)
@@ -66,16 +88,18 @@ async def _serve(arguments: argparse.Namespace) -> None:
         server.register(LabMethods, lab)
         maintenance = asyncio.create_task(service.maintain_for_ever())
         stack.callback(maintenance.cancel)
-        await serve(server, arguments.listen or own.listen)
+        await serve(server, address, stop, ended)
+        return server.address
 
 
-def _open_store(directory: Path, config: ClusterConfig) -> SegmentStore:
+def _open_store(directory: Path, config: ClusterConfig, on_damaged_index: Callable[[], None]) -> SegmentStore:
     try:
         return SegmentStore(
             directory,
             reserve_bytes=config.reserve_bytes,
             quarantine_bytes=config.quarantine_bytes,
             quarantine_seconds=config.quarantine_days * DAY_SECONDS,
+            on_damaged_index=on_damaged_index,
         )
     except (OSError, sqlite3.Error) as error:
         raise ConfigError(

@@ -1,8 +1,9 @@
 """Where each block is: an SQLite file that is a cache only, rebuilt from the segments when it is unusable.
 
 Changes are kept in memory and saved by `save`, together with how far each segment is known to be durable:
-rows past that place are dropped when the file is opened again, and found anew by a scan. Nothing here reads
-or writes segments. Safe in any thread; `save` and `freed`/`forget_freed` belong to one thread at a time.
+rows past that place are dropped when the file is opened again, and found anew by a scan. Damage that is met
+while it is open is told (`on_damage`), so that it can be built anew. Nothing here reads or writes segments.
+Safe in any thread; `save` and `freed`/`forget_freed` belong to one thread at a time.
 
 Persisted:
     meta.name, meta.value   "format"; "blocks" and "sum": the number of rows in `blocks` and the sum of their
@@ -26,13 +27,14 @@ import struct
 import threading
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from dataserver.record import PAGE_BYTES, record_bytes
 from wire.digest import BLOCK_BYTES
+from wire.errors import InternalError
 from wire.messages import BLOCK_ID_BYTES, BlockRecord
 from wire.read_ahead import read_file_ahead
 
@@ -42,6 +44,7 @@ _SEEN_LIMIT = 8192
 _WRITER_BYTES = 8
 """Ids that begin with the same bytes are of one writer, which counts upwards in the rest."""
 _WRITERS_LIMIT = 1024
+_DAMAGED = "the data server's index is damaged, and is built anew"
 
 _SCHEMA = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
@@ -90,7 +93,13 @@ class Totals(NamedTuple):
 
 
 class Index:
-    """An open index. `segment_counts` tells how many live records each segment has."""
+    """An open index.
+
+    Attributes:
+        segment_counts: how many live records each segment has.
+        damage: what is wrong with the file, "" as long as nothing was met. It answers no more then.
+        on_damage: called when that is met, in any thread.
+    """
 
     def __init__(self, path: Path) -> None:
         """Open or create the file.
@@ -98,6 +107,8 @@ class Index:
         Raises:
             IndexUnusable: it cannot be trusted; `discard` it and build it anew.
         """
+        self.damage = ""
+        self.on_damage: Callable[[], None] = lambda: None
         self._lock = threading.RLock()
         self._writes = threading.Lock()
         self._changed: dict[bytes, Entry | None] = {}
@@ -136,19 +147,55 @@ class Index:
                 return self._saving[block]
             if block > self._highest_row(block[:_WRITER_BYTES]):
                 return None  # so that a new block needs no look into the file
-            row = self._reader.execute(
-                "SELECT segment, offset, length, digest FROM blocks WHERE block = ?", (block,)
-            ).fetchone()
-            return self._remember(Entry(block, *row)) if row else None
+            found = self._read_rows(
+                "SELECT block, segment, offset, length, digest, checksum FROM blocks WHERE block = ?",
+                (block,),
+            )
+            return self._remember(found[0]) if found else None
+
+    def _read_rows(self, statement: str, values: Sequence[object]) -> list[Entry]:
+        """Return entries, each held against its checksum. Raises InternalError if the file is damaged."""
+        found = []
+        for *row, checksum in self._read(statement, values):
+            entry = Entry(*row)
+            try:
+                is_as_saved = _checksum(entry) == checksum
+            except (struct.error, TypeError):
+                is_as_saved = False
+            if not is_as_saved:
+                self._note_damage("a row is damaged")
+                raise InternalError(_DAMAGED)
+            found.append(entry)
+        return found
+
+    def _read(self, statement: str, values: Sequence[object]) -> list[Any]:
+        """Return rows. Raises InternalError if the file is damaged."""
+        if self.damage:
+            raise InternalError(_DAMAGED)
+        try:
+            return self._reader.execute(statement, values).fetchall()
+        except sqlite3.DatabaseError as error:
+            self._note_if_damage(error)
+            raise InternalError(f"the index cannot be read: {error}") from None
+
+    def _note_if_damage(self, error: sqlite3.Error) -> None:
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+            self._note_damage(str(error))
+
+    def _note_damage(self, what: str) -> None:
+        if not self.damage:
+            self.damage = what
+            self.on_damage()
 
     def _highest_row(self, writer: bytes) -> bytes:
         """Return an id that no row of this writer is greater than."""
         highest = self._highest.get(writer)
         if highest is None:
-            (row,) = self._reader.execute(
+            ((row,),) = self._read(
                 "SELECT max(block) FROM blocks WHERE block >= ? AND block <= ?",
                 (writer, writer.ljust(BLOCK_ID_BYTES, b"\xff")),
-            ).fetchone()
+            )
             if len(self._highest) >= _WRITERS_LIMIT:
                 self._highest.clear()
             highest = self._highest[writer] = row or b""
@@ -234,11 +281,12 @@ class Index:
         with self._lock:
             changes = {**self._saving, **self._changed}
             gone = sum(1 for entry in changes.values() if entry is None)
-            rows = self._reader.execute(
-                "SELECT block, length, digest FROM blocks WHERE block > ? ORDER BY block LIMIT ?",
+            rows = self._read_rows(
+                "SELECT block, segment, offset, length, digest, checksum FROM blocks WHERE block > ?"
+                " ORDER BY block LIMIT ?",
                 (after, limit + gone),
-            ).fetchall()
-        found = {row[0]: BlockRecord(*row) for row in rows}
+            )
+        found = {row.block: BlockRecord(row.block, row.length, row.digest) for row in rows}
         for block, entry in changes.items():
             if entry is None:
                 found.pop(block, None)
@@ -293,13 +341,15 @@ class Index:
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
-        self._writer.execute("BEGIN IMMEDIATE")
         try:
+            self._writer.execute("BEGIN IMMEDIATE")
             yield
             self._writer.execute("COMMIT")
-        except BaseException:
+        except BaseException as error:
             if self._writer.in_transaction:
                 self._writer.rollback()
+            if isinstance(error, sqlite3.Error):
+                self._note_if_damage(error)
             raise
 
     def _write(
@@ -341,12 +391,12 @@ class Index:
         `after`: a segment and an offset.
         """
         with self._writes, self._lock:
-            rows = self._reader.execute(
-                "SELECT block, segment, offset, length, digest FROM freed WHERE (segment, offset) > (?, ?)"
-                " ORDER BY segment, offset LIMIT ?",
+            rows = self._read_rows(
+                "SELECT block, segment, offset, length, digest, checksum FROM freed"
+                " WHERE (segment, offset) > (?, ?) ORDER BY segment, offset LIMIT ?",
                 (*after, limit),
-            ).fetchall()
-            places = {(row[1], row[2]): Entry(*row) for row in rows}
+            )
+            places = {(row.segment, row.offset): row for row in rows}
             places |= {place: entry for place, entry in self._freed.items() if place > after}
         return [places[place] for place in sorted(places)[:limit]]
 

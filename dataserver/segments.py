@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from dataserver.contract import check_id, check_limit, check_put
-from dataserver.index import Entry
+from dataserver.index import Entry, discard
 from dataserver.known_headers import KnownHeaders
 from dataserver.quarantine import DAY_SECONDS, Quarantine
 from dataserver.reading import Record
@@ -41,6 +41,7 @@ SEGMENT_BYTES = 1024 * 1024 * 1024
 QUARANTINE_BYTES = 1024 * 1024 * 1024
 QUARANTINE_SECONDS = 90 * DAY_SECONDS
 UNSAVED_LIMIT = 32768
+INDEX_NAME = "index.sqlite"
 LITTLE_BYTES = 256 * 1024
 """Zeros are written ahead where no more than this is put between two syncs."""
 UNREADABLE_SECONDS = 600.0
@@ -71,6 +72,7 @@ class SegmentStore:
         reserve_bytes: int = RESERVE_BYTES,
         quarantine_bytes: int = QUARANTINE_BYTES,
         quarantine_seconds: float = QUARANTINE_SECONDS,
+        on_damaged_index: Callable[[], None] = lambda: None,
     ) -> None:
         """Open or create the store in `directory`, which the caller has claimed for this process.
 
@@ -81,6 +83,8 @@ class SegmentStore:
                 of it is, so that deleting can go on.
             quarantine_bytes: the most that is kept of copies that lost a vote; the oldest go first.
             quarantine_seconds: how long they are kept.
+            on_damaged_index: called, in any thread, when the index turns out to be damaged. It is built anew
+                when the store is closed and opened again; until then nothing can be found.
 
         Raises:
             ConfigError, OSError: it cannot be opened.
@@ -91,8 +95,10 @@ class SegmentStore:
         self._segment_bytes = segment_bytes
         self._reserve = Reserve(reserve_bytes)
         self.quarantine = Quarantine(directory / "quarantine", quarantine_bytes, quarantine_seconds)
-        state = recover(self._segment_directory, directory / "index.sqlite")
+        state = recover(self._segment_directory, directory / INDEX_NAME)
         self._index, self._segments, self._active = state.index, state.segments, state.active
+        self._index_path = directory / INDEX_NAME
+        self._index.on_damage = on_damaged_index
         self._damaged = state.damaged
         self._next_number = max([-1, *self._segments]) + 1
         self._known = KnownHeaders()
@@ -450,6 +456,8 @@ class SegmentStore:
 
     def maintain(self) -> None:
         self.sync()
+        if self._index.damage:
+            return
         try:
             self._save_index()
         finally:  # what is freed may be the room that the index lacks
@@ -479,6 +487,9 @@ class SegmentStore:
         except (OSError, InternalError, sqlite3.Error) as error:
             _log.error("what was to be done at the end is left to the next start: %s", error)
         self._index.close()
+        if self._index.damage:
+            _log.warning("the index is damaged (%s): the next start builds it anew", self._index.damage)
+            discard(self._index_path)
         self._segments, self._active = {}, None
 
 

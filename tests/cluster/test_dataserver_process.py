@@ -287,3 +287,39 @@ def test_errors_of_the_store_are_not_defects(start: Start) -> None:
                 assert error.fault_code not in (1, 900), (method, arguments, error)
 
     talk(address, "msgpack", story)
+
+
+@pytest.mark.parametrize("damage", ["page", "row", "all"])
+def test_an_index_that_is_damaged_while_it_runs_is_built_anew(start: Start, damage: str) -> None:
+    blocks = {block_id(number): b"%d" % number * 100 for number in range(500)}
+
+    async def put_all(client: Client) -> None:
+        for block, data in blocks.items():
+            await client.call(5, DataMethods.put, block, block_digest(data), data, False)
+
+    async def all_found(client: Client) -> None:
+        parts = [await client.call(5, DataMethods.get, block, 0, 0) for block in blocks]
+        assert [bytes(part.data) for part in parts] == list(blocks.values())
+
+    async def meets_damage(client: Client) -> None:
+        with pytest.raises(QuorumfsError):
+            await all_found(client)
+
+    server = start()
+    talk(server.ready(), "msgpack", put_all)
+    server.end(signal.SIGTERM)
+    server = start()
+    address = server.ready()
+    index = server.directory / "data" / "index.sqlite"
+    contents = bytearray(index.read_bytes())
+    for at in range(4096, len(contents), 4096):
+        if damage == "page":
+            contents[at : at + 100] = bytes(100)
+        elif damage == "row":
+            contents[at + 4000] ^= 4
+    with index.open("r+b") as file:
+        file.write(bytes(len(contents)) if damage == "all" else contents)
+    talk(address, "msgpack", meets_damage)
+    assert server.ready() == address
+    talk(address, "msgpack", all_found)
+    assert server.end(signal.SIGTERM) == 0

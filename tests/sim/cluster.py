@@ -267,14 +267,14 @@ class World:
         self.note("ready", process.name)
         if stop is not None:
             self.ends[process.name] = stop
-        if self.ready[process.name].done():
-            self.problem(f"{process.name} began anew: it held its database for an older one")
-        else:
+        if not self.ready[process.name].done():
             self.ready[process.name].set_result(real)
         waiting = [asyncio.ensure_future(e.wait()) for e in (self.ends[process.name], ended) if e]
         await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         for each in waiting:
             each.cancel()
+        if ended is not None and ended.is_set():
+            self.problem(f"{process.name} began anew: it held its database for an older one, or damaged")
         await server.drain()
 
     # processes
