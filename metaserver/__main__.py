@@ -19,7 +19,7 @@ from metaserver.log import Checkpointer, LogSync
 from metaserver.service import MetaService
 from metaserver.sessions import Sessions
 from metaserver.store import Store
-from wire.config import ClusterConfig, ConfigError, load
+from wire.config import ClusterConfig, ConfigError, dumps, load
 from wire.errors import InternalError
 from wire.methods import BookkeepingMethods, CommonMethods, NamespaceMethods
 from wire.process import run, serve
@@ -30,8 +30,12 @@ REAP_SECONDS = 1.0
 """Expired sessions are looked for so often (or ten times a lease, if that is shorter)."""
 
 
-async def serve_metadata(config: ClusterConfig) -> None:
+async def serve_metadata(config: ClusterConfig, base: Path) -> None:
     """Open the directory, serve until told to stop, close; begin anew if the database is an older one.
+
+    Args:
+        config: the cluster.
+        base: where its file is, to which the directories that are kept in copies are relative.
 
     Raises:
         ConfigError: the directory, the database or the address cannot be used.
@@ -39,17 +43,18 @@ async def serve_metadata(config: ClusterConfig) -> None:
     with closing(Directory(config.metaserver_directory, config.cluster)) as directory:
         stop, older_than = asyncio.Event(), 0
         while not stop.is_set():
-            older_than = await _serve_one_life(config, directory, older_than, stop)
+            older_than = await _serve_one_life(config, base, directory, older_than, stop)
 
 
 async def _serve_one_life(
-    config: ClusterConfig, directory: Directory, older_than: int, stop: asyncio.Event
+    config: ClusterConfig, base: Path, directory: Directory, older_than: int, stop: asyncio.Event
 ) -> int:
     """Serve until `stop`, or until a milestone is told that the database is behind; return that (or 0)."""
     found: list[int] = []
     async with AsyncExitStack() as stack:
         store = Store(directory.database, config.cluster, complete=directory.complete, older_than=older_than)
         stack.callback(store.close)
+        store.keep_configuration(dumps(config, base))
         log = LogSync(directory.database, store.changed_rows, store.log_mark)
         stack.callback(log.close)
         try:
@@ -117,7 +122,7 @@ def main() -> int:
     async def begin() -> None:
         config = load(arguments.config)
         try:
-            await serve_metadata(config)
+            await serve_metadata(config, arguments.config.absolute().parent)
         except OSError as error:
             raise ConfigError(
                 f"{config.metaserver_directory}: the disk failed: {error}; look after it"

@@ -17,6 +17,7 @@ from typing import NamedTuple
 from metaserver import pages
 from metaserver.check import DATABASE, Finding, check
 from metaserver.offline import refuse_foreign
+from metaserver.schema import CONFIGURATION
 from wire.config import ConfigError
 
 STEP_PAGES = 100
@@ -79,6 +80,26 @@ def sync_file(path: Path) -> None:
 def sync_name(path: Path) -> None:
     """Make a file's name durable."""
     sync_file(path.parent)
+
+
+def configuration(database: Path) -> str:
+    """Return the cluster's configuration file, as it was when a copy (or a stopped database) was served last.
+
+    Raises:
+        ConfigError: it cannot be read, or does not have it.
+    """
+    try:
+        pages.refuse_unstamped(database)
+        with closing(pages.connect(database, read_only=True)) as connection:
+            refuse_foreign(connection, database)
+            found = connection.execute("SELECT value FROM facts WHERE name = ?", (CONFIGURATION,)).fetchone()
+    except OSError as error:
+        raise ConfigError(f"{database}: cannot be read: {error.strerror}") from None
+    except sqlite3.Error as error:
+        raise ConfigError(f"{database} is damaged or no copy ({error}); use another copy") from None
+    if found is None:
+        raise ConfigError(f"{database} is of an older release, which kept no configuration; use another copy")
+    return str(found[0])
 
 
 def inspect(copy: Path, cluster: str, watch: Watch = unwatched) -> Copy:

@@ -5,10 +5,11 @@ it is ours, `user_version` is the format version. All times are nanoseconds sinc
 and offsets bytes.
 
 facts           what the database is
-    name        "cluster", "database", in a copy, or a database put back from one, "copied_ns", and in one
-                that was found to be older than data servers know "found_older_ns"
+    name        "cluster", "database", "configuration", in a copy, or a database put back from one,
+                "copied_ns", and in one that was found to be older than data servers know "found_older_ns"
     value       the cluster's name (a database of another cluster is refused); random, and the same in all
-                copies of this database; when the copy was made; when that was found
+                copies of this database; the cluster's configuration file as of the last start, should it be
+                lost; when the copy was made; when that was found
 
 counters        numbers that are never given twice
     name        "inode", "session", "epoch" or "milestone"
@@ -89,6 +90,9 @@ from __future__ import annotations
 
 APPLICATION_ID = 0x51464D44
 """PRAGMA application_id: "QFMD"."""
+
+CONFIGURATION = "configuration"
+"""The fact that is the text of the cluster's configuration file, directories relative to its place."""
 
 FORMAT_VERSION = 3
 """PRAGMA user_version: raised with every change that an older release cannot read."""

@@ -22,7 +22,7 @@ from metaserver import answers, fence, log_failure, pages, sums
 from metaserver.connection import ReadingConnection
 from metaserver.log_mark import LogMark, mark_file
 from metaserver.reserve import Reserve
-from metaserver.schema import ADDED_SCHEMA, APPLICATION_ID, FORMAT_VERSION, SCHEMA
+from metaserver.schema import ADDED_SCHEMA, APPLICATION_ID, CONFIGURATION, FORMAT_VERSION, SCHEMA
 from wire.config import ConfigError
 from wire.errors import (
     InternalError,
@@ -419,6 +419,17 @@ class Store:
         (epoch,) = self._fetch("SELECT next FROM counters WHERE name = 'epoch'")
         self.execute("UPDATE counters SET next = ? WHERE name = 'epoch'", (epoch + 1,))
         return int(epoch)
+
+    def keep_configuration(self, text: str) -> None:
+        """Have all copies of the database hold the cluster's configuration, should its file be lost."""
+        try:
+            if self.read(
+                self._fetch, "SELECT 1 FROM facts WHERE name = ? AND value = ?", CONFIGURATION, text
+            ):
+                return
+            self.change(self.execute, "INSERT OR REPLACE INTO facts VALUES (?, ?)", (CONFIGURATION, text))
+        except QuorumfsError as error:
+            logger.warning("copies of the metadata do not have the present configuration: %s", error.message)
 
     def settle(self) -> None:
         """Note that nobody relies any more on what was before this database. Only inside of a transaction."""

@@ -535,6 +535,11 @@ def _refuse_strangers(directory: Path) -> None:
     """Raise ConfigError if a directory has more in it than a command that was killed would leave."""
     left = {LOCK_NAME, f"{CONFIG_NAME}.tmp"}
     if directory.exists() and any(entry.name not in left for entry in directory.iterdir()):
+        if (directory / "meta" / "server.json").exists() or any(directory.glob("data-*/server.json")):
+            raise ConfigError(
+                f"{directory} holds a cluster without its {CONFIG_NAME}: write that again from what "
+                "`quorumfs config --from PATH` prints (PATH: meta/, a backup, or a data server's directory)"
+            )
         raise ConfigError(f"{directory} holds other files and no {CONFIG_NAME}; choose another with --state")
 
 

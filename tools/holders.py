@@ -66,7 +66,7 @@ def _look_at(config: ClusterConfig, place: DataServerConfig, stack: ExitStack) -
     try:
         client.call_once(FIRST_CALL_SECONDS, CommonMethods.identity)
     except Unavailable:
-        return _stopped(place, config.cluster)
+        return stopped(place, config.cluster)
     return _running(place.number, client)
 
 
@@ -86,7 +86,8 @@ def _running(number: int, client: BlockingClient) -> Holder:
     return Holder(number, records, fetch)
 
 
-def _stopped(place: DataServerConfig, cluster: str) -> Holder:
+def stopped(place: DataServerConfig, cluster: str) -> Holder:
+    """Look at the directory of a data server that is stopped. Raises ConfigError."""
     places = {replica.block: replica for replica in read_stopped(place, cluster).replicas}
 
     def fetch(block: bytes) -> bytes | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,34 @@ def test_the_data_servers_alone_bring_the_files_back(copied: LocalCluster) -> No
         wait_until(lambda: run_command(copied.directory, "fsck", "--state", ".").returncode == 0, 30, "whole")
         compare_inventories(client)
         assert held(client, newer[0]) == 2
+
+
+def test_a_lost_configuration_is_printed_again(copied: LocalCluster, tmp_path: Path) -> None:
+    text = copied.config_file.read_text()
+    run(copied, "backup", str(tmp_path / "copy"))
+    copied.config_file.unlink()
+    told = refusal(copied, "up", str(tmp_path / "mnt"))
+    assert "config --from" in told
+
+    def printed(source: Path) -> str:
+        done = run_command(tmp_path, "config", "--from", str(source))
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    for source in (
+        tmp_path / "copy",
+        copied.config.metaserver_directory,
+        copied.config.data_servers[1].directory,
+    ):
+        assert tomllib.loads(printed(source)) == tomllib.loads(text) | {"metadata_copy_seconds": 0.5}
+    (tmp_path / "none").write_bytes(b"")
+    for source in (tmp_path / "none", tmp_path / "missing", tmp_path):
+        done = run_command(tmp_path, "config", "--from", str(source))
+        assert done.returncode == 2, done.stderr
+        assert len(done.stderr.splitlines()) == 1, done.stderr
+    copied.config_file.write_text(printed(copied.config.data_servers[1].directory))
+    with connected(LocalCluster.open(copied.directory)) as client:
+        assert content(client, "first") == b"1234"
 
 
 @pytest.mark.long

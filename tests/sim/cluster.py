@@ -326,7 +326,7 @@ class World:
             if _size_of(disk.root / reserve.NAME) >= RESERVE_BYTES // FILE_PART:
                 self._with_reserve.add(name)
         if name == "meta":
-            return self.spawn(name, lambda: meta_main.serve_metadata(self.config))
+            return self.spawn(name, lambda: meta_main.serve_metadata(self.config, self.config_file.parent))
         if name in self.mediators:
             number = self.mediators.index(name) + 1
             return self.spawn(name, lambda: mediator_main.main(self.config_file, number))
