@@ -357,7 +357,7 @@ class Mount:
         handle = self._handles[info.fh]
         who = self._library.context(request).contents
         self._fs.drop_set_id(handle, who.uid)
-        direct, appending = bool(info.flags & os.O_DIRECT), bool(info.flags & os.O_APPEND)
+        direct, appending = _is_direct(info), bool(info.flags & os.O_APPEND)
         thread = who.pid if appending else 0
         self._files.write(handle, offset, data, thread, direct=direct, appending=appending)
         if handle.uncached and info.flags & os.O_DSYNC:  # which is a part of O_SYNC
@@ -491,6 +491,15 @@ def _bytes_of(data: bytes | memoryview) -> bytes:
     """Return bytes as a bytes object: the very one that they are all of, if there is one, not a copy."""
     whole = data.obj if isinstance(data, memoryview) else data
     return whole if type(whole) is bytes and len(whole) == len(data) else bytes(data)
+
+
+def _is_direct(info: FileInfo) -> bool:
+    """Tell whether the bytes of a write by a descriptor with O_DIRECT have passed the kernel's pages by.
+
+    Where the kernel cannot do that (a page that it cannot drop, memory that it cannot hold on to) it puts the
+    bytes in pages all the same. Then it has a page locked, for which a drop waits, and names no owner.
+    """
+    return bool(info.flags & os.O_DIRECT and info.lock_owner)
 
 
 def _past_pages(handle: Handle) -> bool:
