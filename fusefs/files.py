@@ -431,20 +431,10 @@ class Files:
         if handle.error is not None:
             raise handle.error
         self._permission.require_writable()
-        if size:
-            self._commit_appends(handle.inode)
         is_longer = self._is_longer(handle.inode, size)
-        with handle.inode.lock:
+        with self._writeback.in_place(handle.inode, size):
             handle.require_locks()
             self._writeback.truncate(handle.inode, size, cut=is_longer)
-
-    def _commit_appends(self, inode: Inode) -> None:
-        """Commit what was appended, before the size is set: it would stay then where the end is known to be.
-
-        There other mounts may have appended meanwhile. If the old content is cut off, the end is certain.
-        """
-        if inode.changes.append_from is not None and inode.changes.cut is None:
-            self._writeback.commit(inode, durable=False)
 
     def _is_longer(self, inode: Inode, size: int) -> bool:
         """Tell whether another mount has made a file longer than `size`, which is no less than known here."""
@@ -466,7 +456,8 @@ class Files:
         handle, _ = self.open(ino, os.O_WRONLY)
         handle.drops = None  # of this open the kernel knows nothing
         try:
-            self._writeback.truncate(handle.inode, size)
+            with self._writeback.in_place(handle.inode, size):
+                self._writeback.truncate(handle.inode, size)
             self.flush(handle)
             with handle.inode.lock:
                 return handle.inode.view()
@@ -493,11 +484,9 @@ class Files:
             raise handle.error
         self._permission.require_writable()
         inode = handle.inode
-        if not keep_size:
-            self._commit_appends(inode)
         end = offset + length
         committed = self._committed_size(inode) if action and end > inode.size() else 0
-        with inode.lock:
+        with self._writeback.in_place(inode, end):
             handle.require_locks()
             size = max(inode.size(), committed)
             if action and offset < size:

@@ -331,6 +331,15 @@ class Inode:
             changes.append_from, changes.extend_unappended_to = self.size(), changes.extend_to
         return self.write(self.size(), data)
 
+    def may_move(self, end: int) -> bool:
+        """Tell whether what waits up to `end` was appended in part, and goes where others leave the end.
+
+        Nothing does where the file is cut first: what others have appended by then is not there any more.
+        """
+        if self.changes.cut is not None:
+            self.changes.append_from = None
+        return self.changes.append_from is not None and end > self.changes.append_from
+
     def truncate(self, size: int, *, cut: bool = False) -> int:
         """Note a new size; return how many dirty bytes were dropped. `cut`: it is longer than is known."""
         dropped = 0

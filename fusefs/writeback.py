@@ -11,9 +11,9 @@ from __future__ import annotations
 import logging
 import stat
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 
 from fusefs.budget import Budget
@@ -96,7 +96,7 @@ class Writeback:
             LocksLost: the handle had locks, and they are gone: somebody else may have them.
         """
         inode = handle.inode
-        with inode.lock:
+        with self.in_place(inode, 0 if offset is None else offset + len(data)):
             handle.require_locks()
             inode.note_part(unfinished)
             added = inode.append(data) if offset is None else inode.write(offset, data)
@@ -105,10 +105,24 @@ class Writeback:
             self._start_uploads(inode, inode.seal_full())
             crowded = len(inode.changes.map) > MOST_PENDING_EXTENTS
         if crowded and not inode.hides_old_content():
-            self.commit(inode, durable=False)
+            self.commit(inode, durable=False, spares_rewrites=True)
         if self.budget.is_exceeded():
             self.write_out(inode)
             self._wait_for_room()
+
+    @contextmanager
+    def in_place(self, inode: Inode, end: int) -> Iterator[None]:
+        """Hold an inode's lock for a change at its place, up to `end`.
+
+        What was appended before is committed first, if the change reaches so far: it goes to where other
+        mounts leave the end of the file, and would take the change along, or lose its right to go there.
+        """
+        while True:
+            with inode.lock:
+                if not inode.may_move(end):
+                    yield
+                    return
+            self.commit(inode, durable=False)
 
     def _wait_for_room(self) -> None:
         self._patience.duty.pass_on()
@@ -149,7 +163,7 @@ class Writeback:
                 self.write_out(inode)
                 continue
             try:
-                self.commit(inode, durable=False)
+                self.commit(inode, durable=False, spares_rewrites=True)
             except QuorumfsError as error:
                 log.warning("inode %d: old changes were dropped: %s", inode.ino, error)
 
@@ -244,25 +258,31 @@ class Writeback:
 
     # committing
 
-    def commit(self, inode: Inode, durable: bool, thread: int | None = None) -> bool:
+    def commit(
+        self, inode: Inode, durable: bool, thread: int | None = None, *, spares_rewrites: bool = False
+    ) -> bool:
         """Make all changes of an inode visible in one commit; with `durable` also safe from power loss.
 
-        `thread` is known not to be within a write(2). Returns whether there was anything to commit.
+        `thread` is known not to be within a write(2). With `spares_rewrites` nothing is done if the file is
+        being rewritten by then, which nobody must see by halves. Returns whether anything was committed.
 
         Raises:
             Interrupted: of the request that this thread answers; the commit goes on without it.
             QuorumfsError: nothing was committed; the changes are dropped.
         """
         if self._patience.waits and self._patience.is_asked():
-            return self._patience.result_of(self._commits.submit(self._commit, inode, durable, thread))
-        return self._commit(inode, durable, thread)
+            work = self._commits.submit(self._commit, inode, durable, thread, spares_rewrites)
+            return self._patience.result_of(work)
+        return self._commit(inode, durable, thread, spares_rewrites)
 
-    def _commit(self, inode: Inode, durable: bool, thread: int | None) -> bool:
+    def _commit(self, inode: Inode, durable: bool, thread: int | None, spares_rewrites: bool) -> bool:
         with inode.commit_lock:
             with inode.lock:
                 inode.await_whole_writes(thread)
                 if not inode.is_changed() and inode.birth is None:
                     return False
+                if spares_rewrites and inode.hides_old_content():
+                    return False  # the file was cut while this waited for another commit
                 change = inode.begin_commit()
             asked = self._names.asking()
             try:

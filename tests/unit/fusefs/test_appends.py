@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from fusefs.files import FALLOCATE_KEEP_SIZE, FALLOCATE_PUNCH_HOLE
 from fusefs.filesystem import FileSystem
 from fusefs.handles import Handle
 from tests.support import take_seed
@@ -355,3 +356,57 @@ def test_a_commit_that_fails_in_a_way_that_nobody_foresaw_has_nobody_wait_for_ev
     assert read(fs, ino) == b"old.another."
     with pytest.raises(QuorumfsError, match="not foreseen"):
         close(fs, handle)
+
+
+@pytest.mark.parametrize("offset", [20, 6])
+def test_a_write_at_a_place_past_an_append_stays_there_when_others_append(
+    server: FakeServer, fs: FileSystem, offset: int
+) -> None:
+    ino, handle = open_log(fs)
+    other, _ = fs.files.open(ino, os.O_WRONLY)
+    write(fs, handle, 4, b"mine")
+    write(fs, other, offset, b"X")
+    server.replace(ino, server.committed(ino) + b"+theirs")
+    close(fs, other)
+    close(fs, handle)
+    content = server.committed(ino)
+    assert content[offset : offset + 1] == b"X"
+    assert content.replace(b"X", b"").replace(b"\0", b"") in (b"old.mine+theirs", b"old.mie+theirs")
+
+
+@pytest.mark.parametrize("how", ["truncate", "allocate", "truncate by name", "punch"])
+def test_what_is_made_longer_after_an_append_overwrites_no_append_of_others(
+    server: FakeServer, fs: FileSystem, how: str
+) -> None:
+    ino, handle = open_log(fs)
+    other, _ = fs.files.open(ino, os.O_WRONLY)
+    write(fs, handle, 4, b"mine.")
+    match how:
+        case "truncate":
+            fs.files.truncate(other, 50)
+        case "truncate by name":
+            fs.files.truncate_unopened(ino, 50)
+        case "allocate":
+            fs.files.allocate(other, 0, 0, 50)
+        case "punch":
+            fs.files.allocate(other, FALLOCATE_KEEP_SIZE | FALLOCATE_PUNCH_HOLE, 6, 1)
+    server.replace(ino, server.committed(ino) + b"theirs.")
+    close(fs, other)
+    close(fs, handle)
+    content = server.committed(ino).replace(b"\0", b"")
+    assert content == (b"old.mie.theirs." if how == "punch" else b"old.mine.theirs.")
+
+
+def test_a_rewrite_that_appends_is_not_committed_by_writes_at_places(
+    server: FakeServer, fs: FileSystem
+) -> None:
+    ino = make(fs, b"a", b"old")
+    handle, _ = fs.files.open(ino, os.O_WRONLY | os.O_TRUNC | os.O_APPEND)
+    other, _ = fs.files.open(ino, os.O_WRONLY)
+    write(fs, handle, 0, b"new")
+    write(fs, other, 5, b"er")
+    assert server.committed(ino) == b"old"
+    server.replace(ino, b"another")
+    close(fs, other)
+    close(fs, handle)
+    assert server.committed(ino) == b"new\0\0er"

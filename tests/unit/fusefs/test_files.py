@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import stat
+import sys
 import threading
 from collections import Counter
 from typing import Any
@@ -283,6 +284,40 @@ def test_old_dirty_data_is_committed_unless_it_rewrites_a_file(server: FakeServe
     assert server.committed(rewritten_ino) == b"new"
     close(fs, log)
     fs.end()
+
+
+def test_a_rewrite_that_begins_while_an_old_change_waits_for_its_commit_is_not_shown_by_halves(
+    server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fs = file_system(server, age_seconds=0)
+    ino = make(fs, b"a", b"old")
+    handle, _ = fs.files.open(ino, os.O_WRONLY)
+    write(fs, handle, 0, b"OLD")
+    write_file, chore = server.write_file, threading.Thread(target=fs._write_out_old)
+
+    def begin_anew(*arguments: Any) -> Attributes:
+        monkeypatch.setattr(server, "write_file", write_file)
+        write(fs, handle, 3, b"er")
+        chore.start()
+        # The chore waits for this commit now, or is about to.
+        wait_until(lambda: not chore.is_alive() or _is_waiting(chore), 5, "the chore waits")
+        fs.files.truncate(handle, 0)
+        write(fs, handle, 0, b"ne")
+        return write_file(*arguments)
+
+    monkeypatch.setattr(server, "write_file", begin_anew)
+    fs.files.flush(handle)
+    chore.join(5)
+    assert server.committed(ino) == b"OLD"
+    write(fs, handle, 2, b"w")
+    close(fs, handle)
+    assert server.committed(ino) == b"new"
+
+
+def _is_waiting(thread: threading.Thread) -> bool:
+    """Tell whether a thread is within a commit of another one."""
+    frame = sys._current_frames().get(thread.ident or 0)
+    return frame is not None and frame.f_code.co_name == "_commit"
 
 
 def test_memory_is_bounded_and_given_back(server: FakeServer) -> None:
