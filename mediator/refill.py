@@ -2,7 +2,7 @@
 
 Whole inventories are compared, page by page, only from time to time, when somebody asks for it, and when the
 number of blocks shows that the lag is not all. It needs no state to go on after an interruption: it begins
-anew and finds less to do. `compare` and `must_compare` are pure; the rest is thin I/O on one event loop.
+anew and finds less to do. Thin I/O on one event loop.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any, NamedTuple
+from typing import Any
 
 from mediator.estimate import Costs
 from mediator.fanout import Background, outcome_of
 from mediator.health import Health
+from mediator.inventories import Difference, compare, must_compare
 from mediator.placement import holders
 from mediator.progress import RefillProgress, WorkClock
 from mediator.repair import Filled, Repaired, Repairs
@@ -52,49 +53,6 @@ COUNT_SECONDS = 0.3
 """A server's blocks are counted so often, so far apart, before they differ: files are written meanwhile."""
 
 log = logging.getLogger("mediator.refill")
-
-
-class Difference(NamedTuple):
-    """What two pages differ in, up to `cursor` (None: both lists have ended)."""
-
-    lacking: list[BlockRecord]
-    differing: list[BlockRecord]
-    extra: list[bytes]
-    cursor: bytes | None
-    committed: int
-    """So many committed blocks are up to there."""
-
-
-def compare(committed: Sequence[BlockRecord], held: Sequence[BlockRecord]) -> Difference:
-    """Merge two sorted pages that begin after the same id; what lies beyond the shorter one waits.
-
-    Args:
-        committed: a page of the metadata server's blocks; empty if there are no more.
-        held: a page of the data server's inventory; empty if there are no more.
-    """
-    ends = [records[-1].block for records in (committed, held) if records]
-    cursor = min(ends) if ends else None
-    wanted = {r.block: r for r in committed if cursor is None or r.block <= cursor}
-    there = {r.block: r for r in held if cursor is None or r.block <= cursor}
-    return Difference(
-        [record for block, record in wanted.items() if block not in there],
-        [record for block, record in wanted.items() if block in there and there[block] != record],
-        [block for block in there if block not in wanted],
-        cursor,
-        len(wanted),
-    )
-
-
-def must_compare(held: int, committed: int, lagging: int, garbage: int) -> bool:
-    """Tell from numbers of blocks whether a server lacks, or has, others than those that are known of.
-
-    Args:
-        held: how many blocks of files the server has.
-        committed: how many it should have.
-        lagging: how many of these it is known to lack.
-        garbage: how many more it may still have.
-    """
-    return not committed - lagging <= held <= committed - lagging + garbage
 
 
 class Refills:

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from dataserver.offline import Listing, read
-from mediator.refill import PAGE, compare
+from mediator.inventories import compare
+from mediator.refill import PAGE
 from metaserver import check, offline
 from metaserver.check import CHECKS, DATABASE, FINDINGS_MAX, Finding
 from wire.blocking import BlockingClient

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from mediator import manifest
+from mediator.inventories import must_compare
 from mediator.lag import MOST_PUTS
 from mediator.pace import Pace, next_start
 from mediator.progress import RefillProgress
-from mediator.refill import must_compare
 from mediator.turns import AT_ONCE, Turns
 from tests.unit.mediator_fakes import VOTE_SECONDS, World, commit_of, run, world
 from wire.digest import block_digest

@@ -11,7 +11,8 @@ import pytest
 
 from mediator.collect import FEWEST, MOST, Deletions, next_limit
 from mediator.health import misplaced
-from mediator.refill import IN_FLIGHT, MOST_FRUITLESS, MOST_REFUSED, PASSES_AT_ONCE, compare
+from mediator.inventories import compare
+from mediator.refill import IN_FLIGHT, MOST_FRUITLESS, MOST_REFUSED, PASSES_AT_ONCE
 from mediator.refusals import Refusals
 from mediator.repair import NOT_AS_RECORDED, plan_repair
 from mediator.vote import Verdict
