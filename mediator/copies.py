@@ -101,7 +101,14 @@ class MetadataCopies:
         now_ms = time.time_ns() // 1_000_000
         changed = counts["changes"] != self._changes
         due = manifest.is_due(kept[0] if kept else 0, now_ms, self._period_seconds, changed=changed)
+        due = due and not counts["in_doubt"]  # a copy of an older database must not pass for the newest
         if due:
+            if counts["found_older"]:
+                raise InternalError(
+                    "the metadata database is an older one, and the copies on the data servers may be newer: "
+                    "stop the cluster and bring the newest back with `quorumfs rebuild --replace`, or let it "
+                    "go with `quorumfs restore --release`"
+                )
             held = await self._held()
             if counts["fenced"]:
                 await self._require_same(counts["database"], held)

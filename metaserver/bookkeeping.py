@@ -131,6 +131,8 @@ class Bookkeeping:
             "free_bytes": free_bytes,
             "free_inodes": free_bytes // BYTES_AN_INODE,
             "database": "" if known is None else known[0],
+            "in_doubt": self._store.in_doubt,
+            "found_older": self.found_older_ns() > 0,
             "fenced": self._execute("SELECT 1 FROM fences LIMIT 1").fetchone() is not None,
         }
 

@@ -126,10 +126,12 @@ def _older_advice(metaserver: dict[str, Any] | None, state: Path | None) -> list
     found_ns = (metaserver or {}).get("found_older_ns", 0)
     if not found_ns:
         return []
+    down, rebuild = typed("down", state), typed("rebuild --replace", state)
     return [
         f"the metadata database was an older one when it was started ({when(found_ns)}): changes since are "
-        f"missing, and newer blocks are kept; see what cannot be read with `{typed('fsck', state)}`; "
-        f"once nothing newer is needed: {typed('down', state)}, then {typed('restore --release', state)}"
+        f"missing, newer blocks are kept, and no copy is stored; `{down}`, then `{rebuild}` brings back the "
+        f"newest copy on the data servers; or keep what is here, as `{typed('fsck', state)}` tells of it: "
+        f"{down}, then {typed('restore --release', state)}"
     ]
 
 

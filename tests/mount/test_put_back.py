@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.cluster.quorum_client import QuorumClient, connected
-from tests.cluster.test_backup import SECONDS, compare_inventories, held, run
+from tests.cluster.test_backup import SECONDS, compare_inventories, content, held, run, stored_copies
 from tests.conftest import ClusterFactory
 from tests.mount.conftest import SMALL
 from tests.support import run_command, wait_until
@@ -83,4 +84,36 @@ def test_an_older_metadata_directory_put_back_by_hand_is_noticed(
     with connected(cluster) as client:
         wait_until(lambda: compare_inventories(client) or not held(client, newer[0]), 30, "deleted")
         assert held(client, after[0]) == 3
+        assert not metadata(client)["found_older_ns"]
+
+
+def test_a_newer_copy_on_the_data_servers_outlives_an_older_database(
+    make_cluster: ClusterFactory, tmp_path: Path
+) -> None:
+    cluster = make_cluster(**SMALL, metadata_copy_seconds=0.5)
+    directory, copy = cluster.config.metaserver_directory, tmp_path / "copied-meta"
+    with connected(cluster) as client:
+        client.make("first", b"1234")
+        cluster.stop("metaserver")
+        shutil.copytree(directory, copy)
+        cluster.start("metaserver")
+        client.session = client.begin_session()
+        client.make("newer", b"5678")
+        written_ns, before = time.time_ns(), milestone(client)
+        wait_until(lambda: stored_copies(client) > written_ns, 30, "a copy with this file")
+        wait_until(lambda: milestone(client) > before, 30, "a milestone with this file")
+        cluster.stop("metaserver")
+        shutil.rmtree(directory)
+        shutil.copytree(copy, directory)
+        cluster.start("metaserver")
+        wait_until(lambda: metadata(client)["found_older_ns"], 30, "found out")
+        client.session = client.begin_session()
+        client.make("later", b"9")
+        wait_until(
+            lambda: "older one" in client.status()["metadata_copies"]["error"], 30, "no copy is stored"
+        )
+    cluster.stop()
+    run(cluster, "rebuild", "--replace")
+    with connected(cluster) as client:
+        assert [content(client, name) for name in ("first", "newer", "later")] == [b"1234", b"5678", None]
         assert not metadata(client)["found_older_ns"]

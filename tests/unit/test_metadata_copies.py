@@ -30,6 +30,7 @@ class CopyingMetaserver:
         self.changes = "1"
         self.database = "mine"
         self.fenced = True
+        self.in_doubt = self.found_older = False
         self.made = self.dropped = 0
         meta: Any = world.meta
         counts = meta.counts
@@ -38,6 +39,8 @@ class CopyingMetaserver:
             "changes": self.changes,
             "database": self.database,
             "fenced": self.fenced,
+            "in_doubt": self.in_doubt,
+            "found_older": self.found_older,
         }
         meta.begin_copy, meta.copy_progress = self.begin_copy, self.copy_progress
         meta.read_copy, meta.drop_copy = self.read_copy, self.drop_copy
@@ -117,6 +120,26 @@ def test_a_blank_server_gets_copies_back_even_where_all_must_take_a_write() -> N
             world.data[3].delete([block for block in world.data[3].held if manifest.is_reserved(block)])
             assert not await copies.run_once()
             assert copies_on(world, 3) == copies_on(world, 1) and meta.made == 1
+
+    run(scenario())
+
+
+def test_an_older_database_is_not_copied_over_newer_copies() -> None:
+    async def scenario() -> None:
+        world = World(Quorum(3, 2, 2))
+        async with copying(world) as (copies, meta):
+            await copies.run_once()
+            before = copies_on(world, 1)
+            meta.changes, meta.in_doubt = "2", True
+            await asyncio.sleep(0.002)
+            assert not await copies.run_once()
+            meta.in_doubt, meta.found_older = False, True
+            for _ in range(3):
+                with pytest.raises(InternalError, match="older one"):
+                    await copies.run_once()
+            assert (copies_on(world, 1), meta.made) == (before, 1)
+            meta.found_older = False  # released
+            assert await copies.run_once()
 
     run(scenario())
 
