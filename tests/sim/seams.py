@@ -103,7 +103,10 @@ def install(
         id(time.monotonic): now,
         id(time.time_ns): time_ns,
         id(secrets): StandIn(
-            secrets, token_bytes=rng.randbytes, token_hex=lambda count: rng.randbytes(count).hex()
+            secrets,
+            token_bytes=rng.randbytes,
+            token_hex=lambda count: rng.randbytes(count).hex(),
+            randbelow=rng.randrange,
         ),
         id(random): StandIn(random, uniform=rng.uniform, random=rng.random),
         id(sqlite3): StandIn(sqlite3, connect=connect),
