@@ -303,4 +303,4 @@ def test_an_index_that_cannot_be_read_for_the_moment_is_told_in_one_line(
         data_servers=(DataServerConfig(1, "127.0.0.1:0", directory),),
     )
     with pytest.raises(ConfigError, match="disk I/O error; look at its rights and its disk"):
-        _open_store(directory, config)
+        _open_store(directory, config, lambda: None)
