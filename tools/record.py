@@ -15,7 +15,9 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -74,12 +76,13 @@ def _record(parsed: argparse.Namespace, name: str, local: Path) -> int:
     files = [local / f"{number}" for number in range(parsed.clients)]
     mounts = [parsed.directories[number % len(parsed.directories)] for number in range(parsed.clients)]
     clients = [
-        spawn.Process(target=_work_apart, args=(mount / name, f"c{number}", file, parsed.seconds, str(mount)))
+        spawn.Process(target=work, args=(mount / name, f"c{number}", file, parsed.seconds, str(mount)))
         for number, (mount, file) in enumerate(zip(mounts, files, strict=True))
     ]
     try:
-        for client in clients:
-            client.start()
+        with _interrupts_kept_from_children():
+            for client in clients:
+                client.start()
         with progress_bar(len(clients), "clients", parsed.seconds * len(clients)) as bar:
             bar.describe("recording")
             for client in clients:
@@ -98,10 +101,15 @@ def _record(parsed: argparse.Namespace, name: str, local: Path) -> int:
     return int(any(client.exitcode for client in clients))
 
 
-def _work_apart(*arguments: Any) -> None:
-    """Work in a process of its own, which Ctrl-C reaches too: the one that started it ends it then."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    work(*arguments)
+@contextmanager
+def _interrupts_kept_from_children() -> Iterator[None]:
+    """Processes started in this block see no Ctrl-C, which reaches them too: who started them ends them."""
+    resource_tracker.ensure_running()  # the first process would start it, which lets interrupts through
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def work(
