@@ -131,8 +131,8 @@ class Repairs:
         self._running: dict[bytes, asyncio.Task[Repaired]] = {}
         self._doubted: dict[bytes, set[int]] = {}
         """Of the blocks that are being repaired, whose replicas are doubted."""
-        self._unsettled: OrderedDict[bytes, None] = OrderedDict()
-        """Blocks that may be repaired when servers are back, or have room."""
+        self._unsettled: OrderedDict[bytes, frozenset[int]] = OrderedDict()
+        """Blocks that may be repaired when servers are back, or have room, and whose replicas are doubted."""
         self._slots = asyncio.Semaphore(IN_FLIGHT)
         self._turn = 0
 
@@ -146,7 +146,7 @@ class Repairs:
         While the metadata server is away, which knows the witness, it is remembered for when that is back.
         """
         if not self._health.metaserver.up:
-            self._remember(block)
+            self._remember(block, doubted)
         elif len(self._running) < MOST_WAITING:
             self._start(block, doubted)
         else:
@@ -154,8 +154,8 @@ class Repairs:
 
     def try_again(self) -> None:
         """A server came up, or has room again: what could not be repaired for lack of it perhaps can be."""
-        for block in list(self._unsettled):
-            self.request(block)
+        for block, doubted in list(self._unsettled.items()):
+            self.request(block, doubted)
 
     async def repair(self, block: bytes, doubted: Collection[int] = ()) -> Repaired:
         """Repair a block now (or wait for the repair that is under way) and tell what became of it.
@@ -184,7 +184,11 @@ class Repairs:
 
     async def _run(self, block: bytes) -> Repaired:
         async with self._slots:
-            (record,) = await self._metadata.live([block])
+            try:
+                (record,) = await self._metadata.live([block])
+            except QuorumfsError:  # it is away, and nobody had noticed yet
+                self._remember(block, self._doubted[block])
+                raise
             if record is None:
                 self._unsettled.pop(block, None)
                 return Repaired(None)
@@ -196,20 +200,22 @@ class Repairs:
             data = await self._verified_bytes(record, verdicts, doubted)
             if data is not None:
                 await self._carry_out(repaired, data, note, doubted)
-            self._note_unsettled(block, verdicts)
+            self._note_unsettled(block, verdicts, doubted)
             if data is not None:
                 await self.undo_if_dead([record.block], repaired.filled)
             return repaired
 
-    def _note_unsettled(self, block: bytes, verdicts: Mapping[int, Verdict]) -> None:
+    def _note_unsettled(
+        self, block: bytes, verdicts: Mapping[int, Verdict], doubted: Collection[int]
+    ) -> None:
         """Remember a block that has a corrupt replica still, and may have a good one."""
         self._unsettled.pop(block, None)
         kinds = set(verdicts.values())
         if Verdict.CORRUPT in kinds and kinds & {Verdict.GOOD, Verdict.DOWN}:
-            self._remember(block)
+            self._remember(block, doubted)
 
-    def _remember(self, block: bytes) -> None:
-        self._unsettled[block] = None
+    def _remember(self, block: bytes, doubted: Collection[int]) -> None:
+        self._unsettled[block] = self._unsettled.get(block, frozenset()).union(doubted)
         if len(self._unsettled) > MOST_UNSETTLED:
             self._unsettled.popitem(last=False)
 

@@ -345,6 +345,48 @@ def test_what_reads_reveal_while_the_metadata_server_is_away_is_repaired_when_it
     run(scenario())
 
 
+def test_what_reads_reveal_before_the_metadata_server_is_known_to_be_away_is_repaired_later() -> None:
+    async def scenario() -> None:
+        async with world() as w:
+            corrupt, missing = w.commit(b"1234"), w.commit(b"5678")
+            w.meta.down = True
+            w.data[2].damage(corrupt.block)
+            w.data[2].delete([missing.block])
+            assert (await w.read(corrupt), await w.read(missing)) == (b"1234", b"5678")
+            await w.settle()
+            await w.mediator.health.run_once(w.mediator.health.metaserver)
+            w.meta.down = False
+            await w.look()
+            for record in (corrupt, missing):
+                assert w.data[2].digest(record.block, 0, 0) == record.digest
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("noticed", [True, False])
+def test_what_only_votes_on_parts_see_is_repaired_when_the_metadata_server_is_back(noticed: bool) -> None:
+    """Recorded digests that are wrong: a vote on the whole block computes them anew, and is good."""
+
+    async def scenario() -> None:
+        async with world() as w:
+            data = bytes(3 * PIECE_BYTES)
+            record = w.commit(data)
+            w.meta.down = True
+            if noticed:
+                await w.mediator.health.run_once(w.mediator.health.metaserver)
+            w.data[2].lie(record.block)
+            lie = w.data[2].held[record.block]
+            w.data[2].held[record.block] = lie[0], data, lie[2]
+            assert await w.read(record, 0, 1) == data[:PIECE_BYTES]
+            await w.settle()
+            await w.mediator.health.run_once(w.mediator.health.metaserver)
+            w.meta.down = False
+            await w.look()
+            assert w.data[2].held[record.block] == (record, data, piece_digests(data))
+
+    run(scenario())
+
+
 def test_a_block_that_becomes_garbage_during_its_repair_is_not_left_behind() -> None:
     async def scenario() -> None:
         async with world() as w:
