@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -68,10 +69,13 @@ class Milestones:
     def _read(self) -> dict[str, int]:
         try:
             found = json.loads(self._path.read_bytes())
-            return {str(name): int(number) for name, number in found.items()}
+            kept = {str(name): int(number) for name, number in found["milestones"].items()}
+            if _checksum(kept) != found["checksum"]:
+                raise ValueError("it is damaged")
+            return kept
         except FileNotFoundError:
             return {}
-        except (OSError, ValueError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             _log.warning("%s cannot be read: how far the metadata was is forgotten: %s", self._path, error)
             return {}
 
@@ -90,7 +94,12 @@ class Milestones:
         kept.pop(name, None)
         kept = dict([*kept.items(), (name, number)][-MOST_DATABASES:])
         try:
-            write_file(self._path, json.dumps(kept).encode())
+            write_file(self._path, json.dumps({"milestones": kept, "checksum": _checksum(kept)}).encode())
         except OSError as error:
             raise NoSpace(f"how far the metadata is cannot be kept: {error.strerror}") from None
         self._kept = kept
+
+
+def _checksum(kept: dict[str, int]) -> int:
+    """Return what tells that no bit was changed: a number that is too high ends everybody's sessions."""
+    return zlib.crc32(json.dumps(kept).encode())

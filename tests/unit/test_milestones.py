@@ -29,13 +29,26 @@ def test_a_data_server_keeps_the_highest_of_each_database(tmp_path: Path) -> Non
             kept.keep(wrong)
 
 
-@pytest.mark.parametrize("damage", [b"", b"[1]", b'{"one": "x"}', b"\xff"])
+@pytest.mark.parametrize(
+    "damage", [b"", b"[1]", b"{}", b'{"milestones": {"one": "x"}}', b'{"milestones": {"one": 1}}', b"\xff"]
+)
 def test_a_damaged_note_is_none(tmp_path: Path, damage: bytes) -> None:
     (tmp_path / MILESTONES_NAME).write_bytes(damage)
     kept = Milestones(tmp_path)
     assert kept.all() == []
     kept.keep(Milestone("one", 1))
     assert Milestones(tmp_path).all() == [("one", 1)]
+
+
+def test_no_bit_that_is_wrong_makes_a_milestone_another_one(tmp_path: Path) -> None:
+    """One that is too high would have the metadata server end all sessions, and hold itself for outdated."""
+    Milestones(tmp_path).keep(Milestone("one", 2))
+    right = (tmp_path / MILESTONES_NAME).read_bytes()
+    for bit in range(8 * len(right)):
+        wrong = bytearray(right)
+        wrong[bit // 8] ^= 1 << bit % 8
+        (tmp_path / MILESTONES_NAME).write_bytes(wrong)
+        assert Milestones(tmp_path).all() in ([], [("one", 2)]), bytes(wrong)
 
 
 def test_milestones_are_kept_once_enough_servers_were_asked() -> None:
