@@ -83,6 +83,7 @@ class Refills:
         self._whole: set[int] = set()
         self._compared: set[int] = set()
         self._vouched = False
+        self._vouching: asyncio.Task[None] | None = None
         self._is_only = is_only
         self._health = health
         self._metadata = metadata
@@ -159,14 +160,20 @@ class Refills:
         self._metadata_back.set()
         self._metadata_back = asyncio.Event()
         self._compared.clear()
+        self._stop_vouching()
         if self._vouched and self._is_only:
-            self._background.start(self._vouch_later(), "vouching for the newest blocks")
+            self._vouching = self._background.start(self._vouch_later(), "vouching for the newest blocks")
 
     def distrust(self) -> None:
         """The metadata is an older one: what it was told is gone, and all inventories are compared."""
         self._vouched = False
+        self._stop_vouching()
         for server in self._health.up:
             self.begin(server, whole=True, to_inspect=True)
+
+    def _stop_vouching(self) -> None:
+        if self._vouching is not None:
+            self._vouching.cancel()
 
     async def _vouch_later(self) -> None:
         """Vouch once all puts that were open at the restart have ended, and are told of if they failed."""

@@ -335,6 +335,45 @@ def test_only_the_only_mediator_vouches_after_a_restart_of_the_metadata_server(
     run(scenario())
 
 
+def test_a_second_restart_of_the_metadata_server_puts_off_what_is_vouched_for() -> None:
+    """Puts that are open at the second one may have begun after the first."""
+
+    async def scenario() -> None:
+        async with world(5, 3, 3) as w:
+            w.mediator.refills.came_up(w.mediator.health.servers[0])
+            await w.settle()
+            for _ in range(2):
+                w.meta.complete = False
+                w.mediator.refills.metadata_came_up()
+                await asyncio.sleep(1.5 * VOTE_SECONDS)
+                assert not w.meta.complete
+            await w.settle()
+            assert w.meta.complete
+
+    run(scenario())
+
+
+def test_nothing_is_vouched_for_to_a_database_that_is_found_to_be_older_meanwhile() -> None:
+    """Of what it was told before, it knows nothing: who is down now may lack more than lags by it."""
+
+    async def scenario() -> None:
+        async with world(5, 3, 3) as w:
+            w.mediator.refills.came_up(w.mediator.health.servers[0])
+            await w.settle()
+            w.data[5].down = True
+            await w.look()
+            w.meta.complete = False
+            w.mediator.refills.metadata_came_up()
+            w.mediator.refills.distrust()
+            await w.settle()
+            assert not w.meta.complete
+            w.data[5].down = False
+            await w.look()
+            assert w.meta.complete, "all were compared"
+
+    run(scenario())
+
+
 def test_a_block_that_another_mediator_put_lags_everywhere_until_it_is_looked_for() -> None:
     async def scenario() -> None:
         async with world(5, 3, 3) as w:
