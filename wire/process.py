@@ -69,6 +69,9 @@ async def serve(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     real_address = await server.start(address)
+    if gc.get_freeze_count():  # what was served before has ended, with its connections and their memory
+        gc.unfreeze()
+        gc.collect()
     gc.freeze()  # what is here now stays: no collection needs to look at it again
     print_ready(server.identity.kind, server.identity.number, real_address)
     waiting = [asyncio.ensure_future(event.wait()) for event in (stop, ended) if event]

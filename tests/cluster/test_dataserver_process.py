@@ -11,6 +11,7 @@ import sys
 import time
 import xmlrpc.client
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from wire.client import Client
 from wire.config import ClusterConfig, DataServerConfig, Encoding, dumps
 from wire.digest import block_digest, piece_digests
 from wire.errors import BlockConflict, BlockMissing, DigestMismatch, LabOnly, QuorumfsError
+from wire.lending import make_lender
 from wire.messages import BlockPart, BlockRecord
 from wire.methods import CommonMethods, DataMethods, LabMethods
 from wire.quorum import Quorum
@@ -323,3 +325,33 @@ def test_an_index_that_is_damaged_while_it_runs_is_built_anew(start: Start, dama
     assert server.ready() == address
     talk(address, "msgpack", all_found)
     assert server.end(signal.SIGTERM) == 0
+
+
+def test_what_was_served_before_an_index_was_built_anew_keeps_no_memory(start: Start) -> None:
+    """What callers lent it was mapped once more each time."""
+    server = start()
+    address, data = server.ready(), bytes(200_000)
+    index = server.directory / "data" / "index.sqlite"
+
+    def lent() -> int:
+        return Path(f"/proc/{server.process.pid}/maps").read_text().count("quorumfs-lent")
+
+    async def begins_anew(client: Client) -> int:
+        for file in (index, index.with_name("index.sqlite-wal")):
+            if file.exists():
+                file.write_bytes(b"\xff" * file.stat().st_size)
+        with suppress(QuorumfsError):
+            await client.call(5, DataMethods.inventory, b"", 10)
+        assert await asyncio.to_thread(server.ready) == address
+        await client.call(5, DataMethods.put, block_id(1), block_digest(data), data, False)
+        return lent()
+
+    async def story() -> None:
+        client = Client(address, "msgpack", lender=make_lender())
+        try:
+            first = await begins_anew(client)
+            assert await begins_anew(client) == await begins_anew(client) == first > 0
+        finally:
+            await client.close()
+
+    asyncio.run(story())
