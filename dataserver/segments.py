@@ -484,7 +484,7 @@ class SegmentStore:
                 self.maintain()
                 if self._active is not None:
                     self._active.seal()
-        except (OSError, InternalError, sqlite3.Error) as error:
+        except (OSError, InternalError, NoSpace, sqlite3.Error) as error:
             _log.error("what was to be done at the end is left to the next start: %s", error)
         self._index.close()
         if self._index.damage:

@@ -375,6 +375,24 @@ def test_deleting_makes_room_while_the_index_cannot_be_saved(
     check(store, *range(35, 40))
 
 
+def test_a_store_whose_index_has_no_room_ends_in_order(
+    directory: Path, store: SegmentStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def save(_: Iterable[SegmentRow]) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr(segments, "UNSAVED_LIMIT", 1)
+    put(store, 1)
+    monkeypatch.setattr(store._index, "save", save)
+    store.delete([block_id(1)])
+    with pytest.raises(NoSpace):
+        for number in range(2, 10):
+            put(store, number)
+    store.close()
+    with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+        store._index.segment_rows()
+
+
 def test_after_a_failed_sync_nothing_more_is_written(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
