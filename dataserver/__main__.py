@@ -19,6 +19,7 @@ from dataserver.quarantine import DAY_SECONDS
 from dataserver.segments import SegmentStore
 from dataserver.service import DataService
 from wire.config import ClusterConfig, ConfigError, DataServerConfig, load
+from wire.errors import InternalError
 from wire.messages import Identity
 from wire.methods import CommonMethods, DataMethods, LabMethods
 from wire.process import run, serve
@@ -101,7 +102,7 @@ def _open_store(directory: Path, config: ClusterConfig, on_damaged_index: Callab
             quarantine_seconds=config.quarantine_days * DAY_SECONDS,
             on_damaged_index=on_damaged_index,
         )
-    except (OSError, sqlite3.Error) as error:
+    except (OSError, sqlite3.Error, InternalError) as error:
         raise ConfigError(
             f"{directory}: cannot be opened: {error}; look at its rights and its disk"
         ) from None

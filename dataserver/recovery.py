@@ -23,6 +23,7 @@ from dataserver.scan import Blank, Cut, Damaged, Found, Unfinished, Unreadable, 
 from dataserver.segment import Segment, segment_paths
 from wire.config import ConfigError
 from wire.digest import block_digest
+from wire.errors import InternalError
 
 _log = logging.getLogger(__name__)
 _SAVE_EVERY = 4096
@@ -44,8 +45,25 @@ def recover(segment_directory: Path, index_path: Path) -> Recovered:
 
     Raises:
         ConfigError: no index can be made. OSError: the segments cannot be opened.
+        sqlite3.Error, InternalError: the index cannot be read.
     """
     index = _open_index(index_path)
+    try:
+        state = _bring_up(index, segment_directory)
+    except InternalError:
+        if not index.damage:
+            raise
+    else:
+        if not index.damage:
+            return state
+    _log.warning("the index is damaged by now (%s) and is built anew from the segments", index.damage)
+    index.close()
+    discard(index_path)
+    return _bring_up(_open_index(index_path), segment_directory)
+
+
+def _bring_up(index: Index, segment_directory: Path) -> Recovered:
+    """Open the segments, and have the index know all that they hold."""
     state = Recovered(index)
     known = index.segment_rows()
     paths = segment_paths(segment_directory)

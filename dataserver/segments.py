@@ -87,7 +87,7 @@ class SegmentStore:
                 when the store is closed and opened again; until then nothing can be found.
 
         Raises:
-            ConfigError, OSError: it cannot be opened.
+            ConfigError, OSError, sqlite3.Error, InternalError: it cannot be opened.
         """
         self._segment_directory = directory / "segments"
         self._segment_directory.mkdir(exist_ok=True)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from dataserver import segment
+from dataserver import index, recovery, segment
 from dataserver.__main__ import _open_store
 from dataserver.index import Index
 from dataserver.segments import SegmentStore
@@ -304,3 +304,35 @@ def test_an_index_that_cannot_be_read_for_the_moment_is_told_in_one_line(
     )
     with pytest.raises(ConfigError, match="disk I/O error; look at its rights and its disk"):
         _open_store(directory, config, lambda: None)
+
+
+@pytest.mark.parametrize("step", ["scan", "_freed_since_saved"])
+def test_an_index_that_is_damaged_during_a_start_is_made_anew(
+    directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """Between the look at all of it and its first use the disk may go bad."""
+    store = SegmentStore(directory)
+    put(store, *range(1000, 1200))
+    store.maintain()
+    put(store, *range(10))
+    killed = abandon(directory, tmp_path / "killed")
+    store.close()
+    usual, prepare, damaged = getattr(recovery, step), index._prepare, []
+
+    def prepare_without_memory(connection: sqlite3.Connection) -> None:
+        prepare(connection)
+        connection.execute("PRAGMA cache_size = 1")
+
+    def damaging(*values: Any) -> Any:
+        if not damaged:
+            for file in killed.glob("index.sqlite*"):
+                if not file.name.endswith("-shm"):
+                    file.write_bytes(b"\xff" * file.stat().st_size)
+            damaged.append(step)
+        return usual(*values)
+
+    monkeypatch.setattr(recovery, step, damaging)
+    monkeypatch.setattr(index, "_prepare", prepare_without_memory)
+    started = SegmentStore(killed)
+    check(started, *range(10), *range(1000, 1200))
+    started.close()
