@@ -215,7 +215,7 @@ def load(path: Path) -> ClusterConfig:
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from None
     try:
-        return parse(raw, path.parent)
+        return parse(raw, path.absolute().parent)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
 

@@ -191,6 +191,19 @@ def test_a_socket_is_relative_to_the_file(tmp_path: Path) -> None:
     assert config.metaserver_listen == f"unix:{tmp_path}/meta"
 
 
+def test_a_file_that_is_named_by_a_relative_path_says_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The text that copies of the metadata keep is made of it: there, all is relative to the file."""
+    state = tmp_path / "state"
+    state.mkdir()
+    text = dumps(example(state), state).replace("127.0.0.1:7001", "unix:run/data-1")
+    (state / "cluster.toml").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    assert load(Path("state/cluster.toml")) == load(state / "cluster.toml")
+    assert 'directory = "data-1"' in dumps(load(Path("state/cluster.toml")), state)
+
+
 def test_a_configuration_cannot_be_changed(tmp_path: Path) -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         example(tmp_path).rpc = "msgpack"  # type: ignore[misc]
