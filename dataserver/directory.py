@@ -31,7 +31,9 @@ _STORE_NAMES = (
     SCRUB_NAME,
     MILESTONES_NAME,
 )
-_NOT_A_STORE = {f"{IDENTITY_NAME}.tmp", "lost+found"}
+_OF_THE_DISK = "lost+found"
+"""What a file system has of its own where it is mounted; as a rule nobody but root may look into it."""
+_NOT_A_STORE = {f"{IDENTITY_NAME}.tmp", _OF_THE_DISK}
 
 
 class DataDirectory:
@@ -100,7 +102,7 @@ class DataDirectory:
 def empty(path: Path, cluster: str, number: int) -> None:
     """Remove all that lies in the directory of a data server which is stopped, damaged or not.
 
-    The directory itself stays: it may be a link, or a disk's mount point.
+    The directory itself stays: it may be a link, or a disk's mount point, with the disk's own lost+found.
 
     Args:
         path: the directory; one that is missing is made.
@@ -123,6 +125,8 @@ def empty(path: Path, cluster: str, number: int) -> None:
         else:
             _refuse_another(path, found, cluster, number)
         for entry in path.iterdir():
+            if entry.name == _OF_THE_DISK:
+                continue
             if entry.is_dir() and not entry.is_symlink():
                 shutil.rmtree(entry)
             else:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dataserver.directory import DataDirectory
+from dataserver.directory import DataDirectory, empty
 from dataserver.segments import SegmentStore
 from wire.config import FORMAT_VERSION, ConfigError
 from wire.digest import block_digest
@@ -97,3 +97,13 @@ def test_emptying_leaves_the_identity_only(place: Path) -> None:
     store = SegmentStore(place)
     assert store.count() == 0
     store.close()
+
+
+def test_emptying_leaves_what_is_of_the_disk_that_is_mounted_there(place: Path) -> None:
+    """Who is not root cannot remove it: no data server on a disk of its own could be started blank."""
+    claim(place)
+    for name in ("lost+found", "segments"):
+        (place / name).mkdir()
+    empty(place, "c", 1)
+    assert [entry.name for entry in place.iterdir()] == ["lost+found"]
+    claim(place)
