@@ -33,7 +33,9 @@ _STORE_NAMES = (
 )
 _OF_THE_DISK = "lost+found"
 """What a file system has of its own where it is mounted; as a rule nobody but root may look into it."""
-_NOT_A_STORE = {f"{IDENTITY_NAME}.tmp", _OF_THE_DISK}
+_DRAFTS = {f"{name}.tmp" for name in (IDENTITY_NAME, SCRUB_NAME, MILESTONES_NAME)}
+"""What a kill may leave of files that are written whole."""
+_NOT_A_STORE = {*_DRAFTS, _OF_THE_DISK}
 
 
 class DataDirectory:

@@ -107,3 +107,12 @@ def test_emptying_leaves_what_is_of_the_disk_that_is_mounted_there(place: Path) 
     empty(place, "c", 1)
     assert [entry.name for entry in place.iterdir()] == ["lost+found"]
     claim(place)
+
+
+@pytest.mark.parametrize("name", ["server.json.tmp", "scrub.json.tmp", "milestones.json.tmp"])
+def test_what_a_kill_leaves_of_a_small_file_is_a_data_servers(place: Path, name: str) -> None:
+    claim(place)
+    (place / "server.json").write_text("{")
+    (place / name).write_text("{")
+    empty(place, "c", 1)
+    assert not list(place.iterdir())
