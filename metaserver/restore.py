@@ -1,21 +1,28 @@
 """A stopped metadata server's database put back from a copy, behind a fence.
 
 Crash-safe: the new database is made beside the old one; one rename decides; what comes after it is finished
-by whoever claims the directory next (metaserver.directory). The old database is moved aside, not deleted. It
-must not run beside a server: the directory's lock sees to it. One thread.
+by whoever claims the directory next (metaserver.directory). The old database is moved aside, not deleted, and
+can be put back in turn, from `copy_aside`. It must not run beside a server: the directory's lock sees to it.
+One thread.
 """
 
 from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Callable
-from contextlib import closing, suppress
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from metaserver import copies, fence, pages
-from metaserver.directory import PARTIAL_SUFFIX, RESTORED_NAME, Directory, remove_unfinished
+from metaserver import copies, fence, offline, pages
+from metaserver.directory import (
+    DATABASE_NAME,
+    PARTIAL_SUFFIX,
+    RESTORED_NAME,
+    Directory,
+    remove_unfinished,
+)
 from wire.config import ConfigError
 
 
@@ -58,6 +65,7 @@ def restore(
                 (copied,) = made.execute("SELECT value FROM facts WHERE name = 'copied_ns'").fetchone()
                 made.execute("PRAGMA synchronous = FULL")
                 made.execute("BEGIN IMMEDIATE")
+                made.execute("DELETE FROM facts WHERE name = 'copied_ns'")  # a copy no more: it will change
                 put_up = fence.put_up(made, now_ns(), known)
                 made.execute("COMMIT")
             copies.sync_file(partial)
@@ -72,6 +80,29 @@ def restore(
         if not claimed.complete:
             claimed.describe()
     return Restored(int(copied), put_up, aside)
+
+
+@contextmanager
+def copy_aside(aside: Path, cluster: str, watch: copies.Watch = copies.unwatched) -> Iterator[Path]:
+    """Yield a copy of a database that was moved aside, with all that its log has; it is removed at the end.
+
+    Args:
+        aside: the directory in which the database and its log are.
+        cluster: its name.
+        watch: told how far the work is.
+
+    Raises:
+        ConfigError: there is no whole database of this format in it. OSError: its disk fails, or is full.
+    """
+    made = aside / f"{DATABASE_NAME}.copy{PARTIAL_SUFFIX}"
+    try:
+        with offline.opened(aside, cluster) as connection:
+            (changed_ns,) = connection.execute("SELECT max(ctime_ns) FROM inodes").fetchone()
+            copies.write(connection, made, changed_ns or 0, watch)
+        yield made
+    finally:
+        with suppress(OSError):
+            remove_unfinished(aside)
 
 
 def _given(database: Path) -> fence.Given:

@@ -1,4 +1,4 @@
-"""The command `restore`: put the metadata back from a copy that `backup` made.
+"""The command `restore`: put the metadata back from a copy that `backup` made, or what was there before.
 
 The metadata server and the mediator must be stopped. What was there is moved aside; blocks newer than
 the copy are kept on the data servers until `restore --release`. Exit status: 0 done, 1 it did not work, 2 it
@@ -8,18 +8,22 @@ cannot work as asked; nothing was changed then.
 from __future__ import annotations
 
 import argparse
-from contextlib import closing
+import shlex
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 from metaserver import copies, fence, offline
-from metaserver.restore import Restored, restore
+from metaserver.directory import DATABASE_NAME
+from metaserver.log_mark import mark_file
+from metaserver.restore import Restored, copy_aside, restore
 from metaserver.schema import ADDED_SCHEMA
 from tools.backup import as_data, in_words, tell_findings
 from tools.locate import add_state_option, find_cluster, typed
 from tools.output import add_json_option, nice_path, print_json
 from tools.progress import watching
-from tools.whole import FIRST_CALL_SECONDS
+from tools.whole import FIRST_CALL_SECONDS, Watch
 from wire.blocking import BlockingClient
 from wire.config import ClusterConfig, ConfigError
 from wire.errors import QuorumfsError, Unavailable
@@ -30,7 +34,13 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     """Add restore."""
     parser = subparsers.add_parser("restore", help="put the metadata of a stopped cluster back from a copy")
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("file", metavar="FILE", nargs="?", type=Path, help="the copy, as backup made it")
+    what.add_argument(
+        "file",
+        metavar="FILE",
+        nargs="?",
+        type=Path,
+        help="the copy, as backup made it; or meta/before-restore-N, what an earlier restore moved aside",
+    )
     what.add_argument(
         "--release",
         action="store_true",
@@ -49,9 +59,9 @@ def run(arguments: argparse.Namespace) -> int:
         refuse_running(config, arguments.state)
         if arguments.release:
             return _release(config, as_json=arguments.json)
-        with watching("checking") as watch:
-            found = copies.inspect(arguments.file, config.cluster, watch)
-        done = restore(arguments.file, config.metaserver_directory, config.cluster)
+        with watching("checking") as watch, _copy(arguments.file, config, watch) as copy:
+            found = copies.inspect(copy, config.cluster, watch)
+            done = restore(copy, config.metaserver_directory, config.cluster)
     if arguments.json:
         print_json(as_data(arguments.file, found) | done_as_data(done))
     else:
@@ -59,6 +69,26 @@ def run(arguments: argparse.Namespace) -> int:
         tell_findings(found, arguments.state)
         tell_what_next(done, arguments.state)
     return 0
+
+
+@contextmanager
+def _copy(given: Path, config: ClusterConfig, watch: Watch) -> Iterator[Path]:
+    """Yield the copy to put back: the file itself, or one of the database that was moved aside there.
+
+    Raises:
+        ConfigError: it is the database that is in use, or there is none.
+    """
+    was_served = given.is_file() and mark_file(given).exists()  # its log may have more than it has
+    directory = given.parent if was_served else given
+    if not directory.is_dir():
+        yield given
+        return
+    if not (directory / DATABASE_NAME).exists():
+        raise ConfigError(f"{given} has no {DATABASE_NAME}; name a copy, or a directory before-restore-N")
+    if directory.resolve() == config.metaserver_directory.resolve():
+        raise ConfigError(f"{given} is the metadata that is in use now; name a copy of it")
+    with copy_aside(directory, config.cluster, watch) as copy:
+        yield copy
 
 
 def refuse_running(config: ClusterConfig, state: Path | None) -> None:
@@ -87,8 +117,12 @@ def done_as_data(done: Restored) -> dict[str, Any]:
 
 def tell_what_next(done: Restored, state: Path | None) -> None:
     """Say where things are, and what to do."""
-    if any(done.aside.iterdir()):
-        print(f"the database from before is in {nice_path(done.aside)}")
+    aside = nice_path(done.aside)
+    if (done.aside / DATABASE_NAME).exists():
+        again = typed(f"restore {shlex.quote(aside)}", state)
+        print(f"the database from before is in {aside}; to have it back, on a stopped cluster: {again}")
+    elif any(done.aside.iterdir()):
+        print(f"what is left of the database from before is in {aside}")
     print(
         f"next: {typed('up', state)}, then {typed('fsck', state)}, which names the files whose blocks no "
         f"server has any more.\nBlocks newer than the copy stay on the data servers until: "

@@ -207,6 +207,41 @@ def test_what_was_copied_comes_back_and_what_is_newer_is_kept(cluster: LocalClus
         assert content(client, "after") == b"9"
 
 
+def test_a_wrong_restore_is_undone(cluster: LocalCluster, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    meta = cluster.config.metaserver_directory
+    with connected(cluster) as client:
+        client.make("first", b"1234")
+        run(cluster, "backup", str(copy))
+        client.make("newer", b"5678")
+        cluster.kill("mediator")
+        cluster.kill("metaserver")  # so that what is newer is in the log alone
+    before = Path(run(cluster, "restore", str(copy))["before"])
+    with connected(cluster) as client:
+        assert content(client, "newer") is None
+        _, mistaken = client.make("mistaken", b"0")
+        compare_inventories(client)
+    cluster.stop()
+    assert "in use now" in refusal(cluster, "restore", str(meta))
+    assert "in use now" in refusal(cluster, "restore", str(meta / "meta.sqlite"))
+    assert "has no meta.sqlite" in refusal(cluster, "restore", str(tmp_path))
+    undone = Path(run(cluster, "restore", str(before / "meta.sqlite"))["before"])
+    with connected(cluster) as client:
+        assert content(client, "first") == b"1234"
+        assert content(client, "newer") == b"5678"
+        assert content(client, "mistaken") is None
+        assert run(cluster, "fsck")["clean"]
+        compare_inventories(client)
+        assert held(client, mistaken[0]) == 3, "kept, as this may be the wrong one after all"
+    cluster.stop()
+    done = run_command(cluster.directory, "restore", "--state", str(cluster.directory), str(undone))
+    assert f"restore {meta.name}/before-restore-3 --state" in done.stdout, done.stdout + done.stderr
+    with connected(cluster) as client:
+        assert content(client, "newer") is None
+        assert content(client, "mistaken") == b"0"
+    assert not list(meta.rglob("*.partial*"))
+
+
 def test_a_stopped_cluster_is_copied_and_a_damaged_copy_refused(
     cluster: LocalCluster, tmp_path: Path
 ) -> None:
