@@ -60,6 +60,8 @@ class ProcessStatus(NamedTuple):
 
 
 MOST_MEDIATORS = 9
+SUPERVISE = "--supervise"
+"""With this option, fusefs runs itself without it, and again whenever that dies."""
 
 
 class LocalCluster:
@@ -232,10 +234,9 @@ class LocalCluster:
         found = []
         for name in [*self.server_names, *self.mount_names()]:
             process = self.process(name)
-            state, record = process.state(), process.record()
-            pid = record.pid if record is not None and state != "down" else None
+            record = process.record()
             place = record.place if record is not None else ""
-            found.append(ProcessStatus(name, state, pid, place or self.address(name)))
+            found.append(ProcessStatus(name, process.state(), process.pid(), place or self.address(name)))
         return found
 
     # Servers
@@ -362,8 +363,10 @@ class LocalCluster:
         taken = self.mount_names()
         name = next(f"mount-{k}" for k in range(1, len(taken) + 2) if f"mount-{k}" not in taken)
         command = [*python_command("fusefs"), "--config", str(self.config_file), *options, str(mountpoint)]
+        served_by = [word for word in command if word != SUPERVISE]
+        keeps = served_by if SUPERVISE in options else []
         process = self.process(name)
-        process.spawn(command, {**python_environment(), **environment}, str(mountpoint))
+        process.spawn(command, {**python_environment(), **environment}, str(mountpoint), keeps)
         try:
             process.await_ready(deadline_seconds)
         except BaseException:

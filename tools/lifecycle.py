@@ -18,7 +18,7 @@ from typing import Any
 from dataserver.directory import IDENTITY_NAME
 from metaserver.directory import DATABASE_NAME, RESTORED_NAME
 from tools import mounts
-from tools.cluster import CONFIG_NAME, LocalCluster, python_command, python_environment
+from tools.cluster import CONFIG_NAME, SUPERVISE, LocalCluster, python_command, python_environment
 from tools.health import ask_mediator, ask_metaserver, await_answer, await_writable
 from tools.locate import add_state_option, find_cluster, state_directory, typed
 from tools.output import add_json_option, nice_path, print_json
@@ -252,7 +252,7 @@ def run_mount(arguments: argparse.Namespace) -> int:
             raise ConfigError(f"the mediator is down; start the cluster with: {typed('up', arguments.state)}")
         if place in _live_mounts(cluster):
             raise ConfigError(f"{arguments.mountpoint}: the cluster is mounted there already")
-        name = cluster.mount(arguments.mountpoint, *([] if arguments.no_supervise else ["--supervise"]))
+        name = cluster.mount(arguments.mountpoint, *([] if arguments.no_supervise else [SUPERVISE]))
     if arguments.json:
         print_json({"name": name, "mountpoint": place})
     else:

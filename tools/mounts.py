@@ -14,7 +14,7 @@ import subprocess
 from pathlib import Path
 from typing import NamedTuple
 
-from tools.processes import ClusterError
+from tools.processes import ClusterError, command_of
 from wire.config import ConfigError
 
 FUSE_DEVICE = Path("/dev/fuse")
@@ -86,7 +86,7 @@ def config_of_mount(path: Path) -> Path | None:
     if mount is None:
         return None
     for process in Path("/proc").iterdir():
-        words = _command(process) if process.name.isdigit() else []
+        words = command_of(int(process.name)) if process.name.isdigit() else []
         if "fusefs" in words and "--config" in words and words[-1] == str(mount.place):
             return Path(words[words.index("--config") + 1])
     return None
@@ -179,13 +179,6 @@ def _below(place: Path, link: Path) -> bool:
         return link.readlink().is_relative_to(place)
     except OSError:
         return False
-
-
-def _command(process: Path) -> list[str]:
-    try:
-        return [os.fsdecode(word) for word in (process / "cmdline").read_bytes().split(b"\0")[:-1]]
-    except OSError:
-        return []
 
 
 def _name(process: Path) -> str:

@@ -2,8 +2,9 @@
 
 A process is known by its pid *and* its start time and the boot that they belong to, kept in a pid file,
 and it is signalled through a pidfd: a pid that was given to another program is never signalled. Whether
-it was this call or an earlier one of the command line that started it makes no difference. It must not know
-what the process does. One Process object belongs to one thread.
+it was this call or an earlier one of the command line that started it makes no difference. A process that
+keeps another one running is one with it: both are signalled, and it has ended when both have, in whatever
+order. It must not know what the process does. One Process object belongs to one thread.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Literal, NoReturn
@@ -38,13 +39,18 @@ class ClusterError(Exception):
 
 @dataclass(frozen=True)
 class ProcessRecord:
-    """What a pid file holds. `place` is the mount point of a mount, else ""."""
+    """What a pid file holds.
+
+    `place` is the mount point of a mount, else "". `keeps` is the command of another process that it keeps
+    running, empty if it does not.
+    """
 
     pid: int
     start_ticks: int
     boot: str
     command: list[str]
     place: str = ""
+    keeps: list[str] = field(default_factory=list)
 
 
 class Process:
@@ -78,16 +84,45 @@ class Process:
 
     def state(self) -> State:
         """Tell whether the process runs now; a zombie is down."""
-        record = self.record()
-        if record is None or record.boot != boot_id():
-            return "down"
-        letter, start_ticks = _stat(record.pid)
-        if start_ticks != record.start_ticks or letter in "ZX":
+        pid = self.pid()
+        letter = "X" if pid is None else _stat(pid)[0]
+        if letter in "ZX":
             return "down"
         return "paused" if letter in "Tt" else "running"
 
-    def spawn(self, command: Sequence[str], environment: Mapping[str, str], place: str = "") -> None:
+    def pid(self) -> int | None:
+        """Return the process that lives, None if it is down; what it kept running, if that alone is left."""
+        return next(self._living(), None)
+
+    def _living(self) -> Iterator[int]:
+        """Yield what lives: the process, and then what it keeps running."""
+        record = self.record()
+        if record is None or record.boot != boot_id():
+            return
+        letter, start_ticks = _stat(record.pid)
+        if start_ticks == record.start_ticks and letter not in "ZX":
+            yield record.pid
+        if record.keeps:
+            for pid in [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]:
+                if command_of(pid) == record.keeps:
+                    letter, start_ticks = _stat(pid)
+                    if start_ticks >= record.start_ticks and letter not in "ZX":
+                        yield pid
+
+    def spawn(
+        self,
+        command: Sequence[str],
+        environment: Mapping[str, str],
+        place: str = "",
+        keeps: Sequence[str] = (),
+    ) -> None:
         """Start the process in a session of its own, with standard output and error in the log.
+
+        Args:
+            command: what to run.
+            environment: with these variables alone.
+            place: the mount point of a mount.
+            keeps: the command that it runs in turn, and again whenever that dies.
 
         Raises:
             ClusterError: it runs already, or cannot be started.
@@ -106,7 +141,7 @@ class Process:
                     env=dict(environment),
                     start_new_session=True,
                 )
-            self._note(self._child.pid, command, place)
+            self._note(self._child.pid, command, place, keeps)
         except OSError as error:
             self._take_back()
             raise ClusterError(f"{self.name} cannot be started: {error}") from None
@@ -114,9 +149,9 @@ class Process:
             self._take_back()
             raise
 
-    def _note(self, pid: int, command: Sequence[str], place: str) -> None:
+    def _note(self, pid: int, command: Sequence[str], place: str, keeps: Sequence[str]) -> None:
         """Write the pid file."""
-        record = ProcessRecord(pid, _stat(pid)[1], boot_id(), list(command), place)
+        record = ProcessRecord(pid, _stat(pid)[1], boot_id(), list(command), place, list(keeps))
         partial = self.pid_file.with_suffix(".new")
         partial.write_text(json.dumps(asdict(record)))
         partial.replace(self.pid_file)
@@ -163,8 +198,19 @@ class Process:
             return log.read().decode(errors="replace")
 
     def signal(self, number: signal.Signals) -> bool:
-        """Send a signal; tell whether there was a process to send it to."""
-        handle = self._open()
+        """Send a signal; tell whether there was a process to send it to.
+
+        SIGTERM goes to the process alone, if it lives, which has what it keeps running end in order.
+        """
+        sent = False
+        for pid in self._living():
+            sent |= self._send(pid, number)
+            if sent and number == signal.SIGTERM:
+                break
+        return sent
+
+    def _send(self, pid: int, number: int) -> bool:
+        handle = self._open(pid)
         if handle is None:
             return False
         try:
@@ -177,7 +223,14 @@ class Process:
 
     def wait(self, seconds: float) -> bool:
         """Wait until the process has ended; tell whether it has."""
-        handle = self._open()
+        end = time.monotonic() + seconds
+        while (pid := self.pid()) is not None:
+            if not self._await_end(pid, end - time.monotonic()):
+                return False
+        return True
+
+    def _await_end(self, pid: int, seconds: float) -> bool:
+        handle = self._open(pid)
         if handle is None:
             return True
         try:
@@ -204,16 +257,13 @@ class Process:
                 if error.errno != errno.EROFS:
                     raise
 
-    def _open(self) -> int | None:
-        """Return a pidfd of the very process of the pid file, or None if it is down."""
-        record = self.record()
-        if record is None:
-            return None
+    def _open(self, pid: int) -> int | None:
+        """Return a pidfd of the very process that was found living, or None if it is down by now."""
         try:
-            handle = os.pidfd_open(record.pid)
+            handle = os.pidfd_open(pid)
         except (ProcessLookupError, ValueError):
             return None
-        if self.state() == "down":  # looked at after opening: the handle cannot come to mean another
+        if pid not in self._living():  # looked at after opening: the handle cannot come to mean another
             os.close(handle)
             return None
         return handle
@@ -268,6 +318,14 @@ def interruptible() -> Iterator[None]:
 def boot_id() -> str:
     """Return what tells this boot of the machine from every other one."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def command_of(pid: int) -> list[str]:
+    """Return the words of a process's command line, none if it has ended."""
+    try:
+        return [os.fsdecode(word) for word in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[:-1]]
+    except OSError:
+        return []
 
 
 def _stat(pid: int) -> tuple[str, int]:
