@@ -191,6 +191,10 @@ class Refills:
         progress = self._progress[server.number]
         try:
             await self._until_nothing_lacks(server, progress)
+            if not server.up:
+                progress.error = f"data server {server.number} is down: {server.error}"
+            elif progress.refused and not progress.error:
+                progress.error = f"data server {server.number} did not take what it was sent last"
         finally:
             progress.running = server.refilling = False
             progress.ended = time.monotonic()

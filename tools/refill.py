@@ -63,7 +63,8 @@ def in_words(progress: dict[str, Any]) -> str:
     """Return a refill's progress, as the mediator tells it, in words."""
     done = f"{progress['done']} of {progress['total']} blocks refilled"
     if progress["failed"]:
-        done += f", {progress['failed']} could not be: too few good replicas are up"
+        done += f", {progress['failed']} could not be"
+        done += "" if progress["error"] else ": too few good replicas are up"
     if progress["error"]:
         done += f" ({progress['error']})"
     return f"{done}, going on" if progress["state"] == "running" else done

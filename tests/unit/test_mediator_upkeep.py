@@ -18,6 +18,7 @@ from mediator.repair import NOT_AS_RECORDED, plan_repair
 from mediator.vote import Verdict
 from tests.support import take_seed
 from tests.unit.mediator_fakes import CLUSTER, run, world
+from tools.refill import in_words
 from wire.errors import (
     DeadlineExceeded,
     InternalError,
@@ -291,6 +292,33 @@ def test_a_block_without_a_good_replica_does_not_hold_up_the_others(monkeypatch:
     run(scenario())
 
 
+def test_a_refill_whose_server_went_down_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mediator.refill.RETRY_SECONDS", 0.01)
+
+    async def scenario() -> None:
+        async with world() as w:
+            server = w.mediator.health.servers[4]
+
+            def go_down(*_parameters: object) -> None:
+                server.note_failure(Unavailable("Connection refused"))
+                raise Unavailable("Connection refused")
+
+            for lacks in (True, False):
+                server.mark_up()
+                w.commit()
+                w.data[5].held.clear()
+                monkeypatch.setattr(w.data[5], "repair" if lacks else "inventory", go_down)
+                w.mediator.refills.begin(server, whole=True)
+                await w.settle()
+                progress = w.mediator.refills.progress(server)
+                assert progress is not None
+                assert (progress["state"], bool(progress["failed"])) == ("failed", lacks)
+                assert "data server 5 is down: Connection refused" in in_words(progress)
+                assert "too few" not in in_words(progress)
+
+    run(scenario())
+
+
 @pytest.mark.parametrize("refusal", [NoSpace(), InternalError("the disk failed"), DeadlineExceeded("slow")])
 @pytest.mark.parametrize("lags", [True, False])
 def test_a_server_that_refuses_all_blocks_is_not_sent_each_of_them(
@@ -312,6 +340,7 @@ def test_a_server_that_refuses_all_blocks_is_not_sent_each_of_them(
             progress = w.mediator.refills.progress(server)
             assert progress is not None
             assert progress["failed"] >= len(kept), "what it lacks is counted all the same"
+            assert "too few" not in in_words(progress), "it is the server that lacks them"
             tried = MOST_REFUSED + IN_FLIGHT
             assert w.data[5].calls.count("repair") <= progress["passes"] * tried
             assert sum(other.calls.count("get") for other in w.data.values()) <= progress["passes"] * tried
