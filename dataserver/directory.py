@@ -16,18 +16,19 @@ from pathlib import Path
 from dataserver.durable import write_file
 from dataserver.marks import MILESTONES_NAME, SCRUB_NAME
 from wire.config import FORMAT_VERSION, ConfigError
-from wire.directories import make_directory, sync_directory
+from wire.directories import make_directory, refuse_too_long, sync_directory
 
 _log = logging.getLogger(__name__)
 
 IDENTITY_NAME = "server.json"
+INDEX_NAME = "index.sqlite"
 _DISCARDED = "discarded-"
 _STORE_NAMES = (
     "segments",
     "quarantine",
-    "index.sqlite",
-    "index.sqlite-wal",
-    "index.sqlite-shm",
+    INDEX_NAME,
+    f"{INDEX_NAME}-wal",
+    f"{INDEX_NAME}-shm",
     SCRUB_NAME,
     MILESTONES_NAME,
 )
@@ -46,8 +47,9 @@ class DataDirectory:
 
         Raises:
             ConfigError: it belongs to another server, cluster or a newer release, another process serves
-                it, it has other things in it, or it cannot be used.
+                it, it has other things in it, it is too deep for a database, or it cannot be used.
         """
+        refuse_too_long(path / INDEX_NAME)
         self.path = path
         try:
             make_directory(path)

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from dataserver.contract import check_id, check_limit, check_put
+from dataserver.directory import INDEX_NAME
 from dataserver.index import Entry, discard
 from dataserver.known_headers import KnownHeaders
 from dataserver.quarantine import DAY_SECONDS, Quarantine
@@ -41,7 +42,6 @@ SEGMENT_BYTES = 1024 * 1024 * 1024
 QUARANTINE_BYTES = 1024 * 1024 * 1024
 QUARANTINE_SECONDS = 90 * DAY_SECONDS
 UNSAVED_LIMIT = 32768
-INDEX_NAME = "index.sqlite"
 LITTLE_BYTES = 256 * 1024
 """Zeros are written ahead where no more than this is put between two syncs."""
 UNREADABLE_SECONDS = 600.0

@@ -25,7 +25,7 @@ from pathlib import Path
 
 from metaserver import log_mark, sums
 from wire.config import FORMAT_VERSION, ConfigError
-from wire.directories import make_directory, sync_directory
+from wire.directories import make_directory, refuse_too_long, sync_directory
 
 KIND = "metaserver"
 DATABASE_NAME = "meta.sqlite"
@@ -56,8 +56,10 @@ class Directory:
             may_lack_database: it is claimed to have its database put back.
 
         Raises:
-            ConfigError: in use, of another cluster, of another format, damaged, or not to be written.
+            ConfigError: in use, of another cluster, of another format, damaged, not to be written, or too
+                deep for a database.
         """
+        refuse_too_long(path / DATABASE_NAME)
         self.path = path
         self._cluster = cluster
         self._descriptor = -1

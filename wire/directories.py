@@ -6,6 +6,21 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
+from wire.config import ConfigError
+
+DATABASE_PATH_BYTES = 504
+"""SQLite has room for paths of 512 bytes, with a suffix as "-journal": https://www.sqlite.org/vfs.html."""
+
+
+def refuse_too_long(database: Path) -> None:
+    """Raise ConfigError for a path that SQLite cannot open a database at, as it would only say that."""
+    length = len(os.fsencode(database.resolve()))
+    if length > DATABASE_PATH_BYTES:
+        raise ConfigError(
+            f"the path of {database.name} in {database.parent} is {length} bytes long, and a database can "
+            f"have {DATABASE_PATH_BYTES} at most; choose a shorter one"
+        )
+
 
 def sync_directory(directory: Path) -> None:
     """Make the names in a directory durable. Raises OSError."""
