@@ -12,6 +12,7 @@ import gc
 import getpass
 import logging
 import os
+import shlex
 import socket
 import sys
 from functools import partial
@@ -70,14 +71,14 @@ def check_mountpoint(mountpoint: Path) -> Path:
         place = mountpoint.resolve(strict=True)
         empty = next(place.iterdir(), None) is None
     except FileNotFoundError:
-        raise ConfigError(f"{mountpoint}: no such directory; make it with: mkdir -p {mountpoint}") from None
+        make = f"mkdir -p {shlex.quote(str(mountpoint))}"
+        raise ConfigError(f"{mountpoint}: no such directory; make it with: {make}") from None
     except NotADirectoryError:
         raise ConfigError(f"{mountpoint}: not a directory; choose an empty directory") from None
     except OSError as error:
         if error.errno == errno.ENOTCONN:
-            raise ConfigError(
-                f"{mountpoint}: a dead mount is there; free it with: fusermount3 -u -z {mountpoint}"
-            ) from None
+            free = f"fusermount3 -u -z {shlex.quote(str(mountpoint))}"
+            raise ConfigError(f"{mountpoint}: a dead mount is there; free it with: {free}") from None
         raise ConfigError(f"{mountpoint}: cannot be used as a mount point: {error.strerror}") from None
     if place.is_mount():
         raise ConfigError(f"{place}: something is mounted there already; unmount it or choose another place")

@@ -52,7 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
     partial = target.with_name(f"{target.name}.{secrets.token_hex(4)}.partial")
     try:
         with watching("backup:") as watch:
-            if is_running(cluster.config):
+            if is_running(cluster.config, arguments.state):
                 fetch_running(cluster.config, partial, watch)
             else:
                 with cluster.lock():

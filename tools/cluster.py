@@ -394,7 +394,7 @@ class LocalCluster:
         if not process.wait(STOP_SECONDS if force else mounts.UNMOUNT_SECONDS):
             if not force:
                 raise ClusterError(
-                    f"{name} is unmounted but still writes; see `quorumfs status`, or use --force"
+                    f"{name} is unmounted but still writes; try again when it has ended, or use --force"
                 )
             stop_all([process], STOP_SECONDS)
             if place is not None and self._has_mounted(place):
@@ -482,7 +482,7 @@ class LocalCluster:
 
     def _signal_running(self, name: str, number: signal.Signals) -> None:
         if not self.process(name).signal(number):
-            raise ClusterError(f"{name} is down; start it with: quorumfs fault restart {name}")
+            raise ClusterError(f"{name} is down")
 
 
 @contextmanager

@@ -40,7 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
     cluster = find_cluster(arguments.state, arguments.path)
     client = mediator_client(cluster)
     try:
-        ino = find_inode(cluster, client, arguments.path)
+        ino = find_inode(cluster, client, arguments.path, arguments.state)
         report = client.call(EXPLAIN_SECONDS, MediatorMethods.explain, ino)
         status = client.call(CALL_SECONDS, CommonMethods.status)
         report |= {

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
@@ -17,8 +18,16 @@ from typing import Any
 
 from tools.cluster import LocalCluster
 from tools.lifecycle import refuse_lost_metadata
-from tools.locate import add_state_option, extents_of, find_cluster, find_inode, mediator_client
+from tools.locate import (
+    add_state_option,
+    extents_of,
+    find_cluster,
+    find_inode,
+    mediator_client,
+    typed,
+)
 from tools.output import add_json_option, print_json
+from tools.processes import ClusterError
 from wire.blocking import BlockingClient
 from wire.config import ConfigError
 from wire.errors import QuorumfsError
@@ -92,7 +101,7 @@ def run_corrupt(arguments: argparse.Namespace) -> int:
     numbers = server_numbers(cluster, arguments.servers)
     client = mediator_client(cluster)
     try:
-        ino = find_inode(cluster, client, arguments.path)
+        ino = find_inode(cluster, client, arguments.path, arguments.state)
         blocks = list(dict.fromkeys(extent.block for extent in extents_of(client, ino)))
     finally:
         client.close()
@@ -160,7 +169,8 @@ def terminate(cluster: LocalCluster, name: str) -> None:
 def run_restart(arguments: argparse.Namespace) -> int:
     """Restart servers, on an emptied directory with --blank."""
     if mounts := [word for word in arguments.server if word.startswith("mount-")]:
-        raise ConfigError(f"{mounts[0]} is no server; mount it again with: quorumfs up MOUNTPOINT")
+        again = _start_with(find_cluster(arguments.state), mounts[0], arguments.state)
+        raise ConfigError(f"{mounts[0]} is no server; mount it again with: {again}")
     verb = "restarted blank" if arguments.blank else "restarted"
 
     def restart(cluster: LocalCluster, name: str) -> None:
@@ -173,12 +183,36 @@ def run_restart(arguments: argparse.Namespace) -> int:
 
 def run_pause(arguments: argparse.Namespace) -> int:
     """Stop servers with SIGSTOP."""
-    return _each(arguments, "paused", lambda cluster, name: cluster.pause(name))
+
+    def pause(cluster: LocalCluster, name: str) -> None:
+        _refuse_down(cluster, name, arguments.state)
+        cluster.pause(name)
+
+    return _each(arguments, "paused", pause)
 
 
 def run_resume(arguments: argparse.Namespace) -> int:
     """Let paused servers go on."""
-    return _each(arguments, "resumed", lambda cluster, name: cluster.resume(name))
+
+    def resume(cluster: LocalCluster, name: str) -> None:
+        _refuse_down(cluster, name, arguments.state)
+        cluster.resume(name)
+
+    return _each(arguments, "resumed", resume)
+
+
+def _refuse_down(cluster: LocalCluster, name: str, state: Path | None) -> None:
+    """Raise ClusterError, with what starts it, for a server or a mount that is down."""
+    if cluster.state(name) == "down":
+        raise ClusterError(f"{name} is down; start it with: {_start_with(cluster, name, state)}")
+
+
+def _start_with(cluster: LocalCluster, name: str, state: Path | None) -> str:
+    """Return how this user would type the command that starts a server again, or mounts at its place."""
+    if not name.startswith("mount-"):
+        return typed(f"fault restart {name.removeprefix('data-')}", state)
+    record = cluster.process(name).record()
+    return typed(f"up {'MOUNTPOINT' if record is None else shlex.quote(record.place)}", state)
 
 
 def _each(arguments: argparse.Namespace, verb: str, act: Any) -> int:

@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
     cluster = find_cluster(state)
     done: list[Action] = []
     copy: Path | None = None
-    if is_running(cluster.config):
+    if is_running(cluster.config, state):
         report = _check(cluster, True, state)
         if arguments.repair and report.findings:
             done, report = _refill_until_whole(cluster, report, state)

@@ -59,11 +59,18 @@ def find_cluster(given: Path | None, path: Path | None = None) -> LocalCluster:
         config = mounts.config_of_mount(mounts.absolute(place)) if place is not None else None
         if config is not None:
             return LocalCluster.open(config.parent)
-    raise ConfigError("no cluster here; start one with: quorumfs up, or name its directory with --state DIR")
+    raise ConfigError(
+        f"no cluster here; start one with: {typed('up', None)}, or name its directory with --state DIR"
+    )
 
 
-def find_inode(cluster: LocalCluster, client: BlockingClient, path: Path) -> int:
+def find_inode(cluster: LocalCluster, client: BlockingClient, path: Path, state: Path | None = None) -> int:
     """Return the inode number of a path: on a mount, or from the root of the file system.
+
+    Args:
+        cluster: whose file it is; `client` is one of its mediators.
+        path: as it was given.
+        state: the --state that commands need to find the cluster.
 
     Raises:
         ConfigError: there is no such file.
@@ -76,9 +83,10 @@ def find_inode(cluster: LocalCluster, client: BlockingClient, path: Path) -> int
         try:
             return os.lstat(absolute).st_ino
         except FileNotFoundError:
-            raise ConfigError(f"{path}: no such file; look with: ls {path.parent}") from None
+            look = f"ls {shlex.quote(str(path.parent))}"
+            raise ConfigError(f"{path}: no such file; look with: {look}") from None
         except OSError as error:
-            raise ConfigError(f"{path}: {error.strerror}; look with: quorumfs status") from None
+            raise ConfigError(f"{path}: {error.strerror}; look with: {typed('status', state)}") from None
     names = _names_from_root(cluster, path, absolute)
     steps = client.call(CALL_SECONDS, NamespaceMethods.resolve, ROOT_INODE, names)
     if len(steps) < len(names):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -97,7 +98,8 @@ def check_mountpoint(place: Path) -> None:
     if mount_at(place) is not None:
         raise ConfigError(f"{place}: something is mounted there already; unmount it or choose another place")
     if not place.exists():
-        raise ConfigError(f"{place}: this mount point does not exist; make it with: mkdir {place}")
+        make = f"mkdir {shlex.quote(str(place))}"
+        raise ConfigError(f"{place}: this mount point does not exist; make it with: {make}")
     if not place.is_dir():
         raise ConfigError(f"{place}: this mount point is no directory; choose an empty directory")
     if any(place.iterdir()):

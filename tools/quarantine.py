@@ -16,7 +16,7 @@ from rich.markup import escape
 
 from tools.cluster import LocalCluster
 from tools.df import in_units
-from tools.locate import CALL_SECONDS, add_state_option, find_cluster
+from tools.locate import CALL_SECONDS, add_state_option, find_cluster, typed
 from tools.output import add_json_option, console, print_json, table
 from tools.processes import ClusterError
 from wire.blocking import BlockingClient
@@ -85,7 +85,7 @@ def _tell_silent(silent: dict[int, str]) -> None:
 def run_show(arguments: argparse.Namespace) -> int:
     """Show all that is known of one copy."""
     cluster = find_cluster(arguments.state)
-    copy = find_one(cluster, arguments.server, arguments.copy)
+    copy = find_one(cluster, arguments, arguments.copy)
     with _client(cluster, "metaserver") as client:
         block = bytes.fromhex(copy["block"])
         paths: list[bytes] = []
@@ -103,7 +103,7 @@ def run_show(arguments: argparse.Namespace) -> int:
 def run_restore(arguments: argparse.Namespace) -> int:
     """Save a copy's bytes, or put it back."""
     cluster = find_cluster(arguments.state)
-    copy = find_one(cluster, arguments.server, arguments.copy)
+    copy = find_one(cluster, arguments, arguments.copy)
     with _client(cluster, f"data-{copy['server']}") as client:
         data = client.call(CALL_SECONDS, DataMethods.quarantine_read, copy["name"])[HEADER_BYTES:]
         if arguments.to is not None:
@@ -147,14 +147,16 @@ def _put_back(cluster: LocalCluster, client: BlockingClient, block: bytes, data:
 def run_purge(arguments: argparse.Namespace) -> int:
     """Destroy copies."""
     if arguments.all == bool(arguments.copy):
-        raise ConfigError("name the copies to destroy, or say --all; see: quorumfs quarantine list")
+        raise ConfigError(
+            f"name the copies to destroy, or say --all; see: {typed('quarantine list', arguments.state)}"
+        )
     cluster = find_cluster(arguments.state)
     silent: dict[int, str] = {}
     if arguments.all:
         going, silent = find(cluster, arguments.server)
         _tell_silent(silent)
     else:
-        going = [find_one(cluster, arguments.server, name) for name in arguments.copy]
+        going = [find_one(cluster, arguments, name) for name in arguments.copy]
     removed = 0
     for number in sorted({copy["server"] for copy in going}):
         names = [copy["name"] for copy in going if copy["server"] == number]
@@ -200,14 +202,15 @@ def _copies_on(cluster: LocalCluster, number: int) -> list[dict[str, Any]]:
     return copies
 
 
-def find_one(cluster: LocalCluster, number: int | None, name: str) -> dict[str, Any]:
+def find_one(cluster: LocalCluster, arguments: argparse.Namespace, name: str) -> dict[str, Any]:
     """Return the one copy whose name begins so. Raises ConfigError if there is none, or several."""
-    copies, silent = find(cluster, number)
+    copies, silent = find(cluster, arguments.server)
     found = [copy for copy in copies if copy["name"].startswith(name)]
     if len(found) != 1:
         said = "is not in quarantine" if not found else f"is the beginning of {len(found)} copies"
         asked = f" (not asked: {', '.join(f'data-{each}' for each in silent)}, down)" if silent else ""
-        raise ConfigError(f"{name} {said}{asked}; see: quorumfs quarantine list, and choose with --server")
+        see = typed("quarantine list", arguments.state)
+        raise ConfigError(f"{name} {said}{asked}; see: {see}, and choose with --server")
     return found[0]
 
 

@@ -6,6 +6,7 @@ Exit status: 0 healthy, 1 damage was found, 2 it cannot be looked at as asked. I
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from dataserver.offline import Listing, Region, Replica, locate, read, segment_bytes
+from tools.locate import typed
 from tools.output import add_json_option, bytes_text, coloured, console, print_json, table
 from wire.config import ConfigError
 from wire.messages import BLOCK_ID_BYTES
@@ -78,7 +80,7 @@ def run_locate(arguments: argparse.Namespace) -> int:
     if replica is None:
         raise ConfigError(
             f"{arguments.directory} holds no block {arguments.block} that can be read; "
-            f"see: quorumfs replica ls {arguments.directory}"
+            f"see: {typed(f'replica ls {shlex.quote(str(arguments.directory))}', None)}"
         )
     if arguments.json:
         print_json(_plain_replica(replica))

@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-from tools.locate import CALL_SECONDS, add_state_option, find_cluster, mediator_client
+from tools.locate import CALL_SECONDS, add_state_option, find_cluster, mediator_client, typed
 from tools.output import add_json_option, console, print_json, table
 from tools.processes import ClusterError
 from wire.blocking import BlockingClient
@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
     elif passes:
         console().print(table(COLUMNS, [_row(scrub) for scrub in passes]))
     else:
-        print("nothing was scrubbed yet; begin it with: quorumfs scrub --now")
+        print(f"nothing was scrubbed yet; begin it with: {typed('scrub --now', arguments.state)}")
     return int(any(is_bad(scrub) for scrub in passes))
 
 

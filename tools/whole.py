@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple
 
 from dataserver.offline import Listing, read
@@ -17,6 +18,7 @@ from mediator.inventories import compare
 from mediator.refill import PAGE
 from metaserver import check, offline
 from metaserver.check import CHECKS, DATABASE, FINDINGS_MAX, Finding
+from tools.locate import typed
 from wire.blocking import BlockingClient
 from wire.config import ClusterConfig, ConfigError, DataServerConfig
 from wire.errors import Busy, DeadlineExceeded, QuorumfsError, Unavailable
@@ -165,8 +167,8 @@ def read_stopped(place: DataServerConfig, cluster: str) -> Listing:
 # A running cluster
 
 
-def is_running(config: ClusterConfig) -> bool:
-    """Tell whether the metadata server answers.
+def is_running(config: ClusterConfig, state: Path | None) -> bool:
+    """Tell whether the metadata server answers; `state` is the --state that commands need to find it.
 
     Raises:
         ConfigError: something is there, but it does not answer.
@@ -179,7 +181,8 @@ def is_running(config: ClusterConfig) -> bool:
         except DeadlineExceeded:
             raise ConfigError(
                 f"the metadata server at {config.metaserver_listen} does not answer; "
-                "let it go on with `quorumfs fault resume meta`, or stop the cluster with `quorumfs down`"
+                f"let it go on with `{typed('fault resume metaserver', state)}`, or stop the cluster with "
+                f"`{typed('down', state)}`"
             ) from None
     return True
 
