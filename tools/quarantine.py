@@ -204,6 +204,8 @@ def _copies_on(cluster: LocalCluster, number: int) -> list[dict[str, Any]]:
 
 def find_one(cluster: LocalCluster, arguments: argparse.Namespace, name: str) -> dict[str, Any]:
     """Return the one copy whose name begins so. Raises ConfigError if there is none, or several."""
+    if not name:  # the beginning of all, and so of the only one
+        raise ConfigError(f"name the copy; see: {typed('quarantine list', arguments.state)}")
     copies, silent = find(cluster, arguments.server)
     found = [copy for copy in copies if copy["name"].startswith(name)]
     if len(found) != 1:

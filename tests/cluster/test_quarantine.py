@@ -57,6 +57,9 @@ def test_quarantine_ledger_and_df(make_cluster: ClusterFactory, tmp_path: Path) 
             assert entry["files"] == ["/speech"]
             assert entry["digest_after"] == record.digest.hex()
             assert entry["digest_before"] not in ("", entry["digest_after"])
+        # An empty word, as of a variable that is not set, names no copy, though there is one only.
+        assert "name the copy" in say("quarantine", "purge", "--server", "2", "", status=2)
+        assert len(say("quarantine", "list")) == 2
         # The ledger outlives the mediator, which keeps nothing.
         cluster.kill("mediator")
         cluster.start()
