@@ -117,11 +117,13 @@ def run(arguments: argparse.Namespace) -> int:
         try:
             for measured in measure(plan, caches):
                 measurements.append(measured)
-        finally:
-            # What was measured is told even if it ended early.
-            result = make_run(plan, places, caches.notes(), began, measurements)
-            _write(result, arguments)
-    print_results(result, console(wide=160))
+        except BaseException:
+            # What was measured is written even if it ended early.
+            _write(make_run(plan, places, caches.notes(), began, measurements), arguments)
+            raise
+    result = make_run(plan, places, caches.notes(), began, measurements)
+    print_results(result, console(wide=160))  # before the files, whose disk may be full by now
+    _write(result, arguments)
     for file in filter(None, (arguments.json, arguments.html)):
         print(f"written: {file}")
     return 1 if result.failures else 0

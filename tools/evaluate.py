@@ -81,17 +81,23 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         for record in measure_all(plan):
             records.append(record)
-    finally:
-        # What was measured is told even if the run ended early.
-        if arguments.json is not None:
-            arguments.json.write_text(dumps(records))
-        if arguments.html is not None:
-            arguments.html.write_text(render_html(records))
-    print_tables(records, console(wide=120))
+    except BaseException:
+        # What was measured is written even if the run ended early.
+        _write(records, arguments)
+        raise
+    print_tables(records, console(wide=120))  # before the files, whose disk may be full by now
+    _write(records, arguments)
     for file in filter(None, (arguments.json, arguments.html)):
         print(f"written: {file}")
     print(f"seed: {plan.seed}")
     return 1 if any(record.flagged for record in records) else 0
+
+
+def _write(records: list[Record], arguments: argparse.Namespace) -> None:
+    if arguments.json is not None:
+        arguments.json.write_text(dumps(records))
+    if arguments.html is not None:
+        arguments.html.write_text(render_html(records))
 
 
 def make_plan(arguments: argparse.Namespace) -> Plan:

@@ -44,6 +44,14 @@ def test_all_rows_on_a_directory_and_on_a_mount(
     assert not list(local.iterdir()) and not list(mountpoint.iterdir())
 
 
+def test_figures_that_cannot_be_written_are_shown_all_the_same(tmp_path: Path) -> None:
+    words = (f"local={tmp_path}", "--scale", "0.01", "--rounds", "1", "--only", "write")
+    done = run_command(tmp_path, "bench", *words, "--json", "/dev/full")
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1), done
+    assert "No space left" in done.stderr
+    assert "local s" in done.stdout
+
+
 def test_a_fresh_cluster_is_made_and_removed(tmp_path: Path, fuse_device: None) -> None:
     work = tmp_path / "work"
     work.mkdir()

@@ -52,6 +52,13 @@ def test_a_small_evaluation_is_as_the_model_says(tmp_path: Path, rpc: str) -> No
     assert len(logs) == 5 and not [log for log in logs if UNEXPECTED.search(log.read_text(errors="replace"))]
 
 
+def test_records_that_cannot_be_written_are_shown_all_the_same() -> None:
+    one = ("--no-mount", "--servers", "1", "--json", "/dev/full")
+    done = run("evaluate", *one)
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1), done
+    assert "0 wrong, 0 stale; 0 differ from the model" in done.stdout
+
+
 def test_a_model_that_differs_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
