@@ -17,8 +17,9 @@ from typing import Any
 import hypothesis
 import pytest
 
-import tools.cluster
-from tools.cluster import CONFIG_NAME, LocalCluster
+import tools.addresses
+from tools.cluster import LocalCluster
+from tools.state_directory import CONFIG_NAME
 from tools.whole import DIFFERING, LACKING, UNSEEN, check_stopped
 from wire.config import load
 
@@ -32,7 +33,7 @@ if os.environ.get("QUORUMFS_SEED"):
 # Test processes that run side by side draw from ports of their own: a free one is taken only a moment later.
 _worker, _workers = (os.environ.get(f"PYTEST_XDIST_WORKER{name}") for name in ("", "_COUNT"))
 if _worker and _workers:
-    tools.cluster.PORTS = tools.cluster.PORTS[int(_worker.removeprefix("gw")) :: int(_workers)]
+    tools.addresses.PORTS = tools.addresses.PORTS[int(_worker.removeprefix("gw")) :: int(_workers)]
 
 ClusterFactory = Callable[..., LocalCluster]
 

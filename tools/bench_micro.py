@@ -21,9 +21,9 @@ from rich.table import Table
 
 from tools.bench_echo import EchoMethods
 from tools.bench_results import FORMAT, median, percentile
-from tools.cluster import LocalCluster, python_command, python_environment
+from tools.cluster import LocalCluster
 from tools.output import bytes_text, table
-from tools.processes import ClusterError
+from tools.processes import ClusterError, python_command, python_environment
 from tools.progress import progress_bar
 from wire.blocking import BlockingClient
 from wire.config import Encoding

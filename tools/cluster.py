@@ -14,40 +14,43 @@ belongs to one thread; several processes may use the same state directory (take 
 
 from __future__ import annotations
 
-import errno
-import fcntl
-import os
-import random
-import secrets
-import shutil
 import signal
-import socket
-import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
-import wire
 from dataserver.directory import empty
 from dataserver.durable import write_file
 from tools import mounts
-from tools.processes import LOOK_SECONDS, ClusterError, Process, ProcessRecord, State, stop_all
+from tools.addresses import check_address
+from tools.processes import (
+    LOOK_SECONDS,
+    ClusterError,
+    Process,
+    ProcessRecord,
+    State,
+    python_command,
+    python_environment,
+    stop_all,
+)
+from tools.state_directory import (
+    CONFIG_NAME,
+    locked,
+    new_configuration,
+    refuse_strangers,
+    remove_contents,
+)
 from wire.config import ClusterConfig, ConfigError, DataServerConfig, Encoding, dumps, load
 from wire.directories import make_directory
 from wire.quorum import Quorum
 
-CONFIG_NAME = "cluster.toml"
-LOCK_NAME = "lock"
 READY_SECONDS = 20.0
 STOP_SECONDS = 10.0
-ADDRESS_SECONDS = 1.0
-"""The kernel gives the address of a process that was killed free some milliseconds after its end."""
-ADDRESS_LOOK_SECONDS = 0.005
-PORTS = range(20000, 32000)
-"""Below the ephemeral range, so that an outgoing connection does not take a port of a server that is down."""
+SUPERVISE = "--supervise"
+"""With this option, fusefs runs itself without it, and again whenever that dies."""
 
 
 class ProcessStatus(NamedTuple):
@@ -57,11 +60,6 @@ class ProcessStatus(NamedTuple):
     state: State
     pid: int | None
     address: str
-
-
-MOST_MEDIATORS = 9
-SUPERVISE = "--supervise"
-"""With this option, fusefs runs itself without it, and again whenever that dies."""
 
 
 class LocalCluster:
@@ -109,11 +107,11 @@ class LocalCluster:
             raise ConfigError(str(error)) from None
         try:
             made = not directory.exists()
-            _refuse_strangers(directory)
-            config = _new_config(directory, quorum, mediators, rpc, settings)
+            refuse_strangers(directory)
+            config = new_configuration(directory, quorum, mediators, rpc, settings)
             make_directory(directory)
             with locked(directory):
-                _refuse_strangers(directory)
+                refuse_strangers(directory)
                 cluster = cls(directory, config)
                 cluster._made_directory = made
                 cluster._write()
@@ -136,7 +134,7 @@ class LocalCluster:
 
     def discard(self) -> None:
         """Remove all of a cluster that was just made: its directory too, unless that was there before."""
-        _remove_contents(self.directory)
+        remove_contents(self.directory)
         if self._made_directory:
             self.directory.rmdir()
 
@@ -284,7 +282,7 @@ class LocalCluster:
         """
         down = [name for name in names if self.state(name) == "down"]
         for name in down:
-            self._check_address(name)
+            check_address(name, self.address(name), self.config_file)
         end = time.monotonic() + deadline_seconds
         spawned: list[str] = []
         failed: dict[str, Exception] = {}
@@ -313,7 +311,7 @@ class LocalCluster:
             ConfigError: it is down as far as is known here, and yet something listens at its address.
         """
         if name in self.server_names and self.state(name) == "down":
-            self._check_address(name)
+            check_address(name, self.address(name), self.config_file)
         self._kill_all([name])
 
     def pause(self, name: str) -> None:
@@ -455,22 +453,6 @@ class LocalCluster:
                 f"{place.directory} of {name} cannot be emptied, and {name} is down: {error}"
             ) from None
 
-    def _check_address(self, name: str) -> None:
-        address = self.address(name)
-        end = time.monotonic() + ADDRESS_SECONDS
-        while not address.startswith("unix:") and (error := _refusal_to_listen(address)) is not None:
-            if error.errno != errno.EADDRINUSE:
-                raise ConfigError(
-                    f"{name} cannot be started here, as nothing can listen on {address} ({error.strerror}): "
-                    f"start it on its own machine, or change the address in {self.config_file}"
-                )
-            if time.monotonic() > end:
-                raise ConfigError(
-                    f"{address} of {name} is in use by another program; stop that, "
-                    f"or change the address in {self.config_file}"
-                )
-            time.sleep(ADDRESS_LOOK_SECONDS)
-
     def _kill_all(self, names: Sequence[str]) -> None:
         for name in names:
             self.process(name).signal(signal.SIGKILL)
@@ -485,25 +467,6 @@ class LocalCluster:
             raise ClusterError(f"{name} is down")
 
 
-@contextmanager
-def locked(directory: Path) -> Iterator[None]:
-    """Keep other commands from changing what is in a state directory. Raises ClusterError if one does.
-
-    It may be on a disk that is read-only by now, as after an error: what runs there can be stopped still.
-    """
-    handle = os.open(directory / LOCK_NAME, os.O_RDONLY | os.O_CREAT, 0o644)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ClusterError(
-                f"another quorumfs command is at work on {directory}; try again when it has ended"
-            ) from None
-        yield
-    finally:
-        os.close(handle)
-
-
 def _unmount(place: Path, force: bool) -> None:
     try:
         mounts.unmount(place)
@@ -512,89 +475,3 @@ def _unmount(place: Path, force: bool) -> None:
             raise
         with suppress(ClusterError):
             mounts.unmount(place, lazy=True)
-
-
-def python_command(module: str) -> list[str]:
-    """Return how to run a module; -P keeps the working directory from being searched for modules."""
-    return [sys.executable, "-P", "-m", module]
-
-
-def python_environment() -> dict[str, str]:
-    """Return this environment, in which Python finds the packages that this process runs from."""
-    root = str(Path(wire.__file__).parent.parent)
-    paths = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-
-
-def _remove_contents(directory: Path) -> None:
-    for entry in directory.iterdir():
-        if entry.is_dir() and not entry.is_symlink():
-            shutil.rmtree(entry)
-        else:
-            entry.unlink()
-
-
-def _refuse_strangers(directory: Path) -> None:
-    """Raise ConfigError if a directory has more in it than a command that was killed would leave."""
-    left = {LOCK_NAME, f"{CONFIG_NAME}.tmp"}
-    if directory.exists() and any(entry.name not in left for entry in directory.iterdir()):
-        if (directory / "meta" / "server.json").exists() or any(directory.glob("data-*/server.json")):
-            raise ConfigError(
-                f"{directory} holds a cluster without its {CONFIG_NAME}: write that again from what "
-                "`quorumfs config --from PATH` prints (PATH: meta/, a backup, or a data server's directory)"
-            )
-        raise ConfigError(f"{directory} holds other files and no {CONFIG_NAME}; choose another with --state")
-
-
-def _new_config(
-    directory: Path, quorum: Quorum, mediators: int, rpc: Encoding, settings: dict[str, Any]
-) -> ClusterConfig:
-    if not 1 <= mediators <= MOST_MEDIATORS:
-        raise ConfigError(f"{mediators} mediators: choose 1 to {MOST_MEDIATORS}")
-    wanted = quorum.servers + 1 + mediators
-    addresses = _free_addresses(wanted)
-    if len(addresses) < wanted:
-        raise ConfigError(
-            f"{quorum.servers} data servers: {wanted} ports are needed, and of {PORTS.start} to "
-            f"{PORTS.stop - 1} only {len(addresses)} are free; choose fewer servers"
-        )
-    return ClusterConfig(
-        cluster=secrets.token_hex(8),
-        quorum=quorum,
-        mediator_listen=addresses[0],
-        metaserver_listen=addresses[1],
-        metaserver_directory=directory / "meta",
-        data_servers=tuple(
-            DataServerConfig(number, addresses[number + 1], directory / f"data-{number}")
-            for number in range(1, quorum.servers + 1)
-        ),
-        more_mediators=tuple(addresses[quorum.servers + 2 :]),
-        rpc=rpc,
-        **settings,
-    )
-
-
-def _free_addresses(count: int) -> list[str]:
-    """Return addresses on loopback that nothing listens on now, chosen at random against collisions."""
-    found: list[str] = []
-    for port in random.sample(PORTS, len(PORTS)):
-        if len(found) == count:
-            break
-        if _refusal_to_listen(f"127.0.0.1:{port}") is None:
-            found.append(f"127.0.0.1:{port}")
-    return found
-
-
-def _refusal_to_listen(address: str) -> OSError | None:
-    """Return why a server could not listen there now (as asyncio listens: with SO_REUSEADDR), if so."""
-    host, _, port = address.rpartition(":")
-    host = host.strip("[]")
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, int(port)))
-            probe.listen(1)
-        except OSError as error:
-            return error
-    return None

@@ -18,11 +18,12 @@ from typing import Any
 from dataserver.directory import IDENTITY_NAME
 from metaserver.directory import DATABASE_NAME, RESTORED_NAME
 from tools import mounts
-from tools.cluster import CONFIG_NAME, SUPERVISE, LocalCluster, python_command, python_environment
+from tools.cluster import SUPERVISE, LocalCluster
 from tools.health import ask_mediator, ask_metaserver, await_answer, await_writable
 from tools.locate import add_state_option, find_cluster, state_directory, typed
 from tools.output import add_json_option, nice_path, print_json
-from tools.processes import ClusterError
+from tools.processes import ClusterError, python_command, python_environment
+from tools.state_directory import CONFIG_NAME
 from wire.config import ClusterConfig, ConfigError, load
 
 DEFAULT_MOUNTPOINT = Path("mnt")

@@ -12,8 +12,9 @@ import shlex
 from pathlib import Path
 
 from tools import mounts
-from tools.cluster import CONFIG_NAME, LocalCluster
+from tools.cluster import LocalCluster
 from tools.output import command_name
+from tools.state_directory import CONFIG_NAME
 from wire.blocking import BlockingClient
 from wire.config import ConfigError
 from wire.messages import ROOT_INODE, MappedExtent

@@ -15,6 +15,7 @@ import os
 import select
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Literal, NoReturn
 
+import wire
 from wire.config import ConfigError
 
 State = Literal["running", "paused", "down"]
@@ -287,6 +289,18 @@ def stop_all(processes: Sequence[Process], deadline_seconds: float) -> list[str]
             killed.append(process.name)
         process.forget()
     return killed
+
+
+def python_command(module: str) -> list[str]:
+    """Return how to run a module; -P keeps the working directory from being searched for modules."""
+    return [sys.executable, "-P", "-m", module]
+
+
+def python_environment() -> dict[str, str]:
+    """Return this environment, in which Python finds the packages that this process runs from."""
+    root = str(Path(wire.__file__).parent.parent)
+    paths = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
 
 
 ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

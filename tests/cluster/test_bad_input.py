@@ -15,7 +15,8 @@ import pytest
 from tests.conftest import unexpected_lines
 from tests.support import run_command
 from tools import cli, lifecycle, mounts
-from tools.cluster import CONFIG_NAME, LocalCluster
+from tools.cluster import LocalCluster
+from tools.state_directory import CONFIG_NAME
 from wire.config import ConfigError
 
 

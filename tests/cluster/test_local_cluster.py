@@ -15,10 +15,10 @@ import pytest
 
 from tests.conftest import ClusterFactory
 from tests.support import run_command, wait_until
-from tools.cluster import LocalCluster, python_environment
+from tools.cluster import LocalCluster
 from tools.health import ask_mediator, await_writable
 from tools.locate import mediator_client
-from tools.processes import ClusterError
+from tools.processes import ClusterError, python_environment
 from wire.blocking import BlockingClient
 from wire.config import ConfigError
 from wire.methods.common import CommonMethods

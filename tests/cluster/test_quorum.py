@@ -15,7 +15,8 @@ from mediator.vote import predict_read, predict_write
 from tests.cluster.quorum_client import SECONDS, connected, outcome
 from tests.conftest import ClusterFactory
 from tests.support import wait_until
-from tools.cluster import LocalCluster, python_command, python_environment
+from tools.cluster import LocalCluster
+from tools.processes import python_command, python_environment
 from wire.errors import DigestMismatch, ReadRefused, WriteRefused
 from wire.messages import BlockRecord
 from wire.methods import BookkeepingMethods, CommonMethods, MediatorMethods, NamespaceMethods

@@ -25,8 +25,8 @@ from tests.fault_sweep.outcomes import (
     TOLERATED,
     Cell,
 )
-from tools.cluster import LocalCluster, python_command
-from tools.processes import ClusterError
+from tools.cluster import LocalCluster
+from tools.processes import ClusterError, python_command
 from wire.config import ConfigError
 
 

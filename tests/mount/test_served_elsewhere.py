@@ -11,8 +11,9 @@ import pytest
 from tests.conftest import ClusterFactory
 from tests.support import run_command, wait_until
 from tools import mounts
-from tools.cluster import CONFIG_NAME, LocalCluster
+from tools.cluster import LocalCluster
 from tools.health import ask_mediator
+from tools.state_directory import CONFIG_NAME
 from wire.config import dumps
 
 
