@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from metaserver import copies, fence, offline
-from metaserver.directory import DATABASE_NAME
+from metaserver.directory import ASIDE_NAME, DATABASE_NAME
 from metaserver.log_mark import mark_file
 from metaserver.restore import Restored, copy_aside, restore
 from metaserver.schema import ADDED_SCHEMA
@@ -78,8 +78,14 @@ def _copy(given: Path, config: ClusterConfig, watch: Watch) -> Iterator[Path]:
     Raises:
         ConfigError: it is the database that is in use, or there is none.
     """
-    was_served = given.is_file() and mark_file(given).exists()  # its log may have more than it has
-    directory = given.parent if was_served else given
+    place = given.parent.resolve()
+    # A log beside it, if there is one, has what the file alone lacks.
+    is_database = given.name == DATABASE_NAME and (
+        mark_file(given).exists()
+        or place.name.startswith(ASIDE_NAME)
+        or place == config.metaserver_directory.resolve()
+    )
+    directory = given.parent if is_database else given
     if not directory.is_dir():
         yield given
         return

@@ -239,6 +239,12 @@ def test_a_wrong_restore_is_undone(cluster: LocalCluster, tmp_path: Path) -> Non
     with connected(cluster) as client:
         assert content(client, "newer") is None
         assert content(client, "mistaken") == b"0"
+    cluster.stop()
+    kept, never_served = (Path(run(cluster, "restore", str(copy))["before"]) for _ in range(2))
+    for database in (never_served, kept):
+        run(cluster, "restore", str(database / "meta.sqlite"))
+    with connected(cluster) as client:
+        assert content(client, "mistaken") == b"0"
     assert not list(meta.rglob("*.partial*"))
 
 
