@@ -109,7 +109,7 @@ class Session:
         self.number = 0
         self.epoch = 0
         self._reclaimed_at = 0
-        """The newest epoch at which the server was told what this mount holds."""
+        """The epoch at which the server was told what is held in this session; 0: at none yet."""
         self.closes = 0
         self._numbering = threading.Lock()
         self._lease_seconds = 0.0
@@ -150,7 +150,8 @@ class Session:
             log.warning("session %d expired; beginning a new one", dead)
             self.lose_locks()
             self.begin(self._deadlines.metadata_seconds)
-            with suppress(StaleEpoch):  # the next heartbeat tells of the newer one
+            self._reclaimed_at = 0  # if it cannot be said now what is open, the next heartbeat has it said
+            with suppress(StaleEpoch):
                 self._reclaim(self.epoch)
 
     def confirm(self) -> None:
@@ -307,10 +308,12 @@ class Session:
         self._last = answer
         self._alive_until = asked + self._lease_seconds
         self._try_to_settle()
+        if session != self.number:
+            return  # a new one was begun meanwhile, maybe at a server of a newer epoch
         if answer.epoch != self._reclaimed_at:
             self.grant.end()
-            self._try_to_reclaim(answer.epoch)
-        elif session == self.number:
+            self._try_to_reclaim(session, answer.epoch)
+        else:
             self.grant.extend(asked, answer.alone_ms / 1000)
             if answer.asks_opens:
                 self._try_to_tell_open(answer.asks_opens)
@@ -337,18 +340,17 @@ class Session:
         except QuorumfsError as error:
             log.warning("no new session yet: %s", error)
 
-    def _try_to_reclaim(self, epoch: int) -> None:
-        log.info("the metadata server was restarted; telling it which files are open and locked")
-        session = self.number
+    def _try_to_reclaim(self, session: int, epoch: int) -> None:
+        log.info("telling the metadata server, to which it is new, which files are open and locked")
         try:
-            self._reclaim(epoch)
+            with self._renewing:
+                if session == self.number and epoch != self._reclaimed_at:
+                    self._reclaim(epoch)
         except SessionUnknown:
             self._try_to_renew(session)
             return
         except QuorumfsError as error:
             log.warning("open files were not reclaimed yet: %s", error)
-            return
-        self._reclaimed_at = epoch
 
     def _reclaim(self, epoch: int) -> None:
         # Before it is said what is held: what is asked for, or closed, from now on comes behind that.
@@ -359,3 +361,4 @@ class Session:
         for inodes in first:  # not by `reclaim`, after which the server awaits no more
             self._client.call(seconds, NamespaceMethods.tell_open, session, inodes, 0, closes)
         self._client.call(seconds, NamespaceMethods.reclaim, session, epoch, last, locks, closes)
+        self._reclaimed_at = epoch

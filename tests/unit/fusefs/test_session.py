@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -23,6 +24,7 @@ from wire.errors import (
     NotFound,
     QuorumfsError,
     SessionUnknown,
+    StaleEpoch,
     Unavailable,
     WriteRefused,
 )
@@ -395,3 +397,62 @@ def test_however_much_is_open_and_locked_is_told(rpc: str, how: str) -> None:
         assert not any(params[2] for _, params in client.calls[:-1])
         told = [params[1] for _, params in client.calls]
     assert [ino for some in told for ino in some] == inodes
+
+
+class Expiring:
+    """Begins sessions, session n at epoch n; keeps what it is told of open files.
+
+    Attributes:
+        failures: what the next calls that tell of open files end with.
+        before_answer: done while a heartbeat is under way.
+    """
+
+    def __init__(self, *failures: QuorumfsError) -> None:
+        self.failures = list(failures)
+        self.sessions = 0
+        self.told: list[tuple[int, int, list[int]]] = []
+        self.before_answer: Callable[[], None] = lambda: None
+
+    def call(self, _deadline_seconds: float, method: Any, *arguments: Any) -> Any:
+        if method is NamespaceMethods.open_session:
+            self.sessions += 1
+            return SessionInfo(self.sessions, 30_000, self.sessions)
+        assert method is NamespaceMethods.reclaim
+        session, epoch, inodes, _, _ = arguments
+        if self.failures:
+            raise self.failures.pop(0)
+        if epoch != self.sessions:
+            raise StaleEpoch("the server was restarted since")
+        self.told.append((session, epoch, inodes))
+        return None
+
+    def call_once(self, _deadline_seconds: float, _method: Any, session: int) -> Heartbeat:
+        self.before_answer()
+        return UP._replace(epoch=session)
+
+    def forget_outages(self) -> None: ...
+
+
+def test_what_a_new_session_could_not_be_told_is_told_by_a_heartbeat() -> None:
+    """Else the server would let go of removed files that are open here."""
+    client = Expiring(Unavailable("the connection broke"), DeadlineExceeded("no answer in time"))
+    session = Session(client, Deadlines(), "a test", Patience())  # type: ignore[arg-type]
+    session.open_inodes = lambda: [11, 12]
+    session.begin(5.0)
+    with pytest.raises(Unavailable):
+        session.renew_after(1)
+    session._beat()
+    assert not client.told
+    session._beat()
+    session._beat()
+    assert client.told == [(2, 2, [11, 12])]
+
+
+def test_a_late_answer_of_a_session_that_is_gone_says_nothing_of_the_next_one() -> None:
+    """It was taken for a restart: with the old epoch no lock could be had any more."""
+    client = Expiring()
+    session = Session(client, Deadlines(), "a test", Patience())  # type: ignore[arg-type]
+    session.begin(5.0)
+    client.before_answer = lambda: session.renew_after(1)
+    session._beat()
+    assert (session.number, session.epoch) == (2, 2)
