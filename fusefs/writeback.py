@@ -122,7 +122,7 @@ class Writeback:
                 if not inode.may_move(end):
                     yield
                     return
-            self.commit(inode, durable=False)
+            self.commit(inode, durable=False, spares_rewrites=True)
 
     def _wait_for_room(self) -> None:
         self._patience.duty.pass_on()

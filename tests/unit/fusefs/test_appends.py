@@ -14,9 +14,9 @@ import pytest
 from fusefs.files import FALLOCATE_KEEP_SIZE, FALLOCATE_PUNCH_HOLE
 from fusefs.filesystem import FileSystem
 from fusefs.handles import Handle
-from tests.support import take_seed
+from tests.support import take_seed, wait_until
 from tests.unit.fusefs.fakes import FakeServer
-from tests.unit.fusefs.work import close, make, read, write
+from tests.unit.fusefs.work import close, is_waiting, make, read, write
 from wire.errors import QuorumfsError, SessionUnknown, WriteFailed
 from wire.messages import Attributes
 
@@ -410,3 +410,29 @@ def test_a_rewrite_that_appends_is_not_committed_by_writes_at_places(
     close(fs, other)
     close(fs, handle)
     assert server.committed(ino) == b"new\0\0er"
+
+
+def test_a_rewrite_that_begins_while_a_write_at_a_place_waits_for_appends_is_not_shown_by_halves(
+    server: FakeServer, fs: FileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ino, handle = open_log(fs)
+    other, _ = fs.files.open(ino, os.O_WRONLY)
+    write(fs, handle, 4, b"one.")
+    write_file, writer = server.write_file, threading.Thread(target=write, args=(fs, other, 20, b"far"))
+
+    def begin_anew(*arguments: Any) -> Attributes:
+        monkeypatch.setattr(server, "write_file", write_file)
+        write(fs, handle, 8, b"two.")
+        writer.start()
+        wait_until(lambda: not writer.is_alive() or is_waiting(writer), 5, "the writer waits")
+        fs.files.truncate(handle, 0)
+        write(fs, handle, 0, b"ne")
+        return write_file(*arguments)
+
+    monkeypatch.setattr(server, "write_file", begin_anew)
+    fs.files.flush(handle)
+    writer.join(5)
+    assert server.committed(ino) == b"old.one."
+    close(fs, other)
+    close(fs, handle)
+    assert server.committed(ino) == b"ne".ljust(20, b"\0") + b"far"

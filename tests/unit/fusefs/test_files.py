@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import stat
-import sys
 import threading
 from collections import Counter
 from typing import Any
@@ -16,7 +15,7 @@ from fusefs import commits, files, filesystem, inodes
 from fusefs.filesystem import FileSystem
 from tests.support import wait_until
 from tests.unit.fusefs.fakes import FakeServer, file_system
-from tests.unit.fusefs.work import close, make, read, write
+from tests.unit.fusefs.work import close, is_waiting, make, read, write
 from wire.digest import BLOCK_BYTES
 from wire.errors import (
     DigestMismatch,
@@ -300,7 +299,7 @@ def test_a_rewrite_that_begins_while_an_old_change_waits_for_its_commit_is_not_s
         write(fs, handle, 3, b"er")
         chore.start()
         # The chore waits for this commit now, or is about to.
-        wait_until(lambda: not chore.is_alive() or _is_waiting(chore), 5, "the chore waits")
+        wait_until(lambda: not chore.is_alive() or is_waiting(chore), 5, "the chore waits")
         fs.files.truncate(handle, 0)
         write(fs, handle, 0, b"ne")
         return write_file(*arguments)
@@ -312,12 +311,6 @@ def test_a_rewrite_that_begins_while_an_old_change_waits_for_its_commit_is_not_s
     write(fs, handle, 2, b"w")
     close(fs, handle)
     assert server.committed(ino) == b"new"
-
-
-def _is_waiting(thread: threading.Thread) -> bool:
-    """Tell whether a thread is within a commit of another one."""
-    frame = sys._current_frames().get(thread.ident or 0)
-    return frame is not None and frame.f_code.co_name == "_commit"
 
 
 def test_memory_is_bounded_and_given_back(server: FakeServer) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+import threading
 
 from fusefs.filesystem import FileSystem
 from fusefs.handles import Handle
@@ -33,3 +35,9 @@ def read(fs: FileSystem, ino: int, offset: int = 0, size: int = 1 << 24) -> byte
         return bytes(fs.files.read(handle, offset, size))
     finally:
         close(fs, handle)
+
+
+def is_waiting(thread: threading.Thread) -> bool:
+    """Tell whether a thread is within a commit of another one."""
+    frame = sys._current_frames().get(thread.ident or 0)
+    return frame is not None and frame.f_code.co_name == "_commit"
