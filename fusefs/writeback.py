@@ -119,6 +119,7 @@ class Writeback:
         """
         while True:
             with inode.lock:
+                inode.note_part(None)  # the kernel lets no two changes of a file overlap: appends are whole
                 if not inode.may_move(end):
                     yield
                     return

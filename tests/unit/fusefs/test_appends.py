@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from fusefs.files import FALLOCATE_KEEP_SIZE, FALLOCATE_PUNCH_HOLE
+from fusefs import files
+from fusefs.files import FALLOCATE_KEEP_SIZE, FALLOCATE_PUNCH_HOLE, PAGE_BYTES
 from fusefs.filesystem import FileSystem
 from fusefs.handles import Handle
 from tests.support import take_seed, wait_until
@@ -436,3 +437,30 @@ def test_a_rewrite_that_begins_while_a_write_at_a_place_waits_for_appends_is_not
     close(fs, other)
     close(fs, handle)
     assert server.committed(ino) == b"ne".ljust(20, b"\0") + b"far"
+
+
+CHANGES: dict[str, Callable[[FileSystem, int, Handle], object]] = {
+    "write": lambda fs, ino, handle: write(fs, handle, PAGE_BYTES + 2, b"x"),
+    "ftruncate": lambda fs, ino, handle: fs.files.truncate(handle, PAGE_BYTES + 2),
+    "truncate": lambda fs, ino, handle: fs.files.truncate_unopened(ino, PAGE_BYTES + 2),
+    "fallocate": lambda fs, ino, handle: fs.files.allocate(handle, 0, PAGE_BYTES, 2),
+}
+
+
+@pytest.mark.parametrize("how", CHANGES)
+def test_a_change_at_a_place_does_not_wait_for_more_of_an_append(
+    server: FakeServer, fs: FileSystem, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """The kernel lets no two changes of a file overlap: that one has come shows that the append is whole."""
+    monkeypatch.setattr(files, "UNFINISHED_SECONDS", 20.0)
+    ino = make(fs, b"a", b"")
+    handle, _ = fs.files.open(ino, os.O_WRONLY | os.O_APPEND)
+    other, _ = fs.files.open(ino, os.O_WRONLY)
+    fs.files.write(handle, 0, memoryview(bytes(PAGE_BYTES)), thread=5)
+    change = threading.Thread(target=CHANGES[how], args=(fs, ino, other), daemon=True)
+    change.start()
+    change.join(10)
+    assert not change.is_alive()
+    close(fs, other)
+    close(fs, handle)
+    assert server.committed(ino).startswith(bytes(PAGE_BYTES) + b"\0\0")
