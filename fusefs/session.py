@@ -25,6 +25,7 @@ from wire.errors import (
     QuorumfsError,
     SessionUnknown,
     StaleEpoch,
+    TransportError,
     Unavailable,
     WriteRefused,
 )
@@ -101,6 +102,10 @@ class Session:
         self._doubting = threading.Lock()
         """Held for moments: whether the grant is doubted goes with whether anything is unsettled."""
         self._settling = threading.Semaphore()
+        self._settlings = 0
+        """How often it was begun to settle calls."""
+        self._not_settled: tuple[int, TransportError] | None = None
+        """Which of these times was the last that servers which are away have ended, and why."""
         self._counter = itertools.count(1)
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -219,16 +224,30 @@ class Session:
             TransportError: the metadata server cannot be told now.
             Interrupted: a signal ended the wait for it.
         """
-        if not self._unsettled:
-            return
-        seconds = self._deadlines.metadata_seconds
+        if self._unsettled:
+            self._patience.persist(self._settle_in_turn)
+
+    def _settle_in_turn(self) -> None:
+        """Settle, or fail as a thread that was first and has tried from now on: deadlines do not add up."""
+        seconds, begun_before = self._deadlines.metadata_seconds, self._settlings
         self._patience.acquire(self._settling, seconds, "calls of unknown outcome are still being settled")
         try:
-            self._patience.persist(lambda: self._settle_all(self._client.call, seconds))
+            if self._not_settled is not None and self._not_settled[0] > begun_before and self._unsettled:
+                error = self._not_settled[1]
+                raise type(error)(error.message)
+            self._settle_all(self._client.call, seconds)
         finally:
             self._settling.release()
 
     def _settle_all(self, call: Callable[..., None], seconds: float) -> None:
+        self._settlings += 1
+        try:
+            self._settle_each(call, seconds)
+        except TransportError as error:
+            self._not_settled = self._settlings, error
+            raise
+
+    def _settle_each(self, call: Callable[..., None], seconds: float) -> None:
         while self._unsettled:
             slot = self._unsettled[0]
             try:

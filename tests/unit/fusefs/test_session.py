@@ -273,6 +273,46 @@ def test_nothing_is_asked_while_it_cannot_be_settled() -> None:
     assert [name for name, _ in client.asked] == ["unlink", "settle", "settle", "settle", "getattr"]
 
 
+class CountedSemaphore(threading.Semaphore):
+    """Counts the threads that have come to a semaphore."""
+
+    came = 0
+
+    def acquire(self, blocking: bool = True, timeout: float | None = None) -> bool:
+        taken = super().acquire(blocking=False)
+        if not taken:
+            self.came += 1
+            taken = super().acquire(timeout=60.0)
+        return taken
+
+
+def test_threads_that_wait_for_calls_to_be_settled_do_not_add_up_their_deadlines() -> None:
+    """While the metadata server hung, most of twelve waited for a whole deadline, and were told EIO."""
+    client, ended, tried = OneFailure(DeadlineExceeded("late")), threading.Event(), []
+    session, namespace = mount_of(client)
+    fails(namespace, DeadlineExceeded)
+    session._settling = semaphore = CountedSemaphore()
+
+    def hang(_deadline_seconds: float, method: Any, *_arguments: Any) -> None:
+        assert method is NamespaceMethods.settle
+        tried.append(method)
+        assert ended.wait(60.0)
+        raise DeadlineExceeded("no answer in time")
+
+    client.call = hang  # type: ignore[method-assign, assignment]
+    with ThreadPoolExecutor(8) as threads:
+        asked = [threads.submit(namespace.getattr, 5) for _ in range(8)]
+        wait_until(lambda: semaphore.came == 7, 10.0, "all others wait")
+        ended.set()
+    errors = [one.exception() for one in asked]
+    assert all(isinstance(error, DeadlineExceeded) for error in errors)
+    assert len(set(map(id, errors))) == 8
+    assert len(tried) == 2
+    client.call = lambda *_arguments: None  # type: ignore[method-assign, assignment]
+    namespace.getattr(5)
+    assert not session._unsettled
+
+
 def test_a_server_that_takes_no_change_is_looked_at_nevertheless() -> None:
     client = OneFailure(Unavailable("gone"), NoSpace("full"))
     session, namespace = mount_of(client)
