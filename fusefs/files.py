@@ -488,7 +488,7 @@ class Files:
         committed = self._committed_size(inode) if action and end > inode.size() else 0
         with self._writeback.in_place(inode, end):
             handle.require_locks()
-            size = max(inode.size(), committed)
+            size = inode.size() if inode.changes.cut is not None else max(inode.size(), committed)
             if action and offset < size:
                 self._writeback.punch(inode, offset, min(end, size))
             inode.extend(0 if keep_size else end)

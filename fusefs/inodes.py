@@ -331,14 +331,21 @@ class Inode:
             changes.append_from, changes.extend_unappended_to = self.size(), changes.extend_to
         return self.write(self.size(), data)
 
-    def may_move(self, end: int) -> bool:
-        """Tell whether what waits up to `end` was appended in part, and goes where others leave the end.
+    def may_move(self, end: int | None) -> bool:
+        """Tell whether a change up to `end` would go with appends that wait to where others leave the end.
+
+        None: the change is an append, and holes that wait would go along with it: those past the end that is
+        known here, in what others have appended.
 
         Nothing does where the file is cut first: what others have appended by then is not there any more.
         """
-        if self.changes.cut is not None:
-            self.changes.append_from = None
-        return self.changes.append_from is not None and end > self.changes.append_from
+        changes = self.changes
+        if changes.cut is not None:
+            changes.append_from = None
+            return False
+        if end is None:
+            return changes.map.end() > self.size()
+        return changes.append_from is not None and end > changes.append_from
 
     def truncate(self, size: int, *, cut: bool = False) -> int:
         """Note a new size; return how many dirty bytes were dropped. `cut`: it is longer than is known."""

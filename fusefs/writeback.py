@@ -96,7 +96,7 @@ class Writeback:
             LocksLost: the handle had locks, and they are gone: somebody else may have them.
         """
         inode = handle.inode
-        with self.in_place(inode, 0 if offset is None else offset + len(data)):
+        with self.in_place(inode, None if offset is None else offset + len(data)):
             handle.require_locks()
             inode.note_part(unfinished)
             added = inode.append(data) if offset is None else inode.write(offset, data)
@@ -111,11 +111,12 @@ class Writeback:
             self._wait_for_room()
 
     @contextmanager
-    def in_place(self, inode: Inode, end: int) -> Iterator[None]:
-        """Hold an inode's lock for a change at its place, up to `end`.
+    def in_place(self, inode: Inode, end: int | None) -> Iterator[None]:
+        """Hold an inode's lock for a change at its place, up to `end`; None: at the end of the file.
 
         What was appended before is committed first, if the change reaches so far: it goes to where other
-        mounts leave the end of the file, and would take the change along, or lose its right to go there.
+        mounts leave the end of the file, and would take the change along, or lose its right to go there. So
+        are holes past the end that is known here, before anything is appended.
         """
         while True:
             with inode.lock:

@@ -12,7 +12,12 @@ from typing import Any
 import pytest
 
 from fusefs import files
-from fusefs.files import FALLOCATE_KEEP_SIZE, FALLOCATE_PUNCH_HOLE, PAGE_BYTES
+from fusefs.files import (
+    FALLOCATE_KEEP_SIZE,
+    FALLOCATE_PUNCH_HOLE,
+    FALLOCATE_ZERO_RANGE,
+    PAGE_BYTES,
+)
 from fusefs.filesystem import FileSystem
 from fusefs.handles import Handle
 from tests.support import take_seed, wait_until
@@ -464,3 +469,31 @@ def test_a_change_at_a_place_does_not_wait_for_more_of_an_append(
     close(fs, other)
     close(fs, handle)
     assert server.committed(ino).startswith(bytes(PAGE_BYTES) + b"\0\0")
+
+
+@pytest.mark.parametrize("action", [FALLOCATE_PUNCH_HOLE, FALLOCATE_ZERO_RANGE])
+def test_an_append_takes_no_hole_along_that_lies_past_the_end_known_here(
+    server: FakeServer, fs: FileSystem, action: int
+) -> None:
+    """A hole past that end is of what another mount appended: it stays where it was asked for."""
+    ino, handle = open_log(fs)
+    other, _ = fs.files.open(ino, os.O_WRONLY)
+    server.replace(ino, b"old.theirs.")
+    fs.files.allocate(other, action | FALLOCATE_KEEP_SIZE, 2, 7)
+    write(fs, handle, 4, b"mine.")
+    close(fs, other)
+    close(fs, handle)
+    assert server.committed(ino) == b"ol" + bytes(7) + b"s.mine."
+
+
+def test_a_hole_in_a_file_that_is_written_anew_has_nothing_to_do_with_its_old_length(
+    server: FakeServer, fs: FileSystem
+) -> None:
+    ino, handle = open_log(fs)
+    server.replace(ino, b"old.and.very.long.")
+    fs.files.truncate(handle, 0)
+    write(fs, handle, 0, b"new.")
+    fs.files.allocate(handle, FALLOCATE_PUNCH_HOLE | FALLOCATE_KEEP_SIZE, 2, 16)
+    write(fs, handle, 4, b"mine.")
+    close(fs, handle)
+    assert server.committed(ino) == b"ne\0\0mine."
