@@ -184,7 +184,10 @@ class BlockingClient:
             except QuorumfsError as error:
                 error.resent = sent_before  # who had it before may have passed it on, and lost the answer
                 is_for_others = error.temporary or isinstance(error, DeadlineExceeded)
-                if not is_for_others or turn == count - 1:
+                if not is_for_others:
+                    self._first = index  # a refusal is an answer, too
+                    raise
+                if turn == count - 1:
                     raise
                 continue
             self._first = index

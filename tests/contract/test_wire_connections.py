@@ -312,6 +312,9 @@ def test_the_blocking_client_leaves_a_server_that_hangs(loop: LoopThread, rpc: E
         with pytest.raises(BadRequest) as caught:
             client.call_once(4, BookkeepingMethods.renew, "no number")  # type: ignore[arg-type]
         assert caught.value.resent, "the one that hangs may carry it out yet"
+        with pytest.raises(BadRequest) as caught:
+            client.call_once(4, BookkeepingMethods.renew, "no number")  # type: ignore[arg-type]
+        assert not caught.value.resent, "a refusal is an answer too: who gave it is asked first"
         client.close()
     loop.run(server.drain())
 
