@@ -132,6 +132,7 @@ class Segment:
         self._handle = -1
         self._direct: DirectFile | None = None
         self._handle = os.open(path, os.O_RDWR if writable else os.O_RDONLY)
+        self._must_have_name = os.fstat(self._handle).st_nlink > 0  # not all file systems count names
         head = self._read_head()
         self.identity = head.identity if head and head.number == number else b""
         self.end = max(PAGE_BYTES, aligned(self.size()))
@@ -360,6 +361,17 @@ class Segment:
     def sync(self) -> None:
         """Make everything written so far durable. Raises OSError."""
         os.fdatasync(self._handle)
+        self.require_name()
+
+    def require_name(self) -> None:
+        """Raise OSError if somebody else removed the file: no start would find what is in it."""
+        if self._must_have_name and os.fstat(self._handle).st_nlink == 0:
+            raise OSError(errno.ENOENT, f"{self.path.name} was removed")
+
+    def remove(self) -> None:
+        """Remove the file, in which nothing is left. It may still be read and synced. Raises OSError."""
+        self._must_have_name = False
+        self.path.unlink()
 
 
 def _take_page() -> mmap.mmap:

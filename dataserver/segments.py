@@ -400,7 +400,7 @@ class SegmentStore:
             self._segments = {n: segment for n, segment in self._segments.items() if n not in gone}
             self._unsynced -= gone
         for segment in empty:
-            segment.path.unlink()
+            segment.remove()
         sync_directory(self._segment_directory)
 
     def _is_damaged(self, segment: Segment) -> bool:
@@ -417,13 +417,17 @@ class SegmentStore:
                 self._syncs_little = 0 < self._appended_bytes <= LITTLE_BYTES
                 self._appended_bytes = 0
             for segment, end in waiting:
-                try:
-                    segment.sync()
-                except OSError as error:
-                    self._failure = error
-                    _log.critical("%s cannot be synced: %s; no more writes", segment.path, error)
-                    raise InternalError(f"the disk failed: {error}") from None
+                self._require(segment, segment.sync)
                 segment.durable_to = max(segment.durable_to, end)
+
+    def _require(self, segment: Segment, step: Callable[[], None]) -> None:
+        """Take no write any more if this step on a segment fails. Raises InternalError."""
+        try:
+            step()
+        except OSError as error:
+            self._failure = error
+            _log.critical("%s cannot be made durable: %s; no more writes", segment.path, error)
+            raise InternalError(f"the disk failed: {error}") from None
 
     @property
     def has_little_unsynced(self) -> bool:
@@ -450,12 +454,17 @@ class SegmentStore:
         self.sync()
 
     def _refuse_if_failed(self) -> None:
-        """After a failed sync nobody knows what is on disk: no write is taken until a restart."""
+        """After a failed sync nobody knows what is on disk: no write is taken until a restart.
+
+        Nor if a segment was removed: what was put there would be missing then.
+        """
         if self._failure is not None:
             raise InternalError(f"the disk failed: {self._failure}")
 
     def maintain(self) -> None:
         self.sync()
+        for segment in self._segments.values():
+            self._require(segment, segment.require_name)
         if self._index.damage:
             return
         try:

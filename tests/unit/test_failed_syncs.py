@@ -82,3 +82,40 @@ def test_a_disk_that_is_read_only_by_now_takes_no_write_until_a_restart(
     put(again, SHORT[1])
     check(again, *SHORT[:2])
     again.close()
+
+
+@pytest.mark.parametrize("step", ["sync", "maintain"])
+def test_a_segment_that_was_removed_counts_as_a_failed_disk(tmp_path: Path, step: str) -> None:
+    """Nothing that is put into it would be there after a restart, though a sync of it succeeds."""
+    store = SegmentStore(tmp_path, segment_bytes=SMALL)
+    put(store, *SHORT[:9])
+    store.sync()
+    first, *_, last = sorted((tmp_path / "segments").iterdir())
+    (last if step == "sync" else first).unlink()
+    if step == "sync":
+        put(store, SHORT[9])
+    with pytest.raises(InternalError, match="was removed"):
+        getattr(store, step)()
+    with pytest.raises(InternalError, match="was removed"):
+        put(store, SHORT[10])
+    assert "was removed" in store.status()["disk_failure"]
+    check(store, *SHORT[: 10 if step == "sync" else 9])  # others can still be filled from it
+    store.close()
+    again = SegmentStore(tmp_path, segment_bytes=SMALL)
+    put(again, SHORT[10])
+    again.sync()
+    assert again.status()["disk_failure"] is None
+    again.close()
+
+
+def test_a_segment_that_the_store_removes_itself_is_no_failed_disk(tmp_path: Path) -> None:
+    store = SegmentStore(tmp_path, segment_bytes=SMALL)
+    put(store, *SHORT[:9])
+    store.sync()
+    first = store._segments[0]
+    store.delete([block_id(number) for number in SHORT[:9]])
+    store.maintain()
+    assert not first.path.exists()
+    first.sync()  # as one that was under way
+    assert store.status()["disk_failure"] is None
+    store.close()
