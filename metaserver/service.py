@@ -113,6 +113,7 @@ class MetaService:
             "up_seconds": round(time.monotonic() - self._started, 3),
             "database": os.fsencode(self._store.path).decode(errors="backslashreplace"),
             "pages": self.page_check.describe(),
+            "disk_failure": self._store.disk_failure,
             "no_room": self._room.refusal(),
             "found_older_ns": self._store.read(self._bookkeeping.found_older_ns),
             "counts": self.counts(),

@@ -72,6 +72,7 @@ class Store:
             not know must not be deleted.
         was_put_back: this database took the place of one lately, whose sessions it does not know. They ended
             then: until it has served for a lease (`settle`), their mounts may still rely on them.
+        disk_failure: why the disk did not take the last change, None if it did.
         sessions: the numbers of the living sessions (kept by metaserver.sessions).
         totals: how many inodes, entries, blocks, block_bytes, garbage_blocks and
             lagging_replicas there are; changed by
@@ -106,6 +107,7 @@ class Store:
         """The sequence that a slot keeps an answer of, as far as is known; by session and slot."""
         self._damaged_frames = pages.damaged_frames(path)
         self.reserve = Reserve(path)
+        self.disk_failure: str | None = None
         self.now_ns = now_ns
         try:
             self._open(cluster, complete, older_than)
@@ -328,6 +330,7 @@ class Store:
             execute("BEGIN IMMEDIATE")
             answer = work(*args, **kwargs)
             execute("COMMIT")
+            self.disk_failure = None
             return answer
         except BaseException as error:
             if self._connection.in_transaction:
@@ -336,6 +339,8 @@ class Store:
             self._next_inode, self._inode_limit = numbers  # nobody was told of those that were taken
             if isinstance(error, sqlite3.Error | OverflowError):
                 self._connection.end_reading()
+                if _is_disk_failure(error):
+                    self.disk_failure = str(error)
                 raise _told(error, self.path) from error
             raise
 
@@ -454,6 +459,13 @@ class Store:
 def _is_full(error: sqlite3.Error) -> bool:
     """Tell whether an error says that there is no room: for a file, or for the memory that it shares."""
     return getattr(error, "sqlite_errorcode", None) in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE)
+
+
+def _is_disk_failure(error: sqlite3.Error | OverflowError) -> bool:
+    """Tell whether an error says that the disk takes nothing, though it is neither full nor damaged."""
+    code = getattr(error, "sqlite_errorcode", 0)
+    failed = code & 0xFF in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN)
+    return failed and code not in (pages.DAMAGED, sqlite3.SQLITE_IOERR_SHMSIZE)
 
 
 def _told(error: sqlite3.Error | OverflowError, path: Path) -> QuorumfsError:

@@ -71,7 +71,7 @@ def assess(
         advice = advice or [f"look into the mediator's log, or restart it with: {restart}"]
         return Health("degraded", False, reason, advice)
     advice += _copies_advice(mediator) + _disk_advice(mediator, state) + _room_advice(mediator)
-    refusals = (_metaserver_down(mediator), mediator["no_room"], (metaserver or {}).get("no_room", ""))
+    refusals = (_metaserver_down(mediator), mediator["no_room"], _changes_refused(metaserver))
     refusal = next(filter(None, refusals), "")
     writable, reason = bool(mediator["writable"]) and not refusal, str(mediator["reason"]) or refusal
     if not writable and not reason:
@@ -102,6 +102,11 @@ def _damage_advice(metaserver: dict[str, Any] | None, state: Path | None) -> lis
             f"the metadata server's disk failed ({why}), and every change is refused; look after "
             f"the disk, then start it anew with: {typed('fault restart metaserver', state)}"
         ]
+    if (why := (metaserver or {}).get("disk_failure")) is not None:
+        return [
+            f"the metadata server's disk did not take the last change ({why}); look after the disk, which "
+            f"may be read-only by now, then start it anew with: {typed('fault restart metaserver', state)}"
+        ]
     if not pages.get("damaged"):
         return []
     mend = (
@@ -119,6 +124,17 @@ def _damage_advice(metaserver: dict[str, Any] | None, state: Path | None) -> lis
         f"the metadata database is damaged (pages: {where}), and calls that need what was stored there fail; "
         f"{mend}"
     ]
+
+
+def _changes_refused(metaserver: dict[str, Any] | None) -> str:
+    """Say why the metadata server takes no change, "" if it does or does not answer."""
+    said = metaserver or {}
+    pages = said.get("pages", {})
+    if pages.get("log_failure") is not None or said.get("disk_failure") is not None:
+        return "the metadata server's disk failed"
+    if pages.get("damaged_log_pages"):
+        return "the log of the metadata database is damaged"
+    return str(said.get("no_room", ""))
 
 
 def _older_advice(metaserver: dict[str, Any] | None, state: Path | None) -> list[str]:

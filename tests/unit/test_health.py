@@ -126,12 +126,26 @@ def test_a_damaged_metadata_database_is_told_with_what_to_do() -> None:
     logged = pages | {"damaged_log_pages": [3]}
     health = assess(QUORUM, processes(), mediator("up", "up", "up"), {"pages": logged})
     assert "log of the metadata database" in health.advice[0] and "its pages: 3" in health.advice[0]
+    assert health[1:3] == (False, "the log of the metadata database is damaged")
     failed = {"pages": {"damaged": False, "log_failure": "Input/output error"}}
     health = assess(QUORUM, processes(), mediator("up", "up", "up"), failed)
     assert "Input/output error" in health.advice[0] and "fault restart metaserver" in health.advice[0]
     assert "restore" not in health.advice[0]
+    assert health[1:3] == (False, "the metadata server's disk failed")
     whole = {"pages": pages | {"damaged": False, "damaged_pages": [], "log_failure": None}}
     assert assess(QUORUM, processes(), mediator("up", "up", "up"), whole).word == "healthy"
+
+
+def test_a_metadata_server_whose_disk_takes_no_change_is_told_with_what_to_do() -> None:
+    failing = {"pages": {"damaged": False, "log_failure": None}, "disk_failure": "disk I/O error"}
+    health = assess(QUORUM, processes(), mediator("up", "up", "up"), failing)
+    assert health[:3] == ("degraded", False, "the metadata server's disk failed")
+    (advice,) = health.advice
+    assert "disk I/O error" in advice and "fault restart metaserver" in advice
+    assert assess(QUORUM, processes(), mediator("up", "up", "up"), failing | {"disk_failure": None})[:2] == (
+        "healthy",
+        True,
+    )
 
 
 def test_a_data_server_whose_disk_failed_is_told_with_what_to_do() -> None:

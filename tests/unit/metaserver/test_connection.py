@@ -129,11 +129,14 @@ def test_after_a_write_of_the_log_that_failed_the_next_call_succeeds(
     with pytest.raises(InternalError):
         meta.create(1, b"not made")
     assert meta.service.getattr(before.ino) == before
+    assert meta.service.status()["disk_failure"] == "disk I/O error"
     failing_writes.append(FULL)
     meta.create(1, b"made at the second try")
+    assert meta.service.status()["disk_failure"] is None
     failing_writes += [FULL, FULL]
     with pytest.raises(NoSpace):
         meta.create(1, b"not made")
+    assert meta.service.status()["disk_failure"] is None
     meta.create(1, b"made after that")
     assert meta.names(1) == [b"before", b"made after that", b"made at the second try"]
     meta.close()
