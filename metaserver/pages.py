@@ -124,6 +124,8 @@ _open_files: Counter[bytes] = Counter()
 """How often this process has each database open."""
 _sums: dict[bytes, Sums] = {}
 """The sums of the databases that are open and have some."""
+_told = ""
+"""The last failure that was logged: a disk that fails is asked ten times a second."""
 _kept: list[object] = []
 """What SQLite has pointers to."""
 
@@ -259,11 +261,22 @@ def _opener(usual: Callable[..., int]) -> Callable[..., int]:
             if flags & _OPEN_MAIN_DB:
                 _opened(key[0])
         except Exception:
-            logger.exception("the database file could not be opened with checks")
-            return _IOERR
+            return _failed("the database file could not be opened with checks")
         return result
 
     return open_file
+
+
+def _failed(what: str) -> int:
+    """Log the error that a hook met, if it is not the same again; return what SQLite is told."""
+    global _told
+    error = sys.exception()
+    told, _told = _told, f"{what}: {error}"
+    if not isinstance(error, OSError):
+        logger.exception(what)
+    elif told != _told:
+        logger.error(_told)
+    return _IOERR
 
 
 def _opened(path: bytes) -> None:
@@ -334,8 +347,7 @@ def _syncer(path: bytes, usual: Callable[..., int]) -> Callable[..., int]:
                 sums.save()
             return result
         except Exception:
-            logger.exception("the checksums of the pages could not be made durable")
-            return _IOERR
+            return _failed("the checksums of the pages could not be made durable")
 
     return sync
 
@@ -353,8 +365,7 @@ def _log_syncer(path: bytes, usual: Callable[..., int]) -> Callable[..., int]:
                 log_failure.note(database, "SQLite could not sync it")
             return result
         except Exception:
-            logger.exception("the log could not be made durable")
-            return _IOERR
+            return _failed("the log could not be made durable")
 
     return sync
 
@@ -382,8 +393,7 @@ def _reader(path: bytes, usual: Callable[..., int]) -> Callable[..., int]:
             _note(path, number)
             return DAMAGED
         except Exception:
-            logger.exception("a page could not be compared")
-            return _IOERR
+            return _failed("a page could not be compared")
 
     return read
 
@@ -425,8 +435,7 @@ def _log_reader(path: bytes, usual: Callable[..., int]) -> Callable[..., int]:
         except _UnreadableError as error:
             return error.result  # the disk fails: that says nothing about the page
         except Exception:
-            logger.exception("a page of the log could not be compared")
-            return _IOERR
+            return _failed("a page of the log could not be compared")
 
     return read
 
@@ -470,8 +479,7 @@ def _writer(path: bytes, usual: Callable[..., int]) -> Callable[..., int]:
                 sums.note(number, checksum)
             return result
         except Exception:
-            logger.exception("a page could not be written with its checksum")
-            return _IOERR
+            return _failed("a page could not be written with its checksum")
 
     return write
 

@@ -18,6 +18,8 @@ import zlib
 from array import array
 from pathlib import Path
 
+from wire.directories import sync_directory
+
 SUFFIX = "-sums"
 PAGE_BYTES = 4096
 ENTRIES = PAGE_BYTES // 4 - 1
@@ -91,7 +93,7 @@ class Sums:
         return True
 
     def save(self) -> None:
-        """Make it durable. Where there is no room for it, nothing is known after a restart.
+        """Make it durable. Where it was removed, or there is no room, nothing is known after a restart.
 
         Raises OSError: the disk failed; what is there may be wrong.
         """
@@ -103,8 +105,7 @@ class Sums:
         except OSError as error:
             logger.warning("%s cannot be written (%s): it is begun anew", self._path, error)
             self._changed = {-1, *range(len(self._known) // ENTRIES)}
-            os.truncate(self._path, 0)
-            _sync(self._path)
+            _begin_anew(self._path)
 
     def _write(self, parts: list[int]) -> None:
         handle = os.open(self._path, os.O_WRONLY)
@@ -120,6 +121,16 @@ class Sums:
             return HEADER
         entries = self._known[part * ENTRIES : (part + 1) * ENTRIES].tobytes()
         return entries + _CHECKSUM.pack(zlib.crc32(entries))
+
+
+def _begin_anew(path: Path) -> None:
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
+    try:
+        os.ftruncate(handle, 0)
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+    sync_directory(path.parent)
 
 
 def _sync(path: Path) -> None:

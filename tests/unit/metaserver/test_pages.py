@@ -19,6 +19,7 @@ from metaserver import offline, pages
 from metaserver.check import check
 from metaserver.page_check import PageCheck
 from metaserver.pages import PAGE_BYTES
+from metaserver.store import Store
 from metaserver.sums import sums_file
 from tests.unit.metaserver.harness import DIRECTORY, LINK, Harness
 from wire.config import ConfigError
@@ -243,6 +244,52 @@ def test_sums_for_which_there_is_no_room_are_begun_anew(
     assert len(sums_file(meta.path).read_bytes()) > PAGE_BYTES, "all is known again"
     meta.restart()
     assert not meta.wait(run_page_check(meta))
+    meta.close()
+
+
+def test_sums_that_were_removed_under_a_running_server_are_begun_anew(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Or nothing would be moved out of the log any more, which would fill the disk."""
+    meta = Harness(tmp_path)
+    sums_file(meta.path).unlink()
+    for number in range(2):
+        meta.create(1, b"file %d" % number)
+        meta.store.empty_log()
+        assert not meta.path.with_name("meta.sqlite-wal").stat().st_size
+    assert len(sums_file(meta.path).read_bytes()) > PAGE_BYTES, "all is known again"
+    assert {record.levelname for record in caplog.records} == {"WARNING"}
+    meta.restart()
+    assert not meta.wait(run_page_check(meta))
+    meta.close()
+
+
+@pytest.mark.parametrize("while_open", [True, False])
+def test_a_disk_that_fails_below_the_checks_is_told_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, while_open: bool
+) -> None:
+    meta = Harness(tmp_path)
+    fill(meta)
+
+    def refuse(*_: object, **more: object) -> int:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as failing:
+        if while_open:
+            for call in ("open", "ftruncate"):
+                failing.setattr(f"metaserver.sums.os.{call}", refuse)
+            for _ in range(3):
+                meta.store.empty_log()
+        else:
+            meta.stop()
+            failing.setattr(pages, "Sums", refuse)
+            with pytest.raises(ConfigError, match="cannot be used"):
+                Store(meta.path, "test")
+    told = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert len(told) == 1 and "Input/output error" in told[0].getMessage()
+    assert not any(record.exc_info for record in caplog.records)
+    if not while_open:
+        meta.start()
     meta.close()
 
 
