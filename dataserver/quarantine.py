@@ -67,6 +67,9 @@ class Quarantine:
             if _NAME.fullmatch(file.stem):  # others are somebody's own
                 found = file.stat()
                 self._kept[file.stem] = Kept(found.st_mtime, found.st_size)
+        for note in directory.glob("*.json"):
+            if _NAME.fullmatch(note.stem) and note.stem not in self._kept:
+                note.unlink()  # a kill came before its copy was there, or after it was removed
 
     def _now(self) -> float:
         """Return the time by which ages are counted: nothing gets old by the date being set."""

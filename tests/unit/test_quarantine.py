@@ -6,6 +6,7 @@ import errno
 import os
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -74,6 +75,50 @@ def test_a_copy_that_cannot_be_kept_leaves_nothing(
     with pytest.raises(OSError, match="space"):
         kept.keep(bytes(16), b"raw" * 1000, bytes(32), None, "")
     assert (kept.count, list((tmp_path / "quarantine").iterdir())) == (0, [])
+
+
+@pytest.mark.parametrize("during", ["keep", "remove"])
+def test_a_note_without_its_copy_is_removed_by_the_next_start(
+    during: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "quarantine"
+    kept = Quarantine(place)
+    kept.keep(bytes(16), b"raw", bytes(32), None, "stays")
+    real = Path.unlink
+
+    def die(path: Path, *more: object, **named: Any) -> None:
+        if path.suffix == ".json":
+            raise KeyboardInterrupt
+        real(path, **named)
+
+    with monkeypatch.context() as killed:
+        if during == "remove":
+            kept.keep(bytes(16), b"other", bytes(32), None, "goes")
+            killed.setattr(Path, "unlink", die)
+            with pytest.raises(KeyboardInterrupt):
+                kept.remove([kept.page("", 10)[1]["name"]])
+        else:
+            write = dataserver.quarantine.write_file
+
+            def write_note(path: Path, content: bytes) -> None:
+                if path.suffix == ".raw":
+                    raise KeyboardInterrupt
+                write(path, content)
+
+            killed.setattr(dataserver.quarantine, "write_file", write_note)
+            with pytest.raises(KeyboardInterrupt):
+                kept.keep(bytes(16), b"other", bytes(32), None, "never kept")
+    (place / "mine.json").write_bytes(b"to be looked at")
+    assert len(list(place.iterdir())) == 4
+    again = Quarantine(place)
+    assert again.count == 1
+    (left,) = again.page("", 10)
+    assert left["note"] in ("stays", "goes")
+    assert sorted(file.name for file in place.iterdir()) == [
+        f"{left['name']}.json",
+        f"{left['name']}.raw",
+        "mine.json",
+    ]
 
 
 def test_a_file_that_somebody_put_there_is_left_alone(tmp_path: Path) -> None:
