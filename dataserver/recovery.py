@@ -83,11 +83,19 @@ def _bring_up(index: Index, segment_directory: Path) -> Recovered:
 
 
 def segment_rows(segments: dict[int, Segment], damaged: dict[int, int]) -> list[SegmentRow]:
-    """Return what the index is to save of the segments."""
-    return [
-        SegmentRow(s.number, s.identity, _known_to(s), s.durable_to, damaged.get(s.number, 0))
-        for s in segments.values()
-    ]
+    """Return what the index is to save of the segments.
+
+    Args:
+        segments: by number.
+        damaged: how many damaged regions earlier starts have found in each, below what they knew.
+    """
+    return [_segment_row(segment, damaged.get(segment.number, 0)) for segment in segments.values()]
+
+
+def _segment_row(segment: Segment, damaged: int) -> SegmentRow:
+    known_to = _known_to(segment)
+    damaged += sum(offset < known_to for offset in segment.damaged_at)  # the next start finds the others anew
+    return SegmentRow(segment.number, segment.identity, known_to, segment.durable_to, damaged)
 
 
 def _known_to(segment: Segment) -> int:
@@ -142,7 +150,7 @@ def _scan_from(state: Recovered, segment: Segment, start: int, trusted: bool) ->
                 is_new = header.offset >= new_from
                 if is_new and not is_whole(segment, header):
                     _log.warning("block %s is torn, and not taken", header.block.hex())
-                    _note_damage(state, segment)
+                    segment.damaged_at.append(header.offset)
                 else:
                     if is_new:
                         _write_again(segment, header)
@@ -155,7 +163,7 @@ def _scan_from(state: Recovered, segment: Segment, start: int, trusted: bool) ->
                 segment.begin_at(offset)
             case Damaged(offset, length):
                 _log.error("%s: %d bytes at %d cannot be read", segment.path.name, length, offset)
-                _note_damage(state, segment)
+                segment.damaged_at.append(offset)
             case Unreadable(offset, length):
                 _log.error(
                     "%s: the disk cannot read all of %d bytes at %d", segment.path.name, length, offset
@@ -164,7 +172,7 @@ def _scan_from(state: Recovered, segment: Segment, start: int, trusted: bool) ->
                 appendable = False
             case Cut(header):
                 _log.error("%s: the record at %d is cut short", segment.path.name, header.offset)
-                _note_damage(state, segment)
+                segment.damaged_at.append(header.offset)
                 appendable = False
         if number % _SAVE_EVERY == 0:
             _save(state)
@@ -209,13 +217,6 @@ def _has_header(state: Recovered, entry: Entry) -> bool:
         return state.segments[entry.segment].read_header(entry.offset) is not None
     except OSError:
         return True
-
-
-def _note_damage(state: Recovered, segment: Segment) -> None:
-    if segment.unread_from is not None:
-        segment.damaged_behind += 1
-        return
-    state.damaged[segment.number] = state.damaged.get(segment.number, 0) + 1
 
 
 def _entry_of(header: Header) -> Entry:

@@ -139,8 +139,8 @@ class Segment:
         self.durable_to = PAGE_BYTES
         self.unread_from: int | None = None
         """From here on there may be records that the disk could not give when it was scanned."""
-        self.damaged_behind = 0
-        """Damaged regions behind that place: each start finds them anew."""
+        self.damaged_at: list[int] = []
+        """Where damaged regions begin that the scan found."""
         self.ready_to = self.end
         self._tail = threading.RLock()
         self._is_sealed = not writable

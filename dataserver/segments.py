@@ -323,7 +323,7 @@ class SegmentStore:
             "total_bytes": usage.total,
             "segments": len(segments),
             "damaged_regions": sum(self._damaged.values())
-            + sum(1 + s.damaged_behind for s in segments if s.unread_from),
+            + sum(len(s.damaged_at) + (s.unread_from is not None) for s in segments),
             "disk_failure": None if self._failure is None else str(self._failure.strerror),
         }
 
@@ -404,7 +404,8 @@ class SegmentStore:
         sync_directory(self._segment_directory)
 
     def _is_damaged(self, segment: Segment) -> bool:
-        return bool(self._damaged.get(segment.number)) or segment.unread_from is not None
+        is_damaged = self._damaged.get(segment.number) or segment.damaged_at
+        return bool(is_damaged) or segment.unread_from is not None
 
     # -- durability
 

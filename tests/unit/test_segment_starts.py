@@ -336,3 +336,22 @@ def test_an_index_that_is_damaged_during_a_start_is_made_anew(
     started = SegmentStore(killed)
     check(started, *range(10), *range(1000, 1200))
     started.close()
+
+
+def test_damage_that_several_starts_find_is_counted_once(directory: Path) -> None:
+    """Each of them scans what no sync has covered since."""
+    store = SegmentStore(directory)
+    put(store, 1, 2, 3)
+    store.sync()
+    damage_header(store, 2)
+    store._index.close()  # a kill before the index was saved: the next start scans
+    for _ in range(3):
+        started = SegmentStore(directory)
+        assert started.status()["damaged_regions"] == 1
+        started._index.close()
+    started = SegmentStore(directory)
+    started.close()  # saves what is known
+    for _ in range(2):
+        again = SegmentStore(directory)
+        assert again.status()["damaged_regions"] == 1
+        again.close()
