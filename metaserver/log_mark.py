@@ -158,8 +158,18 @@ class LogMark:
 
     def _write(self, durable: Durable) -> None:
         if self._mark < 0:
-            self._mark = os.open(mark_file(self._database), os.O_RDWR | os.O_CREAT, 0o600)
+            self._mark = self._open_mark()
         os.pwrite(self._mark, _encode(durable), 0)
+
+    def _open_mark(self) -> int:
+        """Return a descriptor of the mark, made if need be, whose name is durable. Raises OSError."""
+        descriptor = os.open(mark_file(self._database), os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            sync_directory(self._database.parent)
+        except OSError:
+            os.close(descriptor)
+            raise
+        return descriptor
 
     def retire(self, execute: Callable[[str], sqlite3.Cursor]) -> bool:
         """Move the log into the database if nobody reads it, and note that: before the log may be emptied.

@@ -160,6 +160,15 @@ def assert_takes_no_change(life: Life) -> None:
     life.look()
 
 
+def test_the_name_of_the_mark_that_a_life_begins_is_durable(disk: Disk) -> None:
+    """As after `restore`, which moves the one before aside; or damage to the log would go unnoticed."""
+    meta = Harness(disk.root)  # opens a session, which is durable when it is answered
+    mark = log_mark.mark_file(meta.path)
+    assert mark.stat().st_size
+    assert str(mark) not in [path for _, path, _ in disk.names], "a power loss may take it"
+    meta.close()
+
+
 @pytest.mark.parametrize("directory_fails", [False, True])
 def test_a_mark_that_cannot_be_written_asks_for_no_log_that_was_emptied(
     disk: Disk, monkeypatch: pytest.MonkeyPatch, directory_fails: bool
