@@ -12,7 +12,7 @@ import os
 import sqlite3
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,7 +113,8 @@ class Copying:
             self._used = time.monotonic()
             progress.state = "done"
         except (sqlite3.Error, OSError, _Stopped) as error:
-            self._remove()
+            with suppress(OSError):  # the next copy tries again, and says why
+                self._remove()
             progress.error, progress.state = str(error) or "the metadata server ends", "failed"
 
     def progress(self, number: int) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import sqlite3
 import subprocess
@@ -279,6 +280,31 @@ def test_a_directory_in_use_is_left_alone(copy: Path, tmp_path: Path) -> None:
     begin(place)
     with pytest.raises(ConfigError, match="belongs to"):
         restore(copy, place, "other")
+
+
+def test_a_copy_that_the_disk_fails_is_over_though_it_cannot_be_removed(
+    meta: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or `backup` would wait for it for ever, and no other copy could be begun."""
+    real = Path.unlink
+
+    def refuse(path: Path, missing_ok: bool = False) -> None:
+        if ".copy" in path.name and path.exists():
+            raise OSError(errno.EROFS, "Read-only file system")
+        real(path, missing_ok=missing_ok)
+
+    def fail(_: Path) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as failing:
+        failing.setattr(copies, "sync_file", fail)
+        failing.setattr(Path, "unlink", refuse)
+        number = meta.service.begin_copy()
+        wait_until(lambda: meta.service.copy_progress(number)["state"] != "running", 10, "end of the copy")
+        said = meta.service.copy_progress(number)
+        assert said["state"] == "failed" and "Input/output error" in said["error"]
+    number = meta.service.begin_copy()
+    wait_until(lambda: meta.service.copy_progress(number)["state"] == "done", 10, "copy")
 
 
 def test_a_server_that_ends_ends_its_copy(meta: Harness) -> None:
