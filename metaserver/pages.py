@@ -28,6 +28,7 @@ import threading
 import zlib
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, overload
@@ -180,11 +181,16 @@ def create(path: Path) -> None:
     page[100] = 13  # the empty leaf of the schema's table,
     page[105:107] = struct.pack(">H", STAMPED_BYTES)  # whose cells end where the stamp begins
     partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
-        file.write(page + stamp(1, bytes(page)))
-        file.flush()
-        os.fsync(file.fileno())
-    partial.rename(path)
+    try:
+        with partial.open("wb") as file:
+            file.write(page + stamp(1, bytes(page)))
+            file.flush()
+            os.fsync(file.fileno())
+        partial.rename(path)
+    except OSError:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise
 
 
 def refuse_unstamped(path: Path) -> None:

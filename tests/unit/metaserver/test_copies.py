@@ -307,6 +307,23 @@ def test_a_copy_that_the_disk_fails_is_over_though_it_cannot_be_removed(
     wait_until(lambda: meta.service.copy_progress(number)["state"] == "done", 10, "copy")
 
 
+def test_a_copy_that_cannot_be_begun_leaves_nothing(
+    meta: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a full disk each `backup` that is tried would leave a file beside what it was to make."""
+    place = tmp_path / "backups"
+    place.mkdir()
+
+    def fsync(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with closing(snapshot(meta.path)) as connection, monkeypatch.context() as full:
+        full.setattr(os, "fsync", fsync)
+        with pytest.raises(OSError, match="No space"):
+            copies.write(connection, place / "copy", 1)
+    assert list(place.iterdir()) == []
+
+
 def test_a_server_that_ends_ends_its_copy(meta: Harness) -> None:
     number = meta.service.begin_copy()
     meta.service.copying.close()
