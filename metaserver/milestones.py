@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 
+from metaserver.fence import NUMBER_LIMIT
 from metaserver.store import Store
 from wire.errors import Busy
 from wire.messages import Milestone
@@ -19,8 +20,12 @@ logger = logging.getLogger("metaserver")
 
 
 def newest_of(database: str, kept: Sequence[Milestone]) -> int:
-    """Return the highest milestone of a database that was kept, 0 if there is none."""
-    return max((milestone.number for milestone in kept if milestone.database == database), default=0)
+    """Return the highest milestone of a database that was kept, 0 if there is none.
+
+    One that no database can have got to is damage, and is left out: none could ever be as far.
+    """
+    numbers = (number for name, number in kept if name == database and number < NUMBER_LIMIT)
+    return max(numbers, default=0)
 
 
 class Milestones:

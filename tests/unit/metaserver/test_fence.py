@@ -190,6 +190,14 @@ def test_a_database_put_back_by_hand_is_found_out_by_its_milestone(meta: Harness
     assert not meta.service.status()["found_older_ns"]
 
 
+def test_a_milestone_that_no_database_gets_to_is_damage(meta: Harness) -> None:
+    """No fence could go above it: the server would begin anew for ever."""
+    told = meta.wait(meta.service.take_milestone())
+    assert not meta.service.compare_milestones([told._replace(number=fence.NUMBER_LIMIT)], enough=True)
+    meta.create(1, b"a")
+    assert meta.wait(meta.service.take_milestone()).number == told.number + 1
+
+
 def test_what_is_put_back_by_hand_gives_no_session_twice_though_nobody_finds_it_out(meta: Harness) -> None:
     copy = copied(meta)
     given = {meta.open_session() for _ in range(3)}
