@@ -17,7 +17,7 @@ from fusefs.cache import NameCache
 from fusefs.inodes import Inode
 from fusefs.pages import PageLedger
 from fusefs.ports import BlockPort, NamespacePort
-from wire.errors import NamespaceError, NoSpace, QuorumfsError, SessionUnknown
+from wire.errors import LocksLost, NamespaceError, NoSpace, QuorumfsError, SessionUnknown
 from wire.messages import AttributeChanges, Attributes, Birth, Commit
 
 log = logging.getLogger(__name__)
@@ -136,7 +136,7 @@ class Births:
         for inode in inodes:
             try:
                 self._make(inode)
-            except NamespaceError as error:
+            except (NamespaceError, LocksLost) as error:
                 if tell:
                     raise
                 log.warning("inode %d could not be made: %s", inode.ino, error)
@@ -148,7 +148,7 @@ class Births:
             birth, asked = inode.birth, self._names.asking()
             try:
                 attributes = self._write(inode, birth)
-            except NamespaceError as error:
+            except (NamespaceError, LocksLost) as error:
                 if not error.resent and not isinstance(error, NoSpace):
                     self._refuse(inode, birth, error)
                 raise
@@ -162,9 +162,15 @@ class Births:
     def _write(self, inode: Inode, birth: Birth) -> Attributes:
         nothing = Commit(None, [], 0, [], AttributeChanges(mtime_ns=inode.base().mtime_ns), durable=False)
         try:
+            self._require_locks(inode)
             return self._blocks.write_file(inode.ino, nothing, [], birth)
         except SessionUnknown:  # a new one was begun meanwhile
+            self._require_locks(inode)
             return self._blocks.write_file(inode.ino, nothing, [], birth)
+
+    def _require_locks(self, inode: Inode) -> None:
+        if inode.losses:
+            raise LocksLost("a file that may have been created under a lock that is gone is not made")
 
     def _refuse(self, inode: Inode, birth: Birth, error: QuorumfsError) -> None:
         """Forget a file that will never be, for its place is gone or taken; let its program be told why."""

@@ -176,9 +176,7 @@ class Files:
             self._namespace.sync_metadata()  # its name, its mode and so on may still be in the log only
 
     def _commit(self, handle: Handle, durable: bool, thread: int | None = None) -> bool:
-        handle.require_locks()
-        if handle.error is not None:
-            raise handle.error
+        handle.require_changeable()
         committed = self._writeback.commit(handle.inode, durable, thread)
         if handle.error is not None:
             raise handle.error
@@ -387,13 +385,12 @@ class Files:
             WriteRefused: fewer than Qw data servers are up.
             NoSpace: too few of them have room.
             QuorumfsError: an earlier write of this file failed, which fsync has not reported yet.
-            LocksLost: the handle had locks, and they are gone.
+            LocksLost: the handle or, since it was opened, this mount had locks, and they are gone.
             FileTooLarge.
         """
         self._note_request(handle)
         self._locks.confirm(handle)
-        if handle.error is not None:
-            raise handle.error
+        handle.require_changeable()
         if offset + len(data) > END_OF_FILE:
             raise FileTooLarge("a file has at most 2**63 - 1 bytes")
         try:
@@ -428,12 +425,11 @@ class Files:
     def truncate(self, handle: Handle, size: int) -> None:
         """Note a new size, as ftruncate(2)."""
         self._locks.confirm(handle)
-        if handle.error is not None:
-            raise handle.error
+        handle.require_changeable()
         self._permission.require_writable()
         is_longer = self._is_longer(handle.inode, size)
         with self._writeback.in_place(handle.inode, size):
-            handle.require_locks()
+            handle.require_changeable()
             self._writeback.truncate(handle.inode, size, cut=is_longer)
 
     def _is_longer(self, inode: Inode, size: int) -> bool:
@@ -480,14 +476,13 @@ class Files:
         if action not in (0, FALLOCATE_ZERO_RANGE) and (action, keep_size) != (FALLOCATE_PUNCH_HOLE, True):
             raise NotSupported(f"fallocate with mode {mode:#x}")
         self._locks.confirm(handle)
-        if handle.error is not None:
-            raise handle.error
+        handle.require_changeable()
         self._permission.require_writable()
         inode = handle.inode
         end = offset + length
         committed = self._committed_size(inode) if action and end > inode.size() else 0
         with self._writeback.in_place(inode, end):
-            handle.require_locks()
+            handle.require_changeable()
             size = inode.size() if inode.changes.cut is not None else max(inode.size(), committed)
             if action and offset < size:
                 self._writeback.punch(inode, offset, min(end, size))

@@ -89,7 +89,7 @@ class FileSystem:
         self.xattrs = ExtendedAttributes(
             namespace, self._names, self._births, opens, self.verify_unopened, self._forget
         )
-        self.locks = FileLocks(namespace, self._writeback, self._pages)
+        self.locks = FileLocks(namespace, opens, self._writeback, self._pages)
         self.files = Files(
             namespace,
             blocks,

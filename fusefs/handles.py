@@ -77,6 +77,12 @@ class Handle:
         if self.lost is not None:
             raise self.lost
 
+    def require_changeable(self) -> None:
+        """Raise what a change by it is to fail with. Under the lock of the inode, as above."""
+        self.require_locks()
+        if self.error is not None:
+            raise self.error
+
     @property
     def may_commit(self) -> bool:
         """Whether a close may have something to commit, or to tell of that: bytes, or the file itself."""

@@ -189,7 +189,7 @@ class Inode:
         self.locking = threading.Lock()
         """Held over a call about file locks, so that the server carries them out in the order of here."""
         self.losses = 0
-        """So often locks of this file were lost with a session."""
+        """So often a session has died with locks, of whatever files, while this one was open."""
         self.attributes: Attributes | None = None
         self.committed = CommittedMap()
         self.committing: ChangeSet | None = None
@@ -443,6 +443,16 @@ class Inode:
         """Note that what was being committed is not any more, whether it succeeded or not."""
         self.committing = None
         self.commit_ended.notify_all()
+
+    def lose(self, error: QuorumfsError) -> None:
+        """Note that locks are gone under which this may have been changed: who writes it is told so.
+
+        The commit that is under way is not to be sent again.
+        """
+        self.losses += 1
+        for handle in self.handles:
+            if handle.writing:
+                handle.error = error
 
     def drop_changes(self) -> int:
         """Forget the changes that wait; return how many dirty bytes went (sealed blocks not counted)."""

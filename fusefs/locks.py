@@ -4,8 +4,9 @@ The server decides. What it granted is followed here for three uses: to say it a
 server, to give it up at close without a call for those who hold nothing, and to know which handles lost
 their locks with a session. Such handles fail from then on (EIO) until the file is opened anew. Only what
 is certain is said again, not what a call that is not answered yet may get or give up; what such a call
-leaves in doubt is given up at the close. Safe in any thread; `FileLocks._mutex` is held for moments only,
-an inode's `locking` over a call.
+leaves in doubt is given up at the close. If any lock was held, other files that are open for writing fail as
+well, until fsync has told so: nobody can tell what was written under it. Safe in any thread;
+`FileLocks._mutex` is held for moments only, an inode's `locking` over a call.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import threading
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from fusefs.handles import Handle
+from fusefs.handles import Handle, OpenInodes
 from fusefs.inodes import Inode
 from fusefs.pages import PageLedger
 from fusefs.ports import NamespacePort
@@ -54,8 +55,10 @@ class _Before(NamedTuple):
 class FileLocks:
     """All locks of one mount."""
 
-    def __init__(self, namespace: NamespacePort, writeback: Writeback, pages: PageLedger) -> None:
-        self._namespace, self._writeback, self._pages = namespace, writeback, pages
+    def __init__(
+        self, namespace: NamespacePort, opens: OpenInodes, writeback: Writeback, pages: PageLedger
+    ) -> None:
+        self._namespace, self._opens, self._writeback, self._pages = namespace, opens, writeback, pages
         self._mutex = threading.Lock()
         self._held: dict[tuple[int, bool], list[Lock]] = {}
         self._doubtful: dict[tuple[int, bool], list[Lock]] = {}
@@ -64,6 +67,8 @@ class FileLocks:
         """Whose locks on which inode could not be given up at a close, and by which handle he had them."""
         self._giving_up = threading.Lock()
         """Held while what is left is given up."""
+        self._unlocking = 0
+        """So many calls are under way that give up locks."""
         self._epoch = 0
         self._generation = 0
 
@@ -120,7 +125,7 @@ class FileLocks:
             return
         self._commit(inode)
         with inode.locking:
-            before = self._keep_certain(range_, unlocked)
+            before = self._keep_certain(range_, unlocked, 1)
             try:
                 self._carry_out(handle, range_, unlocked, self._give_up)
             except LocksLost:
@@ -133,6 +138,9 @@ class FileLocks:
             except QuorumfsError:
                 self._doubt(range_)
                 raise
+            finally:
+                with self._mutex:
+                    self._unlocking -= 1
 
     def _give_up(self, _inode: Inode, range_: FileLock) -> int:
         return self._namespace.unlock(range_)
@@ -215,9 +223,14 @@ class FileLocks:
                 for lock in held
             ]
 
-    def lose(self) -> None:
-        """The session has died: fail all handles that had locks, and drop what they had not committed."""
+    def lose(self) -> bool:
+        """The session has died: drop what may have been written under its locks; tell whether it had any.
+
+        Handles that had locks fail. If any were held, whoever has anything open for writing is told, and
+        nothing of it that is not committed is ever: a lock of one file may have been about others.
+        """
         with self._mutex:
+            had_locks = bool(self._held or self._doubtful or self._unlocking)
             self._generation += 1
             self._epoch = 0  # the next session may be of a database that was begun anew
             handles, self._users, self._held, self._doubtful = list(self._users), {}, {}, {}
@@ -225,12 +238,13 @@ class FileLocks:
             error = LocksLost("this mount was cut off for longer than its lease: its locks are gone")
             for handle in handles:
                 handle.lost = error
-        for inode in {handle.inode for handle in handles}:
+        lost = {handle.inode for handle in handles}
+        for inode in lost:
             log.warning("inode %d: its locks are gone; opened anew it can be used again", inode.ino)
-            with inode.lock:
-                inode.losses += 1
-            self._writeback.fail(inode, error)
+        for inode in self._opens.all() if had_locks else lost:
+            self._writeback.fail(inode, error, locks=True)
             self._pages.stale(inode.ino)
+        return had_locks
 
     # following
 
@@ -264,9 +278,10 @@ class FileLocks:
                 self._users.setdefault(handle, set()).add((lock.flock, lock.owner))
             return True
 
-    def _keep_certain(self, lock: FileLock, keep: Change) -> _Before:
+    def _keep_certain(self, lock: FileLock, keep: Change, unlocking: int = 0) -> _Before:
         """Before a call: until the answer, only what `keep` leaves of its range is certain."""
         with self._mutex:
+            self._unlocking += unlocking
             held = self._held.get((lock.ino, lock.flock), [])
             _change(self._held, lock, keep)
             return _Before(self._generation, self._epoch, held)

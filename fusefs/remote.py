@@ -1,8 +1,8 @@
 """The ports over the wire: adds the session, tickets and deadlines to each call. No decisions of its own.
 
 A call that finds its session gone was not carried out; it is made again once under a new session, but for
-`write_file`, whose blocks went with the old one. While servers are away, Patience decides. Safe in any
-thread.
+`write_file`, whose blocks went with the old one, and for what changes something if locks went with it.
+While servers are away, Patience decides. Safe in any thread.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from fusefs.patience import Patience
 from fusefs.session import INODES_A_CALL, Session, runs
 from wire.blocking import BlockingClient
 from wire.config import Deadlines
-from wire.errors import SessionUnknown
+from wire.errors import LocksLost, SessionUnknown
 from wire.messages import (
     AttributeChanges,
     Attributes,
@@ -59,16 +59,22 @@ class RemoteNamespace:
     def _renew(self, dead: int) -> None:
         self._patience.persist(lambda: self._session.renew_after(dead))
 
+    def _require_locks(self, losses: int) -> None:
+        """Raise LocksLost if a session has died with locks since there were so many such losses."""
+        if self._session.losses != losses:
+            raise LocksLost("this may have been asked for under a lock that is gone")
+
     def _mutate(
         self, method: Callable[Concatenate[Any, Ticket, P], R], *args: P.args, **kwargs: P.kwargs
     ) -> R:
-        session = self._session.number
+        losses, session = self._session.losses, self._session.number
         try:
             return self._session.mutate(lambda ticket: self._call(method, ticket, *args, **kwargs))
         except SessionUnknown as error:
             self._renew(session)
             if error.resent:
                 raise  # the dead session may have carried it out: a second time could undo others' work
+            self._require_locks(losses)
         return self._session.mutate(lambda ticket: self._call(method, ticket, *args, **kwargs))
 
     def resolve(self, start: int, names: Sequence[bytes]) -> list[Attributes]:
@@ -124,12 +130,15 @@ class RemoteNamespace:
         self._mutate(NamespaceMethods.remove_xattr, ino, name)
 
     def open(self, ino: int, writing: bool, start: int, names: Sequence[bytes]) -> Opened:
-        walk = list(names)
-        return self._in_any_session(
+        losses, walk = self._session.losses, list(names)
+        opened = self._in_any_session(
             lambda session: self._ask(
                 NamespaceMethods.open, session, ino, writing, start, walk, self._session.closes
             )
         )
+        if writing:  # it is the first step of a change, which may cut off what the file has
+            self._require_locks(losses)
+        return opened
 
     def open_and_read(self, ino: int, start: int, names: Sequence[bytes]) -> Opened:
         walk = list(names)

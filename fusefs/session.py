@@ -79,7 +79,8 @@ class Session:
         open_inodes: returns the inodes that the server must hold open for this mount.
         tell_open: tells the server, which asked with this number, what was opened without a call.
         held_locks: returns the locks that this mount holds, to be told a server of a new epoch.
-        lose_locks: called when a session has died, before a new one begins.
+        lose_locks: called when a session has died, before a new one begins; tells whether locks went with it.
+        losses: how many sessions have died with locks.
         grant: whether the session counts as the only one.
     """
 
@@ -90,7 +91,8 @@ class Session:
         self.open_inodes: Callable[[], Sequence[int]] = tuple
         self.tell_open: Callable[[int], None] = lambda asked: None
         self.held_locks: Callable[[int], Sequence[FileLock]] = lambda epoch: ()
-        self.lose_locks: Callable[[], None] = lambda: None
+        self.lose_locks: Callable[[], bool] = lambda: False
+        self.losses = 0
         self._renewing = threading.Lock()
         self._beating = threading.Lock()
         self._beats = 0
@@ -153,7 +155,7 @@ class Session:
             if self.number != dead:
                 return
             log.warning("session %d expired; beginning a new one", dead)
-            self.lose_locks()
+            self.losses += self.lose_locks()
             self.begin(self._deadlines.metadata_seconds)
             self._reclaimed_at = 0  # if it cannot be said now what is open, the next heartbeat has it said
             with suppress(StaleEpoch):

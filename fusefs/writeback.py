@@ -93,11 +93,12 @@ class Writeback:
         other mount's bytes come between them. `past_pages`: the kernel has not put the bytes in its pages.
 
         Raises:
-            LocksLost: the handle had locks, and they are gone: somebody else may have them.
+            LocksLost: this mount's locks are gone: somebody else may have them.
+            QuorumfsError: another write of the file failed meanwhile.
         """
         inode = handle.inode
         with self.in_place(inode, None if offset is None else offset + len(data)):
-            handle.require_locks()
+            handle.require_changeable()
             inode.note_part(unfinished)
             added = inode.append(data) if offset is None else inode.write(offset, data)
             (self._pages.bypassed if past_pages else self._pages.filled)(inode.ino)
@@ -176,6 +177,7 @@ class Writeback:
         *,
         block: PendingBlock | None = None,
         change: ChangeSet | None = None,
+        locks: bool = False,
     ) -> None:
         """Drop the changes that wait, and let each writing handle be told why.
 
@@ -184,11 +186,14 @@ class Writeback:
             error: why.
             block: only if the changes that wait refer to this block, which could not be put.
             change: the change whose commit failed; it is dropped too.
+            locks: locks are gone, under which any of it may have been written; writers are told anyway.
         """
         with inode.lock:
             blocks = _blocks_of(inode.changes)
             if block is not None and block not in blocks:
                 return  # a commit under way waits for this block and will find out
+            if locks:
+                inode.lose(error)
             if change is None and inode.changes.is_empty():
                 return
             if change is not None:
@@ -382,7 +387,7 @@ class Writeback:
             block.record = BlockRecord(self._blocks.new_block(), block.length, block_digest(block.data))
             block.tried = block.record
             payloads[block.record.block] = block.data
-        if inode.losses != change.losses:
+        if inode.losses != change.losses or (inode.losses and inode.birth is not None):
             raise LocksLost("what was written under locks that are gone is not committed")
         records = [record_of(block) for block in (*put, *inline)]
         mtime_ns, birth = change.mtime_ns, inode.birth

@@ -20,6 +20,7 @@ import pytest
 from tests.conftest import ClusterFactory
 from tests.mount import locker
 from tests.mount.conftest import SMALL, two_mounts
+from tests.mount.test_opened_ahead import metadata
 from tests.support import wait_until
 from tools.cluster import LocalCluster
 
@@ -369,9 +370,9 @@ def test_a_mount_that_was_cut_off_lost_its_locks(
     breakable: tuple[LocalCluster, Path, Path], kind: str
 ) -> None:
     cluster, first, second = breakable
-    with Program(first / "a") as one, Program(second / "a") as two, Program(first / "b") as other:
+    with Program(first / "a") as one, Program(second / "a") as two:
         assert one.do("write old") == one.do("fsync") == one.do(f"lock {kind} exclusive") == "ok"
-        assert one.do("write lost") == other.do("write kept") == "ok"
+        assert one.do("write lost") == "ok"
         cluster.pause("mount-1")
         assert two.do(f"lock {kind} exclusive wait") == "ok"
         assert two.do("write new") == two.do("fsync") == "ok"
@@ -386,6 +387,49 @@ def test_a_mount_that_was_cut_off_lost_its_locks(
         assert one.do(f"lock {kind} exclusive") == "EAGAIN"
         assert two.do(f"unlock {kind}") == "ok"
         assert one.do(f"lock {kind} exclusive") == one.do("write good") == one.do("close") == "ok"
-        assert other.do("close") == "ok"
     assert (second / "a").read_text() == "good"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_mount_that_was_cut_off_undoes_nothing_by_what_it_wrote_beside_its_lock(
+    breakable: tuple[LocalCluster, Path, Path], kind: str
+) -> None:
+    """Programs that have a lock file write others under it: both writes of these were told as done."""
+    cluster, first, second = breakable
+    (second / "data").write_text("1234")
+    with ExitStack() as stack:
+        one, two = (stack.enter_context(Program(place / "lock")) for place in (first, second))
+        here, idle, there = (
+            stack.enter_context(Program(path)) for path in (first / "data", first / "data", second / "data")
+        )
+        assert one.do(f"lock {kind} exclusive") == idle.do("read 10").replace("1234", "ok") == "ok"
+        assert here.do("write lost") == "ok"
+        cluster.pause("mount-1")
+        assert two.do(f"lock {kind} exclusive wait") == "ok"
+        assert there.do("write new") == there.do("fsync") == "ok"
+        cluster.resume("mount-1")
+        assert here.do("close") == "EIO"
+        assert idle.do("write late") == "EIO", "what it read may be old"
+        assert (first / "data").read_text() == (second / "data").read_text() == "new4"
+        assert two.do(f"unlock {kind}") == "ok"
+        assert idle.do("fsync") == "EIO"
+        assert idle.do("write good") == idle.do("close") == "ok", "it has been told"
+    assert (second / "data").read_text() == "good"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_mount_that_was_cut_off_without_locks_goes_on(
+    breakable: tuple[LocalCluster, Path, Path], kind: str
+) -> None:
+    cluster, first, second = breakable
+    with Program(first / "a") as one, Program(second / "a") as two, Program(first / "b") as other:
+        assert one.do(f"lock {kind} exclusive") == one.do(f"unlock {kind}") == two.do("write new") == "ok"
+        assert other.do("write kept") == "ok"
+        cluster.pause("mount-1")
+        assert two.do("close") == "ok"
+        wait_until(
+            lambda: len(metadata(cluster)["sessions"]) == 1, 10 * LEASE_SECONDS, "the lease has passed"
+        )
+        cluster.resume("mount-1")
+        assert other.do("fsync") == other.do("close") == "ok"
     assert (second / "b").read_text() == "kept"
