@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import mmap
 import os
 import signal
 import sqlite3
@@ -11,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -433,3 +435,24 @@ def test_a_mount_that_was_cut_off_without_locks_goes_on(
         cluster.resume("mount-1")
         assert other.do("fsync") == other.do("close") == "ok"
     assert (second / "b").read_text() == "kept"
+
+
+def test_pages_mapped_under_a_lost_lock_are_written_through_no_other_descriptor(
+    breakable: tuple[LocalCluster, Path, Path],
+) -> None:
+    """The kernel writes the pages of a map through any descriptor that has one, as a rule the newest."""
+    cluster, first, second = breakable
+    (first / "a").write_bytes(b"old-" * 1024)
+    one, newest = (os.open(first / "a", os.O_RDWR) for _ in range(2))
+    with Program(second / "a") as two, mmap.mmap(one, 4096) as mapped, mmap.mmap(newest, 4096):
+        fcntl.flock(one, fcntl.LOCK_EX)
+        mapped[:4] = b"lost"
+        cluster.pause("mount-1")
+        assert two.do("lock flock exclusive wait") == two.do("write new") == two.do("fsync") == "ok"
+        cluster.resume("mount-1")
+        with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+            fcntl.flock(one, fcntl.LOCK_EX)
+    for file in (one, newest):
+        with suppress(OSError):
+            os.close(file)
+    assert (first / "a").read_bytes()[:8] == (second / "a").read_bytes()[:8] == b"new-old-"
