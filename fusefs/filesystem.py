@@ -11,6 +11,7 @@ import logging
 import os
 import stat
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -448,6 +449,7 @@ class FileSystem:
                 raise
             self._removals += 1
             self._names.removed(token, parent, name, after)
+        self._walks.ended(walker)
 
     def _settle_for(self, parent: int, name: bytes) -> None:
         """Have the server know all that it can of files that are new here, and this name for certain."""
@@ -472,6 +474,7 @@ class FileSystem:
                 self._removals += 1
                 names = ((parent, name), (new_parent, new_name))
                 self._names.changed(names=names, inodes=(parent, new_parent))
+        self._walks.ended(walker)
 
     def read_link(self, ino: int, walker: int = 0) -> bytes:
         """Return a symbolic link's target."""
@@ -526,7 +529,17 @@ class FileSystem:
 
     def _set(self, ino: int, changes: AttributeChanges) -> Attributes:
         token = self._names.asking()
-        attributes = self._namespace.setattr(ino, changes)
+        try:
+            attributes = self._namespace.setattr(ino, changes)
+        except StaleFile:
+            if (special := self._specials.get(ino)) is None:
+                raise
+            # It is open here, and has no name: nobody but who has it open can see what it is like.
+            new = {name: value for name, value in changes._asdict().items() if value is not None}
+            if changes.mode is not None:
+                new["mode"] = stat.S_IFMT(special.mode) | changes.mode
+            self._specials[ino] = special._replace(**new, ctime_ns=time.time_ns())
+            return self._specials[ino]._replace(nlink=0)
         self._names.set(token, attributes)
         return attributes
 

@@ -109,6 +109,11 @@ class Walks:
             walks = self._walks.pop(walker, None)
         return walks[-1] if walks and walks[-1].inodes[-1] == ino else None
 
+    def ended(self, walker: int) -> None:
+        """Note that the system call of `walker` is over: what its next one is about, it came to otherwise."""
+        with self._lock:
+            self._walks.pop(walker, None)
+
     def doubtful(self, walker: int, ino: int, era: int) -> Walk | None:
         """Return the walk that led `walker` (0: nobody) to `ino`, if it may lead elsewhere by now."""
         if not walker:

@@ -184,9 +184,10 @@ def test_special_files(here: Path) -> None:
 def test_a_fifo_that_is_open_and_removed(here: Path, how: str) -> None:
     told = run(
         here,
-        f"mkfifo -m 640 fifo; exec 3<>fifo; {how}; echo 1234 >&3; head -n 1 <&3; stat -Lc %A:%h /dev/fd/3",
+        f"mkfifo -m 640 fifo; exec 3<>fifo; {how}; echo 1234 >&3; head -n 1 <&3; stat -Lc %A:%h /dev/fd/3; "
+        "chmod 604 /dev/fd/3; touch -d @5 /dev/fd/3; stat -Lc %A:%h:%Y /dev/fd/3",
     )
-    assert told == "1234\nprw-r-----:0\n"
+    assert told == "1234\nprw-r-----:0\nprw----r--:0:5\n"
 
 
 def test_the_room_is_that_of_the_servers(here: Path, tmp_path: Path) -> None:

@@ -104,6 +104,14 @@ def test_a_directory_that_is_open_and_removed(mounted: Mounted, how: str) -> Non
         wait_until(lambda: os.fstat(descriptor).st_nlink == 0, 5, "it has no name")
         assert stat.filemode(os.fstat(descriptor).st_mode) == "drwxr-x---"
         assert os.listdir(descriptor) == []  # noqa: PTH208
+        os.fchmod(descriptor, 0o705)
+        os.utime(descriptor, (3, 5))
+        if os.geteuid() == 0:
+            os.fchown(descriptor, 7, 8)
+            assert (os.fstat(descriptor).st_uid, os.fstat(descriptor).st_gid) == (7, 8)
+        after = os.fstat(descriptor)
+        assert stat.filemode(after.st_mode) == "drwx---r-x" and after.st_nlink == 0
+        assert (after.st_atime, after.st_mtime) == (3, 5)
     finally:
         os.close(descriptor)
 
