@@ -189,13 +189,18 @@ class Ballot:
                     return True
         return False
 
+    def of_kind(self, kind: Verdict) -> list[int]:
+        """Return the servers with this verdict."""
+        return [number for number, verdict in self.verdicts.items() if verdict is kind]
+
     def count_filled(self, verdicts: Mapping[int, Verdict]) -> None:
         """Count the replicas that were missing by their verdicts after the repair."""
-        for number, verdict in self.verdicts.items():
-            if verdict is Verdict.MISSING:
-                filled = verdicts.get(number) is Verdict.GOOD
+        for number in self.of_kind(Verdict.MISSING):
+            if number in verdicts:
+                filled = verdicts[number] is Verdict.GOOD
                 self.verdicts[number] = Verdict.GOOD if filled else Verdict.DOWN
                 self.asked_for_bytes.discard(number)
+        self._note_change(self.outcome is not ReadOutcome.WAIT)
 
     async def change(self, seconds: float) -> bool:
         """Wait for the next vote that may matter, at most so long. Returns whether one came."""

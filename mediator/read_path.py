@@ -19,7 +19,7 @@ from mediator.latency import SizeClass, choose_byte_server, choose_voters, hedge
 from mediator.later_votes import LaterVotes
 from mediator.repair import Repairs
 from mediator.servers import Metadata
-from mediator.vote import ReadOutcome, Verdict, describe_read, part_bytes
+from mediator.vote import ReadOutcome, Verdict, describe_read, may_fill, part_bytes
 from wire.digest import BLOCK_BYTES, DIGEST_BYTES, piece_count
 from wire.errors import BlockMissing, InvalidArgument, QuorumfsError, ReadRefused, Unavailable
 from wire.messages import BLOCK_ID_BYTES, SMALL_BLOCK_BYTES, BlockPart, BlockRecord, FileMap, VotedPart
@@ -156,7 +156,7 @@ class ReadPath:
             self._vote_seconds,
         )
         ballot.begin(*self._choose(ballot))
-        hedge, late = self._hedge_seconds(ballot), False
+        hedge, late, filling = self._hedge_seconds(ballot), False, False
         while (outcome := ballot.outcome) is not ReadOutcome.REFUSE:
             if outcome is ReadOutcome.ANSWER and ballot.part is not None:
                 break
@@ -169,6 +169,9 @@ class ReadPath:
                 if not late:
                     ballot.note_late(hedge)
                     ballot.ask_rest()
+                elif not filling and may_fill(self._quorum, ballot.verdicts.values()):
+                    filling = True
+                    self._fill_meanwhile(ballot)
                 if ballot.part is None and (not late or ballot.asked_only_silent_ones):
                     ballot.ask_another()
                 late = True
@@ -205,6 +208,16 @@ class ReadPath:
             return False
         ballot.count_filled(repaired.verdicts)
         return True
+
+    def _fill_meanwhile(self, ballot: Ballot) -> None:
+        """Fill the replicas that are known to be missing, and wait for no silent server."""
+
+        def count(done: asyncio.Task[set[int]]) -> None:
+            if not done.cancelled() and done.exception() is None:
+                ballot.count_filled(dict.fromkeys(done.result(), Verdict.GOOD))
+
+        good, missing = ballot.of_kind(Verdict.GOOD), ballot.of_kind(Verdict.MISSING)
+        self._repairs.begin_filling(ballot.witness, good, missing).add_done_callback(count)
 
     def _repair_losers(self, ballot: Ballot) -> None:
         """Have repaired what the votes reveal."""

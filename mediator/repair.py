@@ -13,19 +13,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import OrderedDict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, NamedTuple
 
 from mediator.fanout import Background, outcome_of
 from mediator.health import Health
+from mediator.latency import choose_byte_server, hedge_seconds, size_class
 from mediator.ledger import Ledger
 from mediator.placement import holders
 from mediator.servers import Metadata, Server
 from mediator.vote import Progress, Verdict, describe_read, judge, tally
-from wire.errors import BlockDamaged, NoSpace, QuorumfsError
+from wire.digest import PIECE_BYTES
+from wire.errors import BlockDamaged, NoSpace, QuorumfsError, TransportError
 from wire.messages import BlockPart, BlockRecord
 from wire.methods import DataMethods
 from wire.quorum import Quorum
@@ -134,6 +137,9 @@ class Repairs:
         self._unsettled: OrderedDict[bytes, frozenset[int]] = OrderedDict()
         """Blocks that may be repaired when servers are back, or have room, and whose replicas are doubted."""
         self._slots = asyncio.Semaphore(IN_FLIGHT)
+        self._filling: dict[tuple[BlockRecord, frozenset[int]], asyncio.Task[set[int]]] = {}
+        self._filling_slots = asyncio.Semaphore(IN_FLIGHT)
+        """Of their own: repairs wait for the votes of silent servers, which a read must not wait for."""
         self._turn = 0
 
     def status(self) -> dict[str, Any]:
@@ -247,23 +253,67 @@ class Repairs:
         self, record: BlockRecord, verdicts: dict[int, Verdict], doubted: frozenset[int]
     ) -> bytes | None:
         """Return the block from a replica that voted good; a vote that its bytes belie is corrected."""
-        while (plan := plan_repair(self.quorum, verdicts, doubted)).fill or plan.replace:
-            number = self._next(plan.sources)
-            answer = await self._get_whole(self._by_number[number], record)
-            if isinstance(answer, BlockPart):
-                return bytes(answer.data)
-            verdicts[number] = judge(record, answer)
-        return None
+        plan = plan_repair(self.quorum, verdicts, doubted)
+        if not plan.fill and not plan.replace:
+            return None
+        failed: dict[int, QuorumfsError] = {}
+        data = await self._first_whole([self._by_number[number] for number in plan.sources], record, failed)
+        verdicts.update({number: judge(record, error) for number, error in failed.items()})
+        return data
+
+    async def _first_whole(
+        self, sources: Collection[Server], record: BlockRecord, failed: dict[int, QuorumfsError]
+    ) -> bytes | None:
+        """Return the block from the first server that sends it right, the fast ones asked in turn; else None.
+
+        One that is late is not waited for alone: the next one is asked too.
+
+        Args:
+            sources: who may have it.
+            record: the block.
+            failed: where to note what came of those that did not send it.
+        """
+        size = size_class(record.length, 0, 0, PIECE_BYTES)
+        left = {server.number: server for server in sources}
+        late_seconds = hedge_seconds([server.reads[size].p95 for server in sources])
+        asked: dict[asyncio.Task[BlockPart | QuorumfsError], int] = {}
+        try:
+            while left or asked:
+                if left:
+                    self._turn += 1
+                    number = choose_byte_server(
+                        {n: s.reads[size].median for n, s in left.items()}, self._turn
+                    )
+                    asked[asyncio.create_task(self._get_whole(left.pop(number), record))] = number
+                done, _ = await asyncio.wait(
+                    asked, timeout=late_seconds if left else None, return_when=asyncio.FIRST_COMPLETED
+                )
+                for task in done:
+                    number, answer = asked.pop(task), task.result()
+                    if isinstance(answer, BlockPart):
+                        return bytes(answer.data)
+                    failed[number] = answer
+            return None
+        finally:
+            for task in asked:
+                task.cancel()
 
     async def _get_whole(self, server: Server, record: BlockRecord) -> BlockPart | QuorumfsError:
-        answer = await outcome_of(server.call(self._vote_seconds, DataMethods.get, record.block, 0, 0))
+        """Return the block from a server, verified. Silence counts as its deadline, or until given up."""
+        begun = time.monotonic()
+        reads = server.reads[size_class(record.length, 0, 0, PIECE_BYTES)]
+        try:
+            answer = await outcome_of(server.call(self._vote_seconds, DataMethods.get, record.block, 0, 0))
+        except asyncio.CancelledError:
+            reads.note(time.monotonic() - begun)
+            raise
+        if isinstance(answer, BlockPart):
+            reads.note(time.monotonic() - begun)
+        elif isinstance(answer, TransportError):
+            reads.note(self._vote_seconds)
         if isinstance(answer, BlockPart) and judge(record, answer) is not Verdict.GOOD:
             return BlockDamaged(f"server {server.number} sent bytes that do not match the witness")
         return answer
-
-    def _next(self, numbers: Sequence[int]) -> int:
-        self._turn += 1
-        return numbers[self._turn % len(numbers)]
 
     async def _carry_out(self, repaired: Repaired, data: bytes, note: str, doubted: frozenset[int]) -> None:
         assert repaired.record is not None
@@ -313,19 +363,55 @@ class Repairs:
             target: the server that is being refilled.
             record: the block as the metadata server gave it.
         """
+        failed: dict[int, QuorumfsError] = {}
         sources = [s for s in self.servers_of(record.block) if s.up and s is not target]
-        self._turn += 1
-        for index in range(len(sources)):
-            source = sources[(self._turn + index) % len(sources)]
-            answer = await self._get_whole(source, record)
-            if isinstance(answer, BlockDamaged):
-                self.request(record.block)
-            if isinstance(answer, BlockPart):
-                repaired = Repaired(record)
-                await self._send(target, repaired, bytes(answer.data), "refilled")
-                return Filled.DONE if target.number in repaired.verdicts else Filled.REFUSED
-        self.counts.failed += 1
-        return Filled.NO_SOURCE
+        data = await self._first_whole(sources, record, failed)
+        if any(isinstance(error, BlockDamaged) for error in failed.values()):
+            self.request(record.block)
+        if data is None:
+            self.counts.failed += 1
+            return Filled.NO_SOURCE
+        repaired = Repaired(record)
+        await self._send(target, repaired, data, "refilled")
+        return Filled.DONE if target.number in repaired.verdicts else Filled.REFUSED
+
+    def begin_filling(
+        self, witness: BlockRecord, sources: Collection[int], targets: Collection[int]
+    ) -> asyncio.Task[set[int]]:
+        """Fill replicas that were found missing, without a vote; the task tells which have it now.
+
+        None has if the metadata server cannot be asked for the witness, or knows another one.
+
+        Args:
+            witness: the block as the reader knows it.
+            sources: servers that have voted good.
+            targets: servers that have said that they lack it.
+        """
+        which = (witness, frozenset(targets))
+        if which not in self._filling:
+            work = self._fill_missing(witness, sources, targets)
+            task = self._background.start(work, f"filling of block {witness.block.hex()}")
+            self._filling[which] = task
+            task.add_done_callback(lambda _: self._filling.pop(which))
+        return self._filling[which]
+
+    async def _fill_missing(
+        self, witness: BlockRecord, sources: Collection[int], targets: Collection[int]
+    ) -> set[int]:
+        async with self._filling_slots:
+            live = await outcome_of(self._metadata.live([witness.block]))
+            if live != [witness]:
+                return set()
+            data = await self._first_whole([self._by_number[number] for number in sources], witness, {})
+            if data is None:
+                return set()
+            repaired = Repaired(witness)
+            note = "missing at a read"
+            await asyncio.gather(
+                *(self._send(self._by_number[number], repaired, data, note) for number in targets)
+            )
+            await self.undo_if_dead([witness.block], repaired.filled)
+            return set(repaired.verdicts)
 
     async def undo_if_dead(self, blocks: list[bytes], numbers: set[int]) -> None:
         """Delete what was just filled on these servers if it became garbage in the meantime.

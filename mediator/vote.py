@@ -118,6 +118,13 @@ def read_outcome(quorum: Quorum, verdicts: Collection[Verdict | None]) -> ReadOu
     return ReadOutcome.WAIT if pending else ReadOutcome.FILL
 
 
+def may_fill(quorum: Quorum, verdicts: Collection[Verdict | None]) -> bool:
+    """Tell whether a read is decided once the missing replicas are filled, whoever is still to vote."""
+    votes = list(verdicts)
+    good, missing = votes.count(Verdict.GOOD), votes.count(Verdict.MISSING)
+    return 0 < good < quorum.read <= good + missing
+
+
 def write_progress(quorum: Quorum, stored: int, pending: int) -> Progress:
     """Decide a write from how many data servers hold the block and how many may still answer."""
     return tally(quorum.write, stored, pending)
