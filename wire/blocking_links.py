@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Protocol
 
 from wire import xml_codec
 from wire.address import Address, UnixAddress
-from wire.client_msgpack import MAX_ANSWER_BYTES
+from wire.client_msgpack import LAST_LOOK_SECONDS, MAX_ANSWER_BYTES
 from wire.errors import DeadlineExceeded, Unavailable
 from wire.fault_detail import HEADER
 from wire.http_answer import HTTP_HEADERS, result_of
@@ -272,18 +272,23 @@ class XmlSocket:
         return result_of(name, response.status, response.headers.get(HEADER), answer)
 
     def _read_body(self, response: http.client.HTTPResponse, until: float) -> bytes:
-        """Return an answer's body. Raises TimeoutError at the deadline, however it comes; HTTPException."""
+        """Return an answer's body. Raises TimeoutError at the deadline, however it comes; HTTPException.
+
+        Who was stopped itself until after the deadline reads first what has come meanwhile.
+        """
         chunks: list[bytes] = []
-        length = 0
+        length, is_last_look = 0, False
         while chunk := response.read1(_CHUNK_BYTES):
             chunks.append(chunk)
             length += len(chunk)
             if length > MAX_ANSWER_BYTES:
                 raise http.client.HTTPException("an answer that is too long")
-            remaining_seconds = until - time.monotonic()
-            if remaining_seconds <= 0:
+            now = time.monotonic()
+            if now >= until and not is_last_look:
+                until, is_last_look = now + LAST_LOOK_SECONDS, True
+            if now >= until:
                 raise TimeoutError
-            self._socket.settimeout(remaining_seconds)
+            self._socket.settimeout(until - now)
         if response.length:
             raise http.client.HTTPException("the connection broke within an answer")
         response.close()  # so that the connection takes the next request

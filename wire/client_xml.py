@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 import aiohttp
 
 from wire import xml_codec
 from wire.address import Address, UnixAddress
-from wire.client_msgpack import MAX_ANSWER_BYTES
+from wire.client_msgpack import LAST_LOOK_SECONDS, MAX_ANSWER_BYTES
 from wire.errors import DeadlineExceeded, Unavailable
 from wire.fault_detail import HEADER
 from wire.http_answer import HTTP_HEADERS, result_of
@@ -57,7 +58,7 @@ class XmlLink:
     async def _call(self, deadline_seconds: float, name: str, params: Sequence[Any]) -> Any:
         body = xml_codec.pack_request(name, params)
         try:
-            async with asyncio.timeout(deadline_seconds):
+            async with _deadline(deadline_seconds):
                 status, detail, answer = await self._post(body)
         except aiohttp.ConnectionTimeoutError:
             raise self._broke("no connection in time") from None
@@ -104,6 +105,18 @@ class XmlLink:
         if was_connected and self._on_disconnect is not None and not self._closed:
             self._on_disconnect()
         return Unavailable(f"{self._address}: {reason}")
+
+
+@asynccontextmanager
+async def _deadline(seconds: float) -> AsyncIterator[None]:
+    """Raise TimeoutError after so long, once what has come until then is read: see LAST_LOOK_SECONDS."""
+    loop = asyncio.get_running_loop()
+    async with asyncio.timeout(None) as limit:
+        timer = loop.call_later(seconds, lambda: limit.reschedule(loop.time() + LAST_LOOK_SECONDS))
+        try:
+            yield
+        finally:
+            timer.cancel()
 
 
 async def _read_body(response: aiohttp.ClientResponse) -> bytes:

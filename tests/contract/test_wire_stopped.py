@@ -10,6 +10,7 @@ import time
 
 from tests.contract.wire_support import LoopThread, slow_server
 from tests.support import ROOT, wait_until
+from wire.config import Encoding
 
 CALL_SECONDS = 1.0
 PROGRAM = """
@@ -19,23 +20,26 @@ from wire.blocking import BlockingClient
 from wire.client import Client
 from wire.methods import BookkeepingMethods
 
-kind, address, seconds = sys.argv[1:]
+kind, address, seconds, rpc = sys.argv[1:]
 if kind == "async":
     async def call():
-        return await Client(address).call(float(seconds), BookkeepingMethods.renew, 100)
+        client = Client(address, rpc)
+        answer = await client.call(float(seconds), BookkeepingMethods.renew, 100)
+        await client.close()
+        return answer
     print(uvloop.run(call()))
 else:
-    print(BlockingClient([address]).call(float(seconds), BookkeepingMethods.renew, 100))
+    print(BlockingClient([address], rpc).call(float(seconds), BookkeepingMethods.renew, 100))
 """
 
 
 def test_an_answer_that_came_while_its_caller_was_stopped_is_not_late(
-    loop: LoopThread, kind: str, address: str
+    loop: LoopThread, kind: str, address: str, rpc: Encoding
 ) -> None:
     """A mediator that was stopped for longer than a vote may take failed the writes that were under way."""
     slow, server, real = slow_server(loop, address)
     caller = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, kind, real, str(CALL_SECONDS)],
+        [sys.executable, "-c", PROGRAM, kind, real, str(CALL_SECONDS), rpc],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
