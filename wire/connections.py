@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Iterator
 from typing import Protocol
 
+from wire.arrivals import Arrivals
+
 
 class Connection(Protocol):
     """What the server asks of each connection."""
@@ -28,10 +30,12 @@ class Connections:
 
     Attributes:
         promised_bytes: how long the answers to their calls in flight may be.
+        arrivals: the long requests that come by them.
     """
 
     def __init__(self) -> None:
         self.promised_bytes = 0
+        self.arrivals = Arrivals()
         self._open: set[Connection] = set()
         self._none = asyncio.Event()
         self._none.set()

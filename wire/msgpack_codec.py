@@ -22,6 +22,8 @@ from wire.msgpack_long import (
     PLACEHOLDER_BYTES,
     LongMessage,
     Malformed,
+    MayHold,
+    always,
 )
 
 FIRST_BYTE = 0x94
@@ -145,11 +147,21 @@ class Decoder:
             more values than one for each BYTES_A_VALUE of these.
         strict: structs have names of strings only, as XML-RPC has it (a server insists).
         lender: whose memory the long byte strings are received into, where it has room.
+        may_hold: asked before memory is taken for a message of so many bytes or more. After a no, `next`
+            returns None, and asks again when it is called the next time.
     """
 
-    def __init__(self, max_message_bytes: int, *, strict: bool = False, lender: Lender | None = None) -> None:
+    def __init__(
+        self,
+        max_message_bytes: int,
+        *,
+        strict: bool = False,
+        lender: Lender | None = None,
+        may_hold: MayHold = always,
+    ) -> None:
         self._max_message_bytes = max_message_bytes
         self._lender = lender
+        self._may_hold = may_hold
         self._lent_at: dict[int, Callable[[bytes], memoryview]] = {}
         """By extension type, what returns the bytes that a place stands for."""
         self._bounds: dict[str, Any] = {
@@ -231,6 +243,10 @@ class Decoder:
             self._start, self._end = 0, rest
         return self._room[self._end :]
 
+    def end(self) -> None:
+        """Give back what is held of a message of which no more comes."""
+        self._long, self._may_hold = None, always
+
     def received(self, count: int) -> None:
         """Say that so many bytes were received into what `room` returned last."""
         if self._long is not None and self._long.room() is not None:
@@ -288,7 +304,9 @@ class Decoder:
         return message
 
     def _begin_long(self) -> LongMessage:
-        return LongMessage(self._max_message_bytes, self._lender, takes_places=bool(self._lent_at))
+        return LongMessage(
+            self._max_message_bytes, self._lender, takes_places=bool(self._lent_at), may_hold=self._may_hold
+        )
 
     def _take_long(self, long: LongMessage) -> Any:
         self._start += long.take(self._room[self._start : self._end])
@@ -314,6 +332,11 @@ class Decoder:
             self._unpacker.feed(part)
             self._fed_bytes += len(part)
         return self._unpack_next()
+
+    @property
+    def announced_bytes(self) -> int:
+        """How much memory the message takes that is arriving, as far as is known."""
+        return max(self.pending_bytes, self._long.announced_bytes if self._long else 0)
 
     @property
     def pending_bytes(self) -> int:

@@ -7,6 +7,7 @@ Source: https://github.com/msgpack/msgpack/blob/master/spec.md
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from io import BytesIO
 from typing import NamedTuple, Protocol
 
@@ -22,6 +23,15 @@ TAIL_BYTES = 1024
 """So many bytes of a long byte string are received with what follows."""
 MOST_ITEMS = 64
 """Long byte strings are looked for among so many items; a message of more is left to the serializer."""
+
+
+MayHold = Callable[[int], bool]
+"""Tells whether memory may be taken for so many bytes."""
+
+
+def always(size: int) -> bool:
+    """Let any message have its memory."""
+    return True
 
 
 class Malformed(Exception):
@@ -106,6 +116,7 @@ def read_item(data: memoryview, at: int, *, takes_places: bool = False) -> Item 
 class _Place(Protocol):
     """Where a long byte string is received, from its head on."""
 
+    length: int
     filled: int
 
     def room(self) -> memoryview | None: ...
@@ -122,6 +133,7 @@ class _Received:
 
     def __init__(self, view: memoryview) -> None:
         self._view = view
+        self.length = len(view)
         self._direct_bytes = len(view) - TAIL_BYTES
         self.filled = 0
 
@@ -170,6 +182,8 @@ class LongMessage:
         max_message_bytes: a longer one is refused as soon as one of its heads announces it.
         lender: whose memory its long byte strings are received into, where it has room.
         takes_places: it may refer to lent bytes.
+        may_hold: asked before memory is taken for a long byte string, with the length of the message so far;
+            after a no, `take` takes no more until it is called again.
 
     Attributes:
         done: all of it is here: `frame`, where a place stands for each of `strings`.
@@ -177,11 +191,17 @@ class LongMessage:
     """
 
     def __init__(
-        self, max_message_bytes: int, lender: Lender | None = None, *, takes_places: bool = False
+        self,
+        max_message_bytes: int,
+        lender: Lender | None = None,
+        *,
+        takes_places: bool = False,
+        may_hold: MayHold = always,
     ) -> None:
         self._max_message_bytes = max_message_bytes
         self._lender = lender
         self._takes_places = takes_places
+        self._may_hold = may_hold
         self._open_items = 1
         self._items = 0
         self._place: _Place | None = None
@@ -199,6 +219,11 @@ class LongMessage:
     def pending_bytes(self) -> int:
         """How many of its bytes are here."""
         return self._bytes + (self._place.filled if self._place else 0)
+
+    @property
+    def announced_bytes(self) -> int:
+        """How many of its bytes are here, or belong to the byte string that is being received."""
+        return self._bytes + (self._place.length if self._place else 0)
 
     def room(self) -> memoryview | None:
         """Return where the next bytes are to be received; None if anywhere."""
@@ -244,7 +269,7 @@ class LongMessage:
             self.given_up = True
             return 0
         end = at + head_bytes if is_long else at + head_bytes + body_bytes
-        if end > len(data):
+        if end > len(data) or (is_long and not self._may_hold(self._bytes + head_bytes + body_bytes)):
             self._items -= 1
             return 0
         self._note(bytes(data[at:end]), is_long)

@@ -80,6 +80,9 @@ class HttpFront:
             return _refusal(415, "a request is plain text/xml")
         if (request.content_length or 0) > self._max_message_bytes:
             return _refusal(413, f"a request has at most {self._max_message_bytes} bytes")
+        if connection is not None:
+            length = request.content_length
+            await connection.until_room(self._max_message_bytes if length is None else length)
         try:
             body = await self._read_body(request)
         except (ConnectionError, web.RequestPayloadError):
@@ -138,6 +141,13 @@ class HttpConnection(asyncio.Protocol):
         self._arrived = False
         self._more_arrived = False
         self._is_lost = False
+        self._arrivals = connections.arrivals
+        self._arriving_bytes = 0
+        """How long the request is whose body may be read."""
+        self._held_bytes = 0
+        """How long the request is that is being carried out."""
+        self._room: asyncio.Future[None] | None = None
+        """While its request waits for those of others."""
         self._idle = asyncio.Event()
         self._idle.set()
         self._transport: Any = None
@@ -151,6 +161,8 @@ class HttpConnection(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         self._partial_since = None
         self._is_lost = True
+        self._arrivals.admit(self, 0)
+        self.read_on()
         self._leave_if_done()
         self._front.handlers.pop(self._handler, None)
         self._handler.connection_lost(error)
@@ -163,8 +175,10 @@ class HttpConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._arrived:
             self._more_arrived = True
-        elif self._partial_since is None:
-            self._partial_since = self._loop.time()
+        elif self._room is None:
+            if self._partial_since is None:
+                self._partial_since = self._loop.time()
+            self._arrivals.admit(self, self._arriving_bytes)
         self._handler.data_received(data)
 
     def eof_received(self) -> None:
@@ -180,15 +194,36 @@ class HttpConnection(asyncio.Protocol):
         """Note that a request's head has arrived."""
         self._idle.clear()
 
+    async def until_room(self, length: int) -> None:
+        """Wait until a request's body of so many bytes may be read."""
+        while not self._is_lost and not self._arrivals.admit(self, length):
+            self._partial_since = None  # the wait is ours, not the peer's
+            self._room = self._loop.create_future()
+            await self._room
+            self._room = None
+            self._partial_since = self._loop.time()
+        self._arriving_bytes = length
+
+    def read_on(self) -> None:
+        if self._room is not None and not self._room.done():
+            self._room.set_result(None)
+
     def request_arrived(self) -> None:
         """Note that a request has arrived whole: from now on the peer waits for us."""
         self._partial_since = None
         self._arrived = True
+        self._arrivals.admit(self, 0)
+        self._held_bytes = self._arriving_bytes
+        self._arriving_bytes = 0
+        self._arrivals.hold(self._held_bytes)
 
     def request_ended(self) -> None:
         """Note that a request is answered; what came meanwhile begins the next one."""
         self._partial_since = self._loop.time() if self._more_arrived and not self._is_lost else None
         self._arrived = self._more_arrived = False
+        self._arrivals.admit(self, 0)
+        self._arrivals.hold(-self._held_bytes)
+        self._arriving_bytes = self._held_bytes = 0
         self._idle.set()
         self._leave_if_done()
 

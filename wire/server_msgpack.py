@@ -17,7 +17,7 @@ from wire.dispatch import Dispatch, Entry, as_quorumfs_error
 from wire.errors import Draining, QuorumfsError
 from wire.lending import CODE, LEND, LEND_ROOM, ROOM_CODE, Borrowed, Lender
 from wire.msgpack_codec import LARGEST_ID, REQUEST, Decoder, Encoder
-from wire.msgpack_long import Malformed
+from wire.msgpack_long import LONG_BYTES, Malformed
 
 log = logging.getLogger("wire.server")
 
@@ -41,7 +41,10 @@ class MsgpackConnection(asyncio.BufferedProtocol):
     ) -> None:
         self._dispatch = dispatch
         self._connections = connections
-        self._decoder = Decoder(max_message_bytes, strict=True, lender=lender)
+        self._arrivals = connections.arrivals
+        self._has_room = True
+        """Whether the request that is arriving need not wait for others."""
+        self._decoder = Decoder(max_message_bytes, strict=True, lender=lender, may_hold=self._may_hold)
         self._encoder = Encoder()
         self._most_calls_in_flight = most_calls_in_flight
         self._loop = asyncio.get_running_loop()
@@ -63,6 +66,8 @@ class MsgpackConnection(asyncio.BufferedProtocol):
         self._reading = False
         self._partial_since = None
         self._is_lost = True
+        self._decoder.end()
+        self._arrivals.admit(self, 0)
         self._leave_if_done()
 
     def _leave_if_done(self) -> None:
@@ -89,6 +94,10 @@ class MsgpackConnection(asyncio.BufferedProtocol):
         self._peer_reads = True
         self._read_on()
 
+    def read_on(self) -> None:
+        self._has_room = True
+        self._read_on()
+
     def overdue(self, now: float, request_seconds: float) -> bool:
         return self._partial_since is not None and now - self._partial_since > request_seconds
 
@@ -112,6 +121,7 @@ class MsgpackConnection(asyncio.BufferedProtocol):
     def _may_read(self) -> bool:
         return (
             self._peer_reads
+            and self._has_room
             and len(self._in_flight) < self._most_calls_in_flight
             and (not self._promised_bytes or self._connections.promised_bytes < MOST_PROMISED_BYTES)
         )
@@ -121,9 +131,12 @@ class MsgpackConnection(asyncio.BufferedProtocol):
         try:
             while self._may_read():
                 if (message := decoder.next()) is None:
+                    if not self._has_room or not self._may_hold(decoder.announced_bytes):
+                        break
                     self._note_partial(decoder.pending_bytes)
                     return
                 self._partial_since = None
+                self._arrivals.admit(self, 0)
                 self._carry_out(message)
         except Malformed as error:
             self.abort(str(error))
@@ -131,6 +144,11 @@ class MsgpackConnection(asyncio.BufferedProtocol):
         self._partial_since = None  # the wait is ours, not the peer's
         self._reading = False
         self._transport.pause_reading()
+
+    def _may_hold(self, size: int) -> bool:
+        """Tell whether a request of so many bytes may be read; see wire.arrivals."""
+        self._has_room = self._arrivals.admit(self, size)
+        return self._has_room
 
     def _note_partial(self, pending_bytes: int) -> None:
         if not pending_bytes:
@@ -154,9 +172,11 @@ class MsgpackConnection(asyncio.BufferedProtocol):
             if isinstance(result, CoroutineType):
                 result = self._loop.create_task(result)
             if isinstance(result, asyncio.Future):
+                held_bytes = _long_bytes(params)
                 self._in_flight.add(result)
+                self._arrivals.hold(held_bytes)
                 self._promise(entry.answer_bytes)
-                result.add_done_callback(partial(self._answer_later, request_id, entry))
+                result.add_done_callback(partial(self._answer_later, request_id, entry, held_bytes))
             else:
                 self._send(request_id, result)
         except Exception as error:
@@ -172,8 +192,11 @@ class MsgpackConnection(asyncio.BufferedProtocol):
         if code == ROOM_CODE:
             self._encoder.room = memory
 
-    def _answer_later(self, request_id: int, entry: Entry, done: asyncio.Future[Any]) -> None:
+    def _answer_later(
+        self, request_id: int, entry: Entry, held_bytes: int, done: asyncio.Future[Any]
+    ) -> None:
         self._in_flight.discard(done)
+        self._arrivals.hold(-held_bytes)
         self._promise(-entry.answer_bytes)
         try:
             self._send(request_id, done.result())
@@ -197,3 +220,10 @@ class MsgpackConnection(asyncio.BufferedProtocol):
     def _send_error(self, request_id: int, error: QuorumfsError) -> None:
         if not self._transport.is_closing():
             self._transport.writelines(self._encoder.error(request_id, error))
+
+
+def _long_bytes(params: list[Any]) -> int:
+    """Return how many bytes the long byte strings among a request's parameters have."""
+    return sum(
+        len(each) for each in params if isinstance(each, bytes | memoryview) and len(each) >= LONG_BYTES
+    )
