@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Protocol
 
 from wire.arrivals import Arrivals
+from wire.unread import UnreadAnswers
 
 
 class Connection(Protocol):
@@ -31,11 +32,13 @@ class Connections:
     Attributes:
         promised_bytes: how long the answers to their calls in flight may be.
         arrivals: the long requests that come by them.
+        unread: the answers that their peers have not taken yet.
     """
 
     def __init__(self) -> None:
         self.promised_bytes = 0
         self.arrivals = Arrivals()
+        self.unread = UnreadAnswers()
         self._open: set[Connection] = set()
         self._none = asyncio.Event()
         self._none.set()

@@ -23,6 +23,8 @@ log = logging.getLogger("wire.dispatch")
 MOST_CALLS_IN_MULTICALL = 1000
 MOST_BYTES_OF_MULTICALL = 16 * 1024 * 1024
 """Of results: a thousand long ones would take a gigabyte, and no client of ours reads such an answer."""
+MOST_BYTES_OF_ALL_MULTICALLS = 16 * 1024 * 1024
+"""Of results of all those that are being carried out."""
 _VALUE_BYTES = 16
 """What a value takes at least, in an answer or here."""
 
@@ -62,6 +64,7 @@ class Dispatch:
 
     def __init__(self) -> None:
         self.entries: dict[str, Entry] = {}
+        self._multicall_bytes = 0
         for name, method in methods_of(_SystemMethods).items():
             function = getattr(self, "_" + name)
             self._add(_entry(f"system.{name}", method, function))
@@ -131,11 +134,19 @@ class Dispatch:
     async def _multicall(self, calls: list[dict[str, Any]]) -> list[Any]:
         if len(calls) > MOST_CALLS_IN_MULTICALL:
             raise BadRequest(f"system.multicall takes at most {MOST_CALLS_IN_MULTICALL} calls")
-        answers, room_bytes = [], MOST_BYTES_OF_MULTICALL
-        for call in calls:
-            answer = await self._call_of_many(call) if room_bytes > 0 else _NO_ROOM
-            room_bytes -= _size_of(answer)
-            answers.append(answer)
+        answers, size = [], 0
+        try:
+            for call in calls:
+                has_room = (
+                    size < MOST_BYTES_OF_MULTICALL and self._multicall_bytes < MOST_BYTES_OF_ALL_MULTICALLS
+                )
+                answer = await self._call_of_many(call) if has_room else _NO_ROOM
+                answers.append(answer)
+                answer_bytes = _size_of(answer)
+                size += answer_bytes
+                self._multicall_bytes += answer_bytes
+        finally:
+            self._multicall_bytes -= size
         return answers
 
     async def _call_of_many(self, call: dict[str, Any]) -> Any:
@@ -167,7 +178,8 @@ class _SystemMethods:
 
         Returns:
             For each call a list with its result, or a struct {faultCode, faultString}. Once the results have
-            16 MiB, further calls are not carried out, and their fault is 203 (MessageTooLarge).
+            16 MiB, or those of all multicalls under way, further calls are not carried out, and their
+            fault is 203 (MessageTooLarge).
         """
         raise NotImplementedError
 

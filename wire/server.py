@@ -141,11 +141,15 @@ class Server:
         return HttpConnection(self._http, self.connections)
 
     async def _sweep_for_ever(self) -> None:
-        """End the connections whose request does not arrive. A late look costs a quarter of the time-out."""
+        """End the connections whose request does not arrive, or whose answers are not taken.
+
+        A late look costs a quarter of the time-out.
+        """
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(self.request_seconds / 4)
             now = loop.time()
+            self.connections.unread.look()
             for connection in self.connections:
                 if connection.overdue(now, self.request_seconds):
                     connection.abort(f"half a request for more than {self.request_seconds:g} s")

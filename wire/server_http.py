@@ -63,6 +63,8 @@ class HttpFront:
         finally:
             if connection is not None:
                 connection.request_ended()
+        if connection is not None:
+            connection.note_answer(response)
         if self.draining:
             response.force_close()
         return response
@@ -146,6 +148,8 @@ class HttpConnection(asyncio.Protocol):
         """How long the request is whose body may be read."""
         self._held_bytes = 0
         """How long the request is that is being carried out."""
+        self._answer_bytes = 0
+        """How long the last answer is."""
         self._room: asyncio.Future[None] | None = None
         """While its request waits for those of others."""
         self._idle = asyncio.Event()
@@ -162,6 +166,7 @@ class HttpConnection(asyncio.Protocol):
         self._partial_since = None
         self._is_lost = True
         self._arrivals.admit(self, 0)
+        self._connections.unread.end(self)
         self.read_on()
         self._leave_if_done()
         self._front.handlers.pop(self._handler, None)
@@ -185,9 +190,11 @@ class HttpConnection(asyncio.Protocol):
         self._handler.eof_received()
 
     def pause_writing(self) -> None:
+        self._connections.unread.begin(self, self._transport, self._answer_bytes)
         self._handler.pause_writing()
 
     def resume_writing(self) -> None:
+        self._connections.unread.end(self)
         self._handler.resume_writing()
 
     def request_began(self) -> None:
@@ -226,6 +233,10 @@ class HttpConnection(asyncio.Protocol):
         self._arriving_bytes = self._held_bytes = 0
         self._idle.set()
         self._leave_if_done()
+
+    def note_answer(self, response: web.StreamResponse) -> None:
+        """Note what will be sent now."""
+        self._answer_bytes = response.content_length or 0
 
     def overdue(self, now: float, request_seconds: float) -> bool:
         return self._partial_since is not None and now - self._partial_since > request_seconds

@@ -51,6 +51,8 @@ class MsgpackConnection(asyncio.BufferedProtocol):
         self._in_flight: set[asyncio.Future[Any]] = set()
         self._promised_bytes = 0
         """How long the answers to those may be."""
+        self._written_bytes = 0
+        """How long the answers are of which something is to be sent still."""
         self._peer_reads = True
         self._reading = True
         self._draining = False
@@ -67,6 +69,7 @@ class MsgpackConnection(asyncio.BufferedProtocol):
         self._partial_since = None
         self._is_lost = True
         self._decoder.end()
+        self._connections.unread.end(self)
         self._arrivals.admit(self, 0)
         self._leave_if_done()
 
@@ -89,9 +92,11 @@ class MsgpackConnection(asyncio.BufferedProtocol):
 
     def pause_writing(self) -> None:
         self._peer_reads = False
+        self._connections.unread.begin(self, self._transport, self._written_bytes)
 
     def resume_writing(self) -> None:
         self._peer_reads = True
+        self._connections.unread.end(self)
         self._read_on()
 
     def read_on(self) -> None:
@@ -212,9 +217,12 @@ class MsgpackConnection(asyncio.BufferedProtocol):
         buffers = self._encoder.answer(request_id, result)
         if self._transport.is_closing():
             return
-        if len(buffers) == 1:
+        if len(buffers) == 1 and len(buffers[0]) < LONG_BYTES:
             self._transport.write(buffers[0])
         else:
+            if not self._transport.get_write_buffer_size():
+                self._written_bytes = 0
+            self._written_bytes += sum(map(len, buffers))
             self._transport.writelines(buffers)
 
     def _send_error(self, request_id: int, error: QuorumfsError) -> None:

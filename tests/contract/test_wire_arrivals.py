@@ -13,11 +13,14 @@ from pathlib import Path
 import msgpack
 import pytest
 
-from tests.contract.wire_support import OnceCaller
+from tests.contract.wire_support import LogLines, LoopThread, OnceCaller, RunningServer
 from tests.support import ROOT, wait_until
+from wire import unread
 from wire.config import Encoding
 from wire.digest import BLOCK_BYTES
+from wire.messages import BlockPart
 from wire.methods import DataMethods
+from wire.xml_codec import pack_request
 
 MIB = 1024 * 1024
 PROMISED_MIB = 200
@@ -26,8 +29,9 @@ PROGRAM = """
 import asyncio
 import uvloop
 from tests.contract.wire_support import IDENTITY
-from wire.digest import Buffer
+from wire.digest import BLOCK_BYTES, Buffer
 from wire.memory import keep_freed_memory
+from wire.messages import BlockPart
 from wire.methods import DataMethods
 from wire.server import Server
 
@@ -42,12 +46,18 @@ class StandingStill:
         self.may_end.set()
         return blocks
 
+    async def get(
+        self, block: bytes, first_piece: int, piece_count: int, room: Buffer | None = None
+    ) -> BlockPart:
+        await asyncio.sleep(0)
+        return BlockPart(BLOCK_BYTES, b"", b"x" * BLOCK_BYTES)
+
     def count(self) -> int:
         return 7
 
 async def serve():
     server = Server(IDENTITY)
-    server.register(DataMethods, StandingStill(), only=["put", "sync", "count"])
+    server.register(DataMethods, StandingStill(), only=["put", "get", "sync", "count"])
     print(await server.start("127.0.0.1:0"), flush=True)
     await asyncio.Event().wait()
 
@@ -140,3 +150,49 @@ def test_calls_that_stand_still_hold_a_bounded_number_of_blocks(
         peer.close()
     assert most_mib(made) < PROMISED_MIB
     client.close()
+
+
+def unread_calls(rpc: Encoding) -> bytes:
+    """Return a call of many others, which all answer a block."""
+    calls = [{"methodName": "get", "params": [b"k" * 16, 0, 0]} for _ in range(15)]
+    if rpc == "xml":
+        body = pack_request("system.multicall", [calls])
+        head = f"POST /RPC2 HTTP/1.1\r\nHost: x\r\nContent-Type: text/xml\r\nContent-Length: {len(body)}"
+        return head.encode() + b"\r\n\r\n" + body
+    return bytes(msgpack.packb([0, 1, "system.multicall", [calls]]))
+
+
+def test_answers_that_nobody_reads_are_bounded(
+    rpc: Encoding, process: tuple[subprocess.Popen[str], str]
+) -> None:
+    """Each connection might leave one unread: 16 MiB of results."""
+    made, address = process
+    client = OnceCaller(address, rpc)
+    peers = []
+    for _ in range(30):
+        peers.append(connect(address))
+        peers[-1].sendall(unread_calls(rpc))
+        assert client.call(20, DataMethods.count) == 7
+    assert len(client.call(20, DataMethods.get, b"k" * 16, 0, 0).data) == BLOCK_BYTES
+    assert most_mib(made) < PROMISED_MIB
+    client.close()
+    for peer in peers:
+        peer.close()
+
+
+def test_a_peer_that_takes_nothing_of_its_answers_for_long_is_left(
+    loop: LoopThread, monkeypatch: pytest.MonkeyPatch, log: LogLines, rpc: Encoding
+) -> None:
+    """It kept its connection for ever: a thousand of them, and nobody else could connect."""
+    monkeypatch.setattr(unread, "UNREAD_SECONDS", 0.3)
+    server = RunningServer(loop, "127.0.0.1:0", DataMethods, request_seconds=0.4)
+    server.implementations[DataMethods].answers["get"] = BlockPart(BLOCK_BYTES, b"", b"x" * BLOCK_BYTES)
+    idle, deaf = server.connect(), server.connect()
+    idle.sendall(msgpack.packb([0, 1, "digest", [b"k" * 16, 0, 0]]))
+    deaf.sendall(unread_calls(rpc))
+    wait_until(lambda: log.count("took nothing of its answers") == 1, 20, "it is closed")
+    assert idle.recv(100)
+    assert len(server.server.connections) == 1
+    for raw in (idle, deaf):
+        raw.close()
+    server.drain()
