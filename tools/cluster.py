@@ -282,7 +282,7 @@ class LocalCluster:
         """
         down = [name for name in names if self.state(name) == "down"]
         for name in down:
-            check_address(name, self.address(name), self.config_file)
+            self._check_address(name)
         end = time.monotonic() + deadline_seconds
         spawned: list[str] = []
         failed: dict[str, Exception] = {}
@@ -300,6 +300,10 @@ class LocalCluster:
             raise
         return spawned, failed
 
+    def _check_address(self, name: str) -> None:
+        """Return when a server can listen here. A cluster whose servers start elsewhere does not look."""
+        check_address(name, self.address(name), self.config_file)
+
     def stop(self, *names: str, deadline_seconds: float = STOP_SECONDS) -> list[str]:
         """Drain and end servers (without names: all). Returns those that had to be killed."""
         return stop_all([self.process(name) for name in names or self.server_names], deadline_seconds)
@@ -311,7 +315,7 @@ class LocalCluster:
             ConfigError: it is down as far as is known here, and yet something listens at its address.
         """
         if name in self.server_names and self.state(name) == "down":
-            check_address(name, self.address(name), self.config_file)
+            self._check_address(name)
         self._kill_all([name])
 
     def pause(self, name: str) -> None:

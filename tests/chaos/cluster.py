@@ -37,8 +37,14 @@ class NamespacedProcess(Process):
         super().__init__(name, pid_file, log_file)
         self._network = network
 
-    def spawn(self, command: Sequence[str], environment: Mapping[str, str], place: str = "") -> None:
-        super().spawn([*self._network.entering(self.name), *command], environment, place)
+    def spawn(
+        self,
+        command: Sequence[str],
+        environment: Mapping[str, str],
+        place: str = "",
+        keeps: Sequence[str] = (),
+    ) -> None:
+        super().spawn([*self._network.entering(self.name), *command], environment, place, keeps)
 
 
 class ChaosCluster(LocalCluster):
