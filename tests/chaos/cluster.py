@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from tests.chaos.network import Network
 from tools.cluster import LocalCluster
@@ -27,7 +27,7 @@ SMALL_DISK = "768m"
 FILLER = "filler"
 DEADLINES = Deadlines(metadata_seconds=12.0, read_seconds=8.0, write_seconds=12.0, vote_seconds=3.0)
 NAMES = ("mediator", "metaserver", *(f"data-{k}" for k in range(1, SERVERS + 1)), "mount-1", "mount-2")
-SETTINGS = {"lease_seconds": 15.0, "garbage_grace_seconds": 1.0, "commit_age_seconds": 5.0}
+SETTINGS: dict[str, Any] = {"lease_seconds": 15.0, "garbage_grace_seconds": 1.0, "commit_age_seconds": 5.0}
 
 
 class NamespacedProcess(Process):

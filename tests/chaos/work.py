@@ -60,7 +60,7 @@ class Work:
         with self.calls.timed("name", f"open {path}"):
             file = os.open(path, os.O_RDONLY)
         try:
-            parts = []
+            parts: list[bytes] = []
             while True:
                 with self.calls.timed("read", f"read {path}"):
                     part = os.read(file, CHUNK)

@@ -87,8 +87,8 @@ def servers_of(count: int, operation: str) -> list[int]:
 
 def run_cell(bench: DiskBench, cell: Cell) -> str:
     """Return the outcome of one cell, which is lost if the vote should have borne the fault."""
-    outcome = bench.try_fault(cell.fault, servers_of(cell.count, cell.operation), cell.operation)
-    bearable = cell.operation != "update" and cell.count <= TOLERATED
+    outcome = bench.try_fault(cell.fault, servers_of(cell.servers, cell.operation), cell.operation)
+    bearable = cell.operation != "update" and cell.servers <= TOLERATED
     return "lost" if outcome == "refused" and bearable else outcome
 
 

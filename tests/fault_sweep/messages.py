@@ -105,7 +105,7 @@ class LinkedBench(Bench):
             for link in links:
                 link.begin(rule)
 
-        hits = []
+        hits: list[int] = []
 
         def end() -> None:
             hits.extend(link.hit for link in links)
@@ -119,7 +119,7 @@ class LinkedBench(Bench):
 def run_cell(bench: LinkedBench, cell: Cell, methods: Sequence[str], scope: str) -> str:
     """Return the worst outcome of one cell, which is lost if the fault should have been survived."""
     seconds = TOO_LATE_SECONDS[cell.target] if cell.fault == "too late" else LATE_SECONDS
-    links = bench.links(cell.target, cell.count or 1, cell.operation)
+    links = bench.links(cell.target, cell.servers or 1, cell.operation)
     found = []
     for method in [ALL] if scope == "all" else methods:
         fault: MessageFault = cell.fault  # type: ignore[assignment]
@@ -133,7 +133,7 @@ def run_cell(bench: LinkedBench, cell: Cell, methods: Sequence[str], scope: str)
 
 def _bearable(cell: Cell) -> bool:
     """Tell whether the vote alone should make a fault unseen: reads, with enough of the other servers."""
-    others = cell.count + (cell.operation == "refill")
+    others = cell.servers + (cell.operation == "refill")
     return cell.fault in ("late", "doubled") or (
         cell.operation != "update" and cell.target == "mediator to data" and others <= TOLERATED
     )

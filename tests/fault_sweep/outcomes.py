@@ -41,7 +41,7 @@ class Cell(NamedTuple):
 
     target: str
     fault: str
-    count: int
+    servers: int
     operation: str
 
 
@@ -84,9 +84,9 @@ def refilling(cluster: LocalCluster) -> bool:
 
 def render(outcomes: Mapping[Cell, str], rows: str = "file") -> str:
     """Return the table in Markdown; columns without any outcome are left out."""
-    tried = {(cell.operation, cell.count) for cell in outcomes}
+    tried = {(cell.operation, cell.servers) for cell in outcomes}
     operations = dict.fromkeys((*OPERATIONS, *(cell.operation for cell in outcomes)))
-    counts = sorted({cell.count for cell in outcomes})
+    counts = sorted({cell.servers for cell in outcomes})
     columns = [(name, count) for name in operations for count in counts if (name, count) in tried]
     titles = [f"{name}, {count}" if count else name for name, count in columns]
     lines = [f"| {rows} | fault | " + " | ".join(titles) + " |", "|---|---|" + "---|" * len(columns)]

@@ -130,11 +130,13 @@ def test_a_damaged_copy_counts_only_if_it_is_committed() -> None:
     assert bad_copies("it cannot be read", set())
 
 
-@pytest.mark.long
+@pytest.mark.parametrize(
+    ("minutes", "kinds"), [("0.05", "kill"), pytest.param("0.35", "", marks=pytest.mark.long)]
+)
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can make network namespaces and small disks")
-def test_a_short_run(tmp_path: Path, fuse_device: None) -> None:
+def test_a_short_run(tmp_path: Path, fuse_device: None, minutes: str, kinds: str) -> None:
     seed, answer = take_seed(), tmp_path / "summary.json"
-    words = ["--minutes", "0.35", "--seed", str(seed), "--json", str(answer)]
+    words = ["--minutes", minutes, "--kinds", kinds, "--seed", str(seed), "--json", str(answer)]
     done = subprocess.run(
         [sys.executable, "-m", "tests.chaos", *words],
         cwd=ROOT,
