@@ -32,7 +32,7 @@ STEP_SECONDS = 60.0
 RETRY_SECONDS = 0.3
 SOURCES = "sources"
 PACKAGES = ("asyncio", "ctypes", "email", "encodings", "importlib", "multiprocessing", "unittest", "xml")
-"""A real source tree: these parts of Python's own library."""
+"""A real source tree: these parts of Python's library, and its single modules; copied in a second or so."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Done:
 READ_ONLY = "Read-only file system"
 INPUT_OUTPUT = "Input/output error"
 
-COPY = f"cp -r {SOURCES} mnt/copy-%d & sleep 0.3"
+COPY = f"cp -r {SOURCES} mnt/copy-%d & sleep 0.1"
 RESUME = f"wait $! && diff -r {SOURCES} mnt/copy-%d && echo the same"
 
 STORY: tuple[Chapter, ...] = (
@@ -283,6 +283,8 @@ def _play_in_a_throwaway_directory() -> list[str]:
         for package in PACKAGES:
             target = directory / SOURCES / package
             shutil.copytree(library / package, target, ignore=shutil.ignore_patterns("__pycache__"))
+        for module in library.glob("*.py"):
+            shutil.copy(module, directory / SOURCES)
         try:
             for line in play(directory):
                 lines.append(line)
