@@ -164,10 +164,11 @@ def test_requests_are_answered_also_while_no_thread_can_be_started(
     kernel: Kernel, waiting: bytes, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     start, allowed = threading.Thread.start, threading.Event()
-    refused = threading.Semaphore(0)
+    refused, refusals = threading.Semaphore(0), []
 
     def start_if_allowed(thread: threading.Thread) -> None:
         if thread.name == "request" and kernel.serving._servers and not allowed.is_set():
+            refusals.append(thread)
             refused.release()
             raise RuntimeError("can't start new thread")
         start(thread)
@@ -192,7 +193,8 @@ def test_requests_are_answered_also_while_no_thread_can_be_started(
 
     kernel.while_serving(program, kernel.library.unmount)
     assert len(kernel.threads) == 5
-    assert "no more threads" in caplog.text and caplog.text.count("no more threads") <= 3
+    # Once each time that there are too few: on a busy machine also when an answer takes longer than a tick.
+    assert 0 < caplog.text.count("no more threads") < len(refusals)
 
 
 def test_a_signal_ends_it_when_what_is_under_way_is_answered(kernel: Kernel) -> None:
