@@ -132,6 +132,7 @@ class Process:
         if self.state() != "down":
             raise ClusterError(f"{self.name} runs already")
         self._child = None
+        command = [*self._before_command(), *command]
         try:
             with self.log_file.open("ab") as log:
                 self._log_start = log.tell()
@@ -150,6 +151,10 @@ class Process:
         except BaseException:
             self._take_back()
             raise
+
+    def _before_command(self) -> list[str]:
+        """Return what is to run the command, in a place that is not this one."""
+        return []
 
     def _note(self, pid: int, command: Sequence[str], place: str, keeps: Sequence[str]) -> None:
         """Write the pid file."""

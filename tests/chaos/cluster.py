@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -37,14 +36,8 @@ class NamespacedProcess(Process):
         super().__init__(name, pid_file, log_file)
         self._network = network
 
-    def spawn(
-        self,
-        command: Sequence[str],
-        environment: Mapping[str, str],
-        place: str = "",
-        keeps: Sequence[str] = (),
-    ) -> None:
-        super().spawn([*self._network.entering(self.name), *command], environment, place, keeps)
+    def _before_command(self) -> list[str]:
+        return [*self._network.entering(self.name)]
 
 
 class ChaosCluster(LocalCluster):
