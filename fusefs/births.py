@@ -34,7 +34,7 @@ class Births:
     Args:
         namespace: gives inode numbers.
         blocks: makes files.
-        names: is told when a directory has changed.
+        cache: is told when a directory has changed.
         pages: is told so for the kernel.
         may_defer: tells whether this mount is the only one, and will be for a while.
     """
@@ -43,12 +43,12 @@ class Births:
         self,
         namespace: NamespacePort,
         blocks: BlockPort,
-        names: NameCache,
+        cache: NameCache,
         pages: PageLedger,
         may_defer: Callable[[], bool],
     ) -> None:
-        self._namespace, self._blocks, self._may_defer = namespace, blocks, may_defer
-        self._names, self._pages = names, pages
+        self._cachepace, self._blocks, self._may_defer = namespace, blocks, may_defer
+        self._cache, self._pages = cache, pages
         self._lock = threading.Lock()
         self._free = range(0)
         self._waiting: dict[int, tuple[Inode, float]] = {}
@@ -67,7 +67,7 @@ class Births:
     def _take_number(self) -> int:
         with self._lock:
             if not self._free:
-                first = self._namespace.reserve_inodes(NUMBERS)
+                first = self._cachepace.reserve_inodes(NUMBERS)
                 self._free = range(first, first + NUMBERS)
             number, self._free = self._free[0], self._free[1:]
         return number
@@ -145,7 +145,7 @@ class Births:
         with inode.commit_lock:
             if inode.birth is None:
                 return
-            birth, asked = inode.birth, self._names.asking()
+            birth, asked = inode.birth, self._cache.asking()
             try:
                 attributes = self._write(inode, birth)
             except (NamespaceError, LocksLost) as error:
@@ -155,8 +155,8 @@ class Births:
             with inode.lock:
                 inode.birth = None
                 inode.learn_attributes(attributes)
-            self._names.set(asked, attributes)
-            self._names.entered(birth.parent, attributes.atime_ns)
+            self._cache.set(asked, attributes)
+            self._cache.entered(birth.parent, attributes.atime_ns)
             self._pages.attributes_changed(inode.ino, birth.parent)
 
     def _write(self, inode: Inode, birth: Birth) -> Attributes:
@@ -179,7 +179,7 @@ class Births:
             inode.last_error = error
             for handle in inode.handles:
                 handle.error = error
-        self._names.changed(names=((birth.parent, birth.name),))
+        self._cache.changed(names=((birth.parent, birth.name),))
         self._pages.attributes_changed(inode.ino, birth.parent)
 
     def give_up(self, inode: Inode) -> bool:

@@ -58,7 +58,7 @@ class Files:
         namespace: NamespacePort,
         blocks: BlockPort,
         permission: WritePermission,
-        names: NameCache,
+        cache: NameCache,
         pages: PageLedger,
         opens: OpenInodes,
         writeback: Writeback,
@@ -67,8 +67,8 @@ class Files:
         locks: FileLocks,
         births: Births,
     ) -> None:
-        self._namespace, self._blocks, self._permission = namespace, blocks, permission
-        self._names, self._pages, self._opens = names, pages, opens
+        self._cachepace, self._blocks, self._permission = namespace, blocks, permission
+        self._cache, self._pages, self._opens = cache, pages, opens
         self._writeback, self._reader, self._locks = writeback, reader, locks
         self._ahead = ahead
         self._births = births
@@ -89,10 +89,10 @@ class Files:
         """
         self._births.settle(ino)
         writing = bool(flags & (os.O_ACCMODE | os.O_TRUNC))
-        token = self._names.asking()
+        token = self._cache.asking()
         is_coming = not writing and self._ahead.opened(ino, fetch=self._reads_follow)
         brings = self._reads_follow and not writing and not is_coming
-        before = self._names.attributes(ino) if self._opens.get(ino) is None else None
+        before = self._cache.attributes(ino) if self._opens.get(ino) is None else None
         ready = self._ahead.take(ino) if is_coming else None
         known = self._open_known(ready) if ready is not None and walk is None else None
         inode, opened = known or self._opens.open(ino, writing, walk, self._pages.changed, brings)
@@ -104,7 +104,7 @@ class Files:
         if flags & os.O_TRUNC:
             self._writeback.truncate(inode, 0)
         attributes = inode.base()
-        self._names.learn(ready.asked if known and ready else token, attributes)
+        self._cache.learn(ready.asked if known and ready else token, attributes)
         keep = self._pages.opened(ino, attributes.version)
         if not keep:
             handle.drops = attributes.version
@@ -113,7 +113,7 @@ class Files:
     def _open_known(self, ready: Ready) -> tuple[Inode, Opened] | None:
         """Open a file that was fetched ahead without a call, if it is certainly as it was then."""
         ino = ready.file.attributes.ino
-        inode = self._opens.open_known(ready.file, lambda: self._names.is_unchanged(ready.asked, ino))
+        inode = self._opens.open_known(ready.file, lambda: self._cache.is_unchanged(ready.asked, ino))
         return None if inode is None else (inode, ready.file)
 
     def _offer(self, opened: Opened, ready: Ready | None) -> bool:
@@ -173,7 +173,7 @@ class Files:
         finally:
             handle.error = None
         if not self._make_durable(handle.inode) and not committed:
-            self._namespace.sync_metadata()  # its name, its mode and so on may still be in the log only
+            self._cachepace.sync_metadata()  # its name, its mode and so on may still be in the log only
 
     def _commit(self, handle: Handle, durable: bool, thread: int | None = None) -> bool:
         handle.require_changeable()
@@ -195,7 +195,7 @@ class Files:
                 # Blocks that were replaced, by another mount or by compaction, are not there any more.
                 if attempt == MAP_ATTEMPTS - 1 or not self._is_superseded(inode, version, 0):
                     raise
-        self._namespace.sync_metadata()
+        self._cachepace.sync_metadata()
         with inode.lock:
             inode.durable_version = version
         return True
@@ -231,7 +231,7 @@ class Files:
         """Leave no empty file whose every write has failed. Not before: a program may try again."""
         if inode.birth is not None and not inode.handles and self._births.give_up(inode):
             assert inode.made_as is not None, "it was created here"
-            self._names.changed(names=(inode.made_as,), inodes=(inode.made_as[0],))
+            self._cache.changed(names=(inode.made_as,), inodes=(inode.made_as[0],))
             return
         with inode.lock:
             made_as, attributes = inode.made_as, inode.attributes
@@ -240,11 +240,11 @@ class Files:
             return
         try:
             with self._opens.removing():
-                self._namespace.take_back(*made_as, inode.ino)
+                self._cachepace.take_back(*made_as, inode.ino)
         except QuorumfsError as error:
             log.warning("inode %d stays as an empty file: %s", inode.ino, error)
         finally:
-            self._names.changed(names=(made_as,), inodes=(made_as[0],))
+            self._cache.changed(names=(made_as,), inodes=(made_as[0],))
 
     # reading
 
@@ -304,7 +304,7 @@ class Files:
             self._fetch_map(inode, unknown)
 
     def _fetch_map(self, inode: Inode, offset: int) -> None:
-        run = self._namespace.file_map(inode.ino, offset, MAP_RUN_EXTENTS)
+        run = self._cachepace.file_map(inode.ino, offset, MAP_RUN_EXTENTS)
         with inode.lock:
             inode.await_commit(run.version)
             self._pages.changed(inode.ino, inode.learn_map(offset, run))
@@ -443,9 +443,9 @@ class Files:
 
         Nothing is learnt by that: the kernel lets no page of the file be dropped before it has its answer.
         """
-        if inode.birth is not None or self._names.is_certain(inode.base()):
+        if inode.birth is not None or self._cache.is_certain(inode.base()):
             return 0
-        return self._namespace.getattr(inode.ino).size
+        return self._cachepace.getattr(inode.ino).size
 
     def truncate_unopened(self, ino: int, size: int) -> Attributes:
         """Change the size of a file by name, as truncate(2): committed at once, as by a close."""

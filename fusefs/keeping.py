@@ -19,8 +19,8 @@ from wire.messages import Attributes
 class Keeping:
     """Tells for how many seconds the kernel may rely on what it is told now."""
 
-    def __init__(self, grant: Grant, names: NameCache, opens: OpenInodes) -> None:
-        self._grant, self._names, self._opens = grant, names, opens
+    def __init__(self, grant: Grant, cache: NameCache, opens: OpenInodes) -> None:
+        self._grant, self._cache, self._opens = grant, cache, opens
 
     def most_seconds(self) -> float:
         """Return how long it may rely on anything."""
@@ -41,32 +41,32 @@ class Keeping:
 
     def new_seconds(self, attributes: Attributes) -> float:
         """Return how long it may rely on the attributes of a file that was just created, and is open."""
-        if attributes.mode & SET_ID or not self._names.is_certain(attributes):
+        if attributes.mode & SET_ID or not self._cache.is_certain(attributes):
             return 0.0
         return self._grant.kernel_seconds()
 
     def name_seconds(self, parent: int, name: bytes, attributes: Attributes) -> float:
         """Return how long it may rely on a name being an inode's."""
         seconds = self._grant.kernel_seconds()
-        if not seconds or not self._names.is_certain_name(parent, name, attributes.ino):
+        if not seconds or not self._cache.is_certain_name(parent, name, attributes.ino):
             return 0.0
         return 0.0 if self._is_being_written(attributes.ino) else seconds
 
     def absence_seconds(self, parent: int, name: bytes) -> float:
         """Return how long it may rely on there being no such name."""
-        return self._grant.kernel_seconds() if self._names.is_absent(parent, name) else 0.0
+        return self._grant.kernel_seconds() if self._cache.is_absent(parent, name) else 0.0
 
     def find(self, parent: int, name: bytes) -> Attributes | None:
         """Return a name's attributes if it may rely on both."""
-        attributes = self._names.find(parent, name)
-        if attributes is None or not self._names.is_certain_name(parent, name, attributes.ino):
+        attributes = self._cache.find(parent, name)
+        if attributes is None or not self._cache.is_certain_name(parent, name, attributes.ino):
             return None
         return attributes if self._is_steady(attributes) else None
 
     def _is_steady(self, attributes: Attributes) -> bool:
         if attributes.mode & SET_ID and stat.S_ISREG(attributes.mode):
             return False
-        return self._names.is_certain(attributes) and not self._is_being_written(attributes.ino)
+        return self._cache.is_certain(attributes) and not self._is_being_written(attributes.ino)
 
     def _is_being_written(self, ino: int) -> bool:
         inode = self._opens.find(ino)

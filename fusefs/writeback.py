@@ -56,14 +56,14 @@ class Writeback:
         self,
         namespace: NamespacePort,
         blocks: BlockPort,
-        names: NameCache,
+        cache: NameCache,
         pages: PageLedger,
         limit_bytes: int,
         age_seconds: float,
         patience: Patience,
         wait_seconds: float = 30.0,
     ) -> None:
-        self._namespace, self._blocks, self._names, self._pages = namespace, blocks, names, pages
+        self._cachepace, self._blocks, self._cache, self._pages = namespace, blocks, cache, pages
         self._age_seconds, self._wait_seconds = age_seconds, wait_seconds
         self._patience = patience
         self._pool = ThreadPoolExecutor(UPLOADS, "upload")
@@ -291,7 +291,7 @@ class Writeback:
                 if spares_rewrites and inode.hides_old_content():
                     return False  # the file was cut while this waited for another commit
                 change = inode.begin_commit()
-            asked = self._names.asking()
+            asked = self._cache.asking()
             try:
                 attributes = self._carry_out(inode, change, durable)
             except Exception as error:
@@ -311,9 +311,9 @@ class Writeback:
             self._abandon_unused(inode)
         if not learnt:
             self._pages.committed(inode.ino, attributes.version)
-        self._names.set(asked, attributes)
+        self._cache.set(asked, attributes)
         if birth is not None:
-            self._names.entered(birth.parent, attributes.atime_ns)
+            self._cache.entered(birth.parent, attributes.atime_ns)
         self._pages.attributes_changed(*_told_to_kernel(inode.ino, change, birth))
         return True
 
@@ -353,7 +353,7 @@ class Writeback:
         Raises the error if nobody can tell, as others have changed the file.
         """
         was_carried_out = self._has_any(inode.ino, blocks)
-        attributes = self._namespace.getattr(inode.ino)
+        attributes = self._cachepace.getattr(inode.ino)
         if was_carried_out:
             return attributes
         if error.resent and attributes.version != inode.base().version:
@@ -365,7 +365,7 @@ class Writeback:
         ids = {record_of(block).block for block in blocks}
         offset = 0
         while True:
-            run = self._namespace.file_map(ino, offset, MAP_RUN_EXTENTS)
+            run = self._cachepace.file_map(ino, offset, MAP_RUN_EXTENTS)
             if any(extent.block in ids for extent in run.extents):
                 return True
             if run.complete or not run.extents:

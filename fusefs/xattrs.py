@@ -27,7 +27,7 @@ class ExtendedAttributes:
 
     Args:
         namespace: where they are kept.
-        names: knows which inodes have none of the space `security`.
+        cache: knows which inodes have none of the space `security`.
         births: files that the server may not know yet.
         opens: tells of what is open here why a call on it failed.
         verify: makes sure that an inode is what a walker's names lead to. Raises StaleFile.
@@ -37,13 +37,13 @@ class ExtendedAttributes:
     def __init__(
         self,
         namespace: NamespacePort,
-        names: NameCache,
+        cache: NameCache,
         births: Births,
         opens: OpenInodes,
         verify: Callable[[int, int], None],
         forget: Callable[[], None],
     ) -> None:
-        self._namespace, self._names, self._births = namespace, names, births
+        self._cachepace, self._cache, self._births = namespace, cache, births
         self._opens, self._verify, self._forget = opens, verify, forget
 
     def get(self, ino: int, name: bytes, walker: int = 0) -> bytes:
@@ -59,16 +59,16 @@ class ExtendedAttributes:
     def _get(self, ino: int, name: bytes, walker: int) -> bytes:
         # The kernel asks for the capability before each write, and `ls -l` for the label of each file; unless
         # it is told once that there are none here, as network file systems do.
-        if self._names.lacks(ino, name):
+        if self._cache.lacks(ino, name):
             raise NotSupported("no labels") if name == LABEL else NoAttribute("no security attributes")
         self._verify(ino, walker)
         self._births.settle(ino)
-        token = self._names.asking()
+        token = self._cache.asking()
         try:
-            return self._namespace.get_xattr(ino, name)
+            return self._cachepace.get_xattr(ino, name)
         except NoAttribute:
             if name == CAPABILITY:
-                self._names.learn_plain(token, ino, all_of_them=False)
+                self._cache.learn_plain(token, ino, all_of_them=False)
             if name == LABEL:
                 raise NotSupported("no labels") from None
             raise
@@ -77,7 +77,7 @@ class ExtendedAttributes:
         """Return the names of those that the server keeps. Raises StaleFile."""
         self._verify(ino, walker)
         self._births.settle(ino)
-        return self._namespace.list_xattrs(ino)
+        return self._cachepace.list_xattrs(ino)
 
     def set(self, ino: int, name: bytes, value: bytes, flags: int) -> None:
         """Set one, with the flags of setxattr(2). Raises NotPermitted, NotSupported, InvalidArgument."""
@@ -88,15 +88,15 @@ class ExtendedAttributes:
             self._forget()
             return
         self._births.settle(ino)
-        self._namespace.set_xattr(ino, name, value, flags)
-        self._names.changed(inodes=(ino,))
+        self._cachepace.set_xattr(ino, name, value, flags)
+        self._cache.changed(inodes=(ino,))
 
     def remove(self, ino: int, name: bytes) -> None:
         """Remove one. Raises NoAttribute, NotSupported, InvalidArgument."""
         _check(name)
         self._births.settle(ino)
-        self._namespace.remove_xattr(ino, name)
-        self._names.changed(inodes=(ino,))
+        self._cachepace.remove_xattr(ino, name)
+        self._cache.changed(inodes=(ino,))
 
 
 def _check(name: bytes) -> None:

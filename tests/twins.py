@@ -180,10 +180,10 @@ class LibraryPlace:
             raise FileNotFoundError(errno.ENOENT, name)
         if not stat.S_ISDIR(parent.mode):
             raise NotADirectoryError(errno.ENOTDIR, name)
-        return self.filesystem.lookup(parent.ino, name.encode())
+        return self.filesystem.names.lookup(parent.ino, name.encode())
 
     def _find(self, path: str) -> Attributes:
-        found = self.filesystem.getattr(ROOT_INODE)
+        found = self.filesystem.attributes.get(ROOT_INODE)
         for name in f"{self.base}/{path}".split("/"):
             found = self._step(found, name) if name not in ("", ".") else found
         return found
@@ -199,7 +199,7 @@ class LibraryPlace:
 
     def _there(self, path: str) -> Attributes | None:
         try:
-            return self._step(self.filesystem.getattr(self._parent(path)[0]), path.rpartition("/")[2])
+            return self._step(self.filesystem.attributes.get(self._parent(path)[0]), path.rpartition("/")[2])
         except NotFound:
             return None
 
@@ -267,7 +267,7 @@ class LibraryPlace:
         self.filesystem.files.fsync(self.slots[slot])
 
     def fstat(self, slot: int) -> dict[str, int]:
-        return self._shown(self.filesystem.getattr(self.slots[slot].inode.ino))
+        return self._shown(self.filesystem.attributes.get(self.slots[slot].inode.ino))
 
     def truncate(self, path: str, size: int) -> None:
         found = self._followed(path)
@@ -304,11 +304,11 @@ class LibraryPlace:
         self.filesystem.rmdir(*self._parent(path))
 
     def chmod(self, path: str, mode: int) -> None:
-        self.filesystem.setattr(self._followed(path).ino, AttributeChanges(mode=mode))
+        self.filesystem.attributes.set(self._followed(path).ino, AttributeChanges(mode=mode))
 
     def utime(self, path: str, atime_ns: int, mtime_ns: int) -> tuple[int, int]:
         changes = AttributeChanges(atime_ns=atime_ns, mtime_ns=mtime_ns)
-        self.filesystem.setattr(self._find(path).ino, changes)
+        self.filesystem.attributes.set(self._find(path).ino, changes)
         found = self._find(path)
         return found.atime_ns, found.mtime_ns
 
@@ -338,8 +338,8 @@ class LibraryPlace:
             raise FileNotFoundError(errno.ENOENT, path)
         if not stat.S_ISDIR(found.mode):
             raise NotADirectoryError(errno.ENOTDIR, path)
-        handle = self.filesystem.open_directory(found.ino)
-        return sorted(entry.name.decode() for entry in self.filesystem.read_directory(handle, True))
+        handle = self.filesystem.directories.open(found.ino)
+        return sorted(entry.name.decode() for entry in self.filesystem.directories.read(handle, True))
 
     def _shown(self, found: Attributes) -> dict[str, int]:
         return shown(found.mode, found.nlink, found.uid, found.gid, found.size, found.ino)

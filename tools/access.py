@@ -76,7 +76,7 @@ class ClientAccess:
         """As `cat name` does, by the client that has not read it yet."""
         with _os_errors():
             files = self._read.files
-            handle, _ = files.open(self._read.resolve(name.encode()).ino, os.O_RDONLY)
+            handle, _ = files.open(self._read.names.resolve(name.encode()).ino, os.O_RDONLY)
             try:
                 content = b""
                 while part := files.read(handle, len(content), READ_BYTES):
@@ -88,7 +88,7 @@ class ClientAccess:
     def inode(self, name: str) -> int:
         """Return the inode number."""
         with _os_errors():
-            return self._written.resolve(name.encode()).ino
+            return self._written.names.resolve(name.encode()).ino
 
     def close(self) -> None:
         """End both clients."""

@@ -143,7 +143,7 @@ class Mount:
             except BaseException as error:
                 number = errno_of(error, name)
                 if number == errno.ESTALE:
-                    self._fs.walk_anew(self._walker(request))
+                    self._fs.names.walk_anew(self._walker(request))
                 library.reply_error(request, number)
 
         return self._interruptible(answer) if self._fs.patience.waits else answer
@@ -176,7 +176,7 @@ class Mount:
 
     def lookup(self, request: int, parent: int, name: bytes) -> None:
         try:
-            attributes = self._fs.lookup(parent, name, self._walker(request))
+            attributes = self._fs.names.lookup(parent, name, self._walker(request))
         except NotFound:
             if not (seconds := self._keeping.absence_seconds(parent, name)):
                 raise
@@ -260,11 +260,11 @@ class Mount:
     # attributes
 
     def getattr(self, request: int, ino: int, _file: Any) -> None:
-        self._attributes(request, self._fs.getattr(ino))
+        self._attributes(request, self._fs.attributes.get(ino))
 
     def setattr(self, request: int, ino: int, new: Any, to_set: int, file: Any) -> None:
         if not file:
-            self._fs.verify_unopened(ino, self._walker(request))
+            self._fs.names.verify_unopened(ino, self._walker(request))
         shortens = to_set & SET_SIZE and not self._files.reaches_no_further(ino, new.contents.st_size)
         with self._shortenings.shortening(ino) if shortens else nullcontext():
             self._set_attributes(request, ino, new, to_set, file)
@@ -279,8 +279,8 @@ class Mount:
                 attributes = self._files.truncate_unopened(ino, values.st_size)
         changes = changes_of(values, to_set, time.time_ns())
         if any(value is not None for value in changes):
-            attributes = self._fs.setattr(ino, changes)
-        attributes = attributes or self._fs.getattr(ino)
+            attributes = self._fs.attributes.set(ino, changes)
+        attributes = attributes or self._fs.attributes.get(ino)
         if to_set & SET_SIZE:
             # No drop is waited for: it waits for writes of changed pages, which the kernel holds back until
             # it has this answer. For another size it drops them itself then.
@@ -426,7 +426,7 @@ class Mount:
     # directories
 
     def opendir(self, request: int, ino: int, file: Any) -> None:
-        directory, number = self._fs.open_directory(ino, self._walker(request)), next(self._numbers)
+        directory, number = self._fs.directories.open(ino, self._walker(request)), next(self._numbers)
         self._directories[number] = directory
         file.contents.fh = number
         if self._library.reply_open(request, file) != 0:
@@ -434,13 +434,13 @@ class Mount:
 
     def readdir(self, request: int, ino: int, size: int, offset: int, file: Any) -> None:
         most = offset + size // listing.LEAST_BYTES
-        entries = self._fs.read_directory(self._directories[file.contents.fh], offset == 0, most)
+        entries = self._fs.directories.read(self._directories[file.contents.fh], offset == 0, most)
         packed = listing.pack(ino, entries, offset, size)
         self._library.reply_bytes(request, packed, len(packed))
 
     def readdirplus(self, request: int, ino: int, size: int, offset: int, file: Any) -> None:
         most = offset + size // listing.LEAST_PLUS_BYTES
-        entries = self._fs.read_directory(self._directories[file.contents.fh], offset == 0, most)
+        entries = self._fs.directories.read(self._directories[file.contents.fh], offset == 0, most)
         seconds = self._keeping.most_seconds()
         find = partial(self._keeping.find, ino) if seconds else None
         packed = listing.pack_plus(ino, entries, offset, size, seconds, find)
@@ -454,7 +454,7 @@ class Mount:
         self._library.reply_error(request, 0)
 
     def fsyncdir(self, request: int, _ino: int, _data_only: int, _file: Any) -> None:
-        self._fs.sync_directory()
+        self._fs.directories.sync()
         self._library.reply_error(request, 0)
 
     # extended attributes
@@ -477,12 +477,12 @@ class Mount:
             self._library.reply_bytes(request, value, len(value))
 
     def setxattr(self, request: int, ino: int, name: bytes, address: int, size: int, flags: int) -> None:
-        self._fs.verify_unopened(ino, self._walker(request))
+        self._fs.names.verify_unopened(ino, self._walker(request))
         self._fs.xattrs.set(ino, name, ctypes.string_at(address, size) if size else b"", flags)
         self._library.reply_error(request, 0)
 
     def removexattr(self, request: int, ino: int, name: bytes) -> None:
-        self._fs.verify_unopened(ino, self._walker(request))
+        self._fs.names.verify_unopened(ino, self._walker(request))
         self._fs.xattrs.remove(ino, name)
         self._library.reply_error(request, 0)
 

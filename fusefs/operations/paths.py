@@ -111,11 +111,11 @@ class PathOperations:
     # names
 
     def _ino(self, path: str) -> int:
-        return self._fs.resolve(path.encode("latin-1")).ino
+        return self._fs.names.resolve(path.encode("latin-1")).ino
 
     def _place(self, path: str) -> tuple[int, bytes]:
         directory, _, name = path.encode("latin-1").rpartition(b"/")
-        return self._fs.resolve(directory).ino, name
+        return self._fs.names.resolve(directory).ino, name
 
     def mknod(self, path: str, mode: int, device: int) -> None:
         self._make(path, mode, device=device)
@@ -149,21 +149,21 @@ class PathOperations:
 
     def getattr(self, path: str | None, number: int | None = None) -> dict[str, int]:
         if number is not None and number in self._handles:
-            return _status(self._fs.getattr(self._handles[number].inode.ino))
+            return _status(self._fs.attributes.get(self._handles[number].inode.ino))
         assert path is not None, "libfuse gives a path where it gives no handle"
-        return _status(self._fs.resolve(path.encode("latin-1")))
+        return _status(self._fs.names.resolve(path.encode("latin-1")))
 
     def chmod(self, path: str, mode: int) -> None:
-        self._fs.setattr(self._ino(path), AttributeChanges(mode=stat.S_IMODE(mode)))
+        self._fs.attributes.set(self._ino(path), AttributeChanges(mode=stat.S_IMODE(mode)))
 
     def chown(self, path: str, uid: int, gid: int) -> None:
         changes = AttributeChanges(
             uid=None if uid in (-1, UNCHANGED) else uid, gid=None if gid in (-1, UNCHANGED) else gid
         )
-        self._fs.setattr(self._ino(path), changes)
+        self._fs.attributes.set(self._ino(path), changes)
 
     def utimens(self, path: str, times: tuple[int | None, int | None]) -> None:
-        self._fs.setattr(self._ino(path), AttributeChanges(atime_ns=times[0], mtime_ns=times[1]))
+        self._fs.attributes.set(self._ino(path), AttributeChanges(atime_ns=times[0], mtime_ns=times[1]))
 
     def truncate(self, path: str | None, size: int, number: int | None = None) -> None:
         if number is not None:
@@ -195,7 +195,7 @@ class PathOperations:
         return self._keep(handle)
 
     def open(self, path: str, flags: int) -> int:
-        ino = self._fs.resolve(path.encode("latin-1"), fresh=True).ino
+        ino = self._fs.names.resolve(path.encode("latin-1"), fresh=True).ino
         return self._keep(self._fs.open(ino, flags, uid=fuse.fuse_get_context()[0])[0])
 
     def _keep(self, handle: Handle) -> int:
@@ -225,11 +225,11 @@ class PathOperations:
 
     def opendir(self, path: str) -> int:
         number = next(self._numbers)
-        self._directories[number] = self._fs.open_directory(self._ino(path))
+        self._directories[number] = self._fs.directories.open(self._ino(path))
         return number
 
     def readdir(self, _path: str | None, number: int) -> list[tuple[str, dict[str, int] | None, int]]:
-        entries = self._fs.read_directory(self._directories[number], restart=True)
+        entries = self._fs.directories.read(self._directories[number], restart=True)
         listed: list[tuple[str, dict[str, int] | None, int]] = [(".", None, 0), ("..", None, 0)]
         for name, attributes in entries:
             kind = {"st_ino": attributes.ino, "st_mode": attributes.mode}
@@ -240,7 +240,7 @@ class PathOperations:
         del self._directories[number]
 
     def fsyncdir(self, _path: str | None, _data_only: int, _number: int) -> None:
-        self._fs.sync_directory()
+        self._fs.directories.sync()
 
     # extended attributes
 

@@ -79,8 +79,8 @@ class Neighbours:
 
     def _go(self, place: LibraryPlace) -> None:
         filesystem = place.filesystem
-        ino = filesystem.resolve(self._directory.encode()).ino
-        filesystem.read_directory(filesystem.open_directory(ino), restart=False)
+        ino = filesystem.names.resolve(self._directory.encode()).ino
+        filesystem.directories.read(filesystem.directories.open(ino), restart=False)
         paths = sorted(self._contents)
         last = paths[self.rng.randrange(3, len(paths))]
         for index, path in enumerate(paths[: paths.index(last)], 1):

@@ -201,7 +201,7 @@ class Deeds:
 
     def _there(self, path: str) -> bool | None:
         try:
-            self._place.filesystem.resolve(path.encode(), fresh=True)
+            self._place.filesystem.names.resolve(path.encode(), fresh=True)
         except NotFound:
             return False
         except (QuorumfsError, OSError):
@@ -212,7 +212,7 @@ class Deeds:
         """Open what has the name now at the server, as open(2) does, and read it."""
         filesystem = self._place.filesystem
         try:
-            found = filesystem.resolve(path.encode(), fresh=True)
+            found = filesystem.names.resolve(path.encode(), fresh=True)
         except NotFound:
             return None
         self._place.slots[11], _ = filesystem.files.open(found.ino, os.O_RDONLY)

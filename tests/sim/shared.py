@@ -28,7 +28,7 @@ def _open_now(place: LibraryPlace, slot: int, name: str, flags: int) -> None:
     filesystem, walker = place.filesystem, 100 + slot
     for is_last in (False, True):
         try:
-            found = filesystem.lookup(ROOT_INODE, name.encode(), walker)
+            found = filesystem.names.lookup(ROOT_INODE, name.encode(), walker)
         except NotFound:
             place.open(slot, name, flags | os.O_CREAT)
             return

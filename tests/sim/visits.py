@@ -83,7 +83,7 @@ class Visits:
         """Return what the file holds, as a program would read it; None if nobody can tell."""
         try:
             for _ in range(2):  # as the kernel walks again, once
-                found = filesystem.lookup(1, NAME.encode(), WALKER)
+                found = filesystem.names.lookup(1, NAME.encode(), WALKER)
                 try:
                     handle, _ = filesystem.open(found.ino, os.O_RDONLY, WALKER)
                 except StaleFile:

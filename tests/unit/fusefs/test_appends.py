@@ -40,7 +40,7 @@ class Dropper:
         self.sizes: list[int] = []
 
     def drop_soon(self, ino: int) -> None:
-        self.sizes.append(self._fs.getattr(ino).size)
+        self.sizes.append(self._fs.attributes.get(ino).size)
 
     def drop_attributes(self, ino: int) -> None: ...
 

@@ -35,9 +35,9 @@ def server() -> FakeServer:
 
 def create(fs: FileSystem, name: bytes = b"a", flags: int = os.O_WRONLY) -> Handle:
     """Create a file as the kernel has it done: it looks the name up first."""
-    fs.getattr(1)
+    fs.attributes.get(1)
     with pytest.raises(NotFound):
-        fs.lookup(1, name)
+        fs.names.lookup(1, name)
     return fs.create(1, name, 0o640, 7, 8, flags)[1]
 
 
@@ -56,8 +56,8 @@ def test_a_small_file_is_one_call(fs: FileSystem, server: FakeServer) -> None:
     (made,) = server.resolve(1, [b"a"])
     assert made.ino == handle.inode.ino
     assert server.committed(made.ino) == b"1234"
-    assert fs.lookup(1, b"a").size == 4
-    assert fs.getattr(made.ino).mode == stat.S_IFREG | 0o640
+    assert fs.names.lookup(1, b"a").size == 4
+    assert fs.attributes.get(made.ino).mode == stat.S_IFREG | 0o640
 
 
 @pytest.mark.parametrize("flags", [os.O_WRONLY, os.O_RDONLY, os.O_RDWR | os.O_EXCL])
@@ -68,17 +68,17 @@ def test_an_empty_file_is_there_after_close(fs: FileSystem, server: FakeServer, 
 
 
 CALLS: dict[str, Callable[[FileSystem, int], object]] = {
-    "list": lambda fs, _: fs.read_directory(fs.open_directory(1), restart=True),
-    "setattr": lambda fs, ino: fs.setattr(ino, AttributeChanges(mode=0o600)),
+    "list": lambda fs, _: fs.directories.read(fs.directories.open(1), restart=True),
+    "setattr": lambda fs, ino: fs.attributes.set(ino, AttributeChanges(mode=0o600)),
     "link": lambda fs, ino: fs.link(ino, 1, b"b"),
     "unlink": lambda fs, _: fs.unlink(1, b"a"),
     "rename": lambda fs, _: fs.rename(1, b"a", 1, b"b"),
     "mkdir": lambda fs, _: fs.make(1, b"b", stat.S_IFDIR | 0o755, 0, 0),
     "open": lambda fs, ino: fs.files.release(fs.open(ino, os.O_RDONLY)[0]),
     "truncate": lambda fs, ino: fs.files.truncate_unopened(ino, 4),
-    "fsync of the directory": lambda fs, _: fs.sync_directory(),
-    "resolve": lambda fs, _: fs.resolve(b"/a", fresh=True),
-    "attributes of the directory": lambda fs, _: (fs.getattr(1), fs.lookup(1, b"a")),
+    "fsync of the directory": lambda fs, _: fs.directories.sync(),
+    "resolve": lambda fs, _: fs.names.resolve(b"/a", fresh=True),
+    "attributes of the directory": lambda fs, _: (fs.attributes.get(1), fs.names.lookup(1, b"a")),
 }
 
 
@@ -97,7 +97,7 @@ def test_what_needs_the_file_has_it_made_first(fs: FileSystem, server: FakeServe
 @pytest.mark.parametrize("what", ["close", "setattr", "attributes of the directory"])
 def test_it_stays_as_old_as_its_program_was_told(fs: FileSystem, server: FakeServer, what: str) -> None:
     handle = create(fs)
-    told_ns = fs.getattr(handle.inode.ino).mtime_ns
+    told_ns = fs.attributes.get(handle.inode.ino).mtime_ns
     if what in CALLS:
         CALLS[what](fs, handle.inode.ino)
     close(fs, handle)
@@ -110,8 +110,8 @@ def test_a_name_that_waits_is_found_by_this_mount(fs: FileSystem, server: FakeSe
     write(fs, handle, 0, b"1234")
     fs.xattrs.set(1, b"user.quorumfs.drop_caches", b"", 0)
     server.calls.clear()
-    assert fs.lookup(1, b"a").size == 4
-    assert fs.getattr(handle.inode.ino).size == 4
+    assert fs.names.lookup(1, b"a").size == 4
+    assert fs.attributes.get(handle.inode.ino).size == 4
     assert not server.calls
     assert bytes(fs.files.read(handle, 0, 9)) == b"1234"
     close(fs, handle)
@@ -154,7 +154,7 @@ def test_a_refused_first_write_leaves_no_file_at_all(fs: FileSystem, server: Fak
         close(fs, handle)
     assert not exists(server)
     with pytest.raises(NotFound):
-        fs.lookup(1, b"a")
+        fs.names.lookup(1, b"a")
     assert server.calls["take_back"] == 0
 
 
@@ -185,8 +185,8 @@ ELSEWHERE: dict[str, Callable[[FileSystem], object]] = {
     "unlink": lambda fs: fs.unlink(1, b"other"),
     "mkdir": lambda fs: fs.make(1, b"new", stat.S_IFDIR | 0o755, 0, 0),
     "rename": lambda fs: fs.rename(1, b"other", 1, b"new"),
-    "list": lambda fs: fs.read_directory(fs.open_directory(1), restart=True),
-    "attributes of the directory": lambda fs: (fs._forget(), fs.getattr(1)),
+    "list": lambda fs: fs.directories.read(fs.directories.open(1), restart=True),
+    "attributes of the directory": lambda fs: (fs._forget(), fs.attributes.get(1)),
 }
 
 
@@ -201,7 +201,7 @@ def test_a_file_that_cannot_be_made_holds_up_only_its_own_program(
     ELSEWHERE[what](fs)
     assert not any(server.failures.values())
     with pytest.raises(NotFound):
-        fs.lookup(1, b"a")
+        fs.names.lookup(1, b"a")
     with pytest.raises(NotAlone):
         close(fs, handle)
     assert not exists(server)
@@ -219,7 +219,7 @@ def test_a_full_metadata_server_lets_other_files_be_removed(fs: FileSystem, serv
         fs.unlink(1, b"a")
     server.fail("write_file", full)
     with pytest.raises(NoSpace):
-        fs.sync_directory()
+        fs.directories.sync()
     write(fs, handle, 0, b"1234")
     close(fs, handle)
     assert server.committed(handle.inode.ino) == b"1234"

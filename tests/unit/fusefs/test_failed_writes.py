@@ -46,7 +46,7 @@ def test_a_failed_put_leaves_the_old_content(fs: FileSystem, server: FakeServer)
     fs.files.release(handle)
     assert server.committed(ino) == b"old"
     assert read(fs, ino) == b"old"
-    assert fs.getattr(ino).size == 3
+    assert fs.attributes.get(ino).size == 3
     assert server.calls["write_file"] == 1
 
 
@@ -228,10 +228,10 @@ def test_a_new_file_whose_write_fails_is_taken_back_at_its_last_close(
     server.fail("write_file", WriteFailed("no quorum"))
     with pytest.raises(WriteFailed):
         fs.files.flush(handle)
-    assert fs.lookup(1, b"a").ino == attributes.ino
+    assert fs.names.lookup(1, b"a").ino == attributes.ino
     fs.files.release(handle)
     with pytest.raises(NotFound):
-        fs.lookup(1, b"a")
+        fs.names.lookup(1, b"a")
 
 
 def test_a_new_file_whose_second_try_succeeds_stays(fs: FileSystem, server: FakeServer) -> None:

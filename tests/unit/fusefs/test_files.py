@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from fusefs import commits, files, filesystem, inodes
+from fusefs import commits, directories, files, inodes
 from fusefs.filesystem import FileSystem
 from tests.support import wait_until
 from tests.unit.fusefs.fakes import FakeServer, file_system
@@ -43,7 +43,7 @@ def test_nothing_is_visible_before_close(fs: FileSystem, server: FakeServer) -> 
     write(fs, handle, 0, b"x" * 3 * MIB)
     assert server.committed(ino) == b"old"
     assert read(fs, ino) == b"x" * 3 * MIB
-    assert fs.getattr(ino).size == 3 * MIB
+    assert fs.attributes.get(ino).size == 3 * MIB
     close(fs, handle)
     assert server.committed(ino) == b"x" * 3 * MIB
     assert read(fs, ino) == b"x" * 3 * MIB
@@ -73,7 +73,7 @@ def test_a_time_that_is_set_during_a_commit_stays(
     write_file, is_set = server.write_file, threading.Event()
 
     def set_time() -> None:
-        fs.setattr(attributes.ino, AttributeChanges(mtime_ns=5))
+        fs.attributes.set(attributes.ino, AttributeChanges(mtime_ns=5))
         is_set.set()
 
     setter = threading.Thread(target=set_time)
@@ -88,7 +88,7 @@ def test_a_time_that_is_set_during_a_commit_stays(
     setter.join()
     fs.files.release(handle)
     assert server.getattr(attributes.ino).mtime_ns == 5
-    assert fs.getattr(attributes.ino).mtime_ns == 5
+    assert fs.attributes.get(attributes.ino).mtime_ns == 5
 
 
 def test_fsync_is_durable_once_and_for_all(fs: FileSystem, server: FakeServer) -> None:
@@ -348,14 +348,14 @@ def test_very_many_extents_are_committed_in_steps(
 def test_times_set_while_writing_stand_after_close(fs: FileSystem, server: FakeServer) -> None:
     attributes, handle = fs.create(1, b"a", 0o644, 0, 0, os.O_WRONLY)
     write(fs, handle, 0, b"1234")
-    fs.setattr(attributes.ino, AttributeChanges(mtime_ns=1_000_000_007))
+    fs.attributes.set(attributes.ino, AttributeChanges(mtime_ns=1_000_000_007))
     close(fs, handle)
-    assert fs.getattr(attributes.ino).mtime_ns == 1_000_000_007
+    assert fs.attributes.get(attributes.ino).mtime_ns == 1_000_000_007
 
 
 def test_a_mode_set_elsewhere_while_writing_stands_after_close(fs: FileSystem, server: FakeServer) -> None:
     ino = make(fs, b"a", b"old")
-    fs.setattr(ino, AttributeChanges(mode=stat.S_IFREG | 0o4755))
+    fs.attributes.set(ino, AttributeChanges(mode=stat.S_IFREG | 0o4755))
     handle, _ = fs.files.open(ino, os.O_WRONLY)
     write(fs, handle, 0, b"new")
     server.setattr(ino, AttributeChanges(mode=stat.S_IFREG | 0o700))
@@ -421,7 +421,7 @@ def test_a_range_that_another_mount_has_written_since_the_open_is_zeroed(
     server.replace(ino, b"old and more")
     flag = files.FALLOCATE_PUNCH_HOLE if mode == "punch a hole" else files.FALLOCATE_ZERO_RANGE
     fs.files.allocate(handle, flag | files.FALLOCATE_KEEP_SIZE, 2, 100)
-    assert fs.getattr(ino).size in (3, 12)
+    assert fs.attributes.get(ino).size in (3, 12)
     close(fs, handle)
     assert server.committed(ino) == b"ol" + bytes(10)
 
@@ -440,29 +440,29 @@ def test_an_inode_is_closed_late_and_opened_again_without_a_call(fs: FileSystem,
 
 def test_a_walk_through_the_cache_is_verified_at_open(fs: FileSystem, server: FakeServer) -> None:
     old, new = make(fs, b"old", b"old"), make(fs, b"new", b"new")
-    fs.lookup(1, b"old", walker=7)
+    fs.names.lookup(1, b"old", walker=7)
     server.rename(1, b"new", 1, b"old", 0)  # by another mount
-    assert fs.lookup(1, b"old", walker=7).ino == old
+    assert fs.names.lookup(1, b"old", walker=7).ino == old
     with pytest.raises(StaleFile):
         fs.open(old, os.O_RDONLY, walker=7)
-    assert fs.lookup(1, b"old", walker=7).ino == new
+    assert fs.names.lookup(1, b"old", walker=7).ino == new
     server.calls.clear()
     handle, _ = fs.open(new, os.O_RDONLY, walker=7)
     close(fs, handle)
     assert server.calls == Counter(open=1)
-    fs.lookup(1, b"old", walker=7)
+    fs.names.lookup(1, b"old", walker=7)
     close(fs, fs.open(new, os.O_RDONLY, walker=7)[0])
     assert server.calls == Counter(open=2), "the path is verified by the same call"
 
 
 def test_dropped_caches_have_the_server_asked_again(fs: FileSystem, server: FakeServer) -> None:
     ino = make(fs, b"a", b"old")
-    fs.lookup(1, b"a")
+    fs.names.lookup(1, b"a")
     asked = server.calls["resolve"]
-    fs.lookup(1, b"a")
+    fs.names.lookup(1, b"a")
     assert server.calls["resolve"] == asked
     fs.xattrs.set(ino, b"user.quorumfs.drop_caches", b"", 0)
-    fs.lookup(1, b"a")
+    fs.names.lookup(1, b"a")
     assert server.calls["resolve"] == asked + 1
 
 
@@ -470,12 +470,12 @@ def test_the_cache_answers_for_a_while_and_own_changes_at_once(fs: FileSystem, s
     make(fs, b"a", b"1")
     server.calls.clear()
     for _ in range(5):
-        assert fs.getattr(fs.lookup(1, b"a").ino).size == 1
+        assert fs.attributes.get(fs.names.lookup(1, b"a").ino).size == 1
     assert not server.calls
     fs.rename(1, b"a", 1, b"b")
-    assert fs.lookup(1, b"b").size == 1
-    fs.setattr(fs.lookup(1, b"b").ino, AttributeChanges(mode=0o100600))
-    assert fs.lookup(1, b"b").mode == 0o100600
+    assert fs.names.lookup(1, b"b").size == 1
+    fs.attributes.set(fs.names.lookup(1, b"b").ino, AttributeChanges(mode=0o100600))
+    assert fs.names.lookup(1, b"b").mode == 0o100600
 
 
 @pytest.mark.parametrize("mode", [0, 1])
@@ -484,9 +484,9 @@ def test_allocating_what_is_there_changes_times_alone(fs: FileSystem, server: Fa
     write(fs, handle, 0, b"1234")
     close(fs, handle)
     handle, _ = fs.open(attributes.ino, os.O_RDWR)
-    before = fs.getattr(attributes.ino)
+    before = fs.attributes.get(attributes.ino)
     fs.files.allocate(handle, mode, 1, 2)
-    waiting = fs.getattr(attributes.ino)
+    waiting = fs.attributes.get(attributes.ino)
     assert before.mtime_ns < waiting.mtime_ns == waiting.ctime_ns
     close(fs, handle)
     assert server.getattr(attributes.ino).mtime_ns == waiting.mtime_ns
@@ -498,9 +498,9 @@ def test_a_modification_time_in_the_future_is_not_when_it_was_changed(
 ) -> None:
     attributes, handle = fs.create(1, b"a", 0o644, 0, 0, os.O_RDWR)
     write(fs, handle, 0, b"1234")
-    before = fs.getattr(attributes.ino)
-    fs.setattr(attributes.ino, AttributeChanges(mtime_ns=2**62))
-    found = fs.getattr(attributes.ino)
+    before = fs.attributes.get(attributes.ino)
+    fs.attributes.set(attributes.ino, AttributeChanges(mtime_ns=2**62))
+    found = fs.attributes.get(attributes.ino)
     assert found.mtime_ns == 2**62
     assert found.ctime_ns == before.ctime_ns
     close(fs, handle)
@@ -616,7 +616,7 @@ def test_random_work_is_what_a_bytearray_says(seed: int, monkeypatch: pytest.Mon
         else:
             size = dice.choice([10, 100_000, 2 * MIB])
             assert bytes(fs.files.read(handle, place, size)) == model[place : place + size]
-        assert fs.getattr(ino).size == len(model)
+        assert fs.attributes.get(ino).size == len(model)
         assert server.committed(ino) == committed
     close(fs, handle)
     assert server.committed(ino) == model
@@ -630,8 +630,8 @@ def test_a_listing_spares_a_call_for_each_files_security_attributes(
 ) -> None:
     _, handle = fs.create(1, b"a", 0o644, 0, 0, os.O_WRONLY)
     close(fs, handle)
-    fs._names.forget()
-    (entry,) = fs.read_directory(fs.open_directory(1), restart=False)
+    fs._cache.forget()
+    (entry,) = fs.directories.read(fs.directories.open(1), restart=False)
     server.calls.clear()
     for name, error in ((b"security.selinux", NotSupported), (b"security.capability", NoAttribute)):
         with pytest.raises(error):
@@ -645,22 +645,22 @@ def test_a_listing_spares_a_call_for_each_files_security_attributes(
 def test_a_long_directory_is_read_as_it_is_needed_and_each_name_once(
     fs: FileSystem, server: FakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(filesystem, "DIRECTORY_RUN", 10)
+    monkeypatch.setattr(directories, "DIRECTORY_RUN", 10)
     for number in range(35):
         make(fs, b"%02d" % number, b"")
     server.calls.clear()
-    handle = fs.open_directory(1)
-    assert len(fs.read_directory(handle, True, 5)) == 10
-    assert len(fs.read_directory(handle, False, 11)) == 20
+    handle = fs.directories.open(1)
+    assert len(fs.directories.read(handle, True, 5)) == 10
+    assert len(fs.directories.read(handle, False, 11)) == 20
     assert server.calls["read_directory"] == 2
     fs.unlink(1, b"03")
     fs.unlink(1, b"34")
     make(fs, b"00 comes too late", b"")
     make(fs, b"33 comes in time", b"")
-    names = [entry.name for entry in fs.read_directory(handle, False)]
+    names = [entry.name for entry in fs.directories.read(handle, False)]
     assert names == [b"%02d" % number for number in range(34)] + [b"33 comes in time"]
     assert server.calls["read_directory"] == 4
-    names = [entry.name for entry in fs.read_directory(handle, True)]
+    names = [entry.name for entry in fs.directories.read(handle, True)]
     there = {b"%02d" % number for number in range(34) if number != 3}
     assert set(names) == there | {b"00 comes too late", b"33 comes in time"}
     assert len(names) == len(set(names))

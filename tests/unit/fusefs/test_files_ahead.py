@@ -50,7 +50,7 @@ def test_bytes_that_came_with_open_and_do_not_match_the_witness_are_not_used(
 def make_neighbours(fs: FileSystem, count: int) -> list[int]:
     inos = [make(fs, b"%04d" % number, b"%04d" % number * 9) for number in range(count)]
     fs.xattrs.set(1, b"user.quorumfs.drop_caches", b"", 0)
-    fs.read_directory(fs.open_directory(1), restart=False)
+    fs.directories.read(fs.directories.open(1), restart=False)
     return inos
 
 
@@ -97,7 +97,7 @@ def test_a_mount_that_is_alone_opens_what_was_fetched_ahead_without_a_call(
 ) -> None:
     fs._grant.extend(seconds_passed(), 60.0)
     inos = make_neighbours(fs, 100)
-    fs.read_directory(fs.open_directory(1), restart=False)
+    fs.directories.read(fs.directories.open(1), restart=False)
     server.calls.clear()
     assert [read(fs, ino) for ino in inos] == [b"%04d" % number * 9 for number in range(100)]
     assert server.calls["open"] <= 8

@@ -139,9 +139,9 @@ def test_a_file_that_no_server_knows_is_not_made_any_more(
     fs.locks.set(lock_file, of(lock_file))
     server.alone = True
     fs._grant.extend(0.0, 1e9)
-    fs.getattr(1)
+    fs.attributes.get(1)
     with pytest.raises(NotFound):
-        fs.lookup(1, b"new")
+        fs.names.lookup(1, b"new")
     attributes, handle = fs.create(1, b"new", 0o644, 0, 0, os.O_WRONLY)
     assert handle.inode.birth is not None
     if how == "under way":

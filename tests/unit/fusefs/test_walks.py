@@ -32,9 +32,9 @@ class Paths:
 
     def walk(self, *names: bytes) -> int:
         """Look names up as the kernel does, the first one in `d`; return the last one's inode number."""
-        ino = self._fs.lookup(1, b"d", WALKER).ino
+        ino = self._fs.names.lookup(1, b"d", WALKER).ino
         for name in names:
-            ino = self._fs.lookup(ino, name, WALKER).ino
+            ino = self._fs.names.lookup(ino, name, WALKER).ino
         return ino
 
     def swap(self) -> None:
@@ -65,8 +65,8 @@ CHANGES: dict[str, Callable[[FileSystem, int, int], object]] = {
     "mkdir": lambda fs, parent, _: fs.make(parent, b"g", DIRECTORY, 0, 0, walker=WALKER),
     "create": lambda fs, parent, _: fs.create(parent, b"g", 0o644, 0, 0, os.O_WRONLY, WALKER),
     "readlink": lambda fs, _, ino: fs.read_link(ino, WALKER),
-    "opendir": lambda fs, parent, _: fs.open_directory(parent, WALKER),
-    "change by name": lambda fs, _, ino: fs.verify_unopened(ino, WALKER),
+    "opendir": lambda fs, parent, _: fs.directories.open(parent, WALKER),
+    "change by name": lambda fs, _, ino: fs.names.verify_unopened(ino, WALKER),
 }
 
 
@@ -123,7 +123,7 @@ def test_a_file_that_is_replaced_while_it_gets_a_name_is_looked_for_once_more(
         server.fail("link", NotFound("it has no name any more"))
         with pytest.raises(told):
             fs.link(ino, 1, b"g", WALKER)
-        fs.walk_anew(WALKER)
+        fs.names.walk_anew(WALKER)
     server.fail("link", NotFound("it has no name any more"))
     with pytest.raises(NotFound):
         fs.link(ino, 1, b"g", WALKER + 1)
@@ -137,7 +137,7 @@ def test_a_name_in_a_directory_that_is_removed_during_a_call_is_not_there(
     for walker, told in ((WALKER, NotFound), (WALKER + 1, StaleFile)):
         server.fail("resolve", StaleFile("it was removed"))
         with pytest.raises(told):
-            fs.lookup(paths.old, b"f", walker)
+            fs.names.lookup(paths.old, b"f", walker)
 
 
 def test_who_walks_anew_is_told_what_the_server_says(
@@ -147,13 +147,13 @@ def test_who_walks_anew_is_told_what_the_server_says(
     paths.swap()
     with pytest.raises(StaleFile):
         fs.open(old, os.O_RDONLY, WALKER)
-    fs.walk_anew(WALKER)
+    fs.names.walk_anew(WALKER)
     new = paths.walk(b"f")
     server.calls.clear()
     assert paths.walk(b"f") == new, "the kernel looks a name up twice if it is of another inode now"
     assert server.calls == Counter(resolve=2)
     close(fs, fs.open(new, os.O_RDONLY, WALKER)[0])
-    assert fs.lookup(1, b"d", WALKER + 1).ino == paths.new
+    assert fs.names.lookup(1, b"d", WALKER + 1).ino == paths.new
     assert server.calls == Counter(resolve=2, open=1)
 
 
@@ -185,7 +185,7 @@ def test_a_file_that_is_open_is_changed_by_its_descriptor_wherever_its_name_is(
     handle, _ = fs.files.open(paths.walk(b"f"), os.O_RDONLY)
     ino = paths.walk(b"f")
     paths.swap()
-    fs.verify_unopened(ino, WALKER)
+    fs.names.verify_unopened(ino, WALKER)
     assert not server.calls
     close(fs, handle)
 
