@@ -45,18 +45,21 @@ def main() -> int:
         config = load(options.config)
         mountpoint = check_mountpoint(options.mountpoint)
         check_device()
-        run(config, mountpoint, options.binding)
+        run(config, options.config.absolute().parent, mountpoint, options.read_only, options.binding)
     except ConfigError as error:
         print(error, file=sys.stderr)
         return EXIT_BAD_SETTINGS
     return 0
 
 
-def run(config: ClusterConfig, mountpoint: Path, binding: Binding | None) -> None:
-    """Connect, mount, and serve until it is unmounted. Raises ConfigError."""
+def run(
+    config: ClusterConfig, directory: Path, mountpoint: Path, read_only: bool, binding: Binding | None
+) -> None:
+    """Connect, mount, and serve until unmounted; `directory` has the configuration. Raises ConfigError."""
     name = f"mount {mountpoint} of {getpass.getuser()} on {socket.gethostname()} (pid {os.getpid()})"
     with connect(config, name) as filesystem:
-        options = MountOptions(str(mountpoint), others_allowed(), partial(_tell_ready, mountpoint))
+        ready = partial(_tell_ready, mountpoint)
+        options = MountOptions(str(mountpoint), str(directory), others_allowed(), read_only, ready)
         serve(filesystem, options, binding)
 
 
@@ -124,6 +127,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument(
         "--binding", choices=("mfusepy", "fusepy"), help="default: mfusepy if it can be loaded"
     )
+    parser.add_argument("--read-only", action="store_true", help="have the kernel refuse all changes")
     parser.add_argument("--log", type=Path, help="also log to this file")
     parser.add_argument("mountpoint", type=Path, help="an empty directory")
     return parser.parse_args()

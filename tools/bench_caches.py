@@ -47,7 +47,7 @@ class Caches:
     def is_quorumfs(self, directory: Path) -> bool:
         """Tell whether a directory lies on a mount of quorumfs."""
         mount = self._kinds[directory]
-        return mount is not None and "quorumfs" in (mount.type.partition(".")[2], mount.source)
+        return mount is not None and mount.type == mounts.TYPE
 
     def notes(self) -> tuple[str, ...]:
         """Return what is dropped before cold work and what is not, in words."""

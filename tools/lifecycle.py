@@ -57,6 +57,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     mount.add_argument(
         "--no-supervise", action="store_true", help="do not mount it again if its process dies (as up does)"
     )
+    mount.add_argument("--read-only", action="store_true", help="refuse all changes made through this mount")
     _finish(mount, run_mount)
     umount = subparsers.add_parser("umount", help="unmount; the servers go on")
     umount.add_argument("mountpoint", nargs="?", type=Path, help="which (default: all of the cluster)")
@@ -166,10 +167,14 @@ def _check_options(arguments: argparse.Namespace, cluster: LocalCluster) -> None
 
 
 def _live_mounts(cluster: LocalCluster) -> list[Path]:
-    """Return where the cluster is mounted, after clearing away what dead mounts left behind."""
+    """Return where the cluster is mounted, after clearing away what dead mounts left behind.
+
+    The process of one that was unmounted by other means may still be ending.
+    """
     cluster.clear_dead_mounts()
     records = [cluster.process(name).record() for name in cluster.mount_names()]
-    return [Path(record.place) for record in records if record is not None]
+    places = [Path(record.place) for record in records if record is not None]
+    return [place for place in places if mounts.mount_at(place) is not None]
 
 
 def _wanted_place(given: Path | None, places: list[Path], undo: ExitStack) -> Path | None:
@@ -253,7 +258,8 @@ def run_mount(arguments: argparse.Namespace) -> int:
             raise ConfigError(f"the mediator is down; start the cluster with: {typed('up', arguments.state)}")
         if place in _live_mounts(cluster):
             raise ConfigError(f"{arguments.mountpoint}: the cluster is mounted there already")
-        name = cluster.mount(arguments.mountpoint, *([] if arguments.no_supervise else [SUPERVISE]))
+        options = [*([] if arguments.no_supervise else [SUPERVISE]), *(["--read-only"] * arguments.read_only)]
+        name = cluster.mount(arguments.mountpoint, *options)
     if arguments.json:
         print_json({"name": name, "mountpoint": place})
     else:

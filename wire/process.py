@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import os
 import signal
+import socket
 import sys
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -83,5 +85,18 @@ async def serve(
 
 
 def print_ready(kind: str, number: int, place: str) -> None:
-    """Tell on standard output that this process serves, and where."""
+    """Tell on standard output that this process serves, and where; and a service manager, if one asks."""
     print(f"ready {kind} {number} {place}", flush=True)
+    try:
+        _notify(b"READY=1")
+    except OSError as error:
+        logging.getLogger("wire.process").warning("the service manager cannot be told: %s", error)
+
+
+def _notify(state: bytes) -> None:
+    """Tell systemd, if it started this process as one of `Type=notify`: sd_notify(3)."""
+    path = os.environ.get("NOTIFY_SOCKET", "")
+    if not path:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+        sender.sendto(state, "\0" + path[1:] if path.startswith("@") else path)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -31,13 +32,22 @@ class MountOptions:
 
     Attributes:
         mountpoint: an absolute path.
+        source: what df(1) and findmnt(8) show of what is mounted.
         allow_other: whether users other than the one who mounts may use it.
+        read_only: whether the kernel refuses whatever would change a file.
         ready: called once, when the mount answers.
     """
 
     mountpoint: str
+    source: str
     allow_other: bool
+    read_only: bool
     ready: Callable[[], None]
+
+    @property
+    def escaped_source(self) -> str:
+        """The source as libfuse wants it among its options, which it parts at commas."""
+        return re.sub(r"[\\,]", r"\\\g<0>", self.source)
 
 
 def errno_of(error: BaseException, operation: str) -> int:

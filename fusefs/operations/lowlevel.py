@@ -95,10 +95,13 @@ class Mount:
 
     def run(self) -> None:
         library, waits = self._library, self._fs.patience.waits
-        settings = ["fsname=quorumfs", "subtype=quorumfs", "default_permissions", f"max_read={REQUEST_BYTES}"]
+        source = f"fsname={self._options.escaped_source}"
+        settings = [source, "subtype=quorumfs", "default_permissions", f"max_read={REQUEST_BYTES}"]
         if self._options.allow_other:
             settings.append("allow_other")
-        words = [b"quorumfs", b"-o", ",".join(settings).encode()]
+        if self._options.read_only:
+            settings.append("ro")
+        words = [b"quorumfs", b"-o", os.fsencode(",".join(settings))]
         arguments = Arguments(len(words), (ctypes.c_char_p * (len(words) + 1))(*words, None), 0)
         session = library.new_session(
             byref(arguments), byref(self._callbacks), ctypes.sizeof(Callbacks), None

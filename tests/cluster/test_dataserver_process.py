@@ -6,6 +6,7 @@ import asyncio
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -355,3 +356,30 @@ def test_what_was_served_before_an_index_was_built_anew_keeps_no_memory(start: S
             await client.close()
 
     asyncio.run(story())
+
+
+@pytest.mark.parametrize("abstract", [False, True])
+def test_a_service_manager_is_told_when_it_is_ready(
+    abstract: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = str(tmp_path / "notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind("\0" + path if abstract else path)
+        manager.settimeout(READY_SECONDS)
+        monkeypatch.setenv("NOTIFY_SOCKET", "@" + path if abstract else path)
+        server = Running(tmp_path / "server")
+        try:
+            assert manager.recv(100) == b"READY=1"
+            server.ready()
+        finally:
+            server.end()
+
+
+def test_a_service_manager_that_is_gone_stops_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "none"))
+    server = Running(tmp_path / "server")
+    server.ready()
+    wait_until(lambda: "the service manager cannot be told" in server.log(), READY_SECONDS, "it says so")
+    assert server.end(signal.SIGTERM) == 0

@@ -128,3 +128,16 @@ def test_what_is_mounted_is_known_without_asking_it(here: Path) -> None:
     finally:
         mount.signal(signal.SIGCONT)
     assert "mounted there already" in done.stderr
+
+
+def test_what_was_unmounted_by_other_means_can_be_mounted_again_at_once(here: Path) -> None:
+    ok(run_command(here, "up", *SINGLE))
+    cluster = LocalCluster.open(here / ".quorumfs")
+    cluster.process("mount-1").signal(signal.SIGSTOP)  # as while it still writes
+    try:
+        mounts.unmount(here / "mnt")
+        ok(run_command(here, "mount", "mnt"))
+        assert mounts.mount_at(here / "mnt") is not None
+    finally:
+        cluster.process("mount-1").signal(signal.SIGCONT)
+    ok(run_command(here, "down"))

@@ -1,0 +1,128 @@
+"""What mount(8) and /etc/fstab have: a type of its own, read-only mounts, and a source that df(1) shows."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support import ROOT, run_command
+from tools import mount_helper, mounts
+from tools.cluster import LocalCluster
+
+SECONDS = 60
+SINGLE = {"servers": 1, "read_quorum": 1, "write_quorum": 1}
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
+    """A running cluster whose directory has a name that is hard to tell libfuse."""
+    base = tmp_path_factory.mktemp("helper")
+    with LocalCluster.create(base / r"a, b\c=d", **SINGLE) as made:
+        made.start()
+        yield made
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    made = tmp_path / "mnt"
+    made.mkdir()
+    return made
+
+
+def in_a_namespace(script: str, **words: Path) -> str:
+    """Run a shell script in a mount namespace of its own, and return what it prints.
+
+    There, /usr/sbin has nothing but the helper, as after linking it there.
+    """
+    helper = f'#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} -P -m tools.mount_helper "$@"\n'
+    begin = (
+        "set -e; mount -t tmpfs none /usr/sbin\n"
+        "printf '%s' \"$HELPER\" > /usr/sbin/mount.fuse.quorumfs; chmod +x /usr/sbin/mount.fuse.quorumfs\n"
+    )
+    done = subprocess.run(
+        ["unshare", "--mount", "--propagation", "private", "sh", "-c", begin + script],
+        env={**os.environ, "HELPER": helper, **{name: str(word) for name, word in words.items()}},
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
+    assert done.returncode == 0, done
+    return done.stdout
+
+
+def test_mount_8_mounts_it_by_its_type(cluster: LocalCluster, place: Path) -> None:
+    said = in_a_namespace(
+        'mount -t fuse.quorumfs "$SOURCE" "$PLACE"\n'
+        'echo 1234 > "$PLACE/a.txt"; cat "$PLACE/a.txt"\n'
+        'findmnt --noheadings --raw --output FSTYPE "$PLACE"\n'
+        'df --output=source "$PLACE" | tail -n 1\n'
+        'umount "$PLACE"\n',
+        SOURCE=cluster.directory,
+        PLACE=place,
+    )
+    assert said.splitlines()[-3:] == ["1234", "fuse.quorumfs", str(cluster.directory)]
+
+
+def test_a_line_of_fstab_is_enough_and_is_mounted_once(cluster: LocalCluster, place: Path) -> None:
+    escaped = str(cluster.directory).replace("\\", r"\134").replace(" ", r"\040")
+    line = f"{escaped} {place} fuse.quorumfs ro,nofail,_netdev,x-systemd.automount 0 0\n"
+    said = in_a_namespace(
+        'printf "%s" "$LINE" > "$PLACE.fstab"\n'
+        'mount --all --fstab "$PLACE.fstab"; mount --all --fstab "$PLACE.fstab"\n'
+        'findmnt --noheadings --raw --output OPTIONS "$PLACE" | cut -d, -f1\n'
+        '(echo no > "$PLACE/b.txt") 2>&1 || true\n'
+        'umount "$PLACE"\n',
+        LINE=Path(line),
+        PLACE=place,
+    )
+    options, refused = said.splitlines()[-2:]
+    assert options == "ro"
+    assert "Read-only file system" in refused
+
+
+def test_a_read_only_mount_reads_and_refuses_changes(cluster: LocalCluster, place: Path) -> None:
+    name = cluster.mount(place)
+    (place / "kept.txt").write_text("1234\n")
+    cluster.unmount(name)
+    done = run_command(place.parent, "mount", "mnt", "--read-only", "--state", str(cluster.directory))
+    assert done.returncode == 0, done
+    try:
+        assert (place / "kept.txt").read_text() == "1234\n"
+        for change in (lambda: (place / "kept.txt").write_text(""), (place / "new").mkdir):
+            with pytest.raises(OSError) as refused:
+                change()
+            assert refused.value.errno == errno.EROFS
+    finally:
+        assert run_command(place.parent, "umount", "mnt", "--state", str(cluster.directory)).returncode == 0
+
+
+def test_the_source_is_the_directory_of_the_cluster(cluster: LocalCluster, place: Path) -> None:
+    name = cluster.mount(place)
+    mount = mounts.mount_at(place)
+    assert mount is not None
+    assert (mount.type, mount.source) == (mounts.TYPE, str(cluster.directory))
+    cluster.unmount(name)
+
+
+@pytest.mark.parametrize(
+    ("options", "status", "said"),
+    [
+        (["-o", "rw,remount"], mount_helper.BAD_USAGE, "unknown option remount"),
+        (["-o", "suid"], mount_helper.BAD_USAGE, "unknown option suid"),
+        (["-o", "remount", "-s", "-f"], 0, ""),
+        (["-o", "rw,noatime,x-systemd.requires=a.service", "-n", "-v", "-f"], 0, ""),
+        (["-o", "rw"], mount_helper.NOT_MOUNTED, "cluster.toml"),
+    ],
+)
+def test_what_it_is_told_and_tells(
+    options: list[str], status: int, said: str, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert mount_helper.main([str(place.parent / "none"), str(place), *options]) == status
+    assert said in capsys.readouterr().err
