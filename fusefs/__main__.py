@@ -45,7 +45,7 @@ def main() -> int:
         config = load(options.config)
         mountpoint = check_mountpoint(options.mountpoint)
         check_device()
-        run(config, options.config.absolute().parent, mountpoint, options.read_only, options.binding)
+        run(config, options.config.absolute().parent, mountpoint, tuple(options.refuse), options.binding)
     except ConfigError as error:
         print(error, file=sys.stderr)
         return EXIT_BAD_SETTINGS
@@ -53,13 +53,17 @@ def main() -> int:
 
 
 def run(
-    config: ClusterConfig, directory: Path, mountpoint: Path, read_only: bool, binding: Binding | None
+    config: ClusterConfig,
+    directory: Path,
+    mountpoint: Path,
+    refused: tuple[str, ...],
+    binding: Binding | None,
 ) -> None:
     """Connect, mount, and serve until unmounted; `directory` has the configuration. Raises ConfigError."""
     name = f"mount {mountpoint} of {getpass.getuser()} on {socket.gethostname()} (pid {os.getpid()})"
     with connect(config, name) as filesystem:
         ready = partial(_tell_ready, mountpoint)
-        options = MountOptions(str(mountpoint), str(directory), others_allowed(), read_only, ready)
+        options = MountOptions(str(mountpoint), str(directory), others_allowed(), refused, ready)
         serve(filesystem, options, binding)
 
 
@@ -127,7 +131,13 @@ def _parse() -> argparse.Namespace:
     parser.add_argument(
         "--binding", choices=("mfusepy", "fusepy"), help="default: mfusepy if it can be loaded"
     )
-    parser.add_argument("--read-only", action="store_true", help="have the kernel refuse all changes")
+    parser.add_argument(
+        "--refuse",
+        action="append",
+        choices=("ro", "noexec"),
+        default=[],
+        help="have the kernel refuse all changes (ro), or to run programs (noexec)",
+    )
     parser.add_argument("--log", type=Path, help="also log to this file")
     parser.add_argument("mountpoint", type=Path, help="an empty directory")
     return parser.parse_args()

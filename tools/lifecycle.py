@@ -58,6 +58,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         "--no-supervise", action="store_true", help="do not mount it again if its process dies (as up does)"
     )
     mount.add_argument("--read-only", action="store_true", help="refuse all changes made through this mount")
+    mount.add_argument("--no-exec", action="store_true", help="refuse to run programs from this mount")
     _finish(mount, run_mount)
     umount = subparsers.add_parser("umount", help="unmount; the servers go on")
     umount.add_argument("mountpoint", nargs="?", type=Path, help="which (default: all of the cluster)")
@@ -258,7 +259,8 @@ def run_mount(arguments: argparse.Namespace) -> int:
             raise ConfigError(f"the mediator is down; start the cluster with: {typed('up', arguments.state)}")
         if place in _live_mounts(cluster):
             raise ConfigError(f"{arguments.mountpoint}: the cluster is mounted there already")
-        options = [*([] if arguments.no_supervise else [SUPERVISE]), *(["--read-only"] * arguments.read_only)]
+        options = [] if arguments.no_supervise else [SUPERVISE]
+        options += ["--refuse", "ro"] * arguments.read_only + ["--refuse", "noexec"] * arguments.no_exec
         name = cluster.mount(arguments.mountpoint, *options)
     if arguments.json:
         print_json({"name": name, "mountpoint": place})

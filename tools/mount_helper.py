@@ -10,6 +10,8 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 from tools import cli
@@ -41,7 +43,7 @@ HARMLESS = {
 """What changes nothing, or is heeded by who reads /etc/fstab."""
 FOR_OTHERS = ("x-", "X-", "comment=")
 """How options begin that are meant for other programs, such as systemd."""
-TRANSLATED = {"ro": "--read-only", "nosupervise": "--no-supervise"}
+TRANSLATED = {"ro": "--read-only", "noexec": "--no-exec", "nosupervise": "--no-supervise"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -57,7 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     words = ["mount", str(parsed.mountpoint), "--state", str(parsed.source)]
     words += dict.fromkeys(TRANSLATED[option] for option in options if option in TRANSLATED)
-    return NOT_MOUNTED if cli.main(words) else 0
+    with redirect_stdout(StringIO()):  # a mount that works says nothing
+        return NOT_MOUNTED if cli.main(words) else 0
 
 
 def _is_known(option: str) -> bool:

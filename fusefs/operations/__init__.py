@@ -34,14 +34,14 @@ class MountOptions:
         mountpoint: an absolute path.
         source: what df(1) and findmnt(8) show of what is mounted.
         allow_other: whether users other than the one who mounts may use it.
-        read_only: whether the kernel refuses whatever would change a file.
+        refused: what the kernel refuses, in words of mount(8): "ro" all changes, "noexec" to run programs.
         ready: called once, when the mount answers.
     """
 
     mountpoint: str
     source: str
     allow_other: bool
-    read_only: bool
+    refused: tuple[str, ...]
     ready: Callable[[], None]
 
     @property

@@ -97,10 +97,9 @@ class Mount:
         library, waits = self._library, self._fs.patience.waits
         source = f"fsname={self._options.escaped_source}"
         settings = [source, "subtype=quorumfs", "default_permissions", f"max_read={REQUEST_BYTES}"]
+        settings += self._options.refused
         if self._options.allow_other:
             settings.append("allow_other")
-        if self._options.read_only:
-            settings.append("ro")
         words = [b"quorumfs", b"-o", os.fsencode(",".join(settings))]
         arguments = Arguments(len(words), (ctypes.c_char_p * (len(words) + 1))(*words, None), 0)
         session = library.new_session(

@@ -46,7 +46,7 @@ def mount(filesystem: FileSystem, options: MountOptions) -> None:
             subtype="quorumfs",
             default_permissions=True,
             allow_other=options.allow_other,
-            ro=options.read_only,
+            **dict.fromkeys(options.refused, True),
             use_ino=True,
             big_writes=True,
             max_read=REQUEST_BYTES,
