@@ -8,6 +8,7 @@ has it: 0 mounted, 1 called wrongly, 32 not mounted.
 from __future__ import annotations
 
 import argparse
+import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import redirect_stdout
@@ -43,6 +44,9 @@ HARMLESS = {
 """What changes nothing, or is heeded by who reads /etc/fstab."""
 FOR_OTHERS = ("x-", "X-", "comment=")
 """How options begin that are meant for other programs, such as systemd."""
+REMOUNT = "remount"
+REMOUNTED = {REMOUNT, "ro", "rw", "noexec", "exec"}
+"""What the kernel changes by itself of what is mounted."""
 TRANSLATED = {"ro": "--read-only", "noexec": "--no-exec", "nosupervise": "--no-supervise"}
 
 
@@ -51,6 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = _parse(arguments)
     options = [option for part in parsed.options for option in part.split(",") if option]
     unknown = [each for each in options if not _is_known(each)]
+    if REMOUNT in options:  # the others are those that it is mounted with
+        return _remount(parsed.mountpoint, [option for option in options if option in REMOUNTED])
     if unknown and not parsed.sloppy:
         known = ", ".join(sorted(TRANSLATED))
         print(f"mount.fuse.quorumfs: unknown option {unknown[0]}: it has {known}", file=sys.stderr)
@@ -61,6 +67,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words += dict.fromkeys(TRANSLATED[option] for option in options if option in TRANSLATED)
     with redirect_stdout(StringIO()):  # a mount that works says nothing
         return NOT_MOUNTED if cli.main(words) else 0
+
+
+def _remount(mountpoint: Path, options: Sequence[str]) -> int:
+    """Change what the kernel refuses on a mount; mount(8) does it, without asking this helper again."""
+    return subprocess.run(["mount", "-i", "-o", ",".join(options), mountpoint], check=False).returncode
 
 
 def _is_known(option: str) -> bool:

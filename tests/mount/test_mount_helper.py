@@ -87,6 +87,22 @@ def test_a_line_of_fstab_is_enough_and_is_mounted_once(cluster: LocalCluster, pl
     assert "Read-only file system" in refused
 
 
+def test_a_mount_is_made_read_only_and_writable_again(cluster: LocalCluster, place: Path) -> None:
+    said = in_a_namespace(
+        'mount -t fuse.quorumfs "$SOURCE" "$PLACE"\n'
+        'mount -t fuse.quorumfs -o remount,ro "$SOURCE" "$PLACE"\n'
+        '(echo no > "$PLACE/c.txt") 2>&1 || true\n'
+        'mount -o remount,rw "$PLACE"\n'
+        'echo yes > "$PLACE/c.txt"; cat "$PLACE/c.txt"\n'
+        'umount "$PLACE"\n',
+        SOURCE=cluster.directory,
+        PLACE=place,
+    )
+    refused, written = said.splitlines()
+    assert "Read-only file system" in refused
+    assert written == "yes"
+
+
 def test_a_read_only_mount_reads_and_refuses_changes(cluster: LocalCluster, place: Path) -> None:
     name = cluster.mount(place)
     (place / "kept.txt").write_text("1234\n")
@@ -114,9 +130,9 @@ def test_the_source_is_the_directory_of_the_cluster(cluster: LocalCluster, place
 @pytest.mark.parametrize(
     ("options", "status", "said"),
     [
-        (["-o", "rw,remount"], mount_helper.BAD_USAGE, "unknown option remount"),
+        (["-o", "rw,sync"], mount_helper.BAD_USAGE, "unknown option sync"),
         (["-o", "suid"], mount_helper.BAD_USAGE, "unknown option suid"),
-        (["-o", "remount", "-s", "-f"], 0, ""),
+        (["-o", "sync", "-s", "-f"], 0, ""),
         (["-o", "rw,noatime,x-systemd.requires=a.service", "-n", "-v", "-f"], 0, ""),
         (["-o", "rw"], mount_helper.NOT_MOUNTED, "cluster.toml"),
     ],
