@@ -64,6 +64,21 @@ class Names:
         self._walks.step(walker, parent, name, attributes.ino, fresh, era)
         return self._attributes.seen(attributes)
 
+    def by_number(self, ino: int, name: bytes) -> Attributes:
+        """Return an inode of which only the number is known (`name` is b"."), or its directory (b"..").
+
+        The kernel asks so for a handle of name_to_handle_at(2), when it has forgotten the inode itself.
+
+        Raises:
+            StaleFile: it was removed.
+        """
+        if name == b"..":
+            return self._attributes.seen(self._namespace.parent(ino))
+        found = self._attributes.get(ino)
+        if not found.nlink:
+            raise StaleFile(f"inode {ino} was removed")
+        return found
+
     def _find(self, parent: int, name: bytes, walker: int) -> Attributes | None:
         """Return what is known of a name, if it is right or a later call by it can still find out otherwise.
 

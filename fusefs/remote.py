@@ -89,6 +89,9 @@ class RemoteNamespace:
     def read_directory(self, ino: int, after: bytes, limit: int) -> DirectoryPage:
         return self._ask(NamespaceMethods.read_directory, ino, after, limit)
 
+    def parent(self, ino: int) -> Attributes:
+        return self._ask(NamespaceMethods.parent, ino)
+
     def read_link(self, ino: int) -> bytes:
         return self._ask(NamespaceMethods.read_link, ino)
 

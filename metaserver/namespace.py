@@ -114,6 +114,12 @@ class Namespace:
         numbers = dict.fromkeys(entry.attributes.ino for entry in entries)
         return [ino for ino in numbers if self._execute(_SECURED, (ino,)).fetchone() is not None]
 
+    def parent(self, ino: int) -> Attributes:
+        """Return the directory that a directory is in. Raises StaleFile, NotADirectory."""
+        self._inodes.directory(ino)
+        (parent,) = self._execute("SELECT parent FROM inodes WHERE ino = ?", (ino,)).fetchone()
+        return self._inodes.load(parent)
+
     def read_link(self, ino: int) -> bytes:
         """Return a symbolic link's target. Raises StaleFile, InvalidArgument."""
         if not stat.S_ISLNK(self._inodes.load(ino).mode):

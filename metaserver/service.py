@@ -199,6 +199,9 @@ class MetaService:
     def read_directory(self, ino: int, after: bytes, limit: int) -> DirectoryPage:
         return self._store.read(self._namespace.read_directory, ino, after, limit)
 
+    def parent(self, ino: int) -> Attributes:
+        return self._store.read(self._namespace.parent, ino)
+
     def read_link(self, ino: int) -> bytes:
         return self._store.read(self._namespace.read_link, ino)
 

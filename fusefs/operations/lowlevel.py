@@ -58,9 +58,11 @@ SMALL_REQUEST_BYTES = 64 * 1024
 BACKGROUND_REQUESTS = 64
 
 ASYNC_READ, ATOMIC_O_TRUNC, PARALLEL_DIROPS = 1 << 0, 1 << 3, 1 << 18
-POSIX_LOCKS, FLOCK_LOCKS = 1 << 1, 1 << 10
+POSIX_LOCKS, EXPORT_SUPPORT, FLOCK_LOCKS = 1 << 1, 1 << 4, 1 << 10
 AUTO_INVAL_DATA, READDIRPLUS, READDIRPLUS_AUTO, HANDLE_KILLPRIV = 1 << 12, 1 << 13, 1 << 14, 1 << 20
-WANTED = ASYNC_READ | ATOMIC_O_TRUNC | PARALLEL_DIROPS | POSIX_LOCKS | FLOCK_LOCKS | READDIRPLUS
+WANTED = (
+    ASYNC_READ | ATOMIC_O_TRUNC | PARALLEL_DIROPS | POSIX_LOCKS | FLOCK_LOCKS | READDIRPLUS | EXPORT_SUPPORT
+)
 UNWANTED = AUTO_INVAL_DATA | READDIRPLUS_AUTO | HANDLE_KILLPRIV
 """Pages are dropped at open instead; the kernel clears the set-id bits, but for FileSystem.drop_set_id."""
 
@@ -177,6 +179,8 @@ class Mount:
     # names
 
     def lookup(self, request: int, parent: int, name: bytes) -> None:
+        if name in (b".", b".."):
+            return self._entry(request, self._fs.names.by_number(parent, name), parent, name)
         try:
             attributes = self._fs.names.lookup(parent, name, self._walker(request))
         except NotFound:
@@ -184,9 +188,8 @@ class Mount:
                 raise
             entry = EntryParameters(entry_timeout=seconds)
             self._library.reply_entry(request, byref(entry))
-            self._check_kept(seconds, (parent, name, 0))
-        else:
-            self._entry(request, attributes, parent, name)
+            return self._check_kept(seconds, (parent, name, 0))
+        return self._entry(request, attributes, parent, name)
 
     def _walker(self, request: int) -> int:
         return int(self._library.context(request).contents.pid)

@@ -136,6 +136,15 @@ class NamespaceMethods:
         """
         raise NotImplementedError
 
+    def parent(self, ino: int) -> Attributes:
+        """Return the directory that a directory is in; of the root, itself.
+
+        Raises:
+            NotADirectory: it is none.
+            StaleFile: it does not exist, or was removed.
+        """
+        raise NotImplementedError
+
     def read_link(self, ino: int) -> bytes:
         """Return a symbolic link's target. Raises StaleFile, InvalidArgument."""
         raise NotImplementedError

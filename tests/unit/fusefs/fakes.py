@@ -145,6 +145,9 @@ class FakeServer:
         page = [Entry(name, self._attributes[self._names[ino, name]]) for name in names[:limit]]
         return DirectoryPage(page, len(names) <= limit, [])
 
+    def parent(self, ino: int) -> Attributes:
+        raise NotImplementedError
+
     def read_link(self, ino: int) -> bytes:
         raise NotImplementedError
 

@@ -367,6 +367,20 @@ def test_directories_are_read_in_pages(meta: Harness) -> None:
         meta.service.read_directory(1, b"", 0)
 
 
+def test_a_directory_knows_the_one_that_it_is_in(meta: Harness) -> None:
+    above = meta.create(1, b"above", DIRECTORY)
+    inner = meta.create(above.ino, b"inner", DIRECTORY)
+    assert meta.service.parent(inner.ino).ino == above.ino
+    assert meta.service.parent(above.ino).ino == meta.service.parent(1).ino == 1
+    meta.rename(above.ino, b"inner", 1, b"inner")
+    assert meta.service.parent(inner.ino).ino == 1
+    with pytest.raises(NotADirectory):
+        meta.service.parent(meta.create(1, b"file").ino)
+    meta.service.rmdir(meta.ticket(), 1, b"inner")
+    with pytest.raises(StaleFile):
+        meta.service.parent(inner.ino)
+
+
 def test_resolve_tells_each_step(meta: Harness) -> None:
     directory = meta.create(1, b"dir", DIRECTORY)
     file = meta.create(directory.ino, b"file")
