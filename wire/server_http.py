@@ -65,7 +65,7 @@ class HttpFront:
                 connection.request_ended()
         if connection is not None:
             connection.note_answer(response)
-        if self.draining:
+        if self.draining or (connection is not None and connection.peer_has_ended):
             response.force_close()
         return response
 
@@ -154,6 +154,8 @@ class HttpConnection(asyncio.Protocol):
         """While its request waits for those of others."""
         self._idle = asyncio.Event()
         self._idle.set()
+        self.peer_has_ended = False
+        """Whether the peer sends no more; what it has sent before is answered."""
         self._transport: Any = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -186,8 +188,11 @@ class HttpConnection(asyncio.Protocol):
             self._arrivals.admit(self, self._arriving_bytes)
         self._handler.data_received(data)
 
-    def eof_received(self) -> None:
+    def eof_received(self) -> bool:
+        """Return whether the connection stays open for an answer: a request has come, all of it or a part."""
+        self.peer_has_ended = True
         self._handler.eof_received()
+        return self._partial_since is not None or not self._idle.is_set()
 
     def pause_writing(self) -> None:
         self._connections.unread.begin(self, self._transport, self._answer_bytes)

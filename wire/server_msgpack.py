@@ -57,6 +57,8 @@ class MsgpackConnection(asyncio.BufferedProtocol):
         self._reading = True
         self._draining = False
         self._is_lost = False
+        self._peer_has_ended = False
+        """Whether the peer sends no more; what it has sent before is answered."""
         self._partial_since: float | None = None
         self._transport: Any = None
 
@@ -84,6 +86,11 @@ class MsgpackConnection(asyncio.BufferedProtocol):
     def buffer_updated(self, count: int) -> None:
         self._decoder.received(count)
         self._answer_what_arrived()
+
+    def eof_received(self) -> bool:
+        """Return whether the connection stays open for answers."""
+        self._peer_has_ended = True
+        return bool(self._in_flight)
 
     def take_first(self, data: memoryview) -> None:
         """Take what arrived before it was known what the connection speaks: at most ROOM_BYTES."""
@@ -210,7 +217,9 @@ class MsgpackConnection(asyncio.BufferedProtocol):
         except Exception as error:
             self._send_error(request_id, as_quorumfs_error(error, entry.name))
         self._leave_if_done()
-        if not self._reading:
+        if self._peer_has_ended and not self._in_flight:
+            self._transport.close()  # writes out first what was answered
+        elif not self._reading:
             self._read_on()
 
     def _send(self, request_id: int, result: Any) -> None:
