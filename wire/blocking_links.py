@@ -14,13 +14,14 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from wire import xml_codec
-from wire.address import Address, UnixAddress
+from wire.address import Address, TcpAddress, UnixAddress
 from wire.client_msgpack import LAST_LOOK_SECONDS, MAX_ANSWER_BYTES
 from wire.errors import DeadlineExceeded, Unavailable
 from wire.fault_detail import HEADER
 from wire.http_answer import HTTP_HEADERS, result_of
 from wire.msgpack_codec import ANSWER, Buffer, Decoder, Encoder, error_of
 from wire.msgpack_long import Malformed
+from wire.names import addresses_of
 from wire.shortcut import connect_beside
 from wire.tcp import set_up_caller
 
@@ -31,6 +32,8 @@ DUTY_MILLISECONDS = 50
 """A thread that waits longer has no duty any more."""
 MOST_ASIDE = 16
 """So many things of its duty a thread does while it waits, before it looks at the deadline again."""
+LEAST_CONNECT_SECONDS = 0.001
+"""A connection that is there at once is made even after the deadline; 0 would be no limit."""
 _CHUNK_BYTES = 1024 * 1024
 _SLOW = struct.pack("@ll", int(SLOW_SECONDS), 0)
 
@@ -46,23 +49,43 @@ def connect(address: Address, until: float, connect_seconds: float) -> socket.so
     Raises:
         Unavailable: the connection was refused, or not established in time.
     """
-    wait_seconds = max(0.001, min(connect_seconds, until - time.monotonic()))
+    until = min(until, time.monotonic() + connect_seconds)
     try:
         if isinstance(address, UnixAddress):
-            connected = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            try:
-                connected.settimeout(wait_seconds)
-                connected.connect(address.path)
-            except OSError:
-                connected.close()
-                raise
-        elif (beside := connect_beside(address)) is not None:
-            connected = beside
-        else:
-            connected = socket.create_connection((address.host, address.port), timeout=wait_seconds)
-            set_up_caller(connected)
+            return _connect_to(socket.AF_UNIX, address.path, until)
+        if (beside := connect_beside(address)) is not None:
+            return beside
+        connected = _connect_by_tcp(address, until)
+        set_up_caller(connected)
+        return connected
     except OSError as error:
         raise Unavailable(f"{address}: {error.strerror or error}") from None
+
+
+def _connect_by_tcp(address: TcpAddress, until: float) -> socket.socket:
+    """Return a socket connected to the first of a host's addresses that takes it. Raises OSError.
+
+    One that says nothing leaves time for the others.
+    """
+    known = addresses_of(address.host, address.port, until)
+    for left, (family, _, _, _, name) in zip(range(len(known), 0, -1), known, strict=True):
+        now = time.monotonic()
+        try:
+            return _connect_to(family, name, now + (until - now) / left)
+        except OSError:
+            if left == 1:
+                raise
+    raise OSError("it has no address")
+
+
+def _connect_to(family: int, name: Any, until: float) -> socket.socket:
+    connected = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        connected.settimeout(max(LEAST_CONNECT_SECONDS, until - time.monotonic()))
+        connected.connect(name)
+    except OSError:
+        connected.close()
+        raise
     return connected
 
 

@@ -1,0 +1,111 @@
+"""Servers that are named, not numbered: who is asked for a name may be silent, or know several addresses."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from tests.contract.wire_support import LoopThread, slow_server
+from tests.support import wait_until
+from wire.blocking import BlockingClient
+from wire.config import Encoding
+from wire.errors import QuorumfsError, Unavailable
+from wire.methods import BookkeepingMethods
+
+NAME = "server.invalid"
+LONG_SECONDS = 20.0
+"""Much longer than the deadline of a call; whoever waits for a silent name server so long has failed."""
+
+
+class Names:
+    """Stands for getaddrinfo(3): silent until `answers` is set, for names only."""
+
+    def __init__(self) -> None:
+        self.answers = threading.Event()
+        self.found: list[Any] = []
+        self.asked = self.answered = 0
+        self._real = socket.getaddrinfo
+
+    def __call__(self, host: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return self._real(host, *args, **{**kwargs, "flags": socket.AI_NUMERICHOST})
+        except socket.gaierror:
+            pass
+        if kwargs.get("flags", 0) & socket.AI_NUMERICHOST:
+            raise socket.gaierror(socket.EAI_NONAME, "not a number")
+        assert host == NAME
+        self.asked += 1
+        self.answers.wait(LONG_SECONDS)
+        self.answered += 1
+        if not self.found:
+            raise socket.gaierror(socket.EAI_NONAME, "nobody knows the name")
+        return self.found
+
+
+@pytest.fixture
+def names(monkeypatch: pytest.MonkeyPatch, tcp_only: None) -> Iterator[Names]:
+    names = Names()
+    monkeypatch.setattr(socket, "getaddrinfo", names)
+    yield names
+    names.answers.set()
+    wait_until(lambda: names.asked == names.answered, 5, "the end of all look-ups")
+
+
+def stream(host: str, port: int) -> Any:
+    return (socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (host, port))
+
+
+def test_a_name_that_is_not_found_in_time_ends_a_call(names: Names, rpc: Encoding) -> None:
+    client = BlockingClient([f"{NAME}:1"], rpc)
+    for _ in range(2):
+        with pytest.raises(Unavailable, match=NAME):
+            client.call_once(0.2, BookkeepingMethods.renew, 0)
+        assert not names.answered
+    client.close()
+
+
+def test_many_calls_wait_for_one_look_up(loop: LoopThread, names: Names, rpc: Encoding) -> None:
+    """Each call that is made meanwhile would else leave a thread behind that waits for the name server."""
+    _, server, address = slow_server(loop)
+    names.found = [stream("127.0.0.1", int(address.rpartition(":")[2]))]
+    client = BlockingClient([f"{NAME}:1"], rpc, connect_seconds=LONG_SECONDS)
+    with ThreadPoolExecutor(4) as threads:
+        renew = (client.call_once, LONG_SECONDS, BookkeepingMethods.renew, 0)
+        calls = [threads.submit(*renew) for _ in range(4)]
+        wait_until(lambda: names.asked, 5, "the first look-up")
+        with pytest.raises(QuorumfsError):
+            client.call_once(0.2, BookkeepingMethods.renew, 0)
+        names.answers.set()
+        assert [call.result(LONG_SECONDS) for call in calls] == [0] * 4
+    assert names.asked == 1
+    client.close()
+    loop.run(server.drain())
+
+
+def test_an_unknown_name_is_told(names: Names, rpc: Encoding) -> None:
+    names.answers.set()
+    client = BlockingClient([f"{NAME}:1"], rpc)
+    with pytest.raises(Unavailable, match="nobody knows the name"):
+        client.call_once(5, BookkeepingMethods.renew, 0)
+    client.close()
+
+
+def test_another_address_of_a_name_gets_its_share_of_the_time(
+    loop: LoopThread, names: Names, rpc: Encoding
+) -> None:
+    _, server, address = slow_server(loop)
+    with socket.socket() as full, socket.socket() as waiting:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        waiting.connect(full.getsockname())  # from now on nobody is let in there
+        names.found = [stream(*full.getsockname()), stream("127.0.0.1", int(address.rpartition(":")[2]))]
+        names.answers.set()
+        client = BlockingClient([f"{NAME}:1"], rpc)
+        assert client.call_once(1.0, BookkeepingMethods.renew, 0) == 0
+        client.close()
+    loop.run(server.drain())
