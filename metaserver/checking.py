@@ -60,6 +60,7 @@ class Checking:
         """Begin a check of the database as it is now; return its number. Raises Busy while one runs."""
         if self._newest.state == "running":
             raise Busy("another check is running; try again when it has ended")
+        self._store.files.require()
         self._connection = connection = self._store.read(snapshot, self._store.path)
         held = self._sessions.held()
         self._newest = progress = Progress(self._newest.number + 1)

@@ -84,6 +84,7 @@ class Copying:
             raise Busy("another copy is being made or read; try again when that has ended")
         self._remove()
         self._require_room()
+        self._store.files.require()
         connection = self._store.read(snapshot, self._store.path)
         self._newest = progress = Progress(self._newest.number + 1, self.changes())
         self._thread.submit(self._run, connection, progress, self._store.now_ns())

@@ -105,9 +105,18 @@ class Checkpointer:
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._connection: sqlite3.Connection | None = None
         self._ahead = LogAhead(store.path, store.log_mark)
+        self._is_saved = False
 
     async def run_once(self) -> bool:
-        """Checkpoint if enough was changed; return whether it did."""
+        """Checkpoint if enough was changed; return whether it did.
+
+        A connection is never opened where the files are not in place. What the log has is moved by the one
+        that has the right ones, lest it is lost with the log.
+        """
+        if not self._store.files.look():
+            self._save_log()
+            return False
+        self._is_saved = False
         changed = self._store.changed_rows()
         if changed - self._done_rows < CHECKPOINT_ROWS:
             self._store.keep_reading(self._is_short())
@@ -116,6 +125,11 @@ class Checkpointer:
         await asyncio.get_running_loop().run_in_executor(self._thread, self._checkpoint)
         self._done_rows = changed
         return True
+
+    def _save_log(self) -> None:
+        if not self._is_saved:
+            self._store.keep_reading(False)
+            self._is_saved = self._store.log_mark.retire(self._store.execute)
 
     def _is_short(self) -> bool:
         durable = self._store.log_mark.look()
@@ -130,7 +144,7 @@ class Checkpointer:
                 self._ahead.look()
                 await self.run_once()
                 failing = False
-            except sqlite3.Error as error:
+            except (sqlite3.Error, OSError) as error:
                 if not failing:
                     logger.error("the log could not be moved into the database: %s", error)
                 failing = True

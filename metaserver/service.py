@@ -114,6 +114,7 @@ class MetaService:
             "database": os.fsencode(self._store.path).decode(errors="backslashreplace"),
             "pages": self.page_check.describe(),
             "disk_failure": self._store.disk_failure,
+            "displaced": self._store.files.displaced,
             "no_room": self._room.refusal(),
             "found_older_ns": self._store.read(self._bookkeeping.found_older_ns),
             "counts": self.counts(),

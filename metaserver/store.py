@@ -20,6 +20,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from metaserver import answers, fence, log_failure, pages, sums
 from metaserver.connection import ReadingConnection
+from metaserver.in_place import FilesInPlace
 from metaserver.log_mark import LogMark, mark_file
 from metaserver.reserve import Reserve
 from metaserver.schema import ADDED_SCHEMA, APPLICATION_ID, CONFIGURATION, FORMAT_VERSION, SCHEMA
@@ -73,6 +74,7 @@ class Store:
         was_put_back: this database took the place of one lately, whose sessions it does not know. They ended
             then: until it has served for a lease (`settle`), their mounts may still rely on them.
         disk_failure: why the disk did not take the last change, None if it did.
+        files: tells whether somebody removed or replaced a file of it.
         sessions: the numbers of the living sessions (kept by metaserver.sessions).
         totals: how many inodes, entries, blocks, block_bytes, garbage_blocks and
             lagging_replicas there are; changed by
@@ -149,6 +151,7 @@ class Store:
                 self._reserve_inodes(self._next_inode)
                 self.epoch = self._begin_epoch()
                 self.was_put_back = self._fetch("SELECT 1 FROM restorations LIMIT 1") is not None
+                self.files = FilesInPlace(path)
             except BaseException:
                 self._connection.close()
                 self.log_mark.close()
@@ -322,6 +325,8 @@ class Store:
             raise InternalError(
                 f"the metadata server's disk failed ({why}): it takes no change until it is started anew"
             )
+        if self.files.displaced:
+            raise InternalError(self.files.displaced)
         execute = self.execute
         totals, numbers = self.totals.copy(), (self._next_inode, self._inode_limit)
         try:

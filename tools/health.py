@@ -107,6 +107,8 @@ def _damage_advice(metaserver: dict[str, Any] | None, state: Path | None) -> lis
             f"the metadata server's disk did not take the last change ({why}); look after the disk, which "
             f"may be read-only by now, then start it anew with: {typed('fault restart metaserver', state)}"
         ]
+    if why := (metaserver or {}).get("displaced"):
+        return [f"every change is refused: {why}"]
     if not pages.get("damaged"):
         return []
     mend = (
@@ -132,6 +134,8 @@ def _changes_refused(metaserver: dict[str, Any] | None) -> str:
     pages = said.get("pages", {})
     if pages.get("log_failure") is not None or said.get("disk_failure") is not None:
         return "the metadata server's disk failed"
+    if said.get("displaced"):
+        return "a file of the metadata database was removed or replaced"
     if pages.get("damaged_log_pages"):
         return "the log of the metadata database is damaged"
     return str(said.get("no_room", ""))

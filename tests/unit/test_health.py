@@ -148,6 +148,16 @@ def test_a_metadata_server_whose_disk_takes_no_change_is_told_with_what_to_do() 
     )
 
 
+def test_a_metadata_database_that_was_removed_is_told_with_what_to_do() -> None:
+    displaced = {"pages": {"damaged": False, "log_failure": None}, "displaced": "meta.sqlite was removed"}
+    health = assess(QUORUM, processes(), mediator("up", "up", "up"), displaced)
+    assert health[:2] == ("degraded", False)
+    assert "removed" in health.reason
+    assert health.advice == ["every change is refused: meta.sqlite was removed"]
+    in_place = displaced | {"displaced": ""}
+    assert assess(QUORUM, processes(), mediator("up", "up", "up"), in_place).word == "healthy"
+
+
 def test_a_data_server_whose_disk_failed_is_told_with_what_to_do() -> None:
     said = mediator("up", "up", "up")
     said["servers"][1]["disk_failure"] = "Input/output error"
