@@ -28,7 +28,7 @@ from metaserver.page_check import PageCheck
 from metaserver.reaper import Reaper
 from metaserver.room import Room
 from metaserver.sessions import Sessions
-from metaserver.store import Store
+from metaserver.store import Store, check_ticket
 from metaserver.xattrs import ExtendedAttributes
 from wire.errors import GracePeriod, InvalidArgument, NoSpace, SequenceError, SessionUnknown, StaleEpoch
 from wire.messages import (
@@ -154,6 +154,7 @@ class MetaService:
     # NamespaceMethods: locks
 
     def set_lock(self, ticket: Ticket, lock: FileLock, epoch: int) -> LockGrant:
+        check_ticket(ticket)
         self._require_reclaimed(ticket.session)
         self._require_epoch(epoch)
         attributes = self._store.read(self._inodes.load, lock.ino)
@@ -161,6 +162,7 @@ class MetaService:
         return LockGrant(self._sessions.epoch, attributes)
 
     def unlock(self, ticket: Ticket, lock: FileLock, epoch: int) -> int:
+        check_ticket(ticket)
         self._require_reclaimed(ticket.session)
         self._require_epoch(epoch)
         self._locks.unset(ticket, lock)

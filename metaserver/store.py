@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from metaserver import answers, fence, log_failure, pages, sums
+from metaserver import answers, database_errors, fence, log_failure, pages, sums
 from metaserver.connection import ReadingConnection
 from metaserver.in_place import FilesInPlace
 from metaserver.log_mark import LogMark, mark_file
@@ -159,7 +159,7 @@ class Store:
         except sqlite3.Error as error:
             if pages.is_damage(error):
                 raise ConfigError(f"{path}: the database is damaged ({error}); {pages.ADVICE}") from None
-            if _is_full(error):
+            if database_errors.is_full(error):
                 raise NoSpace("the metadata server's disk is full") from None
             raise ConfigError(f"{path}: the database cannot be used ({error})") from None
 
@@ -266,7 +266,7 @@ class Store:
             return work(*args, **kwargs)
         except (sqlite3.Error, OverflowError) as error:
             self._connection.end_reading()
-            raise _told(error, self.path) from error
+            raise database_errors.told(error, self.path) from error
 
     def change(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a function as one transaction: all of its changes, or none if it raises.
@@ -338,16 +338,23 @@ class Store:
             self.disk_failure = None
             return answer
         except BaseException as error:
-            if self._connection.in_transaction:
-                execute("ROLLBACK")
             self.totals = totals
             self._next_inode, self._inode_limit = numbers  # nobody was told of those that were taken
+            if self._connection.in_transaction:
+                self._roll_back()
             if isinstance(error, sqlite3.Error | OverflowError):
                 self._connection.end_reading()
-                if _is_disk_failure(error):
+                if database_errors.is_disk_failure(error):
                     self.disk_failure = str(error)
-                raise _told(error, self.path) from error
+                raise database_errors.told(error, self.path) from error
             raise
+
+    def _roll_back(self) -> None:
+        """Take a change back; one that cannot be is open still, and the next one has to be tried for it."""
+        try:
+            self.execute("ROLLBACK")
+        except sqlite3.Error as error:
+            logger.error("a change could not be taken back: %s", error)
 
     def once(
         self, ticket: Ticket, work: Callable[Concatenate[int, P], A], *args: P.args, **kwargs: P.kwargs
@@ -364,8 +371,7 @@ class Store:
         session, slot, sequence = ticket
         if session not in self.sessions:
             raise SessionUnknown(f"session {session} is not known (any more)")
-        if not (0 <= slot < SLOTS_PER_SESSION and 0 <= sequence < 2**63):
-            raise InvalidArgument(f"a slot is a number from 0 to {SLOTS_PER_SESSION - 1}")
+        check_ticket(ticket)
         newest = self._answered.pop((session, slot), None)
         answer = self.change(self._work_or_recall, ticket, newest, work, args, kwargs)
         if len(self._answered) >= SLOTS_REMEMBERED:
@@ -461,30 +467,7 @@ class Store:
         self.log_mark.close()
 
 
-def _is_full(error: sqlite3.Error) -> bool:
-    """Tell whether an error says that there is no room: for a file, or for the memory that it shares."""
-    return getattr(error, "sqlite_errorcode", None) in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE)
-
-
-def _is_disk_failure(error: sqlite3.Error | OverflowError) -> bool:
-    """Tell whether an error says that the disk takes nothing, though it is neither full nor damaged."""
-    code = getattr(error, "sqlite_errorcode", 0)
-    failed = code & 0xFF in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN)
-    return failed and code not in (pages.DAMAGED, sqlite3.SQLITE_IOERR_SHMSIZE)
-
-
-def _told(error: sqlite3.Error | OverflowError, path: Path) -> QuorumfsError:
-    """Return what the caller is told of an error of the database; log what is the server's own trouble."""
-    if isinstance(error, OverflowError):
-        return InvalidArgument("a number does not fit 64 bits")
-    if _is_full(error):
-        return NoSpace("the metadata server's disk is full")
-    if pages.is_damage(error):
-        damaged = pages.damaged_pages(path)
-        logger.error("what was asked for is in a damaged part of %s (%s; pages %s)", path, error, damaged)
-        return InternalError(
-            "the metadata database is damaged where this is stored; see `quorumfs status` of the metadata "
-            "server and its log for the pages, and put it back with `quorumfs restore` or `quorumfs rebuild`"
-        )
-    logger.error("the database failed: %s (%s)", error, getattr(error, "sqlite_errorname", "no code"))
-    return InternalError(f"the metadata server's database failed: {error}")
+def check_ticket(ticket: Ticket) -> None:
+    """Raise InvalidArgument unless a ticket's numbers are in range."""
+    if not (0 <= ticket.slot < SLOTS_PER_SESSION and 0 <= ticket.sequence < 2**63):
+        raise InvalidArgument(f"a slot is a number from 0 to {SLOTS_PER_SESSION - 1}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -15,8 +16,9 @@ from metaserver import log as log_module
 from metaserver import pages, store
 from metaserver.check import snapshot
 from metaserver.log import Checkpointer
+from metaserver.log_ahead import LogAhead
 from tests.unit.metaserver.harness import Harness
-from wire.errors import InternalError, NoSpace
+from wire.errors import InternalError, InvalidArgument, NoSpace
 
 IOERR_WRITE, FULL = 10 | 3 << 8, 13
 
@@ -99,6 +101,54 @@ def test_a_log_that_is_too_long_is_moved_by_a_commit_though_a_read_was_kept_open
     assert Path(f"{meta.path}-wal").stat().st_size < 2 * 100 * pages.PAGE_BYTES
     checkpointer.close()
     meta.close()
+
+
+def test_a_disk_that_fails_once_does_not_end_the_job_that_keeps_the_log_short(
+    meta: Harness, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpointer, turns = Checkpointer(meta.store), 0
+
+    async def until_it_goes_on() -> None:
+        went_on = asyncio.Event()
+
+        def look(_ahead: LogAhead) -> None:
+            nonlocal turns
+            turns += 1
+            if turns == 1:
+                raise OSError(5, "Input/output error")
+            went_on.set()
+
+        monkeypatch.setattr(LogAhead, "look", look)
+        job = asyncio.create_task(checkpointer.run_forever(0.001))
+        going_on = asyncio.create_task(went_on.wait())
+        await asyncio.wait({job, going_on}, return_when=asyncio.FIRST_COMPLETED)
+        assert not job.done()
+        job.cancel()
+
+    meta.wait(until_it_goes_on())
+    checkpointer.close()
+    assert "Input/output error" in caplog.text
+
+
+def test_totals_are_right_after_a_change_that_could_not_even_be_taken_back(
+    meta: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, execute = meta.store.totals.copy(), meta.store.execute
+
+    def fail(statement: str, *values: Any) -> sqlite3.Cursor:
+        done = execute(statement, *values)
+        if statement == "ROLLBACK":
+            raise sqlite3.OperationalError("disk I/O error")
+        return done
+
+    def half_a_change() -> None:
+        meta.store.totals["blocks"] += 1
+        raise InvalidArgument("no")
+
+    monkeypatch.setattr(meta.store, "execute", fail)
+    with pytest.raises(InvalidArgument):
+        meta.store.change(half_a_change)
+    assert meta.store.totals == before
 
 
 @pytest.fixture

@@ -51,6 +51,16 @@ def test_what_a_grant_and_a_holder_tell(meta: Harness, lock: FileLock) -> None:
     assert meta.service.get_lock(other, lock) is None
 
 
+@pytest.mark.parametrize("slot", [-1, 1024, 2**62])
+def test_answers_are_kept_for_so_many_slots_only(meta: Harness, lock: FileLock, slot: int) -> None:
+    """Each takes memory until its session ends."""
+    ticket = Ticket(meta.session, slot, 1)
+    with pytest.raises(InvalidArgument, match="slot"):
+        meta.set_lock(ticket, lock)
+    with pytest.raises(InvalidArgument, match="slot"):
+        meta.unlock(ticket, lock)
+
+
 def test_late_copies_of_before_a_restart_change_nothing(meta: Harness, lock: FileLock) -> None:
     """What was answered is forgotten with the restart: only their epoch tells that they were carried out."""
     other = meta.open_session()
