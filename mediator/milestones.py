@@ -15,7 +15,7 @@ from typing import Any
 from mediator.fanout import outcome_of, survive
 from mediator.health import Health
 from mediator.servers import Metadata, Server
-from wire.errors import Busy, QuorumfsError
+from wire.errors import QuorumfsError
 from wire.messages import Milestone
 from wire.methods import BookkeepingMethods, DataMethods
 from wire.quorum import Quorum
@@ -34,7 +34,7 @@ class Milestones:
         self, quorum: Quorum, health: Health, metadata: Metadata, found_older: Callable[[], None]
     ) -> None:
         """Args:
-        found_older: is called when the metadata database turns out to be an older one.
+        found_older: is called when the metadata database turns out to have become an older one.
         """
         self._quorum = quorum
         self._health = health
@@ -44,7 +44,8 @@ class Milestones:
         """How often a server was seen to start."""
         self._compared_at = self._enough_at = -1
         """The last of these after which the servers that are up were asked, and after which Qr answered."""
-        self._older_at = -1
+        self._found_older_ns: int | None = None
+        """When the database was found to be an older one, as far as this mediator has heeded it."""
         self._taken = Milestone("", 0)
         self._kept: dict[int, Milestone] = {}
         self._news = asyncio.Event()
@@ -94,7 +95,7 @@ class Milestones:
         """Return once the metadata server knows what the servers that are up have kept.
 
         Raises:
-            QuorumfsError: it does not answer, or begins anew.
+            QuorumfsError: it does not answer, or its database is an older one and begins anew.
         """
         if self._compared_at != self._starts:
             await self._compare()
@@ -110,15 +111,17 @@ class Milestones:
         said = [answer for answer in answers if not isinstance(answer, QuorumfsError)]
         kept = [self._taken, *(milestone for milestones in said for milestone in milestones)]
         enough = len(said) >= self._quorum.read
-        if await self._metadata.ask(BookkeepingMethods.compare_milestones, kept, enough):
-            if self._older_at != starts:
-                self._older_at = starts
-                log.warning("the metadata database is older than what data servers know: it begins anew")
-                self._found_older()
-            raise Busy("the metadata database is an older one, and begins anew")
+        self._heed(await self._metadata.ask(BookkeepingMethods.compare_milestones, kept, enough))
         self._compared_at = starts
         if enough:
             self._enough_at = starts
+
+    def _heed(self, found_older_ns: int) -> None:
+        """Look whether the database was found to be an older one since the last look, whoever found it."""
+        known, self._found_older_ns = self._found_older_ns, found_older_ns
+        if found_older_ns and known is not None and known != found_older_ns:
+            log.warning("the metadata database is older than what data servers know: it has begun anew")
+            self._found_older()
 
     async def _tell(self, server: Server) -> None:
         milestone = self._taken

@@ -176,7 +176,11 @@ class Refills:
             self._vouching.cancel()
 
     async def _vouch_later(self) -> None:
-        """Vouch once all puts that were open at the restart have ended, and are told of if they failed."""
+        """Vouch once all puts that were open at the restart have ended, and are told of if they failed.
+
+        Not where the database turns out to be an older one: `distrust` ends this then.
+        """
+        await self._require_compared()
         await asyncio.sleep(2 * self._metadata.witness_seconds)
         await self._metadata.ask(BookkeepingMethods.vouch_recent)
 

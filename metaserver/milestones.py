@@ -53,8 +53,8 @@ class Milestones:
     def _raise(self) -> None:
         self._store.execute("INSERT OR REPLACE INTO counters VALUES ('milestone', ?)", (self._number() + 1,))
 
-    def compare(self, kept: Sequence[Milestone], *, enough: bool) -> bool:
-        """Take in what data servers have kept; return whether the database is older, and begins anew."""
+    def compare(self, kept: Sequence[Milestone], *, enough: bool) -> None:
+        """Take in what data servers have kept. Raises Busy: the database is older, and begins anew."""
         database = self._database()
         known = newest_of(database, kept) if database else 0
         if known > self._number():
@@ -65,10 +65,9 @@ class Milestones:
                 known,
             )
             self.begin_anew(known)
-            return True
+            raise Busy("the metadata database is an older one, and begins anew")
         if enough:
             self._store.in_doubt = False
-        return False
 
     def _database(self) -> str:
         row = self._store.execute("SELECT value FROM facts WHERE name = 'database'").fetchone()

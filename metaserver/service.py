@@ -396,8 +396,9 @@ class MetaService:
         await self._log.sync()  # a power loss must not leave less than data servers have kept
         return taken
 
-    def compare_milestones(self, kept: list[Milestone], enough: bool) -> bool:
-        return self._store.read(self.milestones.compare, kept, enough=enough)
+    def compare_milestones(self, kept: list[Milestone], enough: bool) -> int:
+        self._store.read(self.milestones.compare, kept, enough=enough)
+        return self._store.read(self._bookkeeping.found_older_ns)
 
     def small_files(self, inodes: list[int]) -> list[Opened | None]:
         return self._store.read(self._contents.small_files, inodes)

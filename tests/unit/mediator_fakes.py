@@ -18,6 +18,7 @@ from wire.config import ClusterConfig, DataServerConfig, Deadlines
 from wire.digest import DIGEST_BYTES, PIECE_BYTES, block_digest, digest_of_list, piece_digest, piece_digests
 from wire.errors import (
     BlockMissing,
+    Busy,
     DeadlineExceeded,
     DigestMismatch,
     QuorumfsError,
@@ -199,6 +200,7 @@ class FakeMetaserver(Fake):
         self.recent: list[bytes] = []
         self.complete = True
         self.milestone = Milestone("fake", 0)
+        self.found_older_ns = 0
         self.compared: list[tuple[list[Milestone], bool]] = []
         self.on_blocks: Callable[[], None] = lambda: None
 
@@ -256,9 +258,11 @@ class FakeMetaserver(Fake):
     def take_milestone(self) -> Milestone:
         return self.milestone
 
-    def compare_milestones(self, kept: list[Milestone], enough: bool) -> bool:
+    def compare_milestones(self, kept: list[Milestone], enough: bool) -> int:
         self.compared.append((kept, enough))
-        return any(milestone.number > self.milestone.number for milestone in kept)
+        if any(milestone.number > self.milestone.number for milestone in kept):
+            raise Busy
+        return self.found_older_ns
 
     def vouch_recent(self) -> None:
         self.complete = True

@@ -412,12 +412,18 @@ class BookkeepingMethods:
         """
         raise NotImplementedError
 
-    def compare_milestones(self, kept: list[Milestone], enough: bool) -> bool:
-        """Tell what data servers have kept; return whether the database is older than that.
+    def compare_milestones(self, kept: list[Milestone], enough: bool) -> int:
+        """Tell what data servers have kept; return when the database was found to be an older one, if it was.
 
-        If it is, the server ends all sessions, raises its numbers and begins anew: nothing is deleted then
-        that the database does not know. Until it was told that there is nothing newer by `enough` (at least
-        Qr) servers, only garbage that it knows is collectable.
+        If it is found now, the server ends all sessions, raises its numbers and begins anew: nothing is
+        deleted then that the database does not know. Until it was told that there is nothing newer by
+        `enough` (at least Qr) servers, only garbage that it knows is collectable.
+
+        Returns:
+            The time since when it counts as an older one, in nanoseconds since 1970; 0 if it does not.
+
+        Raises:
+            Busy: it is an older one, and begins anew.
         """
         raise NotImplementedError
 
