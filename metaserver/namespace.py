@@ -16,6 +16,7 @@ from metaserver.sessions import Sessions
 from metaserver.store import Store
 from wire.errors import (
     AlreadyExists,
+    GracePeriod,
     InvalidArgument,
     IsADirectory,
     NameTooLong,
@@ -252,12 +253,15 @@ class Namespace:
         """Remove the name of a file of which nothing ever came; see wire.methods.meta."""
         found = self._look_up(parent, name)
         if (
-            found is not None
-            and (found.ino, found.nlink, found.size, found.version) == (ino, 1, 0, FIRST_VERSION)
-            and stat.S_ISREG(found.mode)
-            and not self._sessions.may_be_open_elsewhere(session, ino)
+            found is None
+            or (found.ino, found.nlink, found.size, found.version) != (ino, 1, 0, FIRST_VERSION)
+            or not stat.S_ISREG(found.mode)
+            or self._sessions.is_open_elsewhere(session, ino)
         ):
-            self._remove_name(parent, name, found)
+            return
+        if self._sessions.others_are_telling(session):
+            raise GracePeriod("sessions are still telling what they have open")
+        self._remove_name(parent, name, found)
 
     def rmdir(self, _session: int, parent: int, name: bytes) -> Attributes:
         """Remove an empty directory; see wire.methods.meta."""

@@ -216,11 +216,14 @@ class Sessions:
         """Tell whether a session has an inode open, or may have it open and could not say so yet."""
         return ino in self._holders or bool(self._asked) or self.may_reclaim()
 
-    def may_be_open_elsewhere(self, session: int, ino: int) -> bool:
-        """Tell whether another session has an inode open, or may have it open and could not say so yet."""
+    def is_open_elsewhere(self, session: int, ino: int) -> bool:
+        """Tell whether another session has an inode open, as far as is known; see `others_are_telling`."""
         own = ino in self._leases[session].inodes if session in self._leases else False
-        others_asked = any(asked != session for asked in self._asked)
-        return self._holders.get(ino, 0) > own or self.may_reclaim() or others_asked
+        return self._holders.get(ino, 0) > own
+
+    def others_are_telling(self, session: int) -> bool:
+        """Tell whether another session may have inodes open and could not say so yet."""
+        return self.may_reclaim() or any(asked != session for asked in self._asked)
 
     def held(self) -> frozenset[int] | None:
         """Return the inodes that sessions have open now; None while any may be (see `may_be_open`)."""

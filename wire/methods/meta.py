@@ -212,6 +212,9 @@ class NamespaceMethods:
 
         Does nothing if the name is another inode's by now, or that was written to, has another name, or is
         open in another session.
+
+        Raises:
+            GracePeriod: it may be open in a session that could not say so yet.
         """
         raise NotImplementedError
 

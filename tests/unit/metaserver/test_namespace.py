@@ -479,22 +479,3 @@ def test_a_listing_tells_who_has_security_attributes(meta: Harness) -> None:
     assert meta.service.read_directory(1, b"", 10).secured == [secured]
     assert meta.service.read_directory(1, b"c", 10).secured == []
     assert plain
-
-
-def test_a_file_of_which_nothing_came_is_taken_back_and_no_other(meta: Harness) -> None:
-    def take_back(name: bytes, ino: int) -> bool:
-        meta.service.take_back(meta.ticket(), 1, name, ino)
-        return meta.service.resolve(1, [name]) == []
-
-    empty, written, linked, theirs = (
-        meta.create(1, name, open_it=True).ino for name in (b"empty", b"written", b"linked", b"theirs")
-    )
-    meta.write(written, 0, 10)
-    meta.service.link(meta.ticket(), linked, 1, b"other name")
-    meta.service.open(meta.open_session(), theirs, False)
-    assert not take_back(b"empty", written)
-    assert not take_back(b"written", written)
-    assert not take_back(b"linked", linked)
-    assert not take_back(b"theirs", theirs)
-    assert take_back(b"empty", empty)
-    assert take_back(b"gone", empty)
