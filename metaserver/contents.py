@@ -63,7 +63,7 @@ class Contents:
             born: the attributes of a new file, whose inode is added by this.
 
         Raises:
-            StaleFile, InvalidArgument, FileTooLarge: as in wire.methods.meta; nothing is changed then.
+            StaleFile, InvalidArgument, FileTooLarge: as in wire.methods.bookkeeping; nothing is changed then.
         """
         old = born or self._inodes.load(ino)
         if not stat.S_ISREG(old.mode):

@@ -145,7 +145,7 @@ class Namespace:
         rdev: int,
         target: bytes,
     ) -> Attributes:
-        """Make a file of any type; see wire.methods.meta."""
+        """Make a file of any type; see wire.methods.namespace."""
         new = self._enter(self._store.take_inode_numbers(1), parent, name, mode, uid, gid, rdev, target)
         self._inodes.add(new, parent if stat.S_ISDIR(new.mode) else 0, target or None)
         return new
@@ -215,7 +215,7 @@ class Namespace:
         self._store.totals["entries"] -= 1
 
     def link(self, _session: int, ino: int, parent: int, name: bytes) -> Attributes:
-        """Give an inode that is no directory one more name; see wire.methods.meta."""
+        """Give an inode that is no directory one more name; see wire.methods.namespace."""
         rules.check_name(name)
         old = self._inodes.load(ino)
         if stat.S_ISDIR(old.mode):
@@ -233,7 +233,7 @@ class Namespace:
         return new
 
     def unlink(self, _session: int, parent: int, name: bytes) -> Attributes:
-        """Remove a name that is no directory; see wire.methods.meta."""
+        """Remove a name that is no directory; see wire.methods.namespace."""
         directory = self._inodes.directory(parent)
         found = self._existing(parent, name)
         if stat.S_ISDIR(found.mode):
@@ -250,7 +250,7 @@ class Namespace:
         return now
 
     def take_back(self, session: int, parent: int, name: bytes, ino: int) -> None:
-        """Remove the name of a file of which nothing ever came; see wire.methods.meta."""
+        """Remove the name of a file of which nothing ever came; see wire.methods.namespace."""
         found = self._look_up(parent, name)
         if (
             found is None
@@ -264,7 +264,7 @@ class Namespace:
         self._remove_name(parent, name, found)
 
     def rmdir(self, _session: int, parent: int, name: bytes) -> Attributes:
-        """Remove an empty directory; see wire.methods.meta."""
+        """Remove an empty directory; see wire.methods.namespace."""
         directory = self._inodes.directory(parent)
         found = self._existing(parent, name)
         if not stat.S_ISDIR(found.mode):
@@ -297,7 +297,7 @@ class Namespace:
     def rename(
         self, _session: int, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int
     ) -> None:
-        """Move a name atomically; see wire.methods.meta."""
+        """Move a name atomically; see wire.methods.namespace."""
         rules.check_rename_flags(flags)
         rules.check_name(new_name)
         self._inodes.directory(parent)

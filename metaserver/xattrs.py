@@ -31,7 +31,7 @@ class ExtendedAttributes:
         return [row[0] for row in rows]
 
     def set(self, _session: int, ino: int, name: bytes, value: bytes, flags: int) -> None:
-        """Set a value; see wire.methods.meta. Raises NoSpace when there are too many names, too."""
+        """Set a value; see wire.methods.namespace. Raises NoSpace when there are too many names, too."""
         rules.check_xattr(name, value, flags)
         names = self.names(ino)
         if name in names:

@@ -18,7 +18,7 @@ from tools.state_directory import CONFIG_NAME
 from wire.blocking import BlockingClient
 from wire.config import ConfigError
 from wire.messages import ROOT_INODE, MappedExtent
-from wire.methods.meta import NamespaceMethods
+from wire.methods import NamespaceMethods
 
 DEFAULT_STATE = Path(".quorumfs")
 CALL_SECONDS = 10.0

@@ -10,10 +10,11 @@ Every method is safe to repeat: reads by nature, block calls because blocks are 
 namespace calls by their Ticket. Tables hold no code and import nothing but messages.
 """
 
+from wire.methods.bookkeeping import BookkeepingMethods
 from wire.methods.common import CommonMethods
 from wire.methods.data import DataMethods, LabMethods
 from wire.methods.mediator import MediatorMethods
-from wire.methods.meta import BookkeepingMethods, NamespaceMethods
+from wire.methods.namespace import NamespaceMethods
 
 __all__ = [
     "BookkeepingMethods",
