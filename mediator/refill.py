@@ -23,6 +23,7 @@ from mediator.progress import RefillProgress, WorkClock
 from mediator.repair import Filled, Repaired, Repairs
 from mediator.servers import Metadata, Server
 from mediator.turns import Turns
+from mediator.vouching import Vouching
 from wire.errors import InternalError, QuorumfsError, TransportError
 from wire.messages import BlockRecord, Lag
 from wire.methods import BookkeepingMethods, CommonMethods, DataMethods
@@ -81,10 +82,9 @@ class Refills:
         self._behind: set[int] = set()
         self._returned: set[int] = set()
         self._whole: set[int] = set()
-        self._compared: set[int] = set()
-        self._vouched = False
-        self._vouching: asyncio.Task[None] | None = None
-        self._is_only = is_only
+        self._vouching = Vouching(
+            metadata, background, require_compared, servers=len(health.servers), is_only=is_only
+        )
         self._health = health
         self._metadata = metadata
         self._repairs = repairs
@@ -153,36 +153,16 @@ class Refills:
                     self.begin(server)
 
     def metadata_came_up(self) -> None:
-        """The metadata server was restarted: it does not know any more which puts were open.
-
-        This mediator knows of its own. Another one may have been killed with some.
-        """
+        """The metadata server was restarted."""
         self._metadata_back.set()
         self._metadata_back = asyncio.Event()
-        self._compared.clear()
-        self._stop_vouching()
-        if self._vouched and self._is_only:
-            self._vouching = self._background.start(self._vouch_later(), "vouching for the newest blocks")
+        self._vouching.metadata_came_up()
 
     def distrust(self) -> None:
-        """The metadata is an older one: what it was told is gone, and all inventories are compared."""
-        self._vouched = False
-        self._stop_vouching()
+        """The metadata is an older one: all inventories are compared."""
+        self._vouching.distrust()
         for server in self._health.up:
             self.begin(server, whole=True, to_inspect=True)
-
-    def _stop_vouching(self) -> None:
-        if self._vouching is not None:
-            self._vouching.cancel()
-
-    async def _vouch_later(self) -> None:
-        """Vouch once all puts that were open at the restart have ended, and are told of if they failed.
-
-        Not where the database turns out to be an older one: `distrust` ends this then.
-        """
-        await self._require_compared()
-        await asyncio.sleep(2 * self._metadata.witness_seconds)
-        await self._metadata.ask(BookkeepingMethods.vouch_recent)
 
     async def inspect_forever(self) -> None:
         """Compare every server's inventory from time to time."""
@@ -268,6 +248,7 @@ class Refills:
             ):
                 return found, mended
             self._whole.discard(number)
+            starts = self._vouching.starts
             found_more, mended_more = await self._compare_all(server, progress)
         except BaseException:
             self._returned |= {number} if returned else set()
@@ -276,7 +257,7 @@ class Refills:
         if found_more:
             self._whole.add(number)
         else:
-            await self._note_compared(server)
+            await self._vouching.note_compared(number, starts)
         return found + found_more, mended + mended_more
 
     async def _note_newest_lacking(self, server: Server) -> None:
@@ -285,7 +266,7 @@ class Refills:
         A mediator that was killed could not tell who had not taken them, and the power may have failed.
         """
         recent = await self._metadata.ask(BookkeepingMethods.recent_blocks)
-        self._vouched = recent.complete
+        self._vouching.learn(recent.complete)
         if not recent.complete:
             self._whole.add(server.number)
         for start in range(0, len(recent.blocks), PAGE):
@@ -307,13 +288,6 @@ class Refills:
             if not must_compare(held, counts["blocks"], lagging, counts["garbage_blocks"]):
                 return False
         return True
-
-    async def _note_compared(self, server: Server) -> None:
-        """Once all servers were compared, the metadata server may rely on what it knows."""
-        self._compared.add(server.number)
-        if not self._vouched and len(self._compared) == len(self._health.servers):
-            await self._metadata.ask(BookkeepingMethods.vouch_recent)
-            self._vouched = True
 
     async def _heal(self, server: Server, progress: RefillProgress, whole: bool) -> tuple[int, int]:
         """Fill what lags, blocks with the fewest replicas first. Returns how much lagged and was filled.

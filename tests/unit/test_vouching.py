@@ -104,3 +104,24 @@ def test_nothing_is_vouched_for_to_an_older_database_that_nobody_told_of() -> No
             assert w.meta.complete, "it was heeded"
 
     run(scenario())
+
+
+def test_a_comparison_with_what_was_known_before_a_restart_does_not_count() -> None:
+    async def scenario() -> None:
+        async with world(1, 1, 1) as w:
+            w.commit()
+            w.meta.complete = False
+
+            def restart() -> None:
+                w.meta.on_blocks = lambda: None
+                w.mediator.refills.metadata_came_up()
+
+            w.meta.on_blocks = restart
+            w.mediator.refills.came_up(w.mediator.health.servers[0])
+            await w.settle()
+            assert not w.meta.complete
+            w.mediator.refills.begin(w.mediator.health.servers[0], whole=True)
+            await w.settle()
+            assert w.meta.complete
+
+    run(scenario())
