@@ -7,12 +7,14 @@ meanwhile share the attempt. A call costs no task and no timer of its own. Belon
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import logging
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, NamedTuple
 
-from wire.address import Address, UnixAddress
+from wire.address import Address, TcpAddress, UnixAddress
 from wire.errors import BadRequest, DeadlineExceeded, Unavailable
 from wire.lending import LEND, LEND_ROOM, Lender, make_room
 from wire.msgpack_codec import ANSWER, LARGEST_ID, Buffer, Decoder, Encoder, error_of
@@ -125,9 +127,7 @@ class MsgpackLink:
                 elif (beside := connect_beside(self._address)) is not None:
                     _, made = await loop.create_unix_connection(self._new_connection, sock=beside)
                 else:
-                    _, made = await loop.create_connection(
-                        self._new_connection, self._address.host, self._address.port
-                    )
+                    made = await self._connect_by_tcp(self._address, loop.time() + self._connect_seconds)
         except TimeoutError:
             raise self._refuse("no connection in time") from None
         except OSError as error:
@@ -137,6 +137,34 @@ class MsgpackLink:
         if self._lender is not None:
             made.offer(self._lender, self._connect_seconds)
         return made
+
+    async def _connect_by_tcp(self, address: TcpAddress, until: float) -> _Connection:
+        """Connect to the first of a host's addresses that takes it. Raises OSError, TimeoutError.
+
+        One that says nothing leaves time for the others.
+        """
+        loop = asyncio.get_running_loop()
+        known = await self._hosts_of(address)
+        for left, host in zip(range(len(known), 0, -1), known, strict=True):
+            now = loop.time()
+            try:
+                async with asyncio.timeout((until - now) / left):
+                    _, made = await loop.create_connection(self._new_connection, *host)
+                    return made
+            except (OSError, TimeoutError):
+                if left == 1:
+                    raise
+        raise OSError("it has no address")
+
+    @staticmethod
+    async def _hosts_of(address: TcpAddress) -> list[tuple[str, int]]:
+        """Return the addresses of a host, in figures. Raises OSError."""
+        with suppress(ValueError):
+            ipaddress.ip_address(address.host)
+            return [(address.host, address.port)]
+        loop = asyncio.get_running_loop()
+        known = await loop.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+        return [(str(name[0]), int(name[1])) for *_, name in known]
 
     def _refuse(self, reason: str) -> Unavailable:
         self._refused = Unavailable(f"{self._address}: {reason}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import threading
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import pytest
 from tests.contract.wire_support import LoopThread, slow_server
 from tests.support import wait_until
 from wire.blocking import BlockingClient
+from wire.client import Client
 from wire.config import Encoding
 from wire.errors import QuorumfsError, Unavailable
 from wire.methods import BookkeepingMethods
@@ -95,9 +97,9 @@ def test_an_unknown_name_is_told(names: Names, rpc: Encoding) -> None:
     client.close()
 
 
-def test_another_address_of_a_name_gets_its_share_of_the_time(
-    loop: LoopThread, names: Names, rpc: Encoding
-) -> None:
+@pytest.fixture
+def two_addresses(loop: LoopThread, names: Names) -> Iterator[None]:
+    """The name has two addresses: a silent one, and that of a server."""
     _, server, address = slow_server(loop)
     with socket.socket() as full, socket.socket() as waiting:
         full.bind(("127.0.0.1", 0))
@@ -105,7 +107,26 @@ def test_another_address_of_a_name_gets_its_share_of_the_time(
         waiting.connect(full.getsockname())  # from now on nobody is let in there
         names.found = [stream(*full.getsockname()), stream("127.0.0.1", int(address.rpartition(":")[2]))]
         names.answers.set()
-        client = BlockingClient([f"{NAME}:1"], rpc)
-        assert client.call_once(1.0, BookkeepingMethods.renew, 0) == 0
-        client.close()
+        yield
     loop.run(server.drain())
+
+
+def test_another_address_of_a_name_gets_its_share_of_the_time(two_addresses: None, rpc: Encoding) -> None:
+    client = BlockingClient([f"{NAME}:1"], rpc)
+    assert client.call_once(1.0, BookkeepingMethods.renew, 0) == 0
+    client.close()
+
+
+def test_it_does_so_on_an_event_loop_too(names: Names, two_addresses: None) -> None:
+    async def call() -> int:
+        async def look_up(*_args: Any, **_kwargs: Any) -> list[Any]:
+            return names.found
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(asyncio.get_running_loop(), "getaddrinfo", look_up)
+            client = Client(f"{NAME}:1")
+            answer = await client.call(4.0, BookkeepingMethods.renew, 0)
+            await client.close()
+        return answer
+
+    assert asyncio.run(call()) == 0
