@@ -5,7 +5,6 @@ Changes nothing but the garbage table. In the event loop's thread only.
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 from metaserver.blocks import session_of
@@ -122,8 +121,7 @@ class Bookkeeping:
 
     def counts(self) -> dict[str, Any]:
         """Return how many of everything there are, and how much room is left on the database's disk."""
-        disk = os.statvfs(self._store.path.parent)
-        free_bytes = disk.f_bavail * disk.f_frsize
+        free_bytes = self._store.free_bytes()
         known = self._execute("SELECT value FROM facts WHERE name = 'database'").fetchone()
         return {
             **self._store.totals,

@@ -92,8 +92,7 @@ class Copying:
 
     def _require_room(self) -> None:
         (count,) = self._store.execute("PRAGMA page_count").fetchone()
-        disk = os.statvfs(self._place.parent)
-        if disk.f_bavail * disk.f_frsize < count * pages.PAGE_BYTES + self._reserve_bytes:
+        if self._store.free_bytes() < count * pages.PAGE_BYTES + self._reserve_bytes:
             raise NoSpace(
                 "the metadata server's disk has no room for a copy of its database; make room there"
             )

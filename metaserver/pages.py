@@ -421,8 +421,8 @@ def _log_reader(path: bytes, usual: Callable[..., int]) -> Callable[..., int]:
     def is_as_written(file: int, page: bytes, start: int) -> bool:
         before = start - frames.FRAME_BYTES + 16 if start > frames.LOG_HEADER_BYTES else start - 8
         header, sums = read_bytes(file, frames.FRAME_HEADER_BYTES, start), read_bytes(file, 8, before)
-        big_endian, _, salts = frames.SHARED_HEADER.unpack(_read_shared(path, frames.SHARED_HEADER.size, 0))
-        number = _read_shared(path, 4, frames.number_offset(start // frames.FRAME_BYTES + 1))
+        big_endian, _, salts = frames.SHARED_HEADER.unpack(read_shared(path, frames.SHARED_HEADER.size, 0))
+        number = read_shared(path, 4, frames.number_offset(start // frames.FRAME_BYTES + 1))
         log = frames.LogHeader(salts, (0, 0), big_endian)
         return bool(header and sums) and frames.is_as_written(
             page, int.from_bytes(number, sys.byteorder), header, sums, log
@@ -446,8 +446,8 @@ def _log_reader(path: bytes, usual: Callable[..., int]) -> Callable[..., int]:
     return read
 
 
-def _read_shared(path: bytes, length: int, offset: int) -> bytes:
-    """Return a part of the memory that the connections share. Raises OSError."""
+def read_shared(path: bytes, length: int, offset: int) -> bytes:
+    """Return a part of the memory that connections share, which stays open while one does. Raises OSError."""
     with _guard:
         if path not in _shared:
             _shared[path] = os.open(path + _SHARED_SUFFIX, os.O_RDONLY)

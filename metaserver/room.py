@@ -6,7 +6,6 @@ asks the file system a few times a second.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 
@@ -49,15 +48,13 @@ class Room:
         return "the metadata server's disk is full; delete files, or give it a larger one"
 
     def _look(self) -> None:
-        free_bytes, part = self._free_bytes(), self._reserve_bytes // FILE_PART
+        if not self._store.files.look():
+            return  # no change is taken for that
+        free_bytes, part = self._store.free_bytes(), self._reserve_bytes // FILE_PART
         if free_bytes >= self._reserve_bytes + part and part:
             self._store.reserve.keep(part)
         if free_bytes < self._reserve_bytes:
             # The log's pages may need as much room again in the database: see to it while there is some.
             self._store.empty_log()
-            free_bytes = self._free_bytes()
+            free_bytes = self._store.free_bytes()
         self._enough = free_bytes >= self._reserve_bytes
-
-    def _free_bytes(self) -> int:
-        disk = os.statvfs(self._store.path.parent)
-        return disk.f_bavail * disk.f_frsize

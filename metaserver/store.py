@@ -152,6 +152,7 @@ class Store:
                 self.epoch = self._begin_epoch()
                 self.was_put_back = self._fetch("SELECT 1 FROM restorations LIMIT 1") is not None
                 self.files = FilesInPlace(path)
+                pages.read_shared(self._name, 1, 0)  # from now on its name is not needed
             except BaseException:
                 self._connection.close()
                 self.log_mark.close()
@@ -451,6 +452,14 @@ class Store:
         """Note that nobody relies any more on what was before this database. Only inside of a transaction."""
         self.execute("DELETE FROM restorations")
         self.was_put_back = False
+
+    def free_bytes(self) -> int:
+        """Return how much room is left on its disk; 0 if its directory was removed."""
+        try:
+            disk = os.statvfs(self.path.parent)
+        except FileNotFoundError:
+            return 0
+        return disk.f_bavail * disk.f_frsize
 
     def changed_rows(self) -> int:
         """Return how many rows were changed since the start."""

@@ -16,6 +16,7 @@ import os
 import struct
 import zlib
 from array import array
+from contextlib import suppress
 from pathlib import Path
 
 from wire.directories import sync_directory
@@ -105,7 +106,8 @@ class Sums:
         except OSError as error:
             logger.warning("%s cannot be written (%s): it is begun anew", self._path, error)
             self._changed = {-1, *range(len(self._known) // ENTRIES)}
-            _begin_anew(self._path)
+            with suppress(FileNotFoundError):  # without its directory there is none that could be wrong
+                _begin_anew(self._path)
 
     def _write(self, parts: list[int]) -> None:
         handle = os.open(self._path, os.O_WRONLY)

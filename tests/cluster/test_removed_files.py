@@ -48,7 +48,9 @@ def end_with_one_line(cluster: LocalCluster) -> None:
     """See that the log told of it once; that line is as it should be."""
     cluster.stop("metaserver")
     log = cluster.log_file("metaserver")
-    assert log.read_text().count("no more changes") == 1
+    told = log.read_text()
+    assert told.count("no more changes") == 1
+    assert "Traceback" not in told
     log.unlink()
 
 
@@ -84,5 +86,18 @@ def test_a_database_that_is_removed_can_be_saved_as_it_is_told(make_cluster: Clu
     cluster.stop("metaserver")
     saved.rename(database)
     cluster.start("metaserver")
+    assert has(cluster, b"before")
+    end_with_one_line(cluster)
+
+
+@pytest.mark.damages("all files are removed")
+def test_a_directory_that_is_removed_is_told(make_cluster: ClusterFactory) -> None:
+    cluster = make_cluster(servers=1, read_quorum=1, write_quorum=1)
+    cluster.start("metaserver")
+    directory = cluster.directory / "meta"
+    with closing(BlockingClient([cluster.address("metaserver")])) as client:
+        make(client, b"before")
+        shutil.rmtree(directory)
+        until_told(client, directory / "meta.sqlite")
     assert has(cluster, b"before")
     end_with_one_line(cluster)

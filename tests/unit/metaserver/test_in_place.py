@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from metaserver.log import Checkpointer
+from metaserver.room import LOOK_CALLS
 from tests.unit.metaserver.harness import Harness
 from wire.errors import InternalError
 
@@ -66,6 +67,17 @@ def test_no_change_is_taken_without_the_files(running: Running, suffix: str, har
         running.create(1, b"after")
     assert str(file) in running.service.status()["displaced"]
     assert running.service.resolve(1, [b"before"]), "what is there is read as before"
+
+
+def test_a_directory_that_is_removed_is_told(running: Running) -> None:
+    running.create(1, b"before")
+    shutil.rmtree(running.path.parent)
+    running.look()
+    for _ in range(LOOK_CALLS):
+        with pytest.raises(InternalError, match=str(running.path)):
+            running.create(1, b"after")
+    assert str(running.path) in running.service.status()["displaced"]
+    assert running.service.resolve(1, [b"before"])
 
 
 @pytest.mark.parametrize("harm", [remove, replace, move_away])
