@@ -255,6 +255,39 @@ class MsgpackSocket:
         raise TimeoutError
 
 
+class _TimedSocket(socket.socket):
+    """A connected socket that raises TimeoutError at a deadline, however little comes or goes at a time.
+
+    Who was stopped itself until after the deadline reads first what has come meanwhile.
+    """
+
+    def __init__(self, connected: socket.socket) -> None:
+        super().__init__(fileno=connected.detach())
+        self._until, self._is_last_look = 0.0, False
+
+    def begin(self, until: float) -> None:
+        """Set the deadline of what follows, on time.monotonic(). Raises TimeoutError: it is over."""
+        self._until, self._is_last_look = until, False
+        if until <= time.monotonic():
+            raise TimeoutError
+
+    def sendall(self, *data: Any) -> None:
+        self._limit()
+        super().sendall(*data)
+
+    def recv_into(self, *place: Any) -> int:
+        self._limit()
+        return super().recv_into(*place)
+
+    def _limit(self) -> None:
+        now = time.monotonic()
+        if now >= self._until and not self._is_last_look:
+            self._until, self._is_last_look = now + LAST_LOOK_SECONDS, True
+        if now >= self._until:
+            raise TimeoutError
+        self.settimeout(self._until - now)
+
+
 class XmlSocket:
     """An HTTP connection, kept alive. A call that waits for an answer cannot be interrupted."""
 
@@ -265,7 +298,7 @@ class XmlSocket:
         self._http.auto_open = 0
         if not isinstance(address, UnixAddress):
             self._http.host, self._http.port = address.host, address.port
-        self._http.sock = self._socket = connect(address, until, connect_seconds)
+        self._http.sock = self._socket = _TimedSocket(connect(address, until, connect_seconds))
 
     def alive(self) -> bool:
         if self._http.sock is None:
@@ -279,39 +312,28 @@ class XmlSocket:
     def call(self, until: float, name: str, params: Sequence[Any]) -> Any:
         """Send one call and wait for its answer. After a TransportError the connection is of no more use."""
         body = xml_codec.pack_request(name, params)
-        remaining_seconds = until - time.monotonic()
         try:
-            if remaining_seconds <= 0:
-                raise TimeoutError
-            self._socket.settimeout(remaining_seconds)
+            self._socket.begin(until)
             self._http.request("POST", "/RPC2", body, HTTP_HEADERS)
             self._duty.pass_on()
             response = self._http.getresponse()
-            answer = self._read_body(response, until)
+            answer = self._read_body(response)
         except OSError as error:
             raise _failure_of(error, name, self._address) from None
         except http.client.HTTPException as error:
             raise Unavailable(f"{self._address}: {error or type(error).__name__}") from None
         return result_of(name, response.status, response.headers.get(HEADER), answer)
 
-    def _read_body(self, response: http.client.HTTPResponse, until: float) -> bytes:
-        """Return an answer's body. Raises TimeoutError at the deadline, however it comes; HTTPException.
-
-        Who was stopped itself until after the deadline reads first what has come meanwhile.
-        """
+    @staticmethod
+    def _read_body(response: http.client.HTTPResponse) -> bytes:
+        """Return an answer's body. Raises TimeoutError at the deadline; HTTPException."""
         chunks: list[bytes] = []
-        length, is_last_look = 0, False
+        length = 0
         while chunk := response.read1(_CHUNK_BYTES):
             chunks.append(chunk)
             length += len(chunk)
             if length > MAX_ANSWER_BYTES:
                 raise http.client.HTTPException("an answer that is too long")
-            now = time.monotonic()
-            if now >= until and not is_last_look:
-                until, is_last_look = now + LAST_LOOK_SECONDS, True
-            if now >= until:
-                raise TimeoutError
-            self._socket.settimeout(until - now)
         if response.length:
             raise http.client.HTTPException("the connection broke within an answer")
         response.close()  # so that the connection takes the next request

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import socket
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -58,17 +59,20 @@ def soon(tcp_only: None, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def sockets(monkeypatch: pytest.MonkeyPatch) -> list[socket.socket]:
-    """The sockets that the blocking client has made, in order."""
+def sockets(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[socket.socket]]:
+    """Descriptors of our own of the sockets that the blocking client has made, in order."""
     made: list[socket.socket] = []
     connect = blocking_links.connect
 
     def noted(*arguments: Any) -> socket.socket:
-        made.append(connect(*arguments))
-        return made[-1]
+        connected = connect(*arguments)
+        made.append(connected.dup())
+        return connected
 
     monkeypatch.setattr(blocking_links, "connect", noted)
-    return made
+    yield made
+    for each in made:
+        each.close()
 
 
 def test_a_call_leaves_a_connection_that_leads_nowhere(
