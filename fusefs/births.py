@@ -47,7 +47,7 @@ class Births:
         pages: PageLedger,
         may_defer: Callable[[], bool],
     ) -> None:
-        self._cachepace, self._blocks, self._may_defer = namespace, blocks, may_defer
+        self._namespace, self._blocks, self._may_defer = namespace, blocks, may_defer
         self._cache, self._pages = cache, pages
         self._lock = threading.Lock()
         self._free = range(0)
@@ -67,7 +67,7 @@ class Births:
     def _take_number(self) -> int:
         with self._lock:
             if not self._free:
-                first = self._cachepace.reserve_inodes(NUMBERS)
+                first = self._namespace.reserve_inodes(NUMBERS)
                 self._free = range(first, first + NUMBERS)
             number, self._free = self._free[0], self._free[1:]
         return number

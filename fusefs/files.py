@@ -67,7 +67,7 @@ class Files:
         locks: FileLocks,
         births: Births,
     ) -> None:
-        self._cachepace, self._blocks, self._permission = namespace, blocks, permission
+        self._namespace, self._blocks, self._permission = namespace, blocks, permission
         self._cache, self._pages, self._opens = cache, pages, opens
         self._writeback, self._reader, self._locks = writeback, reader, locks
         self._ahead = ahead
@@ -173,7 +173,7 @@ class Files:
         finally:
             handle.error = None
         if not self._make_durable(handle.inode) and not committed:
-            self._cachepace.sync_metadata()  # its name, its mode and so on may still be in the log only
+            self._namespace.sync_metadata()  # its name, its mode and so on may still be in the log only
 
     def _commit(self, handle: Handle, durable: bool, thread: int | None = None) -> bool:
         handle.require_changeable()
@@ -195,7 +195,7 @@ class Files:
                 # Blocks that were replaced, by another mount or by compaction, are not there any more.
                 if attempt == MAP_ATTEMPTS - 1 or not self._is_superseded(inode, version, 0):
                     raise
-        self._cachepace.sync_metadata()
+        self._namespace.sync_metadata()
         with inode.lock:
             inode.durable_version = version
         return True
@@ -240,7 +240,7 @@ class Files:
             return
         try:
             with self._opens.removing():
-                self._cachepace.take_back(*made_as, inode.ino)
+                self._namespace.take_back(*made_as, inode.ino)
         except QuorumfsError as error:
             log.warning("inode %d stays as an empty file: %s", inode.ino, error)
         finally:
@@ -304,7 +304,7 @@ class Files:
             self._fetch_map(inode, unknown)
 
     def _fetch_map(self, inode: Inode, offset: int) -> None:
-        run = self._cachepace.file_map(inode.ino, offset, MAP_RUN_EXTENTS)
+        run = self._namespace.file_map(inode.ino, offset, MAP_RUN_EXTENTS)
         with inode.lock:
             inode.await_commit(run.version)
             self._pages.changed(inode.ino, inode.learn_map(offset, run))
@@ -445,7 +445,7 @@ class Files:
         """
         if inode.birth is not None or self._cache.is_certain(inode.base()):
             return 0
-        return self._cachepace.getattr(inode.ino).size
+        return self._namespace.getattr(inode.ino).size
 
     def truncate_unopened(self, ino: int, size: int) -> Attributes:
         """Change the size of a file by name, as truncate(2): committed at once, as by a close."""

@@ -63,7 +63,7 @@ class Writeback:
         patience: Patience,
         wait_seconds: float = 30.0,
     ) -> None:
-        self._cachepace, self._blocks, self._cache, self._pages = namespace, blocks, cache, pages
+        self._namespace, self._blocks, self._cache, self._pages = namespace, blocks, cache, pages
         self._age_seconds, self._wait_seconds = age_seconds, wait_seconds
         self._patience = patience
         self._pool = ThreadPoolExecutor(UPLOADS, "upload")
@@ -353,7 +353,7 @@ class Writeback:
         Raises the error if nobody can tell, as others have changed the file.
         """
         was_carried_out = self._has_any(inode.ino, blocks)
-        attributes = self._cachepace.getattr(inode.ino)
+        attributes = self._namespace.getattr(inode.ino)
         if was_carried_out:
             return attributes
         if error.resent and attributes.version != inode.base().version:
@@ -365,7 +365,7 @@ class Writeback:
         ids = {record_of(block).block for block in blocks}
         offset = 0
         while True:
-            run = self._cachepace.file_map(ino, offset, MAP_RUN_EXTENTS)
+            run = self._namespace.file_map(ino, offset, MAP_RUN_EXTENTS)
             if any(extent.block in ids for extent in run.extents):
                 return True
             if run.complete or not run.extents:

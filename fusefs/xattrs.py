@@ -43,7 +43,7 @@ class ExtendedAttributes:
         verify: Callable[[int, int], None],
         forget: Callable[[], None],
     ) -> None:
-        self._cachepace, self._cache, self._births = namespace, cache, births
+        self._namespace, self._cache, self._births = namespace, cache, births
         self._opens, self._verify, self._forget = opens, verify, forget
 
     def get(self, ino: int, name: bytes, walker: int = 0) -> bytes:
@@ -65,7 +65,7 @@ class ExtendedAttributes:
         self._births.settle(ino)
         token = self._cache.asking()
         try:
-            return self._cachepace.get_xattr(ino, name)
+            return self._namespace.get_xattr(ino, name)
         except NoAttribute:
             if name == CAPABILITY:
                 self._cache.learn_plain(token, ino, all_of_them=False)
@@ -77,7 +77,7 @@ class ExtendedAttributes:
         """Return the names of those that the server keeps. Raises StaleFile."""
         self._verify(ino, walker)
         self._births.settle(ino)
-        return self._cachepace.list_xattrs(ino)
+        return self._namespace.list_xattrs(ino)
 
     def set(self, ino: int, name: bytes, value: bytes, flags: int) -> None:
         """Set one, with the flags of setxattr(2). Raises NotPermitted, NotSupported, InvalidArgument."""
@@ -88,14 +88,14 @@ class ExtendedAttributes:
             self._forget()
             return
         self._births.settle(ino)
-        self._cachepace.set_xattr(ino, name, value, flags)
+        self._namespace.set_xattr(ino, name, value, flags)
         self._cache.changed(inodes=(ino,))
 
     def remove(self, ino: int, name: bytes) -> None:
         """Remove one. Raises NoAttribute, NotSupported, InvalidArgument."""
         _check(name)
         self._births.settle(ino)
-        self._cachepace.remove_xattr(ino, name)
+        self._namespace.remove_xattr(ino, name)
         self._cache.changed(inodes=(ino,))
 
 
