@@ -338,7 +338,7 @@ class Writeback:
             if put:
                 raise
             # Done twice, an append is there twice, and any write may undo what others wrote meanwhile.
-            may_matter = change.append_from is not None or (error.resent and inode.birth is None)
+            may_matter = change.append_from is not None or error.resent
             done = self._outcome_of(inode, inline, error) if may_matter else None
             attributes = done or self._send(inode, change, put, inline, durable)
         for block in inline:
@@ -352,8 +352,13 @@ class Writeback:
 
         Raises the error if nobody can tell, as others have changed the file.
         """
-        was_carried_out = self._has_any(inode.ino, blocks)
-        attributes = self._namespace.getattr(inode.ino)
+        try:
+            was_carried_out = self._has_any(inode.ino, blocks)
+            attributes = self._namespace.getattr(inode.ino)
+        except StaleFile:
+            if inode.birth is None:
+                raise
+            return None  # there is no such file yet
         if was_carried_out:
             return attributes
         if error.resent and attributes.version != inode.base().version:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 
@@ -23,7 +23,7 @@ from wire.errors import (
     WriteFailed,
     WriteRefused,
 )
-from wire.messages import AttributeChanges
+from wire.messages import AttributeChanges, Birth, Commit
 
 
 @pytest.fixture
@@ -231,6 +231,43 @@ def test_a_session_that_ends_meanwhile_fails_no_other_call(fs: FileSystem, serve
     fs.make(1, b"new", stat.S_IFDIR | 0o755, 0, 0)
     assert exists(server)
     close(fs, handle)
+
+
+@pytest.mark.parametrize("method", ["write_file", "answer write_file"])
+@pytest.mark.parametrize("flags", [os.O_WRONLY, os.O_WRONLY | os.O_APPEND])
+@pytest.mark.parametrize("resent", [False, True])
+def test_it_is_made_once_over_the_end_of_a_session(
+    fs: FileSystem, server: FakeServer, method: str, flags: int, resent: bool
+) -> None:
+    handle = create(fs, flags=flags)
+    write(fs, handle, 0, b"1234")
+    ended = SessionUnknown("a new one was begun")
+    ended.resent = resent
+    server.fail(method, ended)
+    close(fs, handle)
+    assert server.committed(handle.inode.ino) == b"1234"
+    assert len(server.births) == 1
+
+
+def test_what_others_wrote_since_it_was_made_is_not_undone(
+    fs: FileSystem, server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handle = create(fs)
+    write(fs, handle, 0, b"1234")
+    ended, write_file = SessionUnknown("the answer was lost with the session"), server.write_file
+    ended.resent = True
+
+    def make_and_lose_the_answer(ino: int, commit: Commit, payload: Sequence[bytes], birth: Birth) -> None:
+        monkeypatch.undo()
+        write_file(ino, commit, payload, birth)
+        server.replace(ino, b"by others")
+        raise ended
+
+    monkeypatch.setattr(server, "write_file", make_and_lose_the_answer)
+    with pytest.raises(SessionUnknown):
+        fs.files.flush(handle)
+    assert server.committed(handle.inode.ino) == b"by others"
+    fs.files.release(handle)
 
 
 def test_an_unknown_outcome_is_not_made_a_second_time(fs: FileSystem, server: FakeServer) -> None:
