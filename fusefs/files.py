@@ -8,6 +8,8 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from fusefs.ahead import FilesAhead, Ready, only_block
 from fusefs.births import Births
@@ -150,8 +152,8 @@ class Files:
         """Commit what was written, as close(2) promises (P3); report a failed write-back.
 
         It is one descriptor of several that may be closed, by a child process that never looks at the
-        outcome: the error stays for the others, and what is refused beforehand goes on waiting, as `_refuse`
-        says. `thread` is the one that asks: it is not within a write(2).
+        outcome: the error stays for the others, and what is refused beforehand goes on waiting, as
+        `_refusing` says. `thread` is the one that asks: it is not within a write(2).
 
         Raises:
             WriteRefused: fewer than Qw data servers are up.
@@ -170,8 +172,10 @@ class Files:
             handle.inode.note_part(None)
         try:
             committed = self._commit(handle, durable=True)
-        finally:
-            handle.error = None
+        except QuorumfsError as error:
+            if handle.error is error:  # else it is still to be told, as after an interruption
+                handle.error = None
+            raise
         if not self._make_durable(handle.inode) and not committed:
             self._namespace.sync_metadata()  # its name, its mode and so on may still be in the log only
 
@@ -393,12 +397,9 @@ class Files:
         handle.require_changeable()
         if offset + len(data) > END_OF_FILE:
             raise FileTooLarge("a file has at most 2**63 - 1 bytes")
-        try:
+        with self._refusing(handle):
             self._permission.require_writable()
             self._permission.require_room()
-        except (WriteRefused, NoSpace) as error:
-            self._refuse(handle, error)
-            raise
         if appending is None:
             appending = handle.appending
         unfinished = None
@@ -410,23 +411,29 @@ class Files:
         place = None if appending else offset
         self._writeback.write(handle, place, data, unfinished, past_pages=past_pages)
 
-    def _refuse(self, handle: Handle, error: QuorumfsError) -> None:
-        """Note that a write was refused beforehand: the bytes of an earlier one that wait go on waiting.
+    @contextmanager
+    def _refusing(self, handle: Handle) -> Iterator[None]:
+        """Within, a change may be refused beforehand: the bytes of an earlier one that wait go on waiting.
 
-        Not so in a file that is being written from nothing: it is all of its writes or none, until fsync
+        Not so in a file that is being written from nothing: it is all of its changes or none, until fsync
         has told.
         """
-        inode = handle.inode
-        inode.last_error = error
-        if _is_from_nothing(inode):
-            self._writeback.fail(inode, error)
-            handle.error = error
+        try:
+            yield
+        except (WriteRefused, NoSpace) as error:
+            inode = handle.inode
+            inode.last_error = error
+            if _is_from_nothing(inode):
+                self._writeback.fail(inode, error)
+                handle.error = error
+            raise
 
     def truncate(self, handle: Handle, size: int) -> None:
         """Note a new size, as ftruncate(2)."""
         self._locks.confirm(handle)
         handle.require_changeable()
-        self._permission.require_writable()
+        with self._refusing(handle):
+            self._permission.require_writable()
         is_longer = self._is_longer(handle.inode, size)
         with self._writeback.in_place(handle.inode, size):
             handle.require_changeable()
@@ -452,9 +459,10 @@ class Files:
         handle, _ = self.open(ino, os.O_WRONLY)
         handle.drops = None  # of this open the kernel knows nothing
         try:
+            self._permission.require_writable()  # not once it is noted: it would go with another's commit
             with self._writeback.in_place(handle.inode, size):
                 self._writeback.truncate(handle.inode, size)
-            self.flush(handle)
+            self._commit(handle, durable=False)
             with handle.inode.lock:
                 return handle.inode.view()
         finally:
@@ -477,7 +485,8 @@ class Files:
             raise NotSupported(f"fallocate with mode {mode:#x}")
         self._locks.confirm(handle)
         handle.require_changeable()
-        self._permission.require_writable()
+        with self._refusing(handle):
+            self._permission.require_writable()
         inode = handle.inode
         end = offset + length
         committed = self._committed_size(inode) if action and end > inode.size() else 0

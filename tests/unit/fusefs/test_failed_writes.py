@@ -8,12 +8,14 @@ import pytest
 
 from fusefs.filesystem import FileSystem
 from fusefs.handles import Handle
+from fusefs.inodes import Inode
 from tests.support import wait_until
 from tests.unit.fusefs.fakes import FakeServer
 from tests.unit.fusefs.work import close, make, read, write
 from wire.digest import BLOCK_BYTES
 from wire.errors import (
     DeadlineExceeded,
+    Interrupted,
     NoSpace,
     NotFound,
     SessionUnknown,
@@ -245,3 +247,57 @@ def test_a_new_file_whose_second_try_succeeds_stays(fs: FileSystem, server: Fake
     fs.files.release(handle)
     assert server.calls["take_back"] == 0
     assert server.committed(attributes.ino) == b"y"
+
+
+@pytest.mark.parametrize("how", ["truncate", "allocate"])
+def test_a_refused_change_of_the_size_commits_nothing_of_what_came_before(
+    fs: FileSystem, server: FakeServer, how: str
+) -> None:
+    ino = make(fs, b"a", b"old")
+    handle, _ = fs.files.open(ino, os.O_WRONLY | os.O_TRUNC)
+    write(fs, handle, 0, b"the rest is a hole")
+    server.writable = False
+    with pytest.raises(WriteRefused):
+        fs.files.truncate(handle, 100) if how == "truncate" else fs.files.allocate(handle, 0, 0, 100)
+    server.writable = True
+    with pytest.raises(WriteRefused):
+        close(fs, handle)
+    assert server.committed(ino) == b"old"
+
+
+def test_a_refused_truncate_by_name_is_not_carried_out_by_another_close(
+    fs: FileSystem, server: FakeServer
+) -> None:
+    ino = make(fs, b"a", b"old")
+    other, _ = fs.files.open(ino, os.O_WRONLY)
+    server.hooks["open"] = lambda: setattr(server, "writable", False)
+    with pytest.raises(WriteRefused):
+        fs.files.truncate_unopened(ino, 1)
+    server.writable = True
+    close(fs, other)
+    assert server.committed(ino) == b"old"
+
+
+def test_an_interrupted_fsync_does_not_use_up_an_error(
+    fs: FileSystem, server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with `unavailable = "wait"`: the commit goes on, and may fail before its fsync has ended."""
+    ino = make(fs, b"a", b"old")
+    handle, _ = fs.files.open(ino, os.O_WRONLY)
+    write(fs, handle, 0, b"new")
+    commit = fs._writeback.commit
+
+    def fail_and_be_interrupted(inode: Inode, durable: bool, thread: int | None = None) -> bool:
+        server.fail("write_file", WriteFailed("gone"))
+        with pytest.raises(WriteFailed):
+            commit(inode, durable, thread)
+        raise Interrupted("by a signal")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fs._writeback, "commit", fail_and_be_interrupted)
+        with pytest.raises(Interrupted):
+            fs.files.fsync(handle)
+    with pytest.raises(WriteFailed):
+        fs.files.fsync(handle)
+    close(fs, handle)
+    assert server.committed(ino) == b"old"
