@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 from fusefs.ahead import FilesAhead, Ready, only_block
 from fusefs.births import Births
@@ -50,6 +51,15 @@ PAGE_BYTES = 4096
 FALLOCATE_KEEP_SIZE = 0x01
 FALLOCATE_PUNCH_HOLE = 0x02
 FALLOCATE_ZERO_RANGE = 0x10
+
+
+class _Plan(NamedTuple):
+    """Where bytes are to be read from, and up to where; of which version, and after how many drops."""
+
+    spans: list[Span[Source]]
+    end: int
+    version: int
+    drops: int
 
 
 class Files:
@@ -269,14 +279,14 @@ class Files:
         inode = handle.inode
         self._reads_follow = True
         for attempt in range(MAP_ATTEMPTS):
-            spans, end, version = self._plan(inode, offset, offset + size)
-            if end <= offset:
+            plan = self._plan(inode, offset, offset + size)
+            if plan.end <= offset:
                 return b""
-            whole = self._note_read(handle, offset, end)
+            whole = self._note_read(handle, offset, plan.end)
             try:
-                return self._assemble(inode.ino, spans, offset, end, whole)
+                return self._assemble(inode.ino, plan.spans, offset, plan.end, whole)
             except (ReadRefused, BlockError) as error:
-                if attempt == MAP_ATTEMPTS - 1 or not self._is_superseded(inode, version, offset):
+                if attempt == MAP_ATTEMPTS - 1 or not self._is_outdated(inode, plan, offset):
                     inode.last_error = error
                     raise
         raise AssertionError("the last attempt returns or raises")
@@ -293,8 +303,8 @@ class Files:
         """Tell whether the file became shorter elsewhere so lately that the kernel may not know it."""
         return self._pages.is_shortened(handle.inode.ino)
 
-    def _plan(self, inode: Inode, start: int, end: int) -> tuple[list[Span[Source]], int, int]:
-        """Return where the bytes come from, where the file ends, and of which version this is."""
+    def _plan(self, inode: Inode, start: int, end: int) -> _Plan:
+        """Plan to read bytes [start, end), as far as the file reaches."""
         with inode.lock:
             if inode.first_unknown(start, end) is not None:
                 inode.committed.trim()
@@ -304,7 +314,7 @@ class Files:
                 if unknown is None:
                     self._pages.filled(inode.ino)
                     stop = min(end, inode.size())
-                    return inode.plan(start, stop), stop, inode.base().version
+                    return _Plan(inode.plan(start, stop), stop, inode.base().version, inode.drops)
             self._fetch_map(inode, unknown)
 
     def _fetch_map(self, inode: Inode, offset: int) -> None:
@@ -321,6 +331,15 @@ class Files:
                 if unknown is None:
                     return inode.committed.find(0, size)
             self._fetch_map(inode, unknown)
+
+    def _is_outdated(self, inode: Inode, plan: _Plan, offset: int) -> bool:
+        """Tell whether a read that failed may succeed by another plan."""
+        if any(isinstance(span.source, PendingBlock) for span in plan.spans):
+            with inode.lock:
+                inode.await_end_of_commit()  # if it fails, it is about to drop what was planned with
+                if inode.drops != plan.drops:
+                    return True
+        return self._is_superseded(inode, plan.version, offset)
 
     def _is_superseded(self, inode: Inode, version: int, offset: int) -> bool:
         """Tell whether the file has changed since `version`, so that reading again may help."""
@@ -503,7 +522,7 @@ class Files:
             return None
         position, window = offset, SEEK_BYTES
         while True:
-            spans, end, _ = self._plan(handle.inode, position, min(position + window, END_OF_FILE))
+            spans, end, *_ = self._plan(handle.inode, position, min(position + window, END_OF_FILE))
             if end <= position:  # the end of the file, where there is a hole for who came through data
                 return position if whence == os.SEEK_HOLE and position > offset else None
             for span in spans:

@@ -188,6 +188,8 @@ class Inode:
         self.commit_lock = threading.Lock()
         self.locking = threading.Lock()
         """Held over a call about file locks, so that the server carries them out in the order of here."""
+        self.drops = 0
+        """So often changes were dropped because they could not be committed."""
         self.losses = 0
         """So often a session has died with locks, of whatever files, while this one was open."""
         self.attributes: Attributes | None = None
@@ -277,8 +279,17 @@ class Inode:
     def await_commit(self, version: int) -> None:
         """Wait until this version can be learnt. Raises Interrupted."""
         while self._is_closed_to(version):
-            if not self.commit_ended.wait(LOOK_SECONDS):
-                self._look()
+            self._await_end()
+
+    def await_end_of_commit(self) -> None:
+        """Wait until the commit that is under way now has ended, if one is. Raises Interrupted."""
+        committing = self.committing
+        while committing is not None and self.committing is committing:
+            self._await_end()
+
+    def _await_end(self) -> None:
+        if not self.commit_ended.wait(LOOK_SECONDS):
+            self._look()
 
     def learn_attributes(self, attributes: Attributes) -> Learnt:
         """Take over attributes unless they are older; tell what they say of the contents."""
@@ -457,6 +468,7 @@ class Inode:
     def drop_changes(self) -> int:
         """Forget the changes that wait; return how many dirty bytes went (sealed blocks not counted)."""
         dropped = self.buffers.bytes
+        self.drops += 1
         self.changes, self.buffers = ChangeSet(), DirtyBuffers()
         self.dirty_since = None
         return dropped

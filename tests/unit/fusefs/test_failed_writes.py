@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -301,3 +303,37 @@ def test_an_interrupted_fsync_does_not_use_up_an_error(
         fs.files.fsync(handle)
     close(fs, handle)
     assert server.committed(ino) == b"old"
+
+
+@pytest.mark.parametrize("failing", ["put", "commit"])
+def test_who_reads_while_a_write_fails_gets_the_old_content(
+    fs: FileSystem, server: FakeServer, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    ino = make(fs, b"a", b"x" * 2 * MIB)
+    writer, _ = fs.files.open(ino, os.O_WRONLY)
+    reader, _ = fs.files.open(ino, os.O_RDONLY)
+    failing_now, may_fail, reading, has_failed = (threading.Event() for _ in range(4))
+
+    def fail(*_: object) -> None:
+        failing_now.set()
+        assert may_fail.wait(10)
+        raise WriteFailed("gone")
+
+    def read_slowly() -> None:
+        reading.set()
+        assert has_failed.wait(10)
+
+    monkeypatch.setattr(server, "put_block" if failing == "put" else "write_file", fail)
+    server.hooks["read_block"] = read_slowly
+    write(fs, writer, MIB, b"y" * (MIB if failing == "put" else 9))
+    with ThreadPoolExecutor() as threads:
+        flushed = threads.submit(fs.files.flush, writer)
+        assert failing_now.wait(10)
+        found = threads.submit(fs.files.read, reader, 0, 2 * MIB)
+        assert reading.wait(10)
+        may_fail.set()
+        assert isinstance(flushed.exception(10), WriteFailed)
+        has_failed.set()
+        assert bytes(found.result(10)) == b"x" * 2 * MIB
+    for handle in (reader, writer):
+        fs.files.release(handle)
