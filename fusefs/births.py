@@ -183,8 +183,11 @@ class Births:
         self._pages.attributes_changed(inode.ino, birth.parent)
 
     def give_up(self, inode: Inode) -> bool:
-        """Forget a file that was never made, at its last close; tell whether it was one."""
-        with self._lock:
+        """Forget a file that was never made, at its last close; tell whether it was one.
+
+        Who makes it just now ends that first.
+        """
+        with inode.commit_lock, self._lock:
             self._waiting.pop(inode.ino, None)
             unborn, inode.birth = inode.birth is not None, None
         return unborn

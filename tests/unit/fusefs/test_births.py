@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import stat
+import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from fusefs.filesystem import FileSystem
 from fusefs.handles import Handle
+from tests.support import wait_until
 from tests.unit.fusefs.fakes import FakeServer
 from tests.unit.fusefs.work import close, write
 from wire.errors import (
@@ -23,7 +26,7 @@ from wire.errors import (
     WriteFailed,
     WriteRefused,
 )
-from wire.messages import AttributeChanges, Birth, Commit
+from wire.messages import AttributeChanges, Attributes, Birth, Commit
 
 
 @pytest.fixture
@@ -292,3 +295,32 @@ def test_a_set_group_id_directory_gives_its_group_away_at_the_server(
     close(fs, create(fs))
     assert server.calls["create"] == 1
     assert not server.births
+
+
+def test_a_file_that_is_made_while_its_last_close_gives_it_up_is_taken_back(
+    fs: FileSystem, server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handle = create(fs)
+    write(fs, handle, 0, b"1234")
+    server.fail("write_file", WriteFailed("two servers are gone"))
+    with pytest.raises(WriteFailed):
+        fs.files.flush(handle)
+    is_making, may_go_on, write_file = threading.Event(), threading.Event(), server.write_file
+
+    def make_slowly(ino: int, commit: Commit, payload: Sequence[bytes], birth: Birth) -> Attributes:
+        is_making.set()
+        assert may_go_on.wait(10)
+        return write_file(ino, commit, payload, birth)
+
+    monkeypatch.setattr(server, "write_file", make_slowly)
+    with ThreadPoolExecutor() as threads:
+        made = threads.submit(fs._births.settle)
+        assert is_making.wait(10)
+        released = threads.submit(fs.files.release, handle)
+        wait_until(lambda: not handle.inode.handles, 5, "the last close has begun")
+        may_go_on.set()
+        made.result(10)
+        released.result(10)
+    assert not exists(server)
+    with pytest.raises(NotFound):
+        fs.names.lookup(1, b"a")
