@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from fusefs import commits, directories, files, inodes
+from fusefs import commits, inodes
 from fusefs.filesystem import FileSystem
 from tests.support import wait_until
 from tests.unit.fusefs.fakes import FakeServer, file_system
@@ -19,8 +19,6 @@ from tests.unit.fusefs.work import close, is_waiting, make, read, write
 from wire.digest import BLOCK_BYTES
 from wire.errors import (
     DigestMismatch,
-    NoAttribute,
-    NotSupported,
     ReadRefused,
     StaleFile,
     WriteFailed,
@@ -63,32 +61,6 @@ def test_fsync_of_a_file_without_a_byte_makes_its_name_durable(fs: FileSystem, s
     fs.files.fsync(handle)
     assert server.calls["sync_metadata"] == 1
     close(fs, handle)
-
-
-def test_a_time_that_is_set_during_a_commit_stays(
-    fs: FileSystem, server: FakeServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    attributes, handle = fs.create(1, b"a", 0o644, 0, 0, os.O_WRONLY)
-    write(fs, handle, 0, b"content")
-    write_file, is_set = server.write_file, threading.Event()
-
-    def set_time() -> None:
-        fs.attributes.set(attributes.ino, AttributeChanges(mtime_ns=5))
-        is_set.set()
-
-    setter = threading.Thread(target=set_time)
-
-    def write_after_it(*args: Any) -> Attributes:
-        setter.start()
-        is_set.wait(0.1)  # it is not, while the commit is under way
-        return write_file(*args)
-
-    monkeypatch.setattr(server, "write_file", write_after_it)
-    fs.files.flush(handle)
-    setter.join()
-    fs.files.release(handle)
-    assert server.getattr(attributes.ino).mtime_ns == 5
-    assert fs.attributes.get(attributes.ino).mtime_ns == 5
 
 
 def test_fsync_is_durable_once_and_for_all(fs: FileSystem, server: FakeServer) -> None:
@@ -155,104 +127,6 @@ def test_bytes_that_do_not_match_the_witness_are_never_passed_on(
     with pytest.raises(DigestMismatch):
         read(fs, ino)
     assert not lies
-
-
-def test_pages_are_kept_only_while_the_contents_are_this_mounts(fs: FileSystem, server: FakeServer) -> None:
-    ino = make(fs, b"a", b"old")
-
-    def keeps(flags: int = os.O_RDONLY) -> bool:
-        handle, keep = fs.files.open(ino, flags)
-        close(fs, handle)
-        return keep
-
-    assert keeps()
-    handle, _ = fs.files.open(ino, os.O_WRONLY)
-    write(fs, handle, 0, b"mine")
-    close(fs, handle)
-    assert keeps()
-    server.replace(ino, b"theirs")
-    assert not keeps()
-    assert keeps()
-    handle, _ = fs.files.open(ino, os.O_WRONLY)
-    write(fs, handle, 0, b"failed")
-    server.fail("write_file", WriteFailed())
-    with pytest.raises(WriteFailed):
-        fs.files.fsync(handle)
-    assert not keeps()
-    server.replace(ino, b"between")
-    write(fs, handle, 0, b"B")
-    close(fs, handle)
-    assert not keeps()
-    assert read(fs, ino) == b"Between"
-
-
-@pytest.mark.parametrize("theirs", [b"new!", b"newer!!!"])
-def test_a_commit_that_changes_no_byte_does_not_hide_another_mounts(
-    fs: FileSystem, server: FakeServer, theirs: bytes
-) -> None:
-    ino = make(fs, b"a", b"old!")
-    handle, _ = fs.files.open(ino, os.O_RDWR)
-    assert read(fs, ino) == b"old!"
-    server.replace(ino, theirs)
-    if len(theirs) == 4:
-        fs.files.truncate(handle, 4)
-    else:
-        fs.files.allocate(handle, 0, 0, 6)
-    fs.files.flush(handle)
-    later, keep = fs.files.open(ino, os.O_RDONLY)
-    assert not keep, "the kernel's pages are of the older version"
-    assert bytes(fs.files.read(later, 0, 100)) == theirs
-    close(fs, later)
-    close(fs, handle)
-
-
-def test_pages_are_kept_once_an_open_that_drops_them_is_taken_in(fs: FileSystem, server: FakeServer) -> None:
-    """The answer to a later open may be the first that the kernel takes in."""
-    ino = make(fs, b"a", b"old")
-    server.replace(ino, b"theirs")
-    first, keep = fs.files.open(ino, os.O_RDONLY)
-    assert not keep
-    second, keep = fs.files.open(ino, os.O_RDONLY)
-    assert not keep
-    fs.files.read(first, 0, 10)
-    third, keep = fs.files.open(ino, os.O_RDONLY)
-    assert keep
-    for handle in (first, second, third):
-        close(fs, handle)
-
-
-@pytest.mark.parametrize("news", ["a failed write", "another change"])
-def test_an_open_that_is_taken_in_late_has_no_wrong_pages_kept(
-    fs: FileSystem, server: FakeServer, news: str
-) -> None:
-    ino = make(fs, b"a", b"old")
-    server.replace(ino, b"theirs")
-    late, _ = fs.files.open(ino, os.O_RDONLY)
-    if news == "a failed write":
-        writer, _ = fs.files.open(ino, os.O_WRONLY)
-        write(fs, writer, 0, b"failed")
-        server.fail("write_file", WriteFailed())
-        with pytest.raises(WriteFailed):
-            close(fs, writer)
-    else:
-        server.replace(ino, b"theirs again")
-        close(fs, fs.files.open(ino, os.O_RDONLY)[0])
-        fs._pages.doubt(ino)
-    fs.files.read(late, 0, 10)
-    handle, keep = fs.files.open(ino, os.O_RDONLY)
-    assert not keep
-    close(fs, handle)
-    close(fs, late)
-
-
-def test_the_open_within_a_truncation_by_name_is_not_the_kernels(fs: FileSystem, server: FakeServer) -> None:
-    ino = make(fs, b"a", b"old content")
-    server.replace(ino, b"other bytes")
-    fs.files.truncate_unopened(ino, 3)
-    assert server.committed(ino) == b"oth"
-    handle, keep = fs.files.open(ino, os.O_RDONLY)
-    assert not keep
-    close(fs, handle)
 
 
 def test_a_truncation_by_name_is_committed_though_the_file_is_open_for_writing(
@@ -345,25 +219,6 @@ def test_very_many_extents_are_committed_in_steps(
     assert [content[index * 1000] for index in range(35)] == list(range(35))
 
 
-def test_times_set_while_writing_stand_after_close(fs: FileSystem, server: FakeServer) -> None:
-    attributes, handle = fs.create(1, b"a", 0o644, 0, 0, os.O_WRONLY)
-    write(fs, handle, 0, b"1234")
-    fs.attributes.set(attributes.ino, AttributeChanges(mtime_ns=1_000_000_007))
-    close(fs, handle)
-    assert fs.attributes.get(attributes.ino).mtime_ns == 1_000_000_007
-
-
-def test_a_mode_set_elsewhere_while_writing_stands_after_close(fs: FileSystem, server: FakeServer) -> None:
-    ino = make(fs, b"a", b"old")
-    fs.attributes.set(ino, AttributeChanges(mode=stat.S_IFREG | 0o4755))
-    handle, _ = fs.files.open(ino, os.O_WRONLY)
-    write(fs, handle, 0, b"new")
-    server.setattr(ino, AttributeChanges(mode=stat.S_IFREG | 0o700))
-    close(fs, handle)
-    assert server.committed(ino) == b"new"
-    assert server.getattr(ino).mode == stat.S_IFREG | 0o700
-
-
 @pytest.mark.parametrize("access", [os.O_RDONLY, os.O_WRONLY, os.O_RDWR])
 def test_an_open_that_truncates_is_committed_at_close(
     fs: FileSystem, server: FakeServer, access: int
@@ -412,20 +267,6 @@ def test_a_truncation_cuts_off_what_another_mount_appended_before_it(
     assert server.committed(ino) == b"old and more"[:size]
 
 
-@pytest.mark.parametrize("mode", ["punch a hole", "zero a range"])
-def test_a_range_that_another_mount_has_written_since_the_open_is_zeroed(
-    fs: FileSystem, server: FakeServer, mode: str
-) -> None:
-    ino = make(fs, b"a", b"old")
-    handle, _ = fs.files.open(ino, os.O_WRONLY)
-    server.replace(ino, b"old and more")
-    flag = files.FALLOCATE_PUNCH_HOLE if mode == "punch a hole" else files.FALLOCATE_ZERO_RANGE
-    fs.files.allocate(handle, flag | files.FALLOCATE_KEEP_SIZE, 2, 100)
-    assert fs.attributes.get(ino).size in (3, 12)
-    close(fs, handle)
-    assert server.committed(ino) == b"ol" + bytes(10)
-
-
 def test_an_inode_is_closed_late_and_opened_again_without_a_call(fs: FileSystem, server: FakeServer) -> None:
     ino = make(fs, b"a", b"1")
     assert server.calls["close"] == 0
@@ -453,122 +294,6 @@ def test_a_walk_through_the_cache_is_verified_at_open(fs: FileSystem, server: Fa
     fs.names.lookup(1, b"old", walker=7)
     close(fs, fs.open(new, os.O_RDONLY, walker=7)[0])
     assert server.calls == Counter(open=2), "the path is verified by the same call"
-
-
-def test_dropped_caches_have_the_server_asked_again(fs: FileSystem, server: FakeServer) -> None:
-    ino = make(fs, b"a", b"old")
-    fs.names.lookup(1, b"a")
-    asked = server.calls["resolve"]
-    fs.names.lookup(1, b"a")
-    assert server.calls["resolve"] == asked
-    fs.xattrs.set(ino, b"user.quorumfs.drop_caches", b"", 0)
-    fs.names.lookup(1, b"a")
-    assert server.calls["resolve"] == asked + 1
-
-
-def test_the_cache_answers_for_a_while_and_own_changes_at_once(fs: FileSystem, server: FakeServer) -> None:
-    make(fs, b"a", b"1")
-    server.calls.clear()
-    for _ in range(5):
-        assert fs.attributes.get(fs.names.lookup(1, b"a").ino).size == 1
-    assert not server.calls
-    fs.rename(1, b"a", 1, b"b")
-    assert fs.names.lookup(1, b"b").size == 1
-    fs.attributes.set(fs.names.lookup(1, b"b").ino, AttributeChanges(mode=0o100600))
-    assert fs.names.lookup(1, b"b").mode == 0o100600
-
-
-@pytest.mark.parametrize("mode", [0, 1])
-def test_allocating_what_is_there_changes_times_alone(fs: FileSystem, server: FakeServer, mode: int) -> None:
-    attributes, handle = fs.create(1, b"a", 0o644, 0, 0, os.O_RDWR)
-    write(fs, handle, 0, b"1234")
-    close(fs, handle)
-    handle, _ = fs.open(attributes.ino, os.O_RDWR)
-    before = fs.attributes.get(attributes.ino)
-    fs.files.allocate(handle, mode, 1, 2)
-    waiting = fs.attributes.get(attributes.ino)
-    assert before.mtime_ns < waiting.mtime_ns == waiting.ctime_ns
-    close(fs, handle)
-    assert server.getattr(attributes.ino).mtime_ns == waiting.mtime_ns
-    assert server.committed(attributes.ino) == b"1234"
-
-
-def test_a_modification_time_in_the_future_is_not_when_it_was_changed(
-    fs: FileSystem, server: FakeServer
-) -> None:
-    attributes, handle = fs.create(1, b"a", 0o644, 0, 0, os.O_RDWR)
-    write(fs, handle, 0, b"1234")
-    before = fs.attributes.get(attributes.ino)
-    fs.attributes.set(attributes.ino, AttributeChanges(mtime_ns=2**62))
-    found = fs.attributes.get(attributes.ino)
-    assert found.mtime_ns == 2**62
-    assert found.ctime_ns == before.ctime_ns
-    close(fs, handle)
-    assert server.getattr(attributes.ino).mtime_ns == 2**62
-
-
-def test_holes_seek_and_allocate(fs: FileSystem, server: FakeServer) -> None:
-    attributes, handle = fs.create(1, b"a", 0o644, 0, 0, os.O_RDWR)
-    write(fs, handle, 0, b"x" * 1000)
-    fs.files.allocate(handle, 3, 100, 200)
-    fs.files.allocate(handle, 0, 1500, 500)
-    for _ in range(2):
-        assert bytes(fs.files.read(handle, 0, 5000)) == b"x" * 100 + bytes(200) + b"x" * 700 + bytes(1000)
-        assert fs.files.seek(handle, 0, os.SEEK_HOLE) == 100
-        assert fs.files.seek(handle, 150, os.SEEK_DATA) == 300
-        assert fs.files.seek(handle, 1000, os.SEEK_DATA) is None
-        assert fs.files.seek(handle, 1000, os.SEEK_HOLE) == 1000
-        assert fs.files.seek(handle, 2000, os.SEEK_HOLE) is None
-        fs.files.flush(handle)
-    close(fs, handle)
-    assert len(server.committed(attributes.ino)) == 2000
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_seeks_find_what_was_written_and_what_was_not(seed: int) -> None:
-    dice = random.Random(seed)
-    print(f"seed {seed}")
-    fs = file_system(FakeServer())
-    _, handle = fs.create(1, b"a", 0o644, 0, 0, os.O_RDWR)
-    is_data: list[bool] = []
-    for _ in range(120):
-        start, length = dice.randrange(400), dice.choice([1, 3, 60])
-        action = dice.randrange(5)
-        if action < 3:
-            is_data.extend([False] * (start + length - len(is_data)))
-            is_data[start : start + length] = [True] * length
-            for step in range(start, start + length):
-                write(fs, handle, step * 4096, b"x" * 4096)
-        elif action == 3:
-            is_data[start : start + length] = [False] * len(is_data[start : start + length])
-            fs.files.allocate(handle, 3, start * 4096, length * 4096)
-        else:
-            fs.files.flush(handle)
-        place, end = dice.randrange(450), len(is_data)
-        found = next((at for at in range(place, end) if is_data[at]), None)
-        assert fs.files.seek(handle, place * 4096, os.SEEK_DATA) == (None if found is None else found * 4096)
-        hole = next((at for at in range(place, end) if not is_data[at]), end) if place < end else None
-        assert fs.files.seek(handle, place * 4096, os.SEEK_HOLE) == (None if hole is None else hole * 4096)
-    close(fs, handle)
-    fs.end()
-
-
-def test_a_seek_looks_at_no_more_of_a_file_than_it_must(
-    fs: FileSystem, server: FakeServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    _, handle = fs.create(1, b"a", 0o644, 0, 0, os.O_RDWR)
-    for index in range(100):
-        write(fs, handle, index * 2 * 4096, b"x" * 4096)
-    fs.files.truncate(handle, 2**60)
-    looked_at: list[int] = []
-    plan = handle.inode.plan
-    monkeypatch.setattr(handle.inode, "plan", lambda a, b: (looked_at.append(b - a), plan(a, b))[1])
-    assert fs.files.seek(handle, 0, os.SEEK_HOLE) == 4096
-    assert fs.files.seek(handle, 4096, os.SEEK_DATA) == 8192
-    assert sum(looked_at) <= 2 * files.SEEK_BYTES
-    assert fs.files.seek(handle, 200 * 4096, os.SEEK_DATA) is None
-    assert len(looked_at) < 60
-    close(fs, handle)
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -623,44 +348,3 @@ def test_random_work_is_what_a_bytearray_says(seed: int, monkeypatch: pytest.Mon
     assert read(fs, ino) == model
     fs.end()
     assert fs._writeback.budget.used == 0
-
-
-def test_a_listing_spares_a_call_for_each_files_security_attributes(
-    fs: FileSystem, server: FakeServer
-) -> None:
-    _, handle = fs.create(1, b"a", 0o644, 0, 0, os.O_WRONLY)
-    close(fs, handle)
-    fs._cache.forget()
-    (entry,) = fs.directories.read(fs.directories.open(1), restart=False)
-    server.calls.clear()
-    for name, error in ((b"security.selinux", NotSupported), (b"security.capability", NoAttribute)):
-        with pytest.raises(error):
-            fs.xattrs.get(entry.attributes.ino, name)
-    assert not server.calls
-    with pytest.raises(NoAttribute):
-        fs.xattrs.get(entry.attributes.ino, b"user.x")
-    assert server.calls["get_xattr"] == 1
-
-
-def test_a_long_directory_is_read_as_it_is_needed_and_each_name_once(
-    fs: FileSystem, server: FakeServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(directories, "DIRECTORY_RUN", 10)
-    for number in range(35):
-        make(fs, b"%02d" % number, b"")
-    server.calls.clear()
-    handle = fs.directories.open(1)
-    assert len(fs.directories.read(handle, True, 5)) == 10
-    assert len(fs.directories.read(handle, False, 11)) == 20
-    assert server.calls["read_directory"] == 2
-    fs.unlink(1, b"03")
-    fs.unlink(1, b"34")
-    make(fs, b"00 comes too late", b"")
-    make(fs, b"33 comes in time", b"")
-    names = [entry.name for entry in fs.directories.read(handle, False)]
-    assert names == [b"%02d" % number for number in range(34)] + [b"33 comes in time"]
-    assert server.calls["read_directory"] == 4
-    names = [entry.name for entry in fs.directories.read(handle, True)]
-    there = {b"%02d" % number for number in range(34) if number != 3}
-    assert set(names) == there | {b"00 comes too late", b"33 comes in time"}
-    assert len(names) == len(set(names))
