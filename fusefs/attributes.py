@@ -38,22 +38,15 @@ class InodeAttributes:
     ) -> None:
         self._namespace, self._cache, self._pages = namespace, cache, pages
         self._births, self._opens = births, opens
-        self._removals = 0
-        """How many names were removed: each may have been the name of an open file that was written to."""
         self._specials: OrderedDict[int, Attributes] = OrderedDict()
         """What directories, FIFOs and others that were opened or removed here last were like."""
 
     def get(self, ino: int) -> Attributes:
         """Return attributes as this mount's programs see them."""
-        inode, removals = self._opens.get(ino), self._removals
+        inode = self._opens.get(ino)
         if inode is not None and inode.birth is not None:
             with inode.lock:
                 return inode.view()
-        if inode is not None and inode.is_changed() and inode.removals_seen == removals:
-            with inode.lock:
-                return inode.view()
-        if inode is not None:
-            inode.removals_seen = removals
         attributes = self._cache.attributes(ino)
         if attributes is None:
             self._births.settle_in(ino)
@@ -115,7 +108,3 @@ class InodeAttributes:
         """
         if attributes is not None and not stat.S_ISREG(attributes.mode):
             keep_newest(self._specials, attributes.ino, attributes, MOST_SPECIALS)
-
-    def name_removed(self) -> None:
-        """Note that a name was removed, or may have been: what is open may have lost its last one."""
-        self._removals += 1

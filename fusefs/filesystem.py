@@ -285,10 +285,8 @@ class FileSystem:
                 with self.names.telling_removed(walker, parent):
                     after = (self._namespace.rmdir if directory else self._namespace.unlink)(parent, name)
             except BaseException:
-                self.attributes.name_removed()
                 self._cache.changed(names=((parent, name),), inodes=(parent,))
                 raise
-            self.attributes.name_removed()
             self._cache.removed(token, parent, name, after)
         self._walks.ended(walker)
 
@@ -312,7 +310,6 @@ class FileSystem:
                 with self.names.telling_removed(walker, parent, new_parent):
                     self._namespace.rename(parent, name, new_parent, new_name, flags)
             finally:
-                self.attributes.name_removed()
                 names = ((parent, name), (new_parent, new_name))
                 self._cache.changed(names=names, inodes=(parent, new_parent))
         self._walks.ended(walker)

@@ -210,8 +210,6 @@ class Inode:
         self.unfinished: Unfinished | None = None
         self.write_finished = threading.Condition(self.lock)
         self.commit_ended = threading.Condition(self.lock)
-        self.removals_seen = 0
-        """How many names this mount had removed when the attributes were last asked for."""
         self.durable_version = -1
         """The version of the contents that is known to survive a power loss."""
 

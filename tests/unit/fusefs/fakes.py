@@ -98,6 +98,10 @@ class FakeServer:
             old = self._attributes[ino]
             self._attributes[ino] = old._replace(size=len(content), version=old.version + 1)
 
+    def set_link_count(self, ino: int, count: int) -> None:
+        """Let a file have so many names."""
+        self._attributes[ino] = self._attributes[ino]._replace(nlink=count)
+
     def _enter(self, method: str) -> None:
         self.calls[method] += 1
         if hook := self.hooks.get(method):

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from fusefs.cache import LIFE_SECONDS
+from fusefs.clock import seconds_passed
 from fusefs.filesystem import FileSystem
 from tests.unit.fusefs.fakes import FakeServer
 from tests.unit.fusefs.work import close, make, write
@@ -95,3 +97,29 @@ def test_a_modification_time_in_the_future_is_not_when_it_was_changed(
     assert found.ctime_ns == before.ctime_ns
     close(fs, handle)
     assert server.getattr(attributes.ino).mtime_ns == 2**62
+
+
+def test_what_others_set_is_told_of_a_file_with_changes_that_wait(
+    fs: FileSystem, server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ino = make(fs, b"a", b"old")
+    handle, _ = fs.files.open(ino, os.O_WRONLY)
+    write(fs, handle, 0, b"newer")
+    assert fs.attributes.get(ino).size == 5
+    server.setattr(ino, AttributeChanges(mode=stat.S_IFREG | 0o600))
+    monkeypatch.setattr(fs._cache, "_clock", lambda: seconds_passed() + LIFE_SECONDS)
+    found = fs.attributes.get(ino)
+    assert (found.mode, found.size) == (stat.S_IFREG | 0o600, 5)
+    close(fs, handle)
+
+
+def test_a_file_with_changes_that_wait_has_no_name_once_it_is_removed(
+    fs: FileSystem, server: FakeServer
+) -> None:
+    ino = make(fs, b"a", b"old")
+    handle, _ = fs.files.open(ino, os.O_WRONLY)
+    write(fs, handle, 0, b"newer")
+    server.hooks["unlink"] = lambda: server.set_link_count(ino, 0)
+    fs.unlink(1, b"a")
+    assert (fs.attributes.get(ino).nlink, fs.attributes.get(ino).size) == (0, 5)
+    close(fs, handle)
