@@ -108,3 +108,7 @@ class InodeAttributes:
         """
         if attributes is not None and not stat.S_ISREG(attributes.mode):
             keep_newest(self._specials, attributes.ino, attributes, MOST_SPECIALS)
+
+    def is_special(self, ino: int) -> bool:
+        """Tell whether an inode is none of a regular file, and was opened or removed here lately."""
+        return ino in self._specials

@@ -81,7 +81,13 @@ class FileSystem:
             namespace, self._cache, self.names, self.attributes, self._births, self._ahead
         )
         self.xattrs = ExtendedAttributes(
-            namespace, self._cache, self._births, opens, self.names.verify_unopened, self._forget
+            namespace,
+            self._cache,
+            self._births,
+            opens,
+            self.names.verify_unopened,
+            self.attributes.is_special,
+            self._forget,
         )
         self.locks = FileLocks(namespace, opens, self._writeback, self._pages)
         self.files = Files(

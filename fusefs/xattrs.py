@@ -11,7 +11,7 @@ from fusefs.births import Births
 from fusefs.cache import CAPABILITY, NameCache
 from fusefs.handles import OpenInodes
 from fusefs.ports import NamespacePort
-from wire.errors import InvalidArgument, NoAttribute, NotPermitted, NotSupported
+from wire.errors import InvalidArgument, NoAttribute, NotPermitted, NotSupported, StaleFile
 
 LAST_ERROR = b"user.quorumfs.last_error"
 """A virtual extended attribute: why the last failed call on an open file failed (empty: none did)."""
@@ -31,6 +31,7 @@ class ExtendedAttributes:
         births: files that the server may not know yet.
         opens: tells of what is open here why a call on it failed.
         verify: makes sure that an inode is what a walker's names lead to. Raises StaleFile.
+        may_be_open: tells of one that the server does not know whether it may be open here, and removed.
         forget: has the mount forget all that it caches.
     """
 
@@ -41,10 +42,11 @@ class ExtendedAttributes:
         births: Births,
         opens: OpenInodes,
         verify: Callable[[int, int], None],
+        may_be_open: Callable[[int], bool],
         forget: Callable[[], None],
     ) -> None:
         self._namespace, self._cache, self._births = namespace, cache, births
-        self._opens, self._verify, self._forget = opens, verify, forget
+        self._opens, self._verify, self._may_be_open, self._forget = opens, verify, may_be_open, forget
 
     def get(self, ino: int, name: bytes, walker: int = 0) -> bytes:
         """Return a value. Raises NoAttribute, NotSupported, InvalidArgument, StaleFile."""
@@ -72,12 +74,21 @@ class ExtendedAttributes:
             if name == LABEL:
                 raise NotSupported("no labels") from None
             raise
+        except StaleFile:
+            if not self._may_be_open(ino):
+                raise
+            raise NoAttribute("what is removed, and no regular file, has none") from None
 
     def list(self, ino: int, walker: int = 0) -> list[bytes]:
         """Return the names of those that the server keeps. Raises StaleFile."""
         self._verify(ino, walker)
         self._births.settle(ino)
-        return self._namespace.list_xattrs(ino)
+        try:
+            return self._namespace.list_xattrs(ino)
+        except StaleFile:
+            if not self._may_be_open(ino):
+                raise
+            return []
 
     def set(self, ino: int, name: bytes, value: bytes, flags: int) -> None:
         """Set one, with the flags of setxattr(2). Raises NotPermitted, NotSupported, InvalidArgument."""

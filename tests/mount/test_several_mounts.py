@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 import select
 import stat
@@ -112,6 +113,10 @@ def test_a_directory_that_is_open_and_removed(mounted: Mounted, how: str) -> Non
         after = os.fstat(descriptor)
         assert stat.filemode(after.st_mode) == "drwx---r-x" and after.st_nlink == 0
         assert (after.st_atime, after.st_mtime) == (3, 5)
+        assert os.listxattr(descriptor) == []
+        with pytest.raises(OSError) as refused:
+            os.getxattr(descriptor, "user.colour")
+        assert refused.value.errno == errno.ENODATA
     finally:
         os.close(descriptor)
 

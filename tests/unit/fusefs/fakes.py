@@ -183,7 +183,9 @@ class FakeServer:
             raise NotFound()
         return self._load(parent)
 
-    rmdir = unlink
+    def rmdir(self, parent: int, name: bytes) -> Attributes:
+        self._attributes.pop(self._names.get((parent, name), 0), None)
+        return self.unlink(parent, name)
 
     def take_back(self, parent: int, name: bytes, ino: int) -> None:
         self._enter("take_back")
@@ -196,10 +198,12 @@ class FakeServer:
 
     def get_xattr(self, ino: int, name: bytes) -> bytes:
         self._enter("get_xattr")
+        self._load(ino)
         raise NoAttribute(os.fsdecode(name))
 
     def list_xattrs(self, ino: int) -> list[bytes]:
-        raise NotImplementedError
+        self._load(ino)
+        return []
 
     def set_xattr(self, ino: int, name: bytes, value: bytes, flags: int) -> None:
         raise NotImplementedError

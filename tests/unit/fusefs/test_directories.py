@@ -1,8 +1,9 @@
-"""How directories are listed, over an in-memory server: how many calls, and what is learnt by them."""
+"""Directories over an in-memory server: how they are listed, and what they are like once removed."""
 
 from __future__ import annotations
 
 import os
+import stat
 
 import pytest
 
@@ -13,6 +14,7 @@ from tests.unit.fusefs.work import close, make
 from wire.errors import (
     NoAttribute,
     NotSupported,
+    StaleFile,
 )
 
 
@@ -55,3 +57,16 @@ def test_a_long_directory_is_read_as_it_is_needed_and_each_name_once(
     there = {b"%02d" % number for number in range(34) if number != 3}
     assert set(names) == there | {b"00 comes too late", b"33 comes in time"}
     assert len(names) == len(set(names))
+
+
+def test_a_directory_that_is_open_and_removed_has_no_extended_attributes(
+    fs: FileSystem, server: FakeServer
+) -> None:
+    ino = fs.make(1, b"d", stat.S_IFDIR | 0o755, 0, 0).ino
+    fs.directories.open(ino)
+    fs.rmdir(1, b"d")
+    with pytest.raises(NoAttribute):
+        fs.xattrs.get(ino, b"user.colour")
+    assert fs.xattrs.list(ino) == []
+    with pytest.raises(StaleFile):
+        fs.xattrs.list(ino + 1)
