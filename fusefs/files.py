@@ -243,10 +243,16 @@ class Files:
 
     def _take_back(self, inode: Inode) -> None:
         """Leave no empty file whose every write has failed. Not before: a program may try again."""
-        if inode.birth is not None and not inode.handles and self._births.give_up(inode):
-            assert inode.made_as is not None, "it was created here"
-            self._cache.changed(names=(inode.made_as,), inodes=(inode.made_as[0],))
-            return
+        try:
+            if inode.birth is not None and not inode.handles and self._births.give_up(inode):
+                assert inode.made_as is not None, "it was created here"
+                self._cache.changed(names=(inode.made_as,), inodes=(inode.made_as[0],))
+            else:
+                self._remove_empty(inode)
+        except QuorumfsError as error:
+            log.warning("inode %d stays as an empty file: %s", inode.ino, error)
+
+    def _remove_empty(self, inode: Inode) -> None:
         with inode.lock:
             made_as, attributes = inode.made_as, inode.attributes
             failed = inode.last_error is not None and not inode.handles
@@ -255,8 +261,6 @@ class Files:
         try:
             with self._opens.removing():
                 self._namespace.take_back(*made_as, inode.ino)
-        except QuorumfsError as error:
-            log.warning("inode %d stays as an empty file: %s", inode.ino, error)
         finally:
             self._cache.changed(names=(made_as,), inodes=(made_as[0],))
 

@@ -89,7 +89,7 @@ class FileSystem:
             self.attributes.is_special,
             self._forget,
         )
-        self.locks = FileLocks(namespace, opens, self._writeback, self._pages)
+        self.locks = FileLocks(namespace, opens, self._writeback, self._pages, patience.look)
         self.files = Files(
             namespace,
             blocks,

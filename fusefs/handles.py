@@ -17,6 +17,7 @@ from contextlib import contextmanager
 
 from fusefs.cache import Asked
 from fusefs.inodes import Inode, Learnt
+from fusefs.patience import LOOK_SECONDS
 from fusefs.ports import NamespacePort
 from fusefs.walks import Walk
 from wire.errors import Busy, QuorumfsError
@@ -228,8 +229,10 @@ class OpenInodes:
         Raises:
             QuorumfsError: it could not be told; when it asked, it will ask again.
         """
-        if not self._telling.acquire(timeout=TELLING_SECONDS if asked else -1):
-            raise Busy("it is being told already")
+        while not self._telling.acquire(timeout=TELLING_SECONDS if asked else LOOK_SECONDS):
+            if asked:
+                raise Busy("it is being told already")
+            self._look()
         try:
             with self._lock:
                 batch = self._being_told = frozenset(self._untold)
@@ -292,7 +295,8 @@ class OpenInodes:
     def _use(self, ino: int) -> Inode:
         with self._lock:
             while ino in self._closing:
-                self._changed.wait()
+                if not self._changed.wait(LOOK_SECONDS):
+                    self._look()
             self._waiting.discard(ino)
             inode = self._inodes.get(ino)
             if inode is None:

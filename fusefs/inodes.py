@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from fusefs.buffers import DirtyBuffers
 from fusefs.extents import Placement, RangeMap, Span, add_range
-from fusefs.patience import LOOK_SECONDS
+from fusefs.patience import LOOK_SECONDS, CallLock
 from wire.errors import QuorumfsError
 from wire.messages import Attributes, Birth, BlockRecord, FileMap
 
@@ -185,8 +185,8 @@ class Inode:
         self._look = look
         """Raises Interrupted if who waits is to go on no longer."""
         self.lock = threading.RLock()
-        self.commit_lock = threading.Lock()
-        self.locking = threading.Lock()
+        self.commit_lock = CallLock(look)
+        self.locking = CallLock(look)
         """Held over a call about file locks, so that the server carries them out in the order of here."""
         self.drops = 0
         """So often changes were dropped because they could not be committed."""

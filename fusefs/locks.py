@@ -19,6 +19,7 @@ from typing import NamedTuple
 from fusefs.handles import Handle, OpenInodes
 from fusefs.inodes import Inode
 from fusefs.pages import PageLedger
+from fusefs.patience import CallLock
 from fusefs.ports import NamespacePort
 from fusefs.writeback import Writeback
 from wire.errors import (
@@ -53,10 +54,15 @@ class _Before(NamedTuple):
 
 
 class FileLocks:
-    """All locks of one mount."""
+    """All locks of one mount. `look` raises Interrupted, as for fusefs.patience.CallLock."""
 
     def __init__(
-        self, namespace: NamespacePort, opens: OpenInodes, writeback: Writeback, pages: PageLedger
+        self,
+        namespace: NamespacePort,
+        opens: OpenInodes,
+        writeback: Writeback,
+        pages: PageLedger,
+        look: Callable[[], None],
     ) -> None:
         self._namespace, self._opens, self._writeback, self._pages = namespace, opens, writeback, pages
         self._mutex = threading.Lock()
@@ -65,7 +71,7 @@ class FileLocks:
         self._users: dict[Handle, set[tuple[bool, int]]] = {}
         self._left: dict[tuple[int, bool, int], Handle] = {}
         """Whose locks on which inode could not be given up at a close, and by which handle he had them."""
-        self._giving_up = threading.Lock()
+        self._giving_up = CallLock(look)
         """Held while what is left is given up."""
         self._unlocking = 0
         """So many calls are under way that give up locks."""

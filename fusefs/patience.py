@@ -50,6 +50,23 @@ def is_away(error: QuorumfsError) -> bool:
     return isinstance(error, TransportError | GracePeriod | WriteRefused | WriteFailed)
 
 
+class CallLock:
+    """A lock that is held over calls to servers, which may be away for as long as anybody waits.
+
+    `look` raises Interrupted if what the thread that waits here answers has been interrupted.
+    """
+
+    def __init__(self, look: Callable[[], None]) -> None:
+        self._lock, self._look = threading.Lock(), look
+
+    def __enter__(self) -> None:
+        while not self._lock.acquire(timeout=LOOK_SECONDS):
+            self._look()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
 class SharedDuty:
     """What the threads of a mount do in turn, taking the kernel's requests; nothing before a mount."""
 

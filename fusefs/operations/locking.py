@@ -12,6 +12,7 @@ import fcntl
 import itertools
 import logging
 import threading
+from contextlib import nullcontext
 from types import TracebackType
 from typing import Any, Self
 
@@ -19,6 +20,7 @@ from fusefs.handles import Handle
 from fusefs.locks import FileLocks
 from fusefs.operations import errno_of
 from fusefs.operations.structures import Interrupted, Library, LockRange
+from fusefs.patience import Patience
 from wire.errors import NoLocks, WouldBlock
 from wire.locks import LAST
 from wire.messages import FileLock, LockHolder
@@ -43,8 +45,8 @@ class _Waiting:
 class Waiters:
     """The requests of one mount that wait for locks."""
 
-    def __init__(self, library: Library, locks: FileLocks) -> None:
-        self._library, self._locks = library, locks
+    def __init__(self, library: Library, locks: FileLocks, patience: Patience) -> None:
+        self._library, self._locks, self._patience = library, locks, patience
         self._numbers = itertools.count(1)
         self._waiting: dict[int, _Waiting] = {}
         self._interrupted = Interrupted(self._interrupt)
@@ -103,11 +105,17 @@ class Waiters:
             if waiting.interrupted.is_set():
                 break
             try:
-                self._locks.set(handle, lock)
+                self._set(waiting, handle, lock)
                 return 0
             except WouldBlock:
                 continue
         return errno.EINTR
+
+    def _set(self, waiting: _Waiting, handle: Handle, lock: FileLock) -> None:
+        """Ask for a lock that may be free by now; servers that are away are waited for until a signal."""
+        is_asked = self._patience.asked(waiting.interrupted.is_set) if self._patience.waits else nullcontext()
+        with is_asked:
+            self._locks.set(handle, lock)
 
     def _interrupt(self, _request: int, number: int) -> None:
         """Called by libfuse in any thread, also from within `on_interrupt`."""

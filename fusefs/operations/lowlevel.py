@@ -82,7 +82,7 @@ class Mount:
         self._handles: dict[int, Handle] = {}
         self._directories: dict[int, DirectoryHandle] = {}
         self._numbers = itertools.count(1)
-        self._waiters = Waiters(self._library, filesystem.locks)
+        self._waiters = Waiters(self._library, filesystem.locks, filesystem.patience)
         self._session: int | None = None
         self._pass_on: Callable[[], None] = lambda: None
         self._drops = PageDrops()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,7 @@ from tests.conftest import ClusterFactory
 from tests.mount.conftest import SMALL
 from tests.support import wait_until
 from tools.cluster import LocalCluster
+from tools.status import take
 from wire.config import Deadlines
 
 DEADLINES = Deadlines(metadata_seconds=1.0, read_seconds=1.0, write_seconds=1.0, vote_seconds=0.5)
@@ -43,6 +47,7 @@ def await_waiting(cluster: LocalCluster, so_often: int = 1) -> None:
 
 def test_a_write_waits_for_a_quorum(cluster: LocalCluster, mountpoint: Path) -> None:
     cluster.kill("data-1")
+    wait_until(lambda: not take(cluster).health.writable, BACK_SECONDS, "it is noticed")
     with shell("echo new > a && cat a > b", mountpoint) as child:
         await_waiting(cluster)
         assert child.poll() is None
@@ -91,28 +96,70 @@ def test_a_program_that_waits_is_ended_by_a_signal(
     wait_until(lambda: (mountpoint / "a").read_bytes() == b"old", BACK_SECONDS, "the mount goes on")
 
 
-def test_what_a_killed_program_wrote_is_committed_when_the_servers_are_back(
-    cluster: LocalCluster, mountpoint: Path
-) -> None:
-    steps = [f"f = os.open('{mountpoint}/a', 1)", "os.write(f, b'NEW')", "print(flush=True)", "input()"]
-    script = "; ".join(["import os", *steps, "os.close(f)"])
+@contextmanager
+def told_to(path: Path, flags: int, before: str, after: str) -> Iterator[subprocess.Popen[str]]:
+    """Start a program that opens a file, does something with it, and another thing once `go_on` is called."""
+    steps = [
+        "import os",
+        f"f = os.open('{path}', {flags})",
+        before or "pass",
+        "print(flush=True)",
+        "input()",
+        after,
+    ]
     with subprocess.Popen(
-        [sys.executable, "-c", script],
+        [sys.executable, "-c", "; ".join(steps)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
     ) as child:
-        assert child.stdin is not None and child.stdout is not None
+        assert child.stdout is not None
         child.stdout.readline()
+        yield child
+
+
+def go_on(child: subprocess.Popen[str]) -> None:
+    assert child.stdin is not None
+    child.stdin.write("\n")
+    child.stdin.flush()
+
+
+def test_what_a_killed_program_wrote_is_committed_when_the_servers_are_back(
+    cluster: LocalCluster, mountpoint: Path
+) -> None:
+    with told_to(mountpoint / "a", os.O_WRONLY, "os.write(f, b'NEW')", "os.close(f)") as child:
         cluster.kill("data-1")
-        child.stdin.write("\n")
-        child.stdin.flush()
+        go_on(child)
         await_waiting(cluster)
         assert child.poll() is None
         child.kill()
         assert child.wait(PROMPT_SECONDS) == -signal.SIGKILL
     cluster.start("data-1")
     wait_until(lambda: (mountpoint / "a").read_bytes() == b"NEW", BACK_SECONDS, "it is committed")
+
+
+def test_who_waits_for_the_commit_of_another_program_is_ended_by_a_signal(
+    cluster: LocalCluster, mountpoint: Path
+) -> None:
+    """A time that is set comes after the commit under way, which waits for a data server."""
+    file = mountpoint / "a"
+    with (
+        told_to(file, os.O_WRONLY, "os.write(f, b'NEW')", "os.close(f)") as writer,
+        told_to(file, os.O_RDONLY, "", "os.utime(f, (5, 5))") as child,
+    ):
+        cluster.kill("data-1")
+        go_on(writer)
+        await_waiting(cluster)
+        go_on(child)
+        try:
+            place = Path(f"/proc/{child.pid}/wchan")
+            wait_until(lambda: "request_wait_answer" in place.read_text(), PROMPT_SECONDS, "the call is made")
+            child.kill()
+            assert child.wait(PROMPT_SECONDS) == -signal.SIGKILL
+        finally:
+            cluster.start("data-1")
+        assert writer.wait(BACK_SECONDS) == 0
+    assert file.read_bytes() == b"NEW"
 
 
 def test_the_mount_ends_although_a_program_waits(cluster: LocalCluster, mountpoint: Path) -> None:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import pytest
 
 from fusefs.handles import OpenInodes
 from fusefs.inodes import Inode
+from fusefs.patience import Patience
 from tests.support import wait_until
 from tests.unit.fusefs.test_cache import attributes_of
-from wire.errors import Busy, DeadlineExceeded, StaleFile, Unavailable
+from wire.errors import Busy, DeadlineExceeded, Interrupted, StaleFile, Unavailable
 from wire.messages import FileMap, Opened
 
 
@@ -33,6 +35,8 @@ class Server:
         self.told.append((f"open {asked}", list(inodes)))
 
     def close(self, inodes: Sequence[int]) -> None:
+        self.entered.set()
+        assert self.hold.wait(10)
         self.told.append(("close", list(inodes)))
 
     def open(self, ino: int, writing: bool, start: int, names: Sequence[bytes]) -> Opened:
@@ -187,3 +191,34 @@ def test_a_second_removal_waits_until_the_first_has_told(opens: OpenInodes, serv
     assert seen == [1, 1]
     opens.tell_open(9)
     assert server.told == [("open 0", [5]), ("open 9", [])]
+
+
+@pytest.mark.parametrize("waits_for", ["a close", "another's telling"])
+def test_who_waits_for_a_call_of_another_thread_is_interrupted(server: Server, waits_for: str) -> None:
+    """With `unavailable = "wait"` that call may last for days."""
+    patience = Patience("wait")
+    opens = OpenInodes(server, patience.look)
+    if waits_for == "a close":
+        inode, _ = opens.open(5, False, None, lambda *_: None)
+        opens.release(inode)
+    else:
+        open_known(opens, 5)
+    server.hold.clear()
+
+    def be_interrupted() -> None:
+        with patience.asked(lambda: True):
+            if waits_for == "a close":
+                opens.open(5, False, None, lambda *_: None)
+            else:
+                with opens.removing():
+                    raise AssertionError("no name may be removed now")
+
+    with ThreadPoolExecutor() as threads:
+        other = threads.submit(opens.tell_closed if waits_for == "a close" else opens.tell_open)
+        assert server.entered.wait(10)
+        interrupted = threads.submit(be_interrupted)
+        done, _ = wait([interrupted], 5)
+        server.hold.set()
+        other.result(10)
+        assert done, "it waits no longer than until a signal"
+        assert isinstance(interrupted.exception(10), Interrupted)
