@@ -59,6 +59,7 @@ class DataService:
         self._scrub = scrub
         self._milestones = milestones
         self._noting = asyncio.Lock()
+        """Held while one of the marks is kept, which are one thread's at a time."""
         self._identity = identity
         self._started = time.monotonic()
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="store")
@@ -167,7 +168,8 @@ class DataService:
             return b""
 
     async def keep_scrub(self, state: dict[str, Any]) -> None:
-        await self._in_thread(self._scrub.keep, state)
+        async with self._noting:  # each of several mediators scrubs
+            await self._in_thread(self._scrub.keep, state)
 
     async def keep_milestone(self, milestone: Milestone) -> None:
         async with self._noting:
