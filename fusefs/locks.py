@@ -124,6 +124,7 @@ class FileLocks:
 
         Raises:
             NoLocks: it lies within locks, which would be too many in two parts each.
+            Interrupted: what was written is not committed yet; the lock is held.
             LocksLost, QuorumfsError.
         """
         inode = handle.inode
@@ -152,8 +153,11 @@ class FileLocks:
         return self._namespace.unlock(range_)
 
     def _commit(self, inode: Inode) -> None:
+        """Commit what was written under a lock. Raises Interrupted: that goes on, and the lock is needed."""
         try:
             self._writeback.commit(inode, durable=False)
+        except Interrupted:
+            raise
         except QuorumfsError as error:
             log.warning("inode %d: what was written under a lock was dropped: %s", inode.ino, error)
 

@@ -15,6 +15,7 @@ from fusefs.extents import RangeMap, Span
 from fusefs.filesystem import FileSystem
 from fusefs.grant import Grant
 from fusefs.handles import OpenInodes
+from fusefs.patience import Patience
 from metaserver.extent_rules import place_appends
 from wire.digest import PIECE_BYTES, block_digest, piece_digests
 from wire.errors import (
@@ -380,10 +381,14 @@ class FakeServer:
 
 
 def file_system(
-    server: FakeServer, dirty_bytes: int = 64 * 1024 * 1024, age_seconds: float = 30
+    server: FakeServer,
+    dirty_bytes: int = 64 * 1024 * 1024,
+    age_seconds: float = 30,
+    patience: Patience | None = None,
 ) -> FileSystem:
     """Return a file system over the fake; its chores run only if the test begins them."""
     grant = Grant()
     if server.alone:
         grant.extend(seconds_passed(), 3600.0)
-    return FileSystem(server, server, server, OpenInodes(server), dirty_bytes, age_seconds, grant=grant)
+    opens = OpenInodes(server)
+    return FileSystem(server, server, server, opens, dirty_bytes, age_seconds, patience, grant)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import threading
 from typing import Any
 
 import pytest
 
 from fusefs.filesystem import FileSystem
 from fusefs.handles import Handle
-from tests.unit.fusefs.fakes import FakeServer
-from tests.unit.fusefs.work import close, make
+from fusefs.patience import Patience
+from tests.unit.fusefs.fakes import FakeServer, file_system
+from tests.unit.fusefs.work import close, make, write
 from wire.errors import (
     DeadlineExceeded,
     InternalError,
@@ -22,7 +24,7 @@ from wire.errors import (
     WouldBlock,
 )
 from wire.locks import LAST
-from wire.messages import FileLock, LockGrant
+from wire.messages import Attributes, FileLock, LockGrant
 
 OWNER = 7
 
@@ -185,3 +187,44 @@ def test_what_could_not_be_given_up_at_the_close_is_given_up_later(
     assert len(fs.locks.reclaim(1)) == locked_again
     fs.locks.give_up_left()
     assert len(unlocked) == (not locked_again), "it is done with"
+
+
+@pytest.mark.parametrize("how", ["unlocked", "closed"])
+def test_a_lock_is_not_given_up_before_what_was_written_under_it_is_committed(
+    server: FakeServer, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """A program that is killed while its commit waits for servers, as with `unavailable = "wait"`."""
+    patience, may_commit, unlocked = Patience("wait"), threading.Event(), []
+    fs = file_system(server, patience=patience)
+    ino, write_file = make(fs, b"a", b"1234"), server.write_file
+
+    def commit_late(*args: Any) -> Attributes:
+        assert may_commit.wait(10)
+        return write_file(*args)
+
+    monkeypatch.setattr(server, "set_lock", lambda _: LockGrant(3, server.getattr(ino)), raising=False)
+    monkeypatch.setattr(
+        server, "unlock", lambda _: unlocked.append(server.committed(ino)) or 3, raising=False
+    )
+    monkeypatch.setattr(server, "confirm_session", lambda: None, raising=False)
+    monkeypatch.setattr("fusefs.patience.SLOW_SECONDS", 0.01)
+    handle, _ = fs.files.open(ino, os.O_RDWR)
+    wanted = FileLock(ino, False, OWNER, 0, LAST, True, 1)
+    fs.locks.set(handle, wanted)
+    write(fs, handle, 0, b"56")
+    monkeypatch.setattr(server, "write_file", commit_late)
+    with patience.asked(lambda: True):
+        if how == "closed":
+            fs.locks.closing(handle, OWNER)
+        else:
+            with pytest.raises(Interrupted):
+                fs.locks.unset(handle, wanted)
+    assert not unlocked
+    may_commit.set()
+    if how == "closed":
+        fs.locks.give_up_left()
+    else:
+        fs.locks.unset(handle, wanted)
+    assert unlocked == [b"5634"]
+    close(fs, handle)
+    fs.end()
