@@ -1,4 +1,4 @@
-"""Contents of files: open, read, write, truncate, flush, fsync, close. POSIX by inode and handle.
+"""Open files by inode and handle, as POSIX has them: open, read, write, truncate, flush, fsync, close.
 
 Knows neither errno nor the binding; raises errors of wire.errors. Safe in any thread.
 """
@@ -10,56 +10,40 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
 
 from fusefs.ahead import FilesAhead, Ready, only_block
 from fusefs.births import Births
 from fusefs.cache import NameCache
-from fusefs.extents import Span
+from fusefs.contents import MAP_ATTEMPTS, Contents
 from fusefs.handles import Handle, OpenInodes
-from fusefs.inodes import END_OF_FILE, Inode, PendingBlock, Source, Unfinished, compare_sizes
+from fusefs.inodes import END_OF_FILE, Inode, Unfinished, compare_sizes
 from fusefs.locks import FileLocks
 from fusefs.pages import PageLedger
 from fusefs.ports import BlockPort, NamespacePort, WritePermission
-from fusefs.readahead import BlockReader, follows
+from fusefs.readahead import BlockReader
 from fusefs.walks import Walk
-from fusefs.writeback import MAP_RUN_EXTENTS, Writeback
+from fusefs.writeback import Writeback
 from wire.digest import BLOCK_BYTES
 from wire.errors import (
-    BlockError,
     FileTooLarge,
     InvalidArgument,
     NoSpace,
     NotSupported,
     QuorumError,
     QuorumfsError,
-    ReadRefused,
     WriteRefused,
 )
-from wire.messages import Attributes, BlockRecord, Opened
+from wire.messages import Attributes, Opened
 
 log = logging.getLogger(__name__)
 
-MAP_ATTEMPTS = 5
-"""So often a read begins anew with a fresh file map when other mounts replace the file under it."""
 SYNC_RUN_BLOCKS = 4096
-SEEK_BYTES = 64 * 1024
-"""Data and holes are looked for in so many bytes first, then in twice as many, and so on."""
 UNFINISHED_SECONDS = 2.0
 """A commit waits so long at most for the rest of a write that the kernel has sent in parts."""
 PAGE_BYTES = 4096
 FALLOCATE_KEEP_SIZE = 0x01
 FALLOCATE_PUNCH_HOLE = 0x02
 FALLOCATE_ZERO_RANGE = 0x10
-
-
-class _Plan(NamedTuple):
-    """Where bytes are to be read from, and up to where; of which version, and after how many drops."""
-
-    spans: list[Span[Source]]
-    end: int
-    version: int
-    drops: int
 
 
 class Files:
@@ -75,6 +59,7 @@ class Files:
         opens: OpenInodes,
         writeback: Writeback,
         reader: BlockReader,
+        contents: Contents,
         ahead: FilesAhead,
         locks: FileLocks,
         births: Births,
@@ -82,6 +67,7 @@ class Files:
         self._namespace, self._blocks, self._permission = namespace, blocks, permission
         self._cache, self._pages, self._opens = cache, pages, opens
         self._writeback, self._reader, self._locks = writeback, reader, locks
+        self._contents = contents
         self._ahead = ahead
         self._births = births
         self._reads_follow = False
@@ -207,7 +193,7 @@ class Files:
                 break
             except QuorumError:
                 # Blocks that were replaced, by another mount or by compaction, are not there any more.
-                if attempt == MAP_ATTEMPTS - 1 or not self._is_superseded(inode, version, 0):
+                if attempt == MAP_ATTEMPTS - 1 or not self._contents.is_superseded(inode, version, 0):
                     raise
         self._namespace.sync_metadata()
         with inode.lock:
@@ -215,7 +201,7 @@ class Files:
         return True
 
     def _sync_blocks(self, inode: Inode) -> None:
-        blocks = list(dict.fromkeys(span.source.block for span in self._whole_map(inode)))
+        blocks = list(dict.fromkeys(span.source.block for span in self._contents.whole_map(inode)))
         for start in range(0, len(blocks), SYNC_RUN_BLOCKS):
             self._blocks.sync_blocks(blocks[start : start + SYNC_RUN_BLOCKS])
 
@@ -275,25 +261,10 @@ class Files:
         """
         self._note_request(handle)
         self._locks.confirm(handle)
-        found = self._read(handle, offset, size)
+        self._reads_follow = True
+        found = self._contents.read(handle, offset, size)
         handle.require_locks()  # else what was written under them may be missing in this
         return found
-
-    def _read(self, handle: Handle, offset: int, size: int) -> bytes | memoryview:
-        inode = handle.inode
-        self._reads_follow = True
-        for attempt in range(MAP_ATTEMPTS):
-            plan = self._plan(inode, offset, offset + size)
-            if plan.end <= offset:
-                return b""
-            whole = self._note_read(handle, offset, plan.end)
-            try:
-                return self._assemble(inode.ino, plan.spans, offset, plan.end, whole)
-            except (ReadRefused, BlockError) as error:
-                if attempt == MAP_ATTEMPTS - 1 or not self._is_outdated(inode, plan, offset):
-                    inode.last_error = error
-                    raise
-        raise AssertionError("the last attempt returns or raises")
 
     def reaches_no_further(self, ino: int, size: int) -> bool:
         """Tell whether a file is known to be no longer than `size`: only if it is open here."""
@@ -306,90 +277,6 @@ class Files:
     def is_shortened(self, handle: Handle) -> bool:
         """Tell whether the file became shorter elsewhere so lately that the kernel may not know it."""
         return self._pages.is_shortened(handle.inode.ino)
-
-    def _plan(self, inode: Inode, start: int, end: int) -> _Plan:
-        """Plan to read bytes [start, end), as far as the file reaches."""
-        with inode.lock:
-            if inode.first_unknown(start, end) is not None:
-                inode.committed.trim()
-        while True:
-            with inode.lock:
-                unknown = inode.first_unknown(start, end)
-                if unknown is None:
-                    self._pages.filled(inode.ino)
-                    stop = min(end, inode.size())
-                    return _Plan(inode.plan(start, stop), stop, inode.base().version, inode.drops)
-            self._fetch_map(inode, unknown)
-
-    def _fetch_map(self, inode: Inode, offset: int) -> None:
-        run = self._namespace.file_map(inode.ino, offset, MAP_RUN_EXTENTS)
-        with inode.lock:
-            inode.await_commit(run.version)
-            self._pages.changed(inode.ino, inode.learn_map(offset, run))
-
-    def _whole_map(self, inode: Inode) -> list[Span[BlockRecord]]:
-        while True:
-            with inode.lock:
-                size = inode.base().size
-                unknown = inode.committed.first_unknown(0, size)
-                if unknown is None:
-                    return inode.committed.find(0, size)
-            self._fetch_map(inode, unknown)
-
-    def _is_outdated(self, inode: Inode, plan: _Plan, offset: int) -> bool:
-        """Tell whether a read that failed may succeed by another plan."""
-        if any(isinstance(span.source, PendingBlock) for span in plan.spans):
-            with inode.lock:
-                inode.await_end_of_commit()  # if it fails, it is about to drop what was planned with
-                if inode.drops != plan.drops:
-                    return True
-        return self._is_superseded(inode, plan.version, offset)
-
-    def _is_superseded(self, inode: Inode, version: int, offset: int) -> bool:
-        """Tell whether the file has changed since `version`, so that reading again may help."""
-        if inode.base().version == version:
-            self._fetch_map(inode, offset)
-        return inode.base().version != version
-
-    def _assemble(
-        self, ino: int, spans: list[Span[Source]], start: int, end: int, whole: bool
-    ) -> bytes | memoryview:
-        parts: list[bytes | memoryview] = []
-        position = start
-        for span in spans:
-            if span.start > position:
-                parts.append(bytes(span.start - position))
-            parts.extend(self._bytes_of(ino, span, whole))
-            position = span.end
-        if position < end:
-            parts.append(bytes(end - position))
-        return parts[0] if len(parts) == 1 else b"".join(parts)
-
-    def _bytes_of(self, ino: int, span: Span[Source], whole: bool) -> list[bytes | memoryview]:
-        source, low, length = span.source, span.source_offset, span.end - span.start
-        if isinstance(source, bytes):
-            return [source if len(source) == length else memoryview(source)[low : low + length]]
-        if isinstance(source, PendingBlock):
-            data = source.data
-            if data is not None:
-                return [memoryview(data)[low : low + length]]
-            if source.record is None:
-                raise BlockError("a block that could not be written was dropped")
-            source = source.record
-        return [*self._reader.read(ino, source, low, length, whole)]
-
-    def _note_read(self, handle: Handle, offset: int, end: int) -> bool:
-        """Follow a handle's reads; fetch ahead if they are sequential. Returns whether they are."""
-        if not follows(handle.read_from, handle.read_to, offset, end - offset):
-            handle.read_from, handle.read_to, handle.window = offset, end, 0
-            return False
-        handle.read_to = max(handle.read_to, end)
-        handle.window = min(max(1, 2 * handle.window), self._reader.most_blocks_ahead)
-        inode = handle.inode
-        with inode.lock:
-            coming = inode.committed.find(handle.read_to, handle.read_to + handle.window * BLOCK_BYTES)
-        self._reader.fetch_ahead(inode.ino, [span.source for span in coming])
-        return True
 
     # writing
 
@@ -522,22 +409,7 @@ class Files:
 
     def seek(self, handle: Handle, offset: int, whence: int) -> int | None:
         """Return the next data (SEEK_DATA) or hole (SEEK_HOLE) as lseek(2), None if there is none."""
-        if offset < 0:
-            return None
-        position, window = offset, SEEK_BYTES
-        while True:
-            spans, end, *_ = self._plan(handle.inode, position, min(position + window, END_OF_FILE))
-            if end <= position:  # the end of the file, where there is a hole for who came through data
-                return position if whence == os.SEEK_HOLE and position > offset else None
-            for span in spans:
-                if whence == os.SEEK_DATA:
-                    return span.start
-                if span.start > position:
-                    break
-                position = span.end
-            if whence == os.SEEK_HOLE and position < end:
-                return position
-            position, window = end, 2 * window
+        return self._contents.seek(handle.inode, offset, whence)
 
     def commit_all(self) -> None:
         """Commit whatever is not committed, at the end of the mount; failures are logged."""

@@ -1,9 +1,9 @@
 """POSIX semantics by inode number, put together: files opened, names changed, the life of the mount's state.
 
-Contents are in fusefs.files, names and attributes in fusefs.names and fusefs.attributes, listings in
-fusefs.directories, extended attributes in fusefs.xattrs, locks in fusefs.locks. Knows neither errno nor the
-binding: it is a library over the two ports, and the mount is one of its users. Raises errors of wire.errors.
-Safe in any thread.
+Open files are in fusefs.files and what is in them in fusefs.contents, names in fusefs.names, attributes in
+fusefs.attributes, listings in fusefs.directories, extended attributes in fusefs.xattrs, locks in
+fusefs.locks. Knows neither errno nor the binding: it is a library over the two ports, and the mount is one of
+its users. Raises errors of wire.errors. Safe in any thread.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from fusefs.ahead import FilesAhead
 from fusefs.attributes import InodeAttributes
 from fusefs.births import Births
 from fusefs.cache import Asked, NameCache
+from fusefs.contents import Contents
 from fusefs.directories import Directories
 from fusefs.files import Files
 from fusefs.grant import Grant
@@ -99,6 +100,7 @@ class FileSystem:
             opens,
             self._writeback,
             self._reader,
+            Contents(namespace, self._pages, self._reader),
             self._ahead,
             self.locks,
             self._births,

@@ -284,7 +284,8 @@ def _expect_refusal(world: World, place: LibraryPlace) -> None:
     place.open(7, "scratch", os.O_CREAT | os.O_RDWR)
     place.pwrite(7, 0, content)
     place.fsync(7)
-    (block,) = {span.source.block for span in place.filesystem.files._whole_map(place.slots[7].inode)}
+    contents = place.filesystem.files._contents
+    (block,) = {span.source.block for span in contents.whole_map(place.slots[7].inode)}
     place.close(7)
     for server in world.rng.sample(world.config.data_servers, quorum.servers - quorum.read + 1):
         replica = locate(server.directory, block)

@@ -79,13 +79,13 @@ def test_a_read_during_which_locks_are_lost_fails(
 ) -> None:
     """It would have the old bytes where its process has written others: to SQLite, a malformed database."""
     fs.files.write(locked, 0, b"new " * 10)
-    plan = fs.files._plan
+    plan = fs.files._contents._plan
 
     def late_plan(*args: Any) -> Any:
         fs.locks.lose()  # the session is found dead while a server is waited for
         return plan(*args)
 
-    monkeypatch.setattr(fs.files, "_plan", late_plan)
+    monkeypatch.setattr(fs.files._contents, "_plan", late_plan)
     with pytest.raises(LocksLost):
         fs.files.read(locked, size - 4, 4)
 

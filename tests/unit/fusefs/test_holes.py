@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from fusefs import files
+from fusefs import contents, files
 from fusefs.filesystem import FileSystem
 from tests.unit.fusefs.fakes import FakeServer, file_system
 from tests.unit.fusefs.work import close, make, write
@@ -100,7 +100,7 @@ def test_a_seek_looks_at_no_more_of_a_file_than_it_must(
     monkeypatch.setattr(handle.inode, "plan", lambda a, b: (looked_at.append(b - a), plan(a, b))[1])
     assert fs.files.seek(handle, 0, os.SEEK_HOLE) == 4096
     assert fs.files.seek(handle, 4096, os.SEEK_DATA) == 8192
-    assert sum(looked_at) <= 2 * files.SEEK_BYTES
+    assert sum(looked_at) <= 2 * contents.SEEK_BYTES
     assert fs.files.seek(handle, 200 * 4096, os.SEEK_DATA) is None
     assert len(looked_at) < 60
     close(fs, handle)
