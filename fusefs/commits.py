@@ -8,8 +8,8 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 
+from fusefs.changes import ChangeSet, PendingBlock
 from fusefs.extents import Span
-from fusefs.inodes import ChangeSet, PendingBlock
 from wire.messages import AttributeChanges, BlockRecord, Commit, Extent
 
 MOST_EXTENTS_A_COMMIT = 20_000

@@ -9,9 +9,10 @@ from __future__ import annotations
 import os
 from typing import NamedTuple
 
-from fusefs.extents import Span
+from fusefs.changes import PendingBlock
+from fusefs.extents import END_OF_FILE, Span
 from fusefs.handles import Handle
-from fusefs.inodes import END_OF_FILE, Inode, PendingBlock, Source
+from fusefs.inodes import Inode, Source
 from fusefs.pages import PageLedger
 from fusefs.ports import NamespacePort
 from fusefs.readahead import BlockReader, follows

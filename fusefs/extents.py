@@ -11,6 +11,9 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Generic, NamedTuple, TypeVar
 
+END_OF_FILE = 2**63 - 1
+"""No file has more bytes."""
+
 S = TypeVar("S")
 C = TypeVar("C", covariant=True)
 

@@ -14,9 +14,11 @@ from contextlib import contextmanager
 from fusefs.ahead import FilesAhead, Ready, only_block
 from fusefs.births import Births
 from fusefs.cache import NameCache
+from fusefs.changes import Unfinished
 from fusefs.contents import MAP_ATTEMPTS, Contents
+from fusefs.extents import END_OF_FILE
 from fusefs.handles import Handle, OpenInodes
-from fusefs.inodes import END_OF_FILE, Inode, Unfinished, compare_sizes
+from fusefs.inodes import Inode, compare_sizes
 from fusefs.locks import FileLocks
 from fusefs.pages import PageLedger
 from fusefs.ports import BlockPort, NamespacePort, WritePermission

@@ -14,37 +14,18 @@ import enum
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from fusefs.buffers import DirtyBuffers
-from fusefs.extents import Placement, RangeMap, Span, add_range
+from fusefs.changes import ChangeSet, PendingBlock, Unfinished
+from fusefs.committed import CommittedMap
+from fusefs.extents import END_OF_FILE, Placement, Span
 from fusefs.patience import LOOK_SECONDS, CallLock
 from wire.errors import QuorumfsError
 from wire.messages import Attributes, Birth, BlockRecord, FileMap
 
 if TYPE_CHECKING:
     from fusefs.handles import Handle
-
-END_OF_FILE = 2**63 - 1
-MOST_CACHED_EXTENTS = 65536
-
-
-class PendingBlock:
-    """A block of this mount that no commit has made part of a file yet. Its bytes never change.
-
-    `data` is there until the put is acknowledged; `record` from the moment that it has an id.
-    """
-
-    __slots__ = ("data", "length", "record", "tried", "upload")
-
-    def __init__(self, data: bytearray) -> None:
-        self.data: bytearray | None = data
-        self.length = len(data)
-        self.record: BlockRecord | None = None
-        self.tried: BlockRecord | None = None
-        """Under which id servers may have it, acknowledged or not."""
-        self.upload: Future[None] | None = None
 
 
 class Learnt(enum.IntEnum):
@@ -60,121 +41,6 @@ class Learnt(enum.IntEnum):
 
 Source = bytes | PendingBlock | BlockRecord
 """Where bytes come from. A part of a file that has no source is a hole."""
-
-
-class ChangeSet:
-    """What one commit will change: first the cut, then the spans, then the size.
-
-    What lies from `append_from` on was appended: the metadata server moves it to where the file ends then,
-    after `extend_unappended_to` (see wire.messages.Commit).
-    """
-
-    __slots__ = (
-        "append_from",
-        "changed_ns",
-        "cut",
-        "extend_to",
-        "extend_unappended_to",
-        "losses",
-        "map",
-        "mtime_ns",
-        "sent",
-    )
-
-    def __init__(self) -> None:
-        self.cut: int | None = None
-        self.extend_to = 0
-        self.losses = 0
-        self.append_from: int | None = None
-        self.extend_unappended_to = 0
-        self.map: RangeMap[PendingBlock | None] = RangeMap()
-        self.mtime_ns: int | None = None
-        self.changed_ns = 0
-        """When the last of it came; `mtime_ns` may have been set by hand since."""
-        self.sent = False
-        """A commit of it was sent, and may have reached a server."""
-
-    def is_empty(self) -> bool:
-        return self.mtime_ns is None
-
-    def makes_version(self) -> bool:
-        """Tell whether its commit makes a version of whatever the file is then: an extension may not."""
-        return self.cut is not None or len(self.map) > 0
-
-    def follow_appends(self, size: int) -> bool:
-        """Move what was appended to the end of a file of `size` bytes; True if it lay elsewhere."""
-        distance = size - self.extend_to
-        if self.append_from is None or distance == 0:
-            return False
-        self.map.move(self.append_from, distance)
-        self.append_from += distance
-        self.extend_to = size
-        return True
-
-    def size_over(self, size: int) -> int:
-        """Return the file's size after these changes of a file of `size` bytes."""
-        return max(size if self.cut is None else min(size, self.cut), self.extend_to)
-
-
-class Unfinished(NamedTuple):
-    """The kernel may send the rest of an appending write(2) of a thread, and does so before `until`."""
-
-    thread: int
-    until: float
-
-
-class CommittedMap:
-    """The part of a file's committed extents that was fetched, of one version."""
-
-    __slots__ = ("_known", "_map", "version")
-
-    def __init__(self) -> None:
-        self._map: RangeMap[BlockRecord] = RangeMap()
-        self._known: list[tuple[int, int]] = []
-        self.version = -1
-
-    def reset(self, version: int) -> None:
-        self._map, self._known, self.version = RangeMap(), [], version
-
-    def learn(self, offset: int, run: FileMap) -> None:
-        """Take over a run that was asked for from `offset` on; a run of another version starts anew."""
-        if run.version != self.version:
-            self.reset(run.version)
-        for extent in run.extents:
-            record = BlockRecord(extent.block, extent.block_length, extent.digest)
-            start = extent.offset
-            self._map.overlay(Span(start, start + extent.length, record, extent.block_offset))
-        whole = run.complete or not run.extents
-        end = END_OF_FILE if whole else run.extents[-1].offset + run.extents[-1].length
-        add_range(self._known, offset, end)
-
-    def trim(self) -> None:
-        """Forget what is known of a very fragmented file, before more of it is fetched."""
-        if len(self._map) > MOST_CACHED_EXTENTS:
-            self.reset(self.version)
-
-    def first_unknown(self, start: int, end: int) -> int | None:
-        """Return the first offset in [start, end) of which nothing is known; None if all is."""
-        for low, high in self._known:
-            if low <= start < high:
-                return None if end <= high else high
-        return start if start < end else None
-
-    def apply(self, change: ChangeSet, version: int) -> None:
-        """Follow a commit of this mount that made `version` out of the version that is known here."""
-        self.version = version
-        if change.cut is not None:
-            self._map.erase(change.cut, END_OF_FILE)
-            add_range(self._known, change.cut, END_OF_FILE)
-        for start, end, source, source_offset in change.map:
-            if source is None:
-                self._map.erase(start, end)
-            elif source.record is not None:
-                self._map.overlay(Span(start, end, source.record, source_offset))
-            add_range(self._known, start, end)
-
-    def find(self, start: int, end: int) -> list[Span[BlockRecord]]:
-        return self._map.find(start, end)
 
 
 class Inode:

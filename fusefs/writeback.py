@@ -18,9 +18,10 @@ from functools import partial
 
 from fusefs.budget import Budget
 from fusefs.cache import NameCache
+from fusefs.changes import ChangeSet, PendingBlock, Unfinished
 from fusefs.commits import divide, record_of
 from fusefs.handles import Handle
-from fusefs.inodes import ChangeSet, Inode, PendingBlock, Unfinished
+from fusefs.inodes import Inode
 from fusefs.pages import PageLedger
 from fusefs.patience import LOOK_SECONDS, MOST_WAITING, Patience
 from fusefs.ports import BlockPort, NamespacePort

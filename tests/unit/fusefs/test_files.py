@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from fusefs import commits, inodes
+from fusefs import commits
 from fusefs.filesystem import FileSystem
 from tests.support import wait_until
 from tests.unit.fusefs.fakes import FakeServer, file_system
@@ -300,7 +300,7 @@ def test_a_walk_through_the_cache_is_verified_at_open(fs: FileSystem, server: Fa
 def test_random_work_is_what_a_bytearray_says(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     print(f"seed {seed}")
     dice = random.Random(seed)
-    monkeypatch.setattr(inodes, "MOST_CACHED_EXTENTS", 4)
+    monkeypatch.setattr("fusefs.committed.MOST_CACHED_EXTENTS", 4)
     server = FakeServer()
     server.first_run = dice.choice([1, 3, 256])
     fs = file_system(server, dirty_bytes=4 * MIB)
