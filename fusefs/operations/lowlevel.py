@@ -15,7 +15,6 @@ import itertools
 import logging
 import os
 import stat
-import threading
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -25,21 +24,18 @@ from typing import Any
 
 from fusefs.files import PAGE_BYTES
 from fusefs.filesystem import FileSystem
-from fusefs.handles import DirectoryHandle, Handle
-from fusefs.operations import MountOptions, errno_of, listing
+from fusefs.handles import Handle
+from fusefs.operations import MountOptions, errno_of
 from fusefs.operations.attributes import SET_SIZE, changes_of, entry_of, room_of, status_of
+from fusefs.operations.directories import DirectoryRequests
 from fusefs.operations.dropping import PageDrops
+from fusefs.operations.late import LateAnswers
 from fusefs.operations.locking import Waiters, lock_range, record_lock, signed
 from fusefs.operations.reading_ahead import let_read_ahead
 from fusefs.operations.serving import Serving
 from fusefs.operations.shortening import Shortenings
-from fusefs.operations.structures import (
-    Arguments,
-    Callbacks,
-    EntryParameters,
-    FileInfo,
-    Library,
-)
+from fusefs.operations.structures import Arguments, Callbacks, EntryParameters, FileInfo, Library
+from fusefs.operations.xattrs import XattrRequests
 from fusefs.patience import MOST_WAITING
 from wire.config import ConfigError
 from wire.errors import NotFound, WouldBlock
@@ -80,17 +76,22 @@ class Mount:
         self._keeping = filesystem.keeping
         self._library = Library()
         self._handles: dict[int, Handle] = {}
-        self._directories: dict[int, DirectoryHandle] = {}
         self._numbers = itertools.count(1)
         self._waiters = Waiters(self._library, filesystem.locks, filesystem.patience)
         self._session: int | None = None
         self._pass_on: Callable[[], None] = lambda: None
+        self._late = LateAnswers(self._library, self._keeping)
         self._drops = PageDrops()
         self._shortenings = Shortenings()
         self._callbacks = Callbacks()
+        parts = (
+            self,
+            DirectoryRequests(self._library, filesystem, self._late),
+            XattrRequests(self._library, filesystem),
+        )
         fields: Any = Callbacks._fields_
         for name, kind in fields:
-            method = getattr(self, name, None)
+            method = next((getattr(part, name) for part in parts if hasattr(part, name)), None)
             if method is not None:
                 guarded = method if name in ("init", "destroy") else self._guarded(name, method)
                 setattr(self._callbacks, name, kind(guarded))
@@ -125,12 +126,13 @@ class Mount:
     def _serve(self, session: int, serving: Serving) -> None:
         library = self._library
         self._session, self._pass_on = session, serving.pass_on
+        self._late.session = session
         self._fs.patience.duty.is_of(serving)
         self._drops.drop_with(
             partial(self._drop_pages, session),
             lambda ino: self._keeping.most_seconds() and library.drop_pages(session, ino, -1, 0),
         )
-        with self._drops, self._waiters:
+        with self._drops, self._late, self._waiters:
             self._fs.drop_pages_with(self._drops)
             serving.run()
 
@@ -147,7 +149,7 @@ class Mount:
             except BaseException as error:
                 number = errno_of(error, name)
                 if number == errno.ESTALE:
-                    self._fs.names.walk_anew(self._walker(request))
+                    self._fs.names.walk_anew(self._library.walker(request))
                 library.reply_error(request, number)
 
         return self._interruptible(answer) if self._fs.patience.waits else answer
@@ -182,17 +184,14 @@ class Mount:
         if name in (b".", b".."):
             return self._entry(request, self._fs.names.by_number(parent, name), parent, name)
         try:
-            attributes = self._fs.names.lookup(parent, name, self._walker(request))
+            attributes = self._fs.names.lookup(parent, name, self._library.walker(request))
         except NotFound:
             if not (seconds := self._keeping.absence_seconds(parent, name)):
                 raise
             entry = EntryParameters(entry_timeout=seconds)
             self._library.reply_entry(request, byref(entry))
-            return self._check_kept(seconds, (parent, name, 0))
+            return self._late.check(seconds, (parent, name, 0))
         return self._entry(request, attributes, parent, name)
-
-    def _walker(self, request: int) -> int:
-        return int(self._library.context(request).contents.pid)
 
     def mknod(self, request: int, parent: int, name: bytes, mode: int, device: int) -> None:
         self._make(request, parent, name, mode, device)
@@ -211,22 +210,22 @@ class Mount:
         self._entry(request, made, parent, name)
 
     def unlink(self, request: int, parent: int, name: bytes) -> None:
-        self._fs.unlink(parent, name, self._walker(request))
+        self._fs.unlink(parent, name, self._library.walker(request))
         self._library.reply_error(request, 0)
 
     def rmdir(self, request: int, parent: int, name: bytes) -> None:
-        self._fs.rmdir(parent, name, self._walker(request))
+        self._fs.rmdir(parent, name, self._library.walker(request))
         self._library.reply_error(request, 0)
 
     def rename(self, request: int, parent: int, name: bytes, to: int, new_name: bytes, flags: int) -> None:
-        self._fs.rename(parent, name, to, new_name, flags, self._walker(request))
+        self._fs.rename(parent, name, to, new_name, flags, self._library.walker(request))
         self._library.reply_error(request, 0)
 
     def link(self, request: int, ino: int, parent: int, name: bytes) -> None:
-        self._entry(request, self._fs.link(ino, parent, name, self._walker(request)), parent, name)
+        self._entry(request, self._fs.link(ino, parent, name, self._library.walker(request)), parent, name)
 
     def readlink(self, request: int, ino: int) -> None:
-        self._library.reply_link(request, self._fs.read_link(ino, self._walker(request)))
+        self._library.reply_link(request, self._fs.read_link(ino, self._library.walker(request)))
 
     def _entry(self, request: int, attributes: Attributes, parent: int, name: bytes) -> None:
         self._drops.after(
@@ -241,26 +240,7 @@ class Mount:
         entry.attr_timeout = self._keeping.seconds(attributes)
         seconds = max(entry.entry_timeout, entry.attr_timeout)
         self._library.reply_entry(request, byref(entry))
-        self._check_kept(seconds, (parent, name, attributes.ino))
-
-    def _check_kept(self, seconds: float, *told: tuple[int, bytes, int]) -> None:
-        """Have the kernel forget what it was just told to keep, if this process was stopped meanwhile.
-
-        Told are directories (0: none), names in them, and inodes (0: none).
-        """
-        if not seconds or self._keeping.covers(seconds):
-            return
-        library, session = self._library, self._session
-
-        def drop() -> None:
-            for parent, name, ino in told:
-                if parent:
-                    library.drop_entry(session, parent, name, len(name))
-                if ino:
-                    library.drop_pages(session, ino, -1, 0)
-
-        # The kernel waits within these for requests that it has sent us: not in a thread that answers them.
-        threading.Thread(target=drop, name="late", daemon=True).start()
+        self._late.check(seconds, (parent, name, attributes.ino))
 
     # attributes
 
@@ -269,7 +249,7 @@ class Mount:
 
     def setattr(self, request: int, ino: int, new: Any, to_set: int, file: Any) -> None:
         if not file:
-            self._fs.names.verify_unopened(ino, self._walker(request))
+            self._fs.names.verify_unopened(ino, self._library.walker(request))
         shortens = to_set & SET_SIZE and not self._files.reaches_no_further(ino, new.contents.st_size)
         with self._shortenings.shortening(ino) if shortens else nullcontext():
             self._set_attributes(request, ino, new, to_set, file)
@@ -300,7 +280,7 @@ class Mount:
     def _answer_attributes(self, request: int, status: Any, attributes: Attributes) -> None:
         seconds = self._keeping.seconds(attributes)
         self._library.reply_attributes(request, byref(status), seconds)
-        self._check_kept(seconds, (0, b"", attributes.ino))
+        self._late.check(seconds, (0, b"", attributes.ino))
 
     def statfs(self, request: int, _ino: int) -> None:
         self._library.reply_room(request, byref(room_of(self._fs.usage())))
@@ -317,7 +297,7 @@ class Mount:
         entry.attr_timeout = self._keeping.new_seconds(attributes)
         if self._library.reply_create(request, byref(entry), file) != 0:
             self._files.release(self._handles.pop(info.fh))
-        self._check_kept(entry.attr_timeout, (0, b"", attributes.ino))
+        self._late.check(entry.attr_timeout, (0, b"", attributes.ino))
 
     def open(self, request: int, ino: int, file: Any) -> None:
         info = file.contents
@@ -427,69 +407,6 @@ class Mount:
     def getlk(self, request: int, ino: int, file: Any, range_: Any) -> None:
         found = self._fs.locks.holder(record_lock(ino, file.contents, range_.contents))
         self._library.reply_lock(request, byref(lock_range(found)))
-
-    # directories
-
-    def opendir(self, request: int, ino: int, file: Any) -> None:
-        directory, number = self._fs.directories.open(ino, self._walker(request)), next(self._numbers)
-        self._directories[number] = directory
-        file.contents.fh = number
-        if self._library.reply_open(request, file) != 0:
-            del self._directories[number]
-
-    def readdir(self, request: int, ino: int, size: int, offset: int, file: Any) -> None:
-        most = offset + size // listing.LEAST_BYTES
-        entries = self._fs.directories.read(self._directories[file.contents.fh], offset == 0, most)
-        packed = listing.pack(ino, entries, offset, size)
-        self._library.reply_bytes(request, packed, len(packed))
-
-    def readdirplus(self, request: int, ino: int, size: int, offset: int, file: Any) -> None:
-        most = offset + size // listing.LEAST_PLUS_BYTES
-        entries = self._fs.directories.read(self._directories[file.contents.fh], offset == 0, most)
-        seconds = self._keeping.most_seconds()
-        find = partial(self._keeping.find, ino) if seconds else None
-        packed = listing.pack_plus(ino, entries, offset, size, seconds, find)
-        self._library.reply_bytes(request, packed, len(packed))
-        if seconds and not self._keeping.covers(seconds):
-            later = entries[max(0, offset - 2) : most]
-            self._check_kept(seconds, *((ino, name, attributes.ino) for name, attributes in later))
-
-    def releasedir(self, request: int, _ino: int, file: Any) -> None:
-        del self._directories[file.contents.fh]
-        self._library.reply_error(request, 0)
-
-    def fsyncdir(self, request: int, _ino: int, _data_only: int, _file: Any) -> None:
-        self._fs.directories.sync()
-        self._library.reply_error(request, 0)
-
-    # extended attributes
-
-    def getxattr(self, request: int, ino: int, name: bytes, size: int) -> None:
-        self._value(request, self._fs.xattrs.get(ino, name, self._walker(request)), size)
-
-    def listxattr(self, request: int, ino: int, size: int) -> None:
-        names = self._fs.xattrs.list(ino, self._walker(request))
-        if self._library.context(request).contents.uid != 0:
-            names = [name for name in names if not name.startswith(b"trusted.")]
-        self._value(request, b"".join(name + b"\0" for name in names), size)
-
-    def _value(self, request: int, value: bytes, size: int) -> None:
-        if size == 0:
-            self._library.reply_length(request, len(value))
-        elif len(value) > size:
-            self._library.reply_error(request, errno.ERANGE)
-        else:
-            self._library.reply_bytes(request, value, len(value))
-
-    def setxattr(self, request: int, ino: int, name: bytes, address: int, size: int, flags: int) -> None:
-        self._fs.names.verify_unopened(ino, self._walker(request))
-        self._fs.xattrs.set(ino, name, ctypes.string_at(address, size) if size else b"", flags)
-        self._library.reply_error(request, 0)
-
-    def removexattr(self, request: int, ino: int, name: bytes) -> None:
-        self._fs.names.verify_unopened(ino, self._walker(request))
-        self._fs.xattrs.remove(ino, name)
-        self._library.reply_error(request, 0)
 
 
 def _bytes_of(data: bytes | memoryview) -> bytes:

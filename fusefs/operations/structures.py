@@ -213,6 +213,10 @@ class Library:
         self.descriptor = _function("fuse_session_fd", c_int, c_void_p)
         self.exit = _function("fuse_session_exit", None, c_void_p)
 
+    def walker(self, request: int) -> int:
+        """Return which thread a request is of: it came by the names that it looked up."""
+        return int(self.context(request).contents.pid)
+
 
 def _function(name: str, result: Any, *parameters: Any) -> Any:
     return ctypes.CFUNCTYPE(result, *parameters)(_address(name))

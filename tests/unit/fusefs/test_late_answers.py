@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import threading
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
-lowlevel = pytest.importorskip("fusefs.operations.lowlevel")
+late = pytest.importorskip("fusefs.operations.late")
 
 
 class Kernel:
@@ -16,8 +16,8 @@ class Kernel:
     def __init__(self) -> None:
         self.forgotten: list[tuple[Any, ...]] = []
 
-    def drop_entry(self, _session: int, parent: int, name: bytes, length: int) -> None:
-        assert length == len(name)
+    def drop_entry(self, session: int, parent: int, name: bytes, length: int) -> None:
+        assert (session, length) == (1, len(name))
         self.forgotten.append((parent, name))
 
     def drop_pages(self, _session: int, ino: int, offset: int, _length: int) -> None:
@@ -35,11 +35,25 @@ class Keeping:
 
 @pytest.mark.parametrize(("covered", "seconds"), [(True, 1.0), (False, 1.0), (False, 0.0)])
 def test_what_was_told_too_late_is_forgotten(covered: bool, seconds: float) -> None:
-    mount = lowlevel.Mount.__new__(lowlevel.Mount)
-    mount._library, mount._keeping, mount._session = Kernel(), Keeping(covered), 1
-    mount._check_kept(seconds, (7, b"a", 8), (0, b"", 9), (7, b"gone", 0))
-    for thread in threading.enumerate():
-        if thread.name == "late":
-            thread.join(5)
-    late = seconds > 0 and not covered
-    assert mount._library.forgotten == ([(7, b"a"), (8,), (9,), (7, b"gone")] if late else [])
+    kernel = Kernel()
+    answers = late.LateAnswers(cast(Any, kernel), cast(Any, Keeping(covered)))
+    answers.session = 1
+    with answers:
+        answers.check(seconds, (7, b"a", 8), (0, b"", 9), (7, b"gone", 0))
+    is_late = seconds > 0 and not covered
+    assert kernel.forgotten == ([(7, b"a"), (8,), (9,), (7, b"gone")] if is_late else [])
+
+
+def test_it_is_forgotten_although_no_thread_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error after its answer would have the request answered twice, which crashes the mount."""
+
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    kernel = Kernel()
+    answers = late.LateAnswers(cast(Any, kernel), cast(Any, Keeping(covers=False)))
+    answers.session = 1
+    with answers:
+        monkeypatch.setattr(threading.Thread, "start", refuse)
+        answers.check(1.0, (0, b"", 9))
+    assert kernel.forgotten == [(9,)]
