@@ -12,15 +12,14 @@ import logging
 import shutil
 import sqlite3
 import threading
-import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from dataserver.contract import check_id, check_limit, check_put
 from dataserver.directory import INDEX_NAME
+from dataserver.freeing import Freeing
 from dataserver.index import Entry, discard
 from dataserver.known_headers import KnownHeaders
 from dataserver.quarantine import DAY_SECONDS, Quarantine
@@ -44,8 +43,6 @@ QUARANTINE_SECONDS = 90 * DAY_SECONDS
 UNSAVED_LIMIT = 32768
 LITTLE_BYTES = 256 * 1024
 """Zeros are written ahead where no more than this is put between two syncs."""
-UNREADABLE_SECONDS = 600.0
-"""A place whose header could not be read, and which is to be freed, is looked at again after so long."""
 _RECLAIM_AT_ONCE = 4096
 _NOTE_BYTES = PAGE_BYTES
 """What is written down of a losing copy takes so much, one page of the disk."""
@@ -106,8 +103,7 @@ class SegmentStore:
         self._failure: OSError | None = None
         self._saved_rows = segment_rows(self._segments, self._damaged)
         self._frees = 0
-        self._unreadable: set[Entry] = set()
-        self._look_again_at = 0.0
+        self._freeing = Freeing()
         self._appended_bytes = 0
         self._syncs_little = False
         self._appends, self._repairs, self._syncs = threading.Lock(), threading.Lock(), threading.Lock()
@@ -338,26 +334,16 @@ class SegmentStore:
 
     def _reclaim(self) -> None:
         """Free the space of deleted and replaced records, neighbours together; unlink empty segments."""
-        if time.monotonic() >= self._look_again_at:
-            self._unreadable.clear()
-            self._look_again_at = time.monotonic() + UNREADABLE_SECONDS
+        self._freeing.begin()
         after = (-1, 0)
         failure: OSError | None = None
         while entries := self._index.freed(_RECLAIM_AT_ONCE, after):
             after = entries[-1].segment, entries[-1].offset
-            judged = {entry: self._may_free(entry) for entry in entries}
+            judged = self._freeing.judge(entries, self._segments)
             self._frees += 1
-            for number, group in groupby(entries, key=lambda entry: entry.segment):
-                if segment := self._segments.get(number):
-                    freeing = [entry for entry in group if judged[entry]]
-                    try:
-                        for offset, length in _runs(freeing):
-                            segment.free(offset, length)
-                    except OSError as error:  # it comes again, and holds up no other segment
-                        failure = error
-                        judged.update(dict.fromkeys(freeing))
-                    with self._appends:
-                        self._unsynced.add(number)
+            failure = self._freeing.free(judged, self._segments) or failure
+            with self._appends:
+                self._unsynced |= {entry.segment for entry in entries} & self._segments.keys()
             self.sync()
             try:
                 self._index.forget_freed([entry for entry in entries if judged[entry] is not None])
@@ -367,24 +353,6 @@ class SegmentStore:
         self._unlink_empty()
         if failure is not None:
             raise failure
-
-    def _may_free(self, entry: Entry) -> bool | None:
-        """Tell whether a place can be freed: never where a record of another block lies.
-
-        None: what lies there cannot be read now.
-        """
-        segment = self._segments.get(entry.segment)
-        if segment is None:
-            return False
-        if entry in self._unreadable:
-            return None
-        try:
-            header = segment.read_header(entry.offset)
-        except OSError as error:
-            _log.error("%s is not freed at %d: it cannot be read: %s", segment.path, entry.offset, error)
-            self._unreadable.add(entry)
-            return None
-        return header is None or (header.block == entry.block and header.length == entry.length)
 
     def _unlink_empty(self) -> None:
         counts = self._index.segment_counts
@@ -513,15 +481,3 @@ def _found_of(record: Record, header: Header | None) -> bytes | None:
         return None if header is None else record.whole_vote(header)
     except BlockDamaged:
         return None
-
-
-def _runs(entries: list[Entry]) -> list[tuple[int, int]]:
-    """Return the places of records of one segment, in order, as (offset, length), neighbours as one."""
-    runs: list[tuple[int, int]] = []
-    for entry in entries:
-        size = record_bytes(entry.length)
-        if runs and sum(runs[-1]) == entry.offset:
-            runs[-1] = (runs[-1][0], runs[-1][1] + size)
-        else:
-            runs.append((entry.offset, size))
-    return runs

@@ -139,7 +139,7 @@ def test_a_header_that_can_be_read_again_is_freed_later(
     store.delete([block_id(SHORT)])
     store.maintain()
     disk.pages.clear()
-    monkeypatch.setattr(store, "_look_again_at", 0.0)
+    monkeypatch.setattr(store._freeing, "_look_again_at", 0.0)
     store.maintain()
     assert not store._index.freed(1)
     check(store, 1)
