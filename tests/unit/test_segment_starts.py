@@ -33,13 +33,6 @@ from wire.digest import Buffer, block_digest
 from wire.quorum import Quorum
 
 
-@pytest.fixture
-def directory(tmp_path: Path) -> Path:
-    place = tmp_path / "data"
-    place.mkdir()
-    return place
-
-
 def test_a_start_serves_what_is_there(directory: Path) -> None:
     for first in (0, 10, 20):
         store = SegmentStore(directory, segment_bytes=SMALL)

@@ -19,13 +19,6 @@ from wire.digest import BLOCK_BYTES, block_digest
 from wire.errors import InternalError
 
 
-@pytest.fixture
-def directory(tmp_path: Path) -> Path:
-    place = tmp_path / "data"
-    place.mkdir()
-    return place
-
-
 def test_zeros_are_written_ahead_where_puts_are_synced_one_by_one(directory: Path) -> None:
     store = SegmentStore(directory)
     put(store, 0)
