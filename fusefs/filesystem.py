@@ -12,6 +12,7 @@ import logging
 import os
 import stat
 import threading
+from collections.abc import Callable
 
 from fusefs.ahead import FilesAhead
 from fusefs.attributes import InodeAttributes
@@ -106,7 +107,12 @@ class FileSystem:
             self._births,
         )
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run_chores, name="chores", daemon=True)
+        # What may wait for data servers, with `unavailable = "wait"` for as long as they are away, holds up
+        # nothing that only the metadata server is needed for.
+        self._threads = [
+            threading.Thread(target=self._run, args=(chores,), name=name, daemon=True)
+            for name, chores in (("chores", self._do_chores), ("write-out", self._write_out))
+        ]
 
     def drop_pages_with(self, dropper: PageDropper) -> None:
         """Have the kernel forget pages and attributes through `dropper`."""
@@ -114,30 +120,37 @@ class FileSystem:
 
     def begin(self) -> None:
         """Begin the background chores: old dirty data, closed files, locks that are left."""
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
 
     def end(self) -> None:
         """Commit everything, tell what is closed, stop all threads; nobody waits past a deadline now."""
         self.patience.end()
         self._stop.set()
-        if self._thread.is_alive():
-            self._thread.join()
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join()
         self.files.commit_all()
         self._opens.tell_closed()
         self._writeback.close()
         self._ahead.close()
         self._reader.close()
 
-    def _run_chores(self) -> None:
+    def _run(self, chores: Callable[[], None]) -> None:
         while not self._stop.wait(CHORE_SECONDS):
             try:
-                self._births.settle_old()
-                self._opens.tell_closed()
-                self.locks.give_up_left()
-                self._write_out_old()
-                self._ahead.drop_old()
+                chores()
             except Exception:
                 log.exception("a background chore failed")
+
+    def _do_chores(self) -> None:
+        self._births.settle_old()
+        self._opens.tell_closed()
+        self._ahead.drop_old()
+
+    def _write_out(self) -> None:
+        self.locks.give_up_left()
+        self._write_out_old()
 
     def _write_out_old(self) -> None:
         try:

@@ -159,6 +159,32 @@ def test_old_dirty_data_is_committed_unless_it_rewrites_a_file(server: FakeServe
     fs.end()
 
 
+def test_old_data_that_waits_for_data_servers_holds_up_no_other_chore(
+    server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With `unavailable = "wait"` that may last for days."""
+    monkeypatch.setattr("fusefs.filesystem.CHORE_SECONDS", 0.01)
+    fs = file_system(server, age_seconds=0)
+    ino = make(fs, b"a", b"old")
+    is_waiting, may_go_on, permit = threading.Event(), threading.Event(), server.require_writable
+
+    def wait_for_servers() -> None:
+        is_waiting.set()
+        assert may_go_on.wait(10)
+
+    monkeypatch.setattr(server, "require_writable", wait_for_servers)
+    fs.begin()
+    assert is_waiting.wait(10)
+    closed = server.calls["close"]
+    read(fs, ino)
+    try:
+        wait_until(lambda: server.calls["close"] > closed, 5, "the close is told")
+    finally:
+        monkeypatch.setattr(server, "require_writable", permit)
+        may_go_on.set()
+        fs.end()
+
+
 def test_a_rewrite_that_begins_while_an_old_change_waits_for_its_commit_is_not_shown_by_halves(
     server: FakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
