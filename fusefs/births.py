@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable
 from fusefs.cache import NameCache
 from fusefs.inodes import Inode
 from fusefs.pages import PageLedger
+from fusefs.patience import CallLock
 from fusefs.ports import BlockPort, NamespacePort
 from wire.errors import LocksLost, NamespaceError, NoSpace, QuorumfsError, SessionUnknown
 from wire.messages import AttributeChanges, Attributes, Birth, Commit
@@ -37,6 +38,7 @@ class Births:
         cache: is told when a directory has changed.
         pages: is told so for the kernel.
         may_defer: tells whether this mount is the only one, and will be for a while.
+        look: raises Interrupted, as for fusefs.patience.CallLock.
     """
 
     def __init__(
@@ -46,10 +48,12 @@ class Births:
         cache: NameCache,
         pages: PageLedger,
         may_defer: Callable[[], bool],
+        look: Callable[[], None],
     ) -> None:
         self._namespace, self._blocks, self._may_defer = namespace, blocks, may_defer
         self._cache, self._pages = cache, pages
         self._lock = threading.Lock()
+        self._reserving = CallLock(look)
         self._free = range(0)
         self._waiting: dict[int, tuple[Inode, float]] = {}
 
@@ -65,12 +69,21 @@ class Births:
         return Attributes(self._take_number(), mode, 1, uid, gid, 0, 0, 0, now, now, now, 1)
 
     def _take_number(self) -> int:
+        while True:
+            with self._lock:
+                if self._free:
+                    number, self._free = self._free[0], self._free[1:]
+                    return number
+            with self._reserving:
+                self._reserve()
+
+    def _reserve(self) -> None:
+        """Have numbers reserved, unless another thread was first."""
+        if self._free:
+            return
+        first = self._namespace.reserve_inodes(NUMBERS)
         with self._lock:
-            if not self._free:
-                first = self._namespace.reserve_inodes(NUMBERS)
-                self._free = range(first, first + NUMBERS)
-            number, self._free = self._free[0], self._free[1:]
-        return number
+            self._free = range(first, first + NUMBERS)
 
     def expect(self, inode: Inode, birth: Birth) -> None:
         """Have the first commit of an inode, which is open here, make its file."""

@@ -75,7 +75,7 @@ class FileSystem:
         )
         self._reader = BlockReader(blocks, dirty_bytes // 4, patience)
         self._ahead = FilesAhead(namespace, self._cache.asking, dirty_bytes // 32)
-        self._births = Births(namespace, blocks, self._cache, self._pages, permission.is_alone)
+        self._births = Births(namespace, blocks, self._cache, self._pages, permission.is_alone, patience.look)
         self.keeping = Keeping(grant, self._cache, opens)
         self.attributes = InodeAttributes(namespace, self._cache, self._pages, self._births, opens)
         self.names = Names(namespace, self._cache, self._walks, self.attributes, self._births, opens, grant)

@@ -7,7 +7,7 @@ import stat
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import pytest
 
@@ -324,3 +324,28 @@ def test_a_file_that_is_made_while_its_last_close_gives_it_up_is_taken_back(
     assert not exists(server)
     with pytest.raises(NotFound):
         fs.names.lookup(1, b"a")
+
+
+def test_nobody_who_needs_no_number_waits_for_numbers(
+    fs: FileSystem, server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fusefs.births.NUMBERS", 1)
+    handle = create(fs)
+    is_asked, may_answer = threading.Event(), threading.Event()
+
+    def reserve_slowly() -> None:
+        is_asked.set()
+        assert may_answer.wait(10)
+
+    server.hooks["reserve_inodes"] = reserve_slowly
+    with ThreadPoolExecutor() as threads:
+        second = threads.submit(create, fs, b"b")
+        assert is_asked.wait(10)
+        found = threads.submit(fs.names.lookup, 1, b"a")
+        done, _ = wait([found], 5)
+        may_answer.set()
+        assert done, "a name that is here was told"
+        assert found.result().ino == handle.inode.ino
+        close(fs, second.result(10))
+    close(fs, handle)
+    assert len({birth.name for birth in server.births}) == 2
