@@ -386,6 +386,7 @@ class Files:
         Raises:
             NotSupported: a mode other than 0, KEEP_SIZE, PUNCH_HOLE with KEEP_SIZE, ZERO_RANGE.
             InvalidArgument, FileTooLarge.
+            NoSpace: so much beyond the file's end cannot fit, now.
         """
         if offset < 0 or length <= 0:
             raise InvalidArgument("fallocate needs an offset of at least 0 and a length of at least 1")
@@ -401,6 +402,8 @@ class Files:
             self._permission.require_writable()
         inode = handle.inode
         end = offset + length
+        if action != FALLOCATE_PUNCH_HOLE:
+            self._require_room(end - max(offset, inode.size()))
         committed = self._committed_size(inode) if action and end > inode.size() else 0
         with self._writeback.in_place(inode, end):
             handle.require_changeable()
@@ -408,6 +411,13 @@ class Files:
             if action and offset < size:
                 self._writeback.punch(inode, offset, min(end, size))
             inode.extend(0 if keep_size else end)
+
+    def _require_room(self, length: int) -> None:
+        """Raise NoSpace for more bytes than there is room for; a few are not worth asking."""
+        if length <= BLOCK_BYTES:
+            return
+        if length > (free_bytes := self._namespace.usage().free_bytes):
+            raise NoSpace(f"{length} bytes are more than the {free_bytes} that are free")
 
     def seek(self, handle: Handle, offset: int, whence: int) -> int | None:
         """Return the next data (SEEK_DATA) or hole (SEEK_HOLE) as lseek(2), None if there is none."""

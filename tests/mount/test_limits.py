@@ -99,6 +99,15 @@ def test_the_last_byte_that_a_file_can_have(here: Path) -> None:
     assert (here / "limited").stat().st_size == 1_024_000
 
 
+def test_fallocate_of_more_than_there_is(here: Path) -> None:
+    room = os.statvfs(here)
+    with (here / "file").open("wb") as file:
+        for mode in (0, KEEP_SIZE, ZERO):
+            assert error_of(fallocate, file.fileno(), mode, 0, 2 * room.f_bavail * room.f_frsize) == "ENOSPC"
+        assert os.fstat(file.fileno()).st_size == 0
+        fallocate(file.fileno(), 0, 0, room.f_bavail * room.f_frsize // 2)
+
+
 def test_fallocate(here: Path) -> None:
     file = os.open(here / "a", os.O_RDWR | os.O_CREAT)
     os.write(file, b"x" * 100_000)

@@ -54,6 +54,7 @@ class FakeServer:
         self.failures: dict[str, list[QuorumfsError]] = {}
         self.hooks: dict[str, Callable[[], None]] = {}
         self.writable = True
+        self.free_bytes = 2**50
         self.alone = False
         self.reserved = {1, 2}
         self.births: list[Birth] = []
@@ -268,7 +269,8 @@ class FakeServer:
         self._enter("sync_metadata")
 
     def usage(self) -> Usage:
-        return Usage(0, 0, 0, 0)
+        self._enter("usage")
+        return Usage(self.free_bytes, self.free_bytes, 0, 0)
 
     # blocks
 

@@ -11,6 +11,8 @@ from fusefs import contents, files
 from fusefs.filesystem import FileSystem
 from tests.unit.fusefs.fakes import FakeServer, file_system
 from tests.unit.fusefs.work import close, make, write
+from wire.digest import BLOCK_BYTES
+from wire.errors import NoSpace
 
 
 @pytest.mark.parametrize("mode", ["punch a hole", "zero a range"])
@@ -57,6 +59,22 @@ def test_holes_seek_and_allocate(fs: FileSystem, server: FakeServer) -> None:
         fs.files.flush(handle)
     close(fs, handle)
     assert len(server.committed(attributes.ino)) == 2000
+
+
+def test_room_is_asked_for_where_there_may_be_none(fs: FileSystem, server: FakeServer) -> None:
+    server.free_bytes = 10 * BLOCK_BYTES
+    _, handle = fs.create(1, b"a", 0o644, 0, 0, os.O_RDWR)
+    server.calls.clear()
+    fs.files.allocate(handle, 0, 0, BLOCK_BYTES)
+    assert "usage" not in server.calls
+    fs.files.allocate(handle, 0, BLOCK_BYTES, 10 * BLOCK_BYTES)
+    with pytest.raises(NoSpace):
+        fs.files.allocate(handle, 0, BLOCK_BYTES, 20 * BLOCK_BYTES + 1)
+    with pytest.raises(NoSpace):
+        fs.files.allocate(handle, files.FALLOCATE_KEEP_SIZE, 0, 22 * BLOCK_BYTES)
+    assert handle.inode.size() == 11 * BLOCK_BYTES
+    fs.files.allocate(handle, files.FALLOCATE_PUNCH_HOLE | files.FALLOCATE_KEEP_SIZE, 0, 90 * BLOCK_BYTES)
+    close(fs, handle)
 
 
 @pytest.mark.parametrize("seed", range(4))
