@@ -387,9 +387,17 @@ def segment_name(number: int) -> str:
 
 
 def segment_paths(directory: Path) -> dict[int, Path]:
-    """Return the segment files of a directory by number, in order; other files are left out."""
+    """Return the segment files of a directory by number, in order; other files are left out.
+
+    Raises:
+        OSError: it cannot be listed, which is not to be taken for an empty one; one that is missing is empty.
+    """
     found: dict[int, Path] = {}
-    for path in sorted(directory.glob("*.seg")):
+    try:
+        listed = [path for path in directory.iterdir() if path.suffix == ".seg"]
+    except FileNotFoundError:
+        return found
+    for path in listed:
         try:
             number = int(path.stem, 16)
         except ValueError:

@@ -47,6 +47,8 @@ _RECLAIM_AT_ONCE = 4096
 _NOTE_BYTES = PAGE_BYTES
 """What is written down of a losing copy takes so much, one page of the disk."""
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM)
+"""The kernel gave the disk up, with what it had not written yet, or the directory is not ours to write to."""
 
 
 class Place(NamedTuple):
@@ -192,8 +194,8 @@ class SegmentStore:
         except OSError as error:
             if error.errno in _NO_ROOM:
                 raise NoSpace("no space is left on the data server's disk") from None
-            if error.errno == errno.EROFS:
-                self._failure = error  # the kernel gave the disk up, with what it had not written yet
+            if error.errno in _REFUSED:
+                self._failure = error
             _log.error("block %s cannot be written: %s", block.hex(), error)
             raise InternalError(f"the disk failed: {error}") from None
         self._unsynced.add(segment.number)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import random
 from pathlib import Path
 
@@ -59,22 +60,24 @@ def test_what_a_failed_sync_left_out_is_durable_after_the_first_sync_of_the_next
     assert failed > LIVES // 10
 
 
-def test_a_disk_that_is_read_only_by_now_takes_no_write_until_a_restart(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.EPERM])
+def test_a_disk_that_refuses_every_write_is_asked_for_none_until_a_restart(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As after an error that the kernel met: it may have given up what it had not written."""
+    why = os.strerror(number)
     store = SegmentStore(tmp_path)
     put(store, SHORT[0])
 
     def refuse(*_: object) -> int:
-        raise OSError(errno.EROFS, "Read-only file system")
+        raise OSError(number, why)
 
     with monkeypatch.context() as failing:
         failing.setattr(durable.os, "pwrite", refuse)
-        with pytest.raises(InternalError, match="Read-only"):
+        with pytest.raises(InternalError, match=why):
             put(store, SHORT[1])
-    assert store.status()["disk_failure"] == "Read-only file system"
-    with pytest.raises(InternalError, match="Read-only"):
+    assert store.status()["disk_failure"] == why
+    with pytest.raises(InternalError, match=why):
         put(store, SHORT[1])
     check(store, SHORT[0])
     store.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import sqlite3
@@ -15,6 +16,7 @@ import pytest
 from dataserver import index, recovery, segment
 from dataserver.__main__ import _open_store
 from dataserver.index import Index
+from dataserver.segment import segment_paths
 from dataserver.segments import SegmentStore
 from tests.unit.segment_support import (
     SMALL,
@@ -348,3 +350,26 @@ def test_damage_that_several_starts_find_is_counted_once(directory: Path) -> Non
         again = SegmentStore(directory)
         assert again.status()["damaged_regions"] == 1
         again.close()
+
+
+def test_segments_that_cannot_be_listed_are_not_taken_for_none(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where rights were taken away: a server that began empty would have all of them refilled."""
+    store = SegmentStore(directory)
+    put(store, *range(3))
+    store.close()
+
+    def refuse(path: object) -> Any:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    with monkeypatch.context() as patched:
+        for name in ("listdir", "scandir"):
+            patched.setattr(os, name, refuse)
+        with pytest.raises(PermissionError):
+            SegmentStore(directory)
+        with pytest.raises(PermissionError):
+            segment_paths(directory / "segments")
+    store = SegmentStore(directory)
+    check(store, *range(3))
+    store.close()
