@@ -284,21 +284,19 @@ class LocalCluster:
         for name in down:
             self._check_address(name)
         end = time.monotonic() + deadline_seconds
-        spawned: list[str] = []
         failed: dict[str, Exception] = {}
         try:
             for name in down:
                 self.process(name).spawn(self._command(name), python_environment())
-                spawned.append(name)
             for name in down:
                 try:
                     self.process(name).await_ready(max(0.0, end - time.monotonic()))
                 except (ConfigError, ClusterError) as error:
                     failed[name] = error
         except BaseException:
-            self._kill_all(spawned)
+            self._kill_all(down)  # of which an interrupt may have come right after the last one's start
             raise
-        return spawned, failed
+        return down, failed
 
     def _check_address(self, name: str) -> None:
         """Return when a server can listen here. A cluster whose servers start elsewhere does not look."""
@@ -368,8 +366,8 @@ class LocalCluster:
         served_by = [word for word in command if word != SUPERVISE]
         keeps = served_by if SUPERVISE in options else []
         process = self.process(name)
-        process.spawn(command, {**python_environment(), **environment}, str(mountpoint), keeps)
         try:
+            process.spawn(command, {**python_environment(), **environment}, str(mountpoint), keeps)
             process.await_ready(deadline_seconds)
         except BaseException:
             self.unmount(name, force=True)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from dataserver.directory import IDENTITY_NAME
+from dataserver.segment import segment_paths
 from metaserver.directory import DATABASE_NAME, RESTORED_NAME
 from tools import mounts
 from tools.cluster import SUPERVISE, LocalCluster
@@ -97,9 +98,9 @@ def run_up(arguments: argparse.Namespace) -> int:
         wanted = _wanted_place(arguments.mountpoint, places, undo)
         if not arguments.begin_empty and cluster.state("metaserver") == "down":
             refuse_lost_metadata(cluster.config, arguments.state)
+        if down := [name for name in cluster.server_names if cluster.state(name) == "down"]:
+            undo.callback(cluster.stop, *down)  # before an interrupt can come between
         started, failed = (cluster.start(), {}) if is_new else cluster.start_enough()
-        if started:
-            undo.callback(cluster.stop, *started)
         for name in cluster.server_names:
             if cluster.state(name) == "paused":
                 cluster.resume(name)
@@ -122,12 +123,13 @@ def refuse_lost_metadata(config: ClusterConfig, state: Path | None) -> None:
     """Raise ConfigError if no file system was begun in meta/, or it is gone, and yet there are blocks.
 
     A metadata server that is started there begins one without any file, as on a disk that is not mounted.
+    Raises OSError if it cannot be seen whether there are blocks.
     """
     place = config.metaserver_directory
     if any((place / name).exists() for name in (IDENTITY_NAME, DATABASE_NAME, RESTORED_NAME)):
         return
     for server in config.data_servers:
-        if any((server.directory / "segments").glob("*.seg")):
+        if segment_paths(server.directory / "segments"):
             raise ConfigError(
                 f"{place} is empty, and yet data-{server.number} has blocks: mount its disk, or bring the "
                 f"metadata back with `{typed('restore FILE', state)}` or `{typed('rebuild', state)}`; to "

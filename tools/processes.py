@@ -16,6 +16,7 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -133,24 +134,25 @@ class Process:
             raise ClusterError(f"{self.name} runs already")
         self._child = None
         command = [*self._before_command(), *command]
-        try:
-            with self.log_file.open("ab") as log:
-                self._log_start = log.tell()
-                self._child = subprocess.Popen(
-                    command,
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    env=dict(environment),
-                    start_new_session=True,
-                )
-            self._note(self._child.pid, command, place, keeps)
-        except OSError as error:
-            self._take_back()
-            raise ClusterError(f"{self.name} cannot be started: {error}") from None
-        except BaseException:
-            self._take_back()
-            raise
+        with uninterrupted():
+            try:
+                with self.log_file.open("ab") as log:
+                    self._log_start = log.tell()
+                    self._child = subprocess.Popen(
+                        command,
+                        stdin=subprocess.DEVNULL,
+                        stdout=log,
+                        stderr=log,
+                        env=dict(environment),
+                        start_new_session=True,
+                    )
+                self._note(self._child.pid, command, place, keeps)
+            except OSError as error:
+                self._take_back()
+                where = f"{os.fsdecode(error.filename)}: " if error.filename else f"{self.pid_file}: "
+                raise ClusterError(
+                    f"{self.name} cannot be started: {where}{error.strerror}; mend that, then try again"
+                ) from None
 
     def _before_command(self) -> list[str]:
         """Return what is to run the command, in a place that is not this one."""
@@ -332,6 +334,26 @@ def interruptible() -> Iterator[None]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Have what would end the command in this block do so after it: what was begun can be found by then.
+
+    In another thread than the main one, which no signal interrupts, this does nothing.
+    """
+    came: list[int] = []
+    previous = {}
+    if threading.current_thread() is threading.main_thread():
+        heeded = [number for number in ENDINGS if callable(signal.getsignal(number))]
+        previous = {number: signal.signal(number, lambda number, _: came.append(number)) for number in heeded}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+    if came:
+        signal.raise_signal(came[0])
 
 
 def boot_id() -> str:

@@ -15,10 +15,11 @@ import pytest
 
 from tests.conftest import ClusterFactory
 from tests.support import run_command, wait_until
+from tools import mounts
 from tools.cluster import LocalCluster
 from tools.health import ask_mediator, await_writable
 from tools.locate import mediator_client
-from tools.processes import ClusterError, python_environment
+from tools.processes import ClusterError, Process, python_environment
 from wire.blocking import BlockingClient
 from wire.config import ConfigError
 from wire.methods.common import CommonMethods
@@ -55,6 +56,27 @@ def test_a_data_server_that_takes_its_time_is_left_at_it(
     assert started == list(failed) == ["data-2"]
     assert "not ready within" in str(failed["data-2"])
     assert cluster.state("data-2") == "running"
+
+
+@pytest.mark.parametrize("last", ["data-2", "mount-1"])
+def test_an_interrupt_right_after_a_start_leaves_nothing_running(
+    last: str, cluster: LocalCluster, mountpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spawn, spawned = Process.spawn, []
+
+    def interrupted(process: Process, *arguments: Any) -> None:
+        spawn(process, *arguments)
+        spawned.append(process)
+        if process.name == last:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Process, "spawn", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        cluster.start()
+        cluster.mount(mountpoint)
+    assert spawned[-1].name == last
+    assert spawned[-1].state() == "down"
+    assert not mounts.mount_at(mountpoint)
 
 
 def test_kill_pause_resume_and_restart(cluster: LocalCluster) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import wait_until
+from tools import processes
 from tools.processes import ClusterError, Process, boot_id, stop_all
 from wire.config import ConfigError
 
@@ -101,6 +102,22 @@ def test_what_no_pid_file_can_tell_of_is_not_left_running(process: Process) -> N
         spawn(process, SLEEP)
     assert process.state() == "down"
     assert children_of(os.getpid()) == before
+
+
+def test_an_interrupt_while_a_process_is_started_comes_when_it_can_be_found(
+    process: Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between its start and its pid file nobody but the interrupted call knows of it."""
+
+    class Interrupted(subprocess.Popen[bytes]):
+        def __init__(self, *words: object, **options: object) -> None:
+            super().__init__(*words, **options)  # type: ignore[call-overload]
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(processes.subprocess, "Popen", Interrupted)
+    with pytest.raises(KeyboardInterrupt), processes.interruptible():
+        spawn(process, SLEEP)
+    assert process.state() == "running"
 
 
 def children_of(pid: int) -> list[str]:
