@@ -52,7 +52,7 @@ def connect(config: ClusterConfig, name: str) -> Iterator[FileSystem]:
         except QuorumfsError as error:
             raise ConfigError(
                 f"the mediator at {' or '.join(config.mediators)} does not answer ({error}); "
-                "start the cluster with: quorumfs up"
+                "start the cluster with: `quorumfs up`"
             ) from None
         stack.callback(session.end)
         session.keep_alive()

@@ -288,7 +288,7 @@ class MetadataCopies:
         told = manifest.encode(Manifest(self._cluster, database, said["copied_ns"], said["bytes"], digests))
         if len(told) > BLOCK_BYTES:
             raise InternalError(
-                "the metadata is too large for a copy on the data servers; use quorumfs backup"
+                "the metadata is too large for a copy on the data servers; use `quorumfs backup`"
             )
         await self._put(manifest.block_of(copy, 0), told, durable=True)
         self._changes = said["changes"]

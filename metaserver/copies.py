@@ -128,5 +128,5 @@ def inspect(copy: Path, cluster: str, watch: Watch = unwatched) -> Copy:
     if broken := [finding for finding in findings if finding.check == DATABASE.name]:
         raise ConfigError(f"{copy} is damaged ({broken[0].row['message']}); use another copy")
     if not facts.get("copied_ns", "").isdigit():
-        raise ConfigError(f"{copy} does not say when it was made: it is no copy; make one: quorumfs backup")
+        raise ConfigError(f"{copy} does not say when it was made: it is no copy; `quorumfs backup` makes one")
     return Copy(int(facts["copied_ns"]), size, blocks, inodes, findings)

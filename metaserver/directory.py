@@ -84,7 +84,7 @@ class Directory:
             self.close()
             raise ConfigError(
                 f"{self.database} is missing: put it back with `quorumfs restore` or `quorumfs rebuild`, or "
-                "empty the directory to begin without any file: quorumfs up --begin-empty"
+                "empty the directory to begin without any file: `quorumfs up --begin-empty`"
             )
 
     @property

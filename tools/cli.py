@@ -61,6 +61,7 @@ class Parser(argparse.ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    parsed = argparse.Namespace()
     _prepare_output()
     try:
         with interruptible():
@@ -69,16 +70,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
             return status
     except ConfigError as error:
-        return _fail(str(error), 2)
+        return _fail(str(error), 2, parsed)
     except ClusterError as error:
-        return _fail(str(error), 1)
+        return _fail(str(error), 1, parsed)
     except (Unavailable, DeadlineExceeded) as error:
-        from tools.locate import typed  # not before: all commands start fast
-
-        see = typed("status", getattr(parsed, "state", None))
-        return _fail(f"{error.message}; see which server is down with: {see}", 1)
+        return _fail(f"{error.message}; see which server is down with: `quorumfs status`", 1, parsed)
     except QuorumfsError as error:
-        return _fail(error.message, 1)
+        return _fail(error.message, 1, parsed)
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except BrokenPipeError:
@@ -88,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         # Of a disk or the operating system, where no command knows better what to say.
         where = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
-        status = _fail(f"{where}{error.strerror or error}; mend that, then try again", 1)
+        status = _fail(f"{where}{error.strerror or error}; mend that, then try again", 1, parsed)
         try:
             sys.stdout.flush()
         except OSError:
@@ -127,7 +125,10 @@ def _drop_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _fail(message: str, status: int) -> int:
+def _fail(message: str, status: int, parsed: argparse.Namespace) -> int:
+    from tools.locate import as_typed  # not before: all commands start fast
+
+    message = as_typed(message, getattr(parsed, "state", None))
     print(f"quorumfs: {' '.join(message.split())}", file=sys.stderr)
     return status
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from rich.markup import escape
 
-from tools.locate import CALL_SECONDS, add_state_option, find_cluster, find_inode, mediator_client
+from tools.locate import CALL_SECONDS, add_state_option, as_typed, find_cluster, find_inode, mediator_client
 from tools.output import add_json_option, bytes_text, coloured, console, print_json, table
 from wire.methods.common import CommonMethods
 from wire.methods.mediator import MediatorMethods
@@ -52,11 +52,11 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json(report)
     else:
-        show(arguments.path, report, everything=arguments.all)
+        show(arguments.path, report, arguments.state, everything=arguments.all)
     return 0
 
 
-def show(path: Path, report: dict[str, Any], *, everything: bool) -> None:
+def show(path: Path, report: dict[str, Any], state: Path | None = None, *, everything: bool) -> None:
     """Print an explanation for people."""
     out = console()
     quorum, blocks = report["quorum"], report["blocks"]
@@ -73,11 +73,12 @@ def show(path: Path, report: dict[str, Any], *, everything: bool) -> None:
     if report.get("cut"):
         out.print("The file has more blocks: only the first ones were asked to vote.")
     if not report["writable"]:
-        out.print(f"\nWrites are refused now: {report['reason']}", markup=False)
+        out.print(f"\nWrites are refused now: {as_typed(report['reason'], state)}", markup=False)
     if (refusal := report.get("last_refusal")) is not None:
         when = datetime.fromtimestamp(refusal["when_ns"] / 1e9).strftime("%H:%M:%S")
         out.print()
-        out.print(f"Last refused at {when}: {refusal['operation']}: {refusal['message']}", markup=False)
+        why = as_typed(refusal["message"], state)
+        out.print(f"Last refused at {when}: {refusal['operation']}: {why}", markup=False)
         if refusal.get("detail"):
             out.print(f"  {json.dumps(refusal['detail'], default=str)}", markup=False)
 

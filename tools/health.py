@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 from tools.backup import when
 from tools.cluster import LocalCluster, ProcessStatus
-from tools.locate import typed
+from tools.locate import as_typed, typed
 from tools.processes import ClusterError
 from wire.blocking import BlockingClient
 from wire.errors import QuorumfsError
@@ -78,7 +78,8 @@ def assess(
         reason = f"fewer than Qw={quorum.write} data servers are up"
     links = [mediator["metaserver"], *mediator["servers"]]
     whole = writable and not advice and all(link["state"] == "up" for link in links)
-    return Health("healthy" if whole else "degraded", writable, reason, advice)
+    word: Word = "healthy" if whole else "degraded"
+    return Health(word, writable, as_typed(reason, state), [as_typed(line, state) for line in advice])
 
 
 def _advice(process: ProcessStatus, state: Path | None) -> list[str]:

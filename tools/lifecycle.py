@@ -21,7 +21,7 @@ from metaserver.directory import DATABASE_NAME, RESTORED_NAME
 from tools import mounts
 from tools.cluster import SUPERVISE, LocalCluster
 from tools.health import ask_mediator, ask_metaserver, await_answer, await_writable
-from tools.locate import add_state_option, find_cluster, state_directory, typed
+from tools.locate import add_state_option, as_typed, find_cluster, state_directory, typed
 from tools.output import add_json_option, nice_path, print_json
 from tools.processes import ClusterError, python_command, python_environment
 from tools.state_directory import CONFIG_NAME
@@ -204,7 +204,7 @@ def _print_up(
 ) -> None:
     quorum = cluster.config.quorum
     for name, error in failed.items():
-        why = str(error).removeprefix(f"{name}: ")
+        why = as_typed(str(error).removeprefix(f"{name}: "), arguments.state)
         print(f"quorumfs: {name} is not up, and the others go on without it: {why}", file=sys.stderr)
     if arguments.json:
         return print_json(

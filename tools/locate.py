@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shlex
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from wire.methods import NamespaceMethods
 DEFAULT_STATE = Path(".quorumfs")
 CALL_SECONDS = 10.0
 EXTENTS_PER_CALL = 1000
+HINT = re.compile(r"`quorumfs ((?:(?! --state )[^`])+)`")
 
 
 def add_state_option(parser: argparse.ArgumentParser) -> None:
@@ -41,6 +43,14 @@ def typed(words: str, state: Path | None) -> str:
     """Return how this user would type a command for the cluster of another one, which had that --state."""
     option = "" if state is None else f" --state {shlex.quote(str(state))}"
     return f"{command_name()} {words}{option}"
+
+
+def as_typed(text: str, state: Path | None) -> str:
+    """Return what a server said with its hints, as `quorumfs up`, as this user would type them.
+
+    Servers do not know how they were found. What has a --state already stays as it is.
+    """
+    return HINT.sub(lambda hint: f"`{typed(hint[1], state)}`", text)
 
 
 def find_cluster(given: Path | None, path: Path | None = None) -> LocalCluster:

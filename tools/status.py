@@ -20,7 +20,7 @@ from rich.text import Text
 
 from tools.cluster import LocalCluster, ProcessStatus
 from tools.health import EXIT_STATUS, Health, ask_mediator, ask_metaserver, assess, look
-from tools.locate import add_state_option, find_cluster
+from tools.locate import add_state_option, as_typed, find_cluster
 from tools.output import add_json_option, coloured, console, print_json, table
 from tools.refill import what_is_left
 from tools.scrub import when
@@ -37,6 +37,8 @@ class Picture(NamedTuple):
     processes: list[ProcessStatus]
     mediator: dict[str, Any] | None
     health: Health
+    state: Path | None
+    """The --state that commands need to find the cluster."""
 
 
 def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
@@ -66,7 +68,7 @@ def take(cluster: LocalCluster, state: Path | None = None) -> Picture:
     mediator, metaserver = ask_mediator(cluster), ask_metaserver(cluster)
     processes = look(cluster, mediator, metaserver)
     health = assess(cluster.config.quorum, processes, mediator, metaserver, state)
-    return Picture(cluster, processes, mediator, health)
+    return Picture(cluster, processes, mediator, health, state)
 
 
 def watch(cluster: LocalCluster, state: Path | None = None, *, as_json: bool) -> int:
@@ -92,7 +94,7 @@ def watch(cluster: LocalCluster, state: Path | None = None, *, as_json: bool) ->
 
 def as_data(picture: Picture) -> dict[str, Any]:
     """Return a picture for programs."""
-    cluster, _, mediator, health = picture
+    cluster, mediator, health = picture.cluster, picture.mediator, picture.health
     quorum = cluster.config.quorum
     processes = [process._asdict() for process in picture.processes]
     return {
@@ -112,7 +114,7 @@ def as_data(picture: Picture) -> dict[str, Any]:
 
 def draw(picture: Picture) -> RenderableType:
     """Return a picture for people."""
-    cluster, processes, mediator, health = picture
+    cluster, processes, mediator, health, state = picture
     quorum = cluster.config.quorum
     parts: list[RenderableType] = [
         Text.from_markup(
@@ -140,7 +142,7 @@ def draw(picture: Picture) -> RenderableType:
         parts += [Text(""), *bars]
     if mediator is not None:
         parts += [Text(""), Text(risk_in_words(mediator["risk"], quorum.write))]
-    parts += _refusals((mediator or {}).get("refusals", []))
+    parts += _refusals((mediator or {}).get("refusals", []), state)
     return Group(*parts)
 
 
@@ -185,11 +187,12 @@ def risk_in_words(risk: dict[str, Any], write_quorum: int) -> str:
     )
 
 
-def _refusals(refusals: list[dict[str, Any]]) -> list[RenderableType]:
+def _refusals(refusals: list[dict[str, Any]], state: Path | None) -> list[RenderableType]:
     if not refusals:
         return []
     lines: list[RenderableType] = [Text(""), Text("last refusals, newest first:")]
     for refusal in refusals[:REFUSALS_SHOWN]:
         when = datetime.fromtimestamp(refusal["when_ns"] / 1e9).strftime("%H:%M:%S")
-        lines.append(Text(f"  {when} {refusal['operation']} of inode {refusal['ino']}: {refusal['message']}"))
+        why = as_typed(refusal["message"], state)
+        lines.append(Text(f"  {when} {refusal['operation']} of inode {refusal['ino']}: {why}"))
     return lines

@@ -64,6 +64,24 @@ def test_hints_can_be_typed_as_they_are(here: Path) -> None:
         cluster.process("metaserver").signal(signal.SIGCONT)
 
 
+def test_what_servers_say_to_do_can_be_typed_as_it_is(here: Path) -> None:
+    """They do not know how they were found; the command that shows what they say does."""
+    (here / PLACE).mkdir()
+    assert run_command(here, "up", PLACE, "--state", STATE, "--servers", "3").returncode == 0
+    (here / PLACE / "file").touch()
+    assert run_command(here, "fault", "terminate", "1", "--state", STATE).returncode == 0
+    with pytest.raises(OSError):
+        (here / PLACE / "file").write_text("refused")
+    for words in (["status"], ["explain", f"{PLACE}/file"]):
+        told = run_command(here, *words, "--state", STATE).stdout
+        assert told.count(f"`quorumfs up --state '{STATE}'`") == 2, told  # why not now, and why not then
+        assert "`quorumfs up`" not in told
+    assert (
+        f"`quorumfs up --state '{STATE} 2'` makes one"
+        in run_command(here, "status", "--state", f"{STATE} 2").stderr
+    )
+
+
 def test_a_state_directory_too_deep_for_a_database_is_told(here: Path) -> None:
     deep = here.joinpath(*["d" * 100] * 6)
     done = run_command(here, "up", "--servers", "1", "--state", str(deep))
