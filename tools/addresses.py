@@ -46,6 +46,14 @@ def check_address(name: str, address: str, config_file: Path) -> None:
         time.sleep(ADDRESS_LOOK_SECONDS)
 
 
+def is_elsewhere(address: str) -> bool:
+    """Tell whether an address is none of this machine, or a name that it does not know."""
+    if address.startswith("unix:"):
+        return False
+    error = _refusal_to_listen(address)
+    return error is not None and error.errno not in (errno.EADDRINUSE, errno.EACCES)
+
+
 def free_addresses(count: int) -> list[str]:
     """Return addresses on loopback that nothing listens on now, chosen at random against collisions."""
     found: list[str] = []

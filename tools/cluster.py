@@ -25,7 +25,7 @@ from typing import Any, NamedTuple, Self
 from dataserver.directory import empty
 from dataserver.durable import write_file
 from tools import mounts
-from tools.addresses import check_address
+from tools.addresses import check_address, is_elsewhere
 from tools.processes import (
     LOOK_SECONDS,
     ClusterError,
@@ -54,12 +54,16 @@ SUPERVISE = "--supervise"
 
 
 class ProcessStatus(NamedTuple):
-    """How one process of the cluster is. `address` is a server's address or a mount's mount point."""
+    """How one process of the cluster is. `address` is a server's address or a mount's mount point.
+
+    `elsewhere`: it does not run here, and its address is another machine's.
+    """
 
     name: str
     state: State
     pid: int | None
     address: str
+    elsewhere: bool = False
 
 
 class LocalCluster:
@@ -233,8 +237,12 @@ class LocalCluster:
         for name in [*self.server_names, *self.mount_names()]:
             process = self.process(name)
             record = process.record()
-            place = record.place if record is not None else ""
-            found.append(ProcessStatus(name, process.state(), process.pid(), place or self.address(name)))
+            if name in self.server_names:
+                address, state = self.address(name), process.state()
+                elsewhere = state == "down" and is_elsewhere(address)
+                found.append(ProcessStatus(name, state, process.pid(), address, elsewhere))
+            elif record is not None:
+                found.append(ProcessStatus(name, process.state(), process.pid(), record.place))
         return found
 
     # Servers
@@ -310,10 +318,16 @@ class LocalCluster:
         """End a process at once with SIGKILL, as a crash would, and wait until it has ended.
 
         Raises:
-            ConfigError: it is down as far as is known here, and yet something listens at its address.
+            ConfigError: it is down as far as is known here, and may run elsewhere, or be run by others.
         """
         if name in self.server_names and self.state(name) == "down":
-            self._check_address(name)
+            try:
+                self._check_address(name)
+            except ConfigError:
+                raise ConfigError(
+                    f"{name}, at {self.address(name)}, was not started from {self.directory}; "
+                    "end it where it was started"
+                ) from None
         self._kill_all([name])
 
     def pause(self, name: str) -> None:

@@ -61,7 +61,10 @@ def assess(
     """
     servers = [process for process in processes if not process.name.startswith("mount-")]
     if all(server.state == "down" for server in servers):
-        return Health("down", False, "nothing is running", [f"start the cluster with: {typed('up', state)}"])
+        start = f"start the cluster with: {typed('up', state)}"
+        if any(server.elsewhere for server in servers):
+            start = "start each server on its own machine: see `quorumfs serve --help`"
+        return Health("down", False, "nothing is running", [start])
     advice = [line for process in processes for line in _advice(process, state)]
     advice += _damage_advice(metaserver, state) + _older_advice(metaserver, state)
     if mediator is None:
@@ -91,6 +94,10 @@ def _advice(process: ProcessStatus, state: Path | None) -> list[str]:
         return [f"the mount on {process.address} has ended; mount it again with: {again}"]
     if process.state == "paused":
         return [f"{process.name} is paused; let it go on with: {typed(f'fault resume {word}', state)}"]
+    if process.elsewhere:
+        kind, _, number = process.name.replace("metaserver", "meta").partition("-")
+        serve = typed(f"serve {kind} --number {number}" if number else f"serve {kind}", None)
+        return [f"{process.name} is down; start it on its own machine with: {serve}"]
     restart, up = typed(f"fault restart {word}", state), typed("up", state)
     return [f"{process.name} is down; start it with: {restart} (or all: {up})"]
 

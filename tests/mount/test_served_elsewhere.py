@@ -67,7 +67,8 @@ def test_it_is_mounted_and_unmounted(here: Path, mountpoint: Path) -> None:
 
 
 def test_what_is_not_ended_is_not_said_to_be(cluster: LocalCluster, here: Path) -> None:
-    assert "in use by another program" in text(run_command(here, "fault", "terminate", "2"), 2)
+    said = text(run_command(here, "fault", "terminate", "2"), 2)
+    assert f"was not started from {here}/.quorumfs; end it where it was started" in said
     assert "end them where they were started" in text(run_command(here, "down"), 1)
     assert cluster.state("data-2") == cluster.state("mediator") == "running"
     cluster.kill("data-2")
@@ -77,5 +78,11 @@ def test_what_is_not_ended_is_not_said_to_be(cluster: LocalCluster, here: Path) 
 def test_a_server_of_another_machine_is_not_said_to_be_in_the_way(here: Path, cluster: LocalCluster) -> None:
     config = here / ".quorumfs" / CONFIG_NAME
     config.write_text(config.read_text().replace(cluster.address("data-1"), "192.0.2.7:7001"))
+    cluster.kill("data-1")
+    wait_until(lambda: run_command(here, "status").returncode == 1, 20.0, "it is degraded")
+    said = text(run_command(here, "status"), 1)
+    assert "data-1 is down; start it on its own machine with: quorumfs serve data --number 1\n" in said
+    assert "end it where it was started" in text(run_command(here, "fault", "terminate", "1"), 2)
     cluster.stop()
+    assert "start each server on its own machine" in text(run_command(here, "status"), 3)
     assert "start it on its own machine" in text(run_command(here, "up"), 2)
