@@ -130,7 +130,7 @@ class LocalCluster:
         """
         try:
             write_file(self.config_file, dumps(self.config, self.directory).encode())
-            for name in ("meta", "logs", "run", *(f"data-{s.number}" for s in self.config.data_servers)):
+            for name in ("meta", *(f"data-{s.number}" for s in self.config.data_servers)):
                 (self.directory / name).mkdir(exist_ok=True)
         except BaseException:
             self.discard()
@@ -146,13 +146,7 @@ class LocalCluster:
     def open(cls, directory: Path) -> LocalCluster:
         """Find an existing cluster again. Raises ConfigError."""
         directory = directory.resolve()
-        config = load(directory / CONFIG_NAME)
-        try:
-            for name in ("logs", "run"):
-                (directory / name).mkdir(exist_ok=True)
-        except OSError as error:
-            raise ConfigError(f"{directory}: cannot be used: {error.strerror}") from None
-        return cls(directory, config)
+        return cls(directory, load(directory / CONFIG_NAME))
 
     def __enter__(self) -> Self:
         return self

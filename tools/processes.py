@@ -136,6 +136,8 @@ class Process:
         command = [*self._before_command(), *command]
         with uninterrupted():
             try:
+                for file in (self.log_file, self.pid_file):
+                    file.parent.mkdir(exist_ok=True)
                 with self.log_file.open("ab") as log:
                     self._log_start = log.tell()
                     self._child = subprocess.Popen(

@@ -120,6 +120,17 @@ def test_a_new_cluster_that_another_command_took_is_left_to_it(
     assert (here / ".quorumfs" / CONFIG_NAME).exists()
 
 
+def test_a_configuration_of_ones_own_is_all_that_is_there_until_something_starts(here: Path) -> None:
+    config = LocalCluster.create(here / "made", servers=3, read_quorum=2, write_quorum=3).config_file
+    text = config.read_text().replace('listen = "127.0.0.1:', 'listen = "192.0.2.7:')
+    (here / "own").mkdir()
+    (here / "own" / CONFIG_NAME).write_text(text)
+    before = listing(here)
+    assert run_command(here, "status", "--state", "own").returncode == 3
+    up_is_refused(here, "--state", "own", words=["start it on its own machine"])
+    assert listing(here) == before
+
+
 def test_options_that_contradict_the_stored_ones(here: Path) -> None:
     LocalCluster.create(here / ".quorumfs", servers=3, read_quorum=2, write_quorum=3)
     for option, value in (("servers", "5"), ("read-quorum", "3"), ("write-quorum", "2"), ("rpc", "xml")):

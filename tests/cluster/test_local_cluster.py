@@ -322,6 +322,7 @@ def test_a_copy_of_a_running_clusters_directory_is_no_handle_on_it(
 
 @pytest.mark.parametrize("content", ["", "{"])
 def test_a_mount_whose_pid_file_is_torn_hides_nothing_else(cluster: LocalCluster, content: str) -> None:
+    (cluster.directory / "run").mkdir()
     (cluster.directory / "run" / "mount-1.json").write_text(content)
     assert cluster.mount_names() == []
     assert [process.name for process in cluster.status()] == SERVERS
