@@ -91,7 +91,7 @@ def configuration(database: Path) -> str:
     try:
         pages.refuse_unstamped(database)
         with closing(pages.connect(database, read_only=True)) as connection:
-            refuse_foreign(connection, database)
+            refuse_foreign(connection, database, "name a backup, meta/ or a data server's directory")
             found = connection.execute("SELECT value FROM facts WHERE name = ?", (CONFIGURATION,)).fetchone()
     except OSError as error:
         raise ConfigError(f"{database}: cannot be read: {error.strerror}") from None

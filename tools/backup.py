@@ -2,7 +2,7 @@
 
 The copy is made by the metadata server and fetched from it piece by piece, so that this works from another
 machine too. It gets its name when all of it is on disk and was checked. Exit status: 0 the copy is there,
-1 it is not, 2 it cannot be made as asked.
+1 it is not, or may be gone after a power loss, 2 it cannot be made as asked.
 """
 
 from __future__ import annotations
@@ -59,12 +59,18 @@ def run(arguments: argparse.Namespace) -> int:
                     _copy_stopped(cluster.config, partial, watch)
             found = copies.inspect(partial, cluster.config.cluster, watch)
         partial.rename(target)
-        copies.sync_name(target)
     except OSError as error:
         raise ClusterError(f"{arguments.file}: cannot be written: {error.strerror}") from None
     finally:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
+    try:
+        copies.sync_name(target)
+    except OSError as error:
+        raise ClusterError(
+            f"{arguments.file} is there and whole, but a power loss may take it away, as its directory "
+            f"cannot be synced ({error.strerror}); run sync, or make a copy on another disk"
+        ) from None
     if arguments.json:
         print_json(as_data(target, found))
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import time
@@ -11,9 +12,11 @@ from typing import Any
 
 import pytest
 
+from metaserver import copies
 from tests.cluster.quorum_client import QuorumClient, connected
 from tests.conftest import ClusterFactory
 from tests.support import run_command, wait_until
+from tools import cli
 from tools.cluster import LocalCluster
 from wire.errors import ReadRefused, SessionUnknown
 from wire.messages import ROOT_INODE, BlockRecord
@@ -280,6 +283,31 @@ def test_a_backup_touches_no_other_file(cluster: LocalCluster, tmp_path: Path) -
         cluster.stop()
     assert (tmp_path / "copy.partial").read_text() == "precious"
     assert {path.name for path in tmp_path.glob("copy*")} == {"copy", "copy-stopped", "copy.partial"}
+
+
+def test_a_backup_whose_name_may_be_lost_is_there_all_the_same(
+    cluster: LocalCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As on some network disks, which do not sync directories."""
+
+    def refuse(path: Path) -> None:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    cluster.start("metaserver")
+    cluster.stop()
+    copy = tmp_path / "copy"
+    with monkeypatch.context() as patched:
+        patched.setattr(copies, "sync_name", refuse)
+        assert cli.main(["backup", str(copy), "--state", str(cluster.directory)]) == 1
+    assert f"{copy} is there and whole, but a power loss may take it away" in capsys.readouterr().err
+    run(cluster, "restore", str(copy))
+
+
+def test_the_configuration_of_what_is_no_copy(cluster: LocalCluster, tmp_path: Path) -> None:
+    (tmp_path / "notes").write_text("precious")
+    said = refusal(cluster, "config", "--from", str(tmp_path / "notes"))
+    assert "name a backup, meta/ or a data server's directory" in said
+    assert "restore" not in said
 
 
 @pytest.mark.damages("a page of the database is overwritten")
