@@ -34,8 +34,10 @@ def run(parsed: argparse.Namespace) -> int:
         findings = check(history.calls)
         if parsed.html is not None:
             parsed.html.write_text(render(parsed.file.name, history, findings), encoding="utf-8")
-    except (OSError, UnicodeDecodeError, HistoryError) as error:
-        raise ConfigError(str(error)) from error
+    except OSError as error:
+        raise ConfigError(f"{error.filename}: {error.strerror}; name another file") from None
+    except (UnicodeDecodeError, HistoryError) as error:
+        raise ConfigError(f"{parsed.file}: {error}") from error
     if parsed.json:
         print(json.dumps([_plain(finding) for finding in findings]))
     else:

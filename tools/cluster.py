@@ -390,9 +390,11 @@ class LocalCluster:
             force: also while it is in use, or when its process does not end by itself.
 
         Raises:
-            ClusterError: it is in use, or its process does not end; it stays mounted or goes on then.
+            ClusterError: it is in use, or another user's, or its process does not end; it stays mounted or
+                goes on then.
         """
         process = self.process(name)
+        process.require_permission()
         record = process.record()
         place = Path(record.place) if record is not None else None
         if force:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import pwd
 import select
 import signal
 import subprocess
@@ -228,9 +229,18 @@ class Process:
             signal.pidfd_send_signal(handle, number)
         except ProcessLookupError:
             return False
+        except PermissionError:
+            raise ClusterError(
+                f"{self.name} runs as {_user_of(pid)}; do this as that user, or as root"
+            ) from None
         finally:
             os.close(handle)
         return True
+
+    def require_permission(self) -> None:
+        """Raise ClusterError if it lives and this user may not end it."""
+        for pid in self._living():
+            self._send(pid, 0)
 
     def wait(self, seconds: float) -> bool:
         """Wait until the process has ended; tell whether it has."""
@@ -369,6 +379,17 @@ def command_of(pid: int) -> list[str]:
         return [os.fsdecode(word) for word in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[:-1]]
     except OSError:
         return []
+
+
+def _user_of(pid: int) -> str:
+    """Return the name of the user that a process runs as, or the number if it has none."""
+    try:
+        number = Path(f"/proc/{pid}").stat().st_uid
+        return pwd.getpwuid(number).pw_name
+    except OSError:
+        return "another user"
+    except KeyError:
+        return f"user {number}"
 
 
 def _stat(pid: int) -> tuple[str, int]:

@@ -212,7 +212,9 @@ def load(path: Path) -> ClusterConfig:
         raw = tomllib.loads(path.read_text())
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such configuration file; `quorumfs up` makes one") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from None
     try:
         return parse(raw, path.absolute().parent)
@@ -230,7 +232,9 @@ def _advice(version: Any) -> str:
 def parse(raw: dict[str, Any], base: Path) -> ClusterConfig:
     """Build the configuration from a parsed TOML document. Raises ConfigError."""
     raw = {key: dict(value) if isinstance(value, dict) else value for key, value in raw.items()}
-    if (version := raw.pop("format", None)) != FORMAT_VERSION:
+    if "format" not in raw:
+        raise ConfigError(f"the setting 'format' is missing: begin the file with: format = {FORMAT_VERSION}")
+    if (version := raw.pop("format")) != FORMAT_VERSION:
         raise ConfigError(
             f"format = {version!r}: this release reads format {FORMAT_VERSION} only; {_advice(version)}"
         )

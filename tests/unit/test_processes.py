@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import pwd
 import signal
 import subprocess
 import sys
@@ -122,6 +124,23 @@ def test_an_interrupt_while_a_process_is_started_comes_when_it_can_be_found(
 
 def children_of(pid: int) -> list[str]:
     return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+
+
+def test_a_process_of_another_user_is_told_to_be(process: Process, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    process.require_permission()
+    spawn(process, SLEEP)
+    process.require_permission()
+    with monkeypatch.context() as patched:
+        patched.setattr(signal, "pidfd_send_signal", refuse)
+        user = pwd.getpwuid(os.getuid()).pw_name
+        with pytest.raises(ClusterError, match=f"toy runs as {user}; do this as that user"):
+            process.signal(signal.SIGTERM)
+        with pytest.raises(ClusterError, match="toy runs as"):
+            process.require_permission()
+    assert process.state() == "running"
 
 
 def test_a_pid_file_that_is_anothers_means_down(process: Process) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from wire.config import ClusterConfig, ConfigError, DataServerConfig, Deadlines, dumps, load
+from wire.config import FORMAT_VERSION, ClusterConfig, ConfigError, DataServerConfig, Deadlines, dumps, load
 from wire.quorum import Quorum
 
 
@@ -207,3 +207,16 @@ def test_a_file_that_is_named_by_a_relative_path_says_the_same(
 def test_a_configuration_cannot_be_changed(tmp_path: Path) -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         example(tmp_path).rpc = "msgpack"  # type: ignore[misc]
+
+
+def test_a_file_that_was_begun_by_hand_is_told_how(tmp_path: Path) -> None:
+    file = tmp_path / "cluster.toml"
+    file.write_text('cluster = "home"\n')
+    with pytest.raises(ConfigError, match=f"begin the file with: format = {FORMAT_VERSION}$"):
+        load(file)
+
+
+def test_a_file_that_cannot_be_read_is_named_once(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as refused:
+        load(tmp_path)
+    assert str(refused.value) == f"{tmp_path}: cannot be read: Is a directory"

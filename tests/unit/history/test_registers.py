@@ -90,6 +90,8 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "P1 broke at k" in capsys.readouterr().out
     file.write_text("[]")
     assert main(["check-history", str(file)]) == 2
+    assert main(["check-history", str(tmp_path / "none")]) == 2
+    assert f"{tmp_path}/none: No such file or directory; name another file" in capsys.readouterr().err
 
 
 def test_a_return_without_a_call_is_refused() -> None:
