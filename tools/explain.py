@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,8 @@ def show(path: Path, report: dict[str, Any], state: Path | None = None, *, every
             out.print(f"... and {left} more blocks, all replicas good (--all lists them)")
     else:
         out.print("It has no blocks: it is empty, a hole, or no regular file.")
+    if hint := advice([block["verdicts"] for block in blocks], quorum):
+        out.print(f"\n{as_typed(hint, state)}", markup=False)
     if report.get("cut"):
         out.print("The file has more blocks: only the first ones were asked to vote.")
     if not report["writable"]:
@@ -81,6 +84,30 @@ def show(path: Path, report: dict[str, Any], state: Path | None = None, *, every
         out.print(f"Last refused at {when}: {refusal['operation']}: {why}", markup=False)
         if refusal.get("detail"):
             out.print(f"  {json.dumps(refusal['detail'], default=str)}", markup=False)
+
+
+def advice(votes: Sequence[Mapping[str, str]], quorum: Mapping[str, int]) -> str:
+    """Say how replicas that are not good become so, "" if nothing is to be said.
+
+    Args:
+        votes: the verdict of each server, for each block.
+        quorum: N, Qr and Qw.
+    """
+    blocks = [list(verdicts.values()) for verdicts in votes]
+    if any("good" not in block and "down" not in block for block in blocks):
+        return "No good replica is left of a block: write the file anew, or bring a disk back that has one."
+    if any(block.count("corrupt") > quorum["N"] - quorum["Qr"] for block in blocks):
+        return (
+            "More replicas are corrupt than Qr bears, and yet a good one may be left. It is taken if Qr = 1 "
+            f"and Qw = {quorum['N']} stand in cluster.toml: `quorumfs down`, change that, `quorumfs up`, "
+            "read the file, which has it repaired, and change it back likewise."
+        )
+    if any(verdict in ("corrupt", "missing") for block in blocks for verdict in block):
+        return (
+            "Corrupt and missing replicas are repaired some seconds after a read has asked them to vote; all "
+            "of them now by: `quorumfs scrub --now`"
+        )
+    return ""
 
 
 def select(blocks: list[dict[str, Any]], everything: bool) -> list[dict[str, Any]]:

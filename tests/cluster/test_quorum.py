@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import subprocess
 import time
 from collections.abc import Iterator
@@ -104,6 +105,25 @@ def test_corrupt_replicas_beyond_the_quorum_are_refused_and_left_alone(make_clus
         assert client.quarantined() == [0] * 5
         client.write(ino, b"5678")
         assert client.read(ino) == b"5678"
+
+
+def test_the_last_good_replica_saves_a_file_if_qr_is_set_to_1(make_cluster: ClusterFactory) -> None:
+    """As `explain` advises, and as README says."""
+    cluster = make_cluster(read_quorum=3, write_quorum=3)
+    with connected(cluster) as client:
+        ino, (record,) = client.make("a.txt", b"1234")
+        client.await_all_good(ino)
+        client.corrupt(record, 1, 2, 3, 4)
+        with pytest.raises(ReadRefused):
+            client.read(ino)
+    for numbers in ("Qr = 1\nQw = 5", "Qr = 3\nQw = 3"):
+        cluster.stop()
+        text = cluster.config_file.read_text()
+        cluster.config_file.write_text(re.sub(r"Qr = \d\nQw = \d", numbers, text))
+        cluster = LocalCluster.open(cluster.directory)
+        with connected(cluster) as client:
+            assert client.read(ino) == b"1234"
+            client.await_all_good(ino)
 
 
 @pytest.mark.parametrize("servers", [(1, 2, 3), (1, 2, 3, 4), (1, 2, 3, 4, 5)])

@@ -54,6 +54,33 @@ def test_verdicts_and_refusal_are_shown(capsys: pytest.CaptureFixture[str]) -> N
         assert word in said
 
 
+@pytest.mark.parametrize(
+    ("verdicts", "read_quorum", "hint"),
+    [
+        ("good good good", 2, ""),
+        ("good good down", 2, ""),
+        ("good good corrupt", 2, "scrub --now --state s"),
+        ("missing good good", 2, "scrub --now --state s"),
+        ("good corrupt corrupt", 2, "Qr = 1"),
+        ("down corrupt corrupt", 2, "Qr = 1"),
+        ("good corrupt down", 2, "scrub --now --state s"),
+        ("good good corrupt", 3, "Qr = 1"),
+        ("corrupt corrupt corrupt", 1, "No good replica is left"),
+        ("corrupt missing corrupt", 2, "No good replica is left"),
+    ],
+)
+def test_how_replicas_become_good(
+    verdicts: str, read_quorum: int, hint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = report(1)
+    told["quorum"] = {"N": 3, "Qr": read_quorum, "Qw": 3}
+    told["blocks"][0]["verdicts"] = {str(n): word for n, word in enumerate(verdicts.split(), 1)}
+    show(Path("a"), told, Path("s"), everything=False)
+    said = capsys.readouterr().out.replace("\n", " ")
+    hints = [each for each in ("scrub --now --state s", "Qr = 1", "No good replica is left") if each in said]
+    assert hints == ([hint] if hint else [])
+
+
 def test_why_nothing_can_be_written_now(capsys: pytest.CaptureFixture[str]) -> None:
     show(Path("a"), report(1) | {"writable": False, "reason": "1 of 2 data servers is up"}, everything=False)
     assert "Writes are refused now: 1 of 2 data servers is up" in capsys.readouterr().out
