@@ -9,16 +9,18 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions
+from rich.measure import Measurement
 from rich.table import Table
 
 from wire.config import ConfigError
 
 PATHS_SHOWN = 20
+WIDEST = 1000
 COLOURS = {
     "good": "green",
     "running": "green",
@@ -72,6 +74,27 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str | No
     for row in rows:
         result.add_row(*row)
     return result
+
+
+class FittingTable:
+    """A table that leaves columns out where the terminal is too narrow for all, rather than fold them.
+
+    Args:
+        columns: their names.
+        rows: cells of markup.
+        spare: the columns to leave out, the least needed first.
+    """
+
+    def __init__(self, columns: Sequence[str], rows: Sequence[Sequence[str]], spare: Sequence[str]) -> None:
+        self._columns, self._rows, self._spare = columns, rows, spare
+
+    def __rich_console__(self, screen: Console, options: ConsoleOptions) -> Iterator[Table]:
+        for count in range(len(self._spare) + 1):
+            shown = [n for n, name in enumerate(self._columns) if name not in self._spare[:count]]
+            made = table([self._columns[n] for n in shown], [[row[n] for n in shown] for row in self._rows])
+            if Measurement.get(screen, options.update_width(WIDEST), made).maximum <= options.max_width:
+                break
+        yield made
 
 
 def command_name() -> str:

@@ -21,13 +21,15 @@ from rich.text import Text
 from tools.cluster import LocalCluster, ProcessStatus
 from tools.health import EXIT_STATUS, Health, ask_mediator, ask_metaserver, assess, look
 from tools.locate import add_state_option, as_typed, find_cluster
-from tools.output import add_json_option, coloured, console, print_json, table
+from tools.output import FittingTable, add_json_option, coloured, console, print_json
 from tools.refill import what_is_left
 from tools.scrub import when
 
 WATCH_SECONDS = 0.5
 REFUSALS_SHOWN = 5
 COLUMNS = ["process", "is", "pid", "at", "blocks", "quarantined", "last scrub", "the mediator sees"]
+SPARE_COLUMNS = ["last scrub", "pid", "quarantined"]
+"""What a narrow terminal does without; --json has it."""
 
 
 class Picture(NamedTuple):
@@ -136,7 +138,7 @@ def draw(picture: Picture) -> RenderableType:
         ]
         for process in processes
     ]
-    parts += [Text(""), table(COLUMNS, rows)]
+    parts += [Text(""), FittingTable(COLUMNS, rows, SPARE_COLUMNS)]
     bars = [_bar(server) for server in seen.values() if _is_refilling(server)]
     if bars:
         parts += [Text(""), *bars]
