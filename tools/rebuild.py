@@ -96,6 +96,12 @@ def _rebuild(config: ClusterConfig, arguments: argparse.Namespace) -> int:
             make_directory(target.parent)
             enough = 1 if arguments.fewer else config.quorum.read
             chosen, found = choose(config.cluster, holders, enough, target, watch)
+        except ClusterError as error:
+            advice = "put a backup back with `quorumfs restore FILE`"
+            if not arguments.fewer:
+                again = "rebuild --replace --fewer" if arguments.replace else "rebuild --fewer"
+                advice += f", or take a copy that fewer data servers know, if any, with `quorumfs {again}`"
+            raise ClusterError(f"{error}; {advice}") from None
         except OSError as error:
             raise ClusterError(f"{target.parent}: cannot be written: {error.strerror}") from None
         done = restore(target, config.metaserver_directory, config.cluster, last_session(holders))

@@ -310,6 +310,18 @@ def test_the_configuration_of_what_is_no_copy(cluster: LocalCluster, tmp_path: P
     assert "restore" not in said
 
 
+def test_a_rebuild_without_a_copy_says_what_else_there_is(cluster: LocalCluster) -> None:
+    cluster.start()
+    cluster.stop()
+    state = f"--state {cluster.directory}"
+    said = refusal(cluster, "rebuild", "--replace")
+    assert f"`quorumfs restore FILE {state}`" in said
+    assert f"`quorumfs rebuild --replace --fewer {state}`" in said
+    said = refusal(cluster, "rebuild", "--replace", "--fewer")
+    assert f"`quorumfs restore FILE {state}`" in said
+    assert "--fewer" not in said
+
+
 @pytest.mark.damages("a page of the database is overwritten")
 def test_the_backup_of_a_damaged_database_says_so(cluster: LocalCluster, tmp_path: Path) -> None:
     cluster.start("metaserver")
