@@ -21,7 +21,7 @@ from metaserver.directory import DATABASE_NAME, RESTORED_NAME
 from tools import mounts
 from tools.cluster import SUPERVISE, LocalCluster
 from tools.health import ask_mediator, ask_metaserver, await_answer, await_writable
-from tools.locate import add_state_option, as_typed, find_cluster, state_directory, typed
+from tools.locate import DEFAULT_STATE, add_state_option, as_typed, find_cluster, find_directory, typed
 from tools.output import add_json_option, nice_path, print_json
 from tools.processes import ClusterError, python_command, python_environment
 from tools.state_directory import CONFIG_NAME
@@ -85,7 +85,7 @@ def run_up(arguments: argparse.Namespace) -> int:
 
     Returns 1 if it is there without a data server that could not be started.
     """
-    directory = state_directory(arguments.state).resolve()
+    directory = (find_directory(arguments.state) or DEFAULT_STATE).resolve()
     mounts.check_fuse()
     with ExitStack() as undo:
         is_new = not (directory / CONFIG_NAME).exists()
@@ -182,8 +182,10 @@ def _live_mounts(cluster: LocalCluster) -> list[Path]:
 
 def _wanted_place(given: Path | None, places: list[Path], undo: ExitStack) -> Path | None:
     """Return where to mount, checked, or None if it is mounted there (or, if none is given, anywhere)."""
+    if given is None and places:
+        return None  # without a look at what may be a mount whose servers are down
     place = mounts.place_of(given or DEFAULT_MOUNTPOINT)
-    if place in places or (given is None and places):
+    if place in places:
         return None
     if given is None and not place.exists() and place.parent.is_dir():
         try:

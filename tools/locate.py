@@ -1,7 +1,7 @@
 """Which cluster a command means, and which file a path means.
 
-A cluster is found by --state, else $QUORUMFS_STATE, else ./.quorumfs, else by the quorumfs mount that the
-command's path (or the working directory) lies on. It must not change anything.
+A cluster is found by --state, else $QUORUMFS_STATE, else by the quorumfs mount that the working directory
+lies on, else in ./.quorumfs, else by the mount that the command's path lies on. It must not change anything.
 """
 
 from __future__ import annotations
@@ -34,11 +34,6 @@ def add_state_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def state_directory(given: Path | None) -> Path:
-    """Return the state directory that `up` uses, whether it exists or not."""
-    return given or Path(os.environ.get("QUORUMFS_STATE") or DEFAULT_STATE)
-
-
 def typed(words: str, state: Path | None) -> str:
     """Return how this user would type a command for the cluster of another one, which had that --state."""
     option = "" if state is None else f" --state {shlex.quote(str(state))}"
@@ -63,16 +58,29 @@ def find_cluster(given: Path | None, path: Path | None = None) -> LocalCluster:
     Raises:
         ConfigError: there is none; the message says what to do.
     """
-    directory = state_directory(given)
-    if (directory / CONFIG_NAME).exists() or given is not None or "QUORUMFS_STATE" in os.environ:
-        return LocalCluster.open(directory)
-    for place in (path, Path.cwd()):
-        config = mounts.config_of_mount(mounts.absolute(place)) if place is not None else None
-        if config is not None:
-            return LocalCluster.open(config.parent)
-    raise ConfigError(
-        f"no cluster here; start one with: {typed('up', None)}, or name its directory with --state DIR"
-    )
+    directory = find_directory(given, path)
+    if directory is None:
+        raise ConfigError(
+            f"no cluster here; start one with: {typed('up', None)}, or name its directory with --state DIR"
+        )
+    return LocalCluster.open(directory)
+
+
+def find_directory(given: Path | None, path: Path | None = None) -> Path | None:
+    """Return the state directory that a command means, None if it means none; the arguments are as above.
+
+    A mount that the working directory lies on is not looked into: its servers may be down.
+    """
+    if given is not None:
+        return given
+    if named := os.environ.get("QUORUMFS_STATE"):
+        return Path(named)
+    if (config := mounts.config_of_mount(Path.cwd())) is not None:
+        return config.parent
+    if (DEFAULT_STATE / CONFIG_NAME).exists():
+        return DEFAULT_STATE
+    config = None if path is None else mounts.config_of_mount(mounts.absolute(path))
+    return None if config is None else config.parent
 
 
 def find_inode(cluster: LocalCluster, client: BlockingClient, path: Path, state: Path | None = None) -> int:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shlex
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from pathlib import Path
@@ -16,7 +18,7 @@ import pytest
 
 from tests.conftest import unexpected_lines
 from tests.mount.test_supervisor import child_of
-from tests.support import is_scrubbed, run_command, wait_until
+from tests.support import ROOT, is_scrubbed, run_command, wait_until
 from tools.cluster import LocalCluster
 from wire.blocking import BlockingClient
 from wire.config import ConfigError
@@ -53,6 +55,23 @@ def data(here: Path, *words: str, status: int = 0) -> Any:
     done = run_command(here, *words, "--json")
     assert done.returncode == status, done
     return json.loads(done.stdout)
+
+
+def test_who_stands_in_the_mount_can_look_and_start_again(up: Path) -> None:
+    """Without a look into the mount, which answers nothing while the mediator is down."""
+    inside = up / "mnt" / "sub"
+    inside.mkdir()
+    typed = f"{shlex.quote(sys.executable)} -P -m tools.cli"
+    script = f"{typed} fault terminate mediator; {typed} status; {typed} up; {typed} status"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = ["sh", "-c", script]
+    shell = subprocess.run(
+        command, cwd=inside, env=environment, capture_output=True, text=True, timeout=25, check=True
+    )
+    assert "the mediator is down" in shell.stdout
+    assert f"mounted on {up}/mnt" in shell.stdout
+    assert shell.stderr == ""
+    assert list(inside.iterdir()) == []
 
 
 def healthy(here: Path) -> bool:
