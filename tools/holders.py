@@ -13,13 +13,13 @@ from typing import NamedTuple
 
 from mediator.refill import PAGE
 from tools.locate import CALL_SECONDS
-from tools.whole import FIRST_CALL_SECONDS, Watch, read_stopped
+from tools.whole import Watch, read_stopped, require_data_server
 from wire.blocking import BlockingClient
 from wire.config import ClusterConfig, ConfigError, DataServerConfig
 from wire.digest import block_digest
 from wire.errors import QuorumfsError, Unavailable
 from wire.messages import BlockRecord
-from wire.methods import CommonMethods, DataMethods
+from wire.methods import DataMethods
 
 
 class Holder(NamedTuple):
@@ -64,7 +64,7 @@ def _look_at(config: ClusterConfig, place: DataServerConfig, stack: ExitStack) -
     client = BlockingClient([place.listen], config.rpc, connect_seconds=config.deadlines.connect_seconds)
     stack.callback(client.close)
     try:
-        client.call_once(FIRST_CALL_SECONDS, CommonMethods.identity)
+        require_data_server(client, config, place)
     except Unavailable:
         return stopped(place, config.cluster)
     return _running(place.number, client)

@@ -170,12 +170,14 @@ def read_stopped(place: DataServerConfig, cluster: str) -> Listing:
 def is_running(config: ClusterConfig, state: Path | None) -> bool:
     """Tell whether the metadata server answers; `state` is the --state that commands need to find it.
 
+    One of another cluster at its address is not it.
+
     Raises:
         ConfigError: something is there, but it does not answer.
     """
     with closing(_client(config, config.metaserver_listen)) as client:
         try:
-            client.call_once(FIRST_CALL_SECONDS, CommonMethods.identity)
+            return client.call_once(FIRST_CALL_SECONDS, CommonMethods.identity).cluster == config.cluster
         except Unavailable:
             return False
         except DeadlineExceeded:
@@ -184,7 +186,6 @@ def is_running(config: ClusterConfig, state: Path | None) -> bool:
                 f"let it go on with `{typed('fault resume metaserver', state)}`, or stop the cluster with "
                 f"`{typed('down', state)}`"
             ) from None
-    return True
 
 
 def check_running(config: ClusterConfig, watch: Watch = unwatched) -> Report:
@@ -201,14 +202,27 @@ def check_running(config: ClusterConfig, watch: Watch = unwatched) -> Report:
         for place in config.data_servers:
             with closing(_client(config, place.listen)) as data:
                 try:
-                    data.call_once(FIRST_CALL_SECONDS, CommonMethods.identity)
+                    require_data_server(data, config, place)
                     seen.append(_compare_running(meta, data, place.number, report.blocks, watch))
-                except QuorumfsError as error:
-                    told = {"server": place.number, "error": error.message}
-                    report.findings.append(Finding(UNSEEN, told))
+                except (QuorumfsError, ConfigError) as error:
+                    report.findings.append(Finding(UNSEEN, {"server": place.number, "error": str(error)}))
         report.findings += judge(config.quorum.servers, seen)
         report.lost_paths = _paths_of_blocks(meta, report.lost_blocks())
     return report
+
+
+def require_data_server(client: BlockingClient, config: ClusterConfig, place: DataServerConfig) -> None:
+    """Return if this very data server answers.
+
+    Raises:
+        QuorumfsError: nobody does. ConfigError: it is another server, whose blocks say nothing here.
+    """
+    found = client.call_once(FIRST_CALL_SECONDS, CommonMethods.identity)
+    if (found.kind, found.cluster, found.number) != ("dataserver", config.cluster, place.number):
+        raise ConfigError(
+            f"{place.listen} is that of {found.kind} {found.number} of cluster {found.cluster}; stop that, "
+            "or change the address"
+        )
 
 
 def _paths_of_blocks(meta: BlockingClient, blocks: Sequence[bytes]) -> list[bytes]:

@@ -168,3 +168,25 @@ def test_a_data_servers_directory_in_anothers_place_is_told(cluster: LocalCluste
     assert (status, found) == (1, {"data-servers": 1})
     [check] = [check for check in report["checks"] if check["found"]]
     assert "belongs to data server 1" in check["rows"][0]["error"]
+
+
+def test_servers_of_another_cluster_at_ones_addresses_are_not_looked_at(make_cluster: ClusterFactory) -> None:
+    """As of two configurations written by hand with the same ports."""
+    own, other = (make_cluster(servers=3, read_quorum=2, write_quorum=3) for _ in range(2))
+    with connected(own) as client:
+        client.make("a", b"1234")
+    own.stop()
+    text = own.config_file.read_text()
+    other.start("metaserver", "data-2")
+    own.config_file.write_text(text.replace(own.address("metaserver"), other.address("metaserver")))
+    status, report, _ = fsck(own)
+    assert (status, report["online"], report["blocks"]) == (0, False, 1)
+    own.config_file.write_text(text.replace(own.address("data-2"), other.address("data-2")))
+    own.start("metaserver", "data-1", "data-3")
+    status, report, found = fsck(own)
+    assert (status, report["online"], found) == (1, True, {"data-servers": 1})
+    (row,) = (row for each in report["checks"] for row in each["rows"])
+    assert f"is that of dataserver 2 of cluster {other.config.cluster}" in row["error"]
+    own.stop()
+    done = run_command(own.directory, "rebuild", "--replace", "--fewer", "--state", str(own.directory))
+    assert "of the 2 that could be looked at" in done.stderr
