@@ -27,7 +27,7 @@ STUTTER_SECONDS = 0.05
 WHOLE_SECONDS = 20.0
 LOOK_SECONDS = 0.5
 DAMAGES = (1, 12)
-METADATA, RESTORE, KILL_MOUNT = "metadata", "restore", "kill mount"
+METADATA, RESTORE, KILL_MOUNT, WIPE = "metadata", "restore", "kill mount", "wipe"
 ALONE = (METADATA, RESTORE)
 """What comes of these is known only if nothing else is in its way."""
 PAGE = 4096
@@ -62,7 +62,7 @@ class Nemesis:
             "kill": (6, self._kill),
             "pause": (4, self._pause),
             "slow": (2, self._slow),
-            "wipe": (2, self._wipe),
+            WIPE: (2, self._wipe),
             "corrupt": (4, self._corrupt),
             "fill": (2, self._fill),
             "cut off": (3, self._cut_off),
@@ -96,8 +96,7 @@ class Nemesis:
             yield next((fault.during for fault in begun if fault.kind == "slow"), time.sleep)
         finally:
             self._dice.shuffle(begun)
-            # Who mounts is told at once that no mediator is there: a mount comes after the servers it needs.
-            for fault in sorted(begun, key=lambda fault: fault.kind == KILL_MOUNT):
+            for fault in sorted(begun, key=_turn):
                 fault.end()
                 self._timeline("ended", fault=fault.kind, target=fault.target)
 
@@ -126,7 +125,7 @@ class Nemesis:
         if alone := [fault for fault in faults if fault.kind in ALONE]:
             return alone
         # A wipe waits until all is whole, and would make the other fault last so long.
-        return sorted(faults, key=lambda fault: fault.kind != "wipe")
+        return sorted(faults, key=lambda fault: fault.kind != WIPE)
 
     def _server(self) -> str:
         return self._dice.choice([*self._data, "mediator", "metaserver"])
@@ -166,7 +165,7 @@ class Nemesis:
             self._cluster.wipe(name)
             return True
 
-        return Fault("wipe", name, begin, lambda: self._start(name))
+        return Fault(WIPE, name, begin, lambda: self._start(name))
 
     def _await_whole(self) -> bool:
         """Wait until every server has every block; tell whether that was so in time."""
@@ -257,6 +256,12 @@ class Nemesis:
             assert made == name, f"{made} in the place of {name}"
 
         return Fault(KILL_MOUNT, name, lambda: self._cluster.kill(name), mount_again)
+
+
+def _turn(fault: Fault) -> int:
+    """Tell when a fault is ended, among those of a round: those of no matter at one, in any order."""
+    # A blank server does not begin on a full disk. Who mounts is told at once that no mediator is there.
+    return {WIPE: 1, KILL_MOUNT: 2}.get(fault.kind, 0)
 
 
 def damage(segments: Path, dice: random.Random, count: int) -> int:

@@ -7,6 +7,8 @@ import os
 import random
 import subprocess
 import sys
+import types
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,8 +18,9 @@ from tests.chaos.calls import Calls
 from tests.chaos.counter import CounterWork, twice
 from tests.chaos.files import FileWork
 from tests.chaos.metadata import LOG, MetadataDamage, spoil
-from tests.chaos.nemesis import damage
+from tests.chaos.nemesis import KILL_MOUNT, WIPE, Fault, Nemesis, damage
 from tests.chaos.renames import RenameWork
+from tests.chaos.timeline import Timeline
 from tests.chaos.verify import bad_copies
 from tests.chaos.work import Work
 from tests.conftest import ClusterFactory
@@ -40,6 +43,22 @@ def worked(kind: type[Work], place: Path) -> tuple[Work, Calls]:
     assert not calls.lost, calls.lost
     assert calls.bytes_checked > 0
     return work, calls
+
+
+def test_what_was_wiped_begins_when_its_disk_has_room_again(tmp_path: Path) -> None:
+    """Seed 611: a blank server refused to begin on the disk that was full still. Mounts come last."""
+    cluster = types.SimpleNamespace(network=None, server_names=["data-1", "data-2", "data-3"])
+    for seed in range(20):
+        nemesis = Nemesis(cluster, [], seed, Timeline(tmp_path / "timeline"), [])  # type: ignore[arg-type]
+        ended: list[str] = []
+        with nemesis.round(
+            [
+                Fault(kind, kind, lambda: None, partial(ended.append, kind))
+                for kind in (WIPE, KILL_MOUNT, "fill", "pause")
+            ]
+        ):
+            pass
+        assert ended[2:] == [WIPE, KILL_MOUNT]
 
 
 @pytest.mark.parametrize("kind", [FileWork, AppendWork, RenameWork, CounterWork])
