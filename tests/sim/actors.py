@@ -17,6 +17,7 @@ from tests.sim.cluster import World
 from tests.sim.handles import opened, read_if_there
 from tests.sim.links import Links
 from tests.sim.neighbours import Neighbours
+from tests.sim.put_backs import look_at_remains
 from tests.sim.recorded import Deeds
 from tests.sim.shared import Shared
 from tests.sim.visits import Visits
@@ -44,29 +45,32 @@ class Actor:
         self.home = f"home-{number}"
         self.left: list[tuple[str, model.Model]] = []
         """Homes of processes that were killed, and what may be seen there: they are looked at in the end."""
+        self._remains: list[str] = []
+        """Homes of before an older state of the metadata was put back."""
         self.rng = random.Random(world.rng.random())
         self.model = model.Model()
         self.pending: list[model.Change] | None = None
-        self._power_losses = 0
+        self._power_losses = self._put_backs = 0
         self.visits: Visits | None = None
         self.neighbours = Neighbours(world, self.home, self.rng)
         self.links = Links(world, self.home, self.rng)
-        self.stop = False
+        self.stop = self.leaving = False
+        """Whether its process is to end for ever; or to unmount in good order, after what it does now."""
         self.idle = False
         self.holding = False
         """Whether it has something open or locked, for a while."""
         self.calls = self.failures = 0
         self.sync_probability = self.world.sync_probability
         self._ready = False
-        self._tag = self._lives = self._starts = 0
+        self._tag = self._lives = self._starts = self._moves = 0
         self.deeds: Deeds
         self._look_from = 0.0
         """When what a killed process asked for, and what is cached from before a power loss, is over."""
 
     @property
-    def settled(self) -> bool:
-        """Whether it knows how its files are."""
-        return self._ready and self.model.certain
+    def has_recovered(self) -> bool:
+        """Whether it knows how its files are, and what faults have left is over for it."""
+        return self._ready and self.model.certain and self._put_backs == self.world.put_backs.count
 
     # a process's life
 
@@ -76,26 +80,40 @@ class Actor:
         if self.pending is not None:
             self.model.unknown(self.pending)
             self.pending = None
-        self._look_from = self.world.loop.now + (SETTLE_SECONDS if self._starts else 0.0)
-        if self._ready and self.rng.random() < 0.5:
-            self._move()
-        self.model.certain = False
+        left, self.leaving = self.leaving and self.model.certain, False
         self.idle = self.holding = False
+        if not left:
+            self._look_from = self.world.loop.now + (SETTLE_SECONDS if self._starts else 0.0)
+            if self._ready and self.rng.random() < 0.5:
+                self._move()
+            self.model.certain = False
         self._starts += 1
         self.process = self.world.client(self.name, self.life)
 
     def _move(self) -> None:
         """Have a new home, which nothing of before can touch, instead of waiting until that is over."""
         self.left.append((self.home, self.model))
-        self.home, self.model = f"home-{self.number}-{self._starts}", model.Model()
+        self._moves += 1
+        self.home, self.model = f"home-{self.number}-{self._moves}", model.Model()
         self.neighbours.home = self.links.home = self.home
         self._ready, self._look_from = False, self.world.loop.now
+
+    def _begin_after_put_back(self) -> None:
+        """Leave all that is of before to the last look; go on once it may be relied on what servers say."""
+        self._put_backs = self.world.put_backs.count
+        self._move()
+        self._remains += [home for home, _ in self.left]
+        self.left.clear()
+        while not self.world.put_backs.settled:
+            self.world.scheduler.sleep(0.5)
 
     def life(self, filesystem: Any) -> None:
         place = LibraryPlace(filesystem, "")
         self._lives += 1
         self.deeds = Deeds(self.shared.recorded, f"{self.name}.{self._lives}", place, self.rng)
-        while not self.stop:
+        while not (self.stop or self.leaving):
+            if self._put_backs != self.world.put_backs.count:
+                self._begin_after_put_back()
             if not self._ready:
                 self._prepare(place)
                 continue
@@ -105,32 +123,34 @@ class Actor:
             else:
                 self._choose_deed()(place)
             self.world.scheduler.sleep(self.rng.expovariate(1 / 0.1))
-        if self.world.with_shared:
+        if self.world.with_shared and self.stop:
             try:
                 self.shared.check_unlocked(place, self.number)
             except QuorumfsError as error:
                 self.world.problem(f"{self.name} gets no lock when all is well again: {error}")
-        self.idle = True
+        self.idle = self.stop
 
     def _settle(self, place: LibraryPlace) -> None:
         """Look at its files once nothing of before may be carried out; until then do what needs no look."""
         if self.world.loop.now >= self._look_from:
             self.look(place)
         elif self.world.with_shared and self.rng.random() < 0.5:
-            self.rng.choice([self._add_record, self._count_up, *[self._use_shared] * 3])(place)
+            self.rng.choice(self._shared_deeds())(place)
         else:
             self.rng.choice([self.neighbours.go_through, self.links.use])(place)
 
     def _choose_deed(self) -> Callable[[LibraryPlace], None]:
         """Draw one; while somebody is cut off, the others are keen on the lock that may have been lost."""
         if self.world.about_locks and self.rng.random() < 0.7:
-            return self.rng.choice([self._count_up, self._hold_own])
+            return self.rng.choice([self._count_up, self._count_guarded, self._hold_own])
         others_away = self.world.with_shared and self.name not in self.world.exiles and self.world.exiles
-        return self._count_up if others_away and self.rng.random() < 0.4 else self.rng.choice(self._deeds())
+        if others_away and self.rng.random() < 0.4:
+            return self.rng.choice([self._count_up, self._count_guarded])
+        return self.rng.choice(self._deeds())
 
     def _deeds(self) -> list[Callable[[LibraryPlace], None]]:
         own = [self._replace, self._replace, self._patch, self._append, self._cut, self._read, self._rename]
-        shared = [self._add_record, self._count_up, *[self._use_shared] * 3] if self.world.with_shared else []
+        shared = self._shared_deeds() if self.world.with_shared else []
         visits = [self._be_visited] * 3 if self.visits is not None else []
         return [
             *visits,
@@ -143,6 +163,9 @@ class Actor:
             self.links.use,
             *shared,
         ]
+
+    def _shared_deeds(self) -> list[Callable[[LibraryPlace], None]]:
+        return [self._add_record, self._count_up, self._count_guarded, *[self._use_shared] * 3]
 
     def _prepare(self, place: LibraryPlace) -> None:
         try:
@@ -382,12 +405,16 @@ class Actor:
         return self._look_at(place, self.home, self.model)
 
     def look_back(self, place: LibraryPlace) -> bool:
-        """Do the same with the homes that it has left, and remove what is left there of links."""
+        """Do so with the homes that it has left, too, and remove what is left there of links."""
         self.links.remove_left(place, [self.home, *(home for home, _ in self.left)])
+        while self._remains:
+            if wrong := look_at_remains(place, self._remains[0], self.number):
+                self.world.problem(wrong)
+            del self._remains[0]
         return all(self._look_at(place, home, known) for home, known in self.left)
 
     def _look_at(self, place: LibraryPlace, home: str, known: model.Model) -> bool:
-        losses = self.world.power_losses
+        losses, settled = self.world.power_losses, self.world.disks["meta"].takes_all
         seen: model.State = {}
         try:
             for path in PATHS:
@@ -400,7 +427,7 @@ class Actor:
         if losses != self.world.power_losses:
             return False
         self.world.note("look", f"{self.name} {sorted((p, len(c)) for p, c in seen.items())}")
-        if wrong := known.saw(seen):
+        if wrong := known.saw(seen, settled=settled and self.world.disks["meta"].takes_all):
             self.world.problem(f"{self.name} sees in {home} {wrong}")
             known.accept(seen)
         return True
@@ -422,3 +449,6 @@ class Actor:
 
     def _count_up(self, place: LibraryPlace) -> None:
         self.shared.count_up(self, place)
+
+    def _count_guarded(self, place: LibraryPlace) -> None:
+        self.shared.guarded.count_up(self, place)

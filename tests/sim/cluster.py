@@ -26,6 +26,7 @@ import dataserver.__main__ as data_main
 import dataserver.durable
 import dataserver.segment
 import mediator.__main__ as mediator_main
+import mediator.milestones
 import mediator.refill
 import mediator.scrub
 import metaserver.__main__ as meta_main
@@ -47,7 +48,9 @@ from tests.sim.clocks import Clocks
 from tests.sim.disk import Disk
 from tests.sim.loop import PROCESS, Process, SimLoop
 from tests.sim.network import Listening, Network
+from tests.sim.put_backs import PutBacks
 from tests.sim.sockets import socket_type
+from tests.sim.stand_ins import HostOs, LogEvents, NoLimits
 from tests.sim.stops import Stops
 from wire.config import ClusterConfig, ConfigError, DataServerConfig, Deadlines, dumps, load
 from wire.errors import QuorumfsError
@@ -122,7 +125,8 @@ class World:
         self.may_lose_all_power = self.sync_probability == 1.0
         self.about_locks = self.rng.random() < 0.08
         """Some lives are about locks that are lost: clients want little else, and are cut off with one."""
-        self.with_shared = self.about_locks or self.rng.random() < 0.6
+        self.put_backs = PutBacks(seed, self)
+        self.with_shared = self.about_locks or (self.rng.random() < 0.6 and not self.put_backs.happen)
         """Whether clients also change files together; their syncs hide what was not made durable."""
         self.lost_answers, self.requests_twice = self.rng.choice([(0.0, 0.0), (0.05, 0.3), (0.25, 0.6)])
         """How often a change is carried out and its answer lost, or arrives once more, later."""
@@ -180,6 +184,7 @@ class World:
         data_main.load = mediator_main.load = lambda _: settings  # type: ignore[attr-defined]
         dataserver.durable.punch_hole = self._punch_hole
         dataserver.segment.punch_hole = self._punch_hole  # type: ignore[attr-defined]
+        mediator.milestones.PERIOD_SECONDS = self.put_backs.period_seconds
         mediator.refill.PAGE = mediator.scrub.PAGE = self.rng.choice(PAGES)
         mediator.refill.INSPECTION_SECONDS = self.rng.choice(INSPECTION_SECONDS)
         self.late_commits = 0.1 if min(INSPECTION_SECONDS) == mediator.refill.INSPECTION_SECONDS else 0.0
@@ -189,19 +194,19 @@ class World:
         sqlite_files.install(self._disk_of)
         wire.msgpack_codec.ROOM_BYTES = wire.server.ROOM_BYTES = self.rng.choice(ROOMS_BYTES)  # type: ignore[attr-defined]
         wire.shared_sync.QUICK_SECONDS = self.rng.choice(QUICK_SYNC_SECONDS)
-        wire.open_files.resource = _NoLimits()  # type: ignore[attr-defined]
+        wire.open_files.resource = NoLimits()  # type: ignore[attr-defined]
         seams.install(
             self.loop.time,
             self.loop.wall_clock,
             self.scheduler.sleep,
             threads.make(self.scheduler),
-            _HostOs(self),
+            HostOs(self),
             self._open_file,
             self._connect_sqlite,
             self.rng,
         )
         root = logging.getLogger()
-        root.handlers[:] = [_LogEvents(self)]
+        root.handlers[:] = [LogEvents(self)]
         root.setLevel(logging.INFO)
         logging.getLogger("asyncio").setLevel(logging.ERROR)
 
@@ -273,9 +278,17 @@ class World:
         await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         for each in waiting:
             each.cancel()
-        if ended is not None and ended.is_set():
+        if ended is not None and ended.is_set() and not self._may_begin_anew(process):
             self.problem(f"{process.name} began anew: it held its database for an older one, or damaged")
         await server.drain()
+
+    def _may_begin_anew(self, process: Process) -> bool:
+        """Tell whether a server may close and open what it has: older metadata, or a damaged index."""
+        if process.name == "meta":
+            return self.put_backs.note_begun_anew()
+        disk = self.disks[process.host]
+        damaged, disk.index_damaged = disk.index_damaged, False
+        return damaged
 
     # processes
 
@@ -298,10 +311,12 @@ class World:
         process.alive = False
         for action in process.at_end:
             action()
-        if error is not None:
+        if process.host in self.disks:
+            self.disks[process.host].failure = None  # it was to end this process in a write
+        if error is None:
+            self.note("end", process.name)
+        else:
             self.note("end", f"{process.name}: {type(error).__name__}: {error}")
-            if process.host in self.disks:
-                self.disks[process.host].failure = None  # it was to end this process in a write
             if not self.ready[process.name].done():
                 self.ready[process.name].set_exception(Failure(f"{process.name}: {error}"))
                 self.ready[process.name].exception()
@@ -321,7 +336,7 @@ class World:
     def start(self, name: str) -> Process:
         """Start the server process of this name."""
         if (disk := self.disks.get(name)) is not None:
-            disk.sync_failed = False
+            disk.sync_failed = disk.index_damaged = False
             self._with_reserve.discard(name)
             if _size_of(disk.root / reserve.NAME) >= RESERVE_BYTES // FILE_PART:
                 self._with_reserve.add(name)
@@ -343,6 +358,19 @@ class World:
         if process.alive:
             self._stop_for_ever(process, power)
             self._bury(process, power)
+
+    def end(self, name: str) -> None:
+        """Ask a server process to end in good order, as SIGTERM does, which kills one that only begins."""
+        if not self.ready[name].done():
+            self.kill(name)
+            return
+        self.note("stop", name)
+        self.processes[name].is_ending = True
+        self.ends[name].set()
+
+    def is_ending(self, name: str) -> bool:
+        """Tell whether a server was asked to end, and has not done so yet."""
+        return self.alive(name) and self.processes[name].is_ending
 
     def fail_in_a_write(self, name: str, steps: int, file: str, *, power: bool) -> None:
         """End a server process just before one of its next writes or syncs (as `Disk.fail_in` says)."""
@@ -463,45 +491,3 @@ class World:
 
 def _size_of(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
-
-
-class _HostOs:
-    """`os` as the process that runs now sees it: its own disk."""
-
-    def __init__(self, world: World) -> None:
-        self._world = world
-
-    def __getattr__(self, name: str) -> Any:
-        process = PROCESS.get()
-        disk = self._world.disks.get(process.host) if process is not None else None
-        return getattr(os if disk is None else disk, name)
-
-
-class _NoLimits:
-    """Stands for `resource`: limits are the simulation's own."""
-
-    RLIMIT_NOFILE = 0
-
-    def getrlimit(self, _: int) -> tuple[int, int]:
-        return 1024, 1024
-
-    def setrlimit(self, _: int, __: tuple[int, int]) -> None:
-        pass
-
-
-class _LogEvents(logging.Handler):
-    """Log lines are events; a traceback is a problem."""
-
-    def __init__(self, world: World) -> None:
-        super().__init__()
-        self._world = world
-
-    def emit(self, record: logging.LogRecord) -> None:
-        process = PROCESS.get()
-        if process is not None and not process.alive:
-            return  # it failed in a write: nothing of that has happened
-        who = process.name if process is not None else "-"
-        self._world.note("log", f"{who}: {record.levelname} {record.getMessage()}")
-        if record.exc_info:
-            text = "".join(traceback.format_exception(record.exc_info[1]))
-            self._world.problem(f"a traceback in the log of {who}: {record.getMessage()}\n{text}")

@@ -88,6 +88,8 @@ class Disk:
         """One has, since the process that uses it began."""
         self.lying = False
         """Some writes are lost or go to another place, and nobody is told."""
+        self.index_damaged = False
+        """A data server's index was, since the process that uses it began."""
         self.has_lost = False
         """Something that was written was lost, perhaps."""
         self.failure: Callable[[], None] | None = None
@@ -104,6 +106,11 @@ class Disk:
     def fails(self) -> bool:
         """Whether it is plain that something is wrong with it now, other than that it is full."""
         return self.failing or self.syncs_fail or (self.full and self.refusal != errno.ENOSPC)
+
+    @property
+    def takes_all(self) -> bool:
+        """Whether nothing stands in the way of any write."""
+        return not (self.full or self.fails or self.sync_failed)
 
     # failing in the middle of something
 
@@ -377,23 +384,29 @@ class Disk:
         if self.budget is not None:  # the room of a file goes to nobody while its removal may be undone
             self.budget = max(self.budget, self.used())
         for index in list(self.root.rglob("index.sqlite")):
-            self._harm_index(index)
+            harm = self.rng.choice(("none", "removed", "damaged", "damaged"))
+            if harm == "removed":
+                for file in index.parent.glob(f"{index.name}*"):
+                    file.unlink()
+            elif harm == "damaged":
+                self._damage(index)
 
-    def _harm_index(self, index: Path) -> None:
-        """Keep a data server's index, remove it, or damage some sectors of it or its log."""
+    def damage_index(self) -> None:
+        """Damage a data server's index, which is a cache, while the server runs perhaps."""
+        for index in list(self.root.rglob("index.sqlite")):
+            self.index_damaged = True
+            self._damage(index)
+
+    def _damage(self, index: Path) -> None:
+        """Write zeros or others of its own sectors over some sectors of an index or its log."""
         files = [file for file in (index, Path(f"{index}-wal")) if file.exists()]
-        harm = self.rng.choice(("none", "removed", "damaged", "damaged"))
-        if harm == "removed":
-            for file in index.parent.glob(f"{index.name}*"):
-                file.unlink()
-        elif harm == "damaged":
-            with self.rng.choice(files).open("r+b") as file:
-                sectors = os.fstat(file.fileno()).st_size // SECTOR_BYTES
-                for _ in range(self.rng.randrange(1, 5) if sectors else 0):
-                    file.seek(self.rng.randrange(sectors) * SECTOR_BYTES)
-                    other = file.read(SECTOR_BYTES) if self.rng.random() < 0.5 else bytes(SECTOR_BYTES)
-                    file.seek(self.rng.randrange(sectors) * SECTOR_BYTES)
-                    file.write(other)
+        with self.rng.choice(files).open("r+b") as file:
+            sectors = os.fstat(file.fileno()).st_size // SECTOR_BYTES
+            for _ in range(self.rng.randrange(1, 5) if sectors else 0):
+                file.seek(self.rng.randrange(sectors) * SECTOR_BYTES)
+                other = file.read(SECTOR_BYTES) if self.rng.random() < 0.5 else bytes(SECTOR_BYTES)
+                file.seek(self.rng.randrange(sectors) * SECTOR_BYTES)
+                file.write(other)
 
     def _tear(self, path: str, changes: list[Change]) -> None:
         style = self.rng.choice(("all lost", "none lost", "each by itself"))

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from tests.twins import LibraryPlace
-from wire.errors import NotFound
+from wire.errors import NotFound, StaleFile
+from wire.messages import ROOT_INODE
 
 MOST_BYTES = 1 << 23
 """No file of a simulated client is longer."""
@@ -41,3 +42,21 @@ def read_if_there(place: LibraryPlace, slot: int, path: str) -> bytes | None:
         return place.pread(slot, 0, MOST_BYTES)
     finally:
         place.close(slot)
+
+
+def open_now(place: LibraryPlace, slot: int, name: str, flags: int) -> None:
+    """Open or create a file of the root as the kernel does: what has the name now, not what had it lately."""
+    filesystem, walker = place.filesystem, 100 + slot
+    for is_last in (False, True):
+        try:
+            found = filesystem.names.lookup(ROOT_INODE, name.encode(), walker)
+        except NotFound:
+            place.open(slot, name, flags | os.O_CREAT)
+            return
+        try:
+            place.slots[slot], _ = filesystem.open(found.ino, flags, walker)
+        except StaleFile:
+            if is_last:
+                raise
+        else:
+            return

@@ -38,6 +38,8 @@ class Process:
         self.name, self.host, self.clock = name, host, clock
         self.alive = True
         self.paused = False
+        self.is_ending = False
+        """It was asked to end in good order."""
         self.backlog: list[Soon] = []
         self.at_end: list[Callable[[], None]] = []
         """Called when it is killed: what the kernel would do."""
@@ -133,6 +135,9 @@ class SimLoop(asyncio.BaseEventLoop):
         soon = Soon(callback, args, context)
         self._soon.append(soon)
         return soon
+
+    call_soon_threadsafe = call_soon
+    """There is one thread only."""
 
     def call_at(self, when: float, callback: Any, *args: Any, context: Context | None = None) -> Any:
         process = PROCESS.get()

@@ -2,7 +2,8 @@
 
 A state maps paths to contents. As long as every call was answered there is one possible state. An error, a
 killed client, or a power loss of the metadata server leaves several; the next look at everything decides.
-What a failed call asked for may still happen, until a later call of the same client succeeds.
+What a failed call asked for happens by then, or never: a client looks and changes only once that is settled.
+But for a metadata server whose disk takes nothing: then it may still happen, until a later call succeeds.
 """
 
 from __future__ import annotations
@@ -67,14 +68,21 @@ class Model:
         self._anything = True
         self.certain = False
 
-    def saw(self, state: State) -> str | None:
-        """Take what is really there; return what is wrong about it, or None."""
+    def saw(self, state: State, *, settled: bool = True) -> str | None:
+        """Take what is really there; return what is wrong about it, or None.
+
+        Args:
+            state: what there is.
+            settled: what failed before cannot happen any more.
+        """
         if self._anything or any(state == possible for possible in self._possible_by_now()):
             self._anything = False
             self.current = state
             self._possible = [state]
             self._since_durable.append(state)
             self.certain = True
+            if settled:
+                self._late = []
             return None
         return describe_difference(state, self._possible[-1]) + f" ({len(self._possible)} possible states)"
 

@@ -14,6 +14,9 @@ from collections.abc import Callable
 from tests.sim.actors import Actor
 from tests.sim.cluster import World
 
+END_SECONDS = 60.0
+"""Whoever is asked to end, or to unmount, has done so by then, once all faults are over."""
+
 
 class Nemesis:
     """Draws and carries out faults, and mends everything in the end.
@@ -39,6 +42,8 @@ class Nemesis:
             self._kill_server,
             self._kill_server,
             self._kill_client,
+            self._end_server,
+            self._leave,
             self._pause,
             self._cut_off,
             self._slow,
@@ -52,6 +57,7 @@ class Nemesis:
             self._fail_in_a_checkpoint,
             self._rot,
             self._blank,
+            self._damage_index,
             self._restart_all,
             self._fill_disk,
             self._fill_metadata_disk,
@@ -79,6 +85,7 @@ class Nemesis:
         number, state = self.steps, self.times.random()
         self.steps += 1
         self._end_exiles()
+        self._come_back()
         if self.wanted is not None and number not in self.wanted:
             return
         self.rng = random.Random(state)  # so that it does not depend on the steps that were left out
@@ -101,6 +108,22 @@ class Nemesis:
     def _kill_server(self) -> None:
         if names := self._alive(self.servers):
             self.world.kill(self.rng.choice(names))
+
+    def _end_server(self) -> None:
+        """Have one end in good order; it may still be killed on the way."""
+        if names := self._alive(self.servers):
+            self.world.end(self.rng.choice(names))
+
+    def _leave(self) -> None:
+        """Have a client unmount in good order, and mount again at the next step."""
+        actor = self._some_client()
+        self._note(f"{actor.name} is to unmount")
+        actor.leaving = True
+
+    def _come_back(self) -> None:
+        for actor in self.actors:
+            if not self.world.alive(actor.name):
+                actor.start()
 
     def _restart_metadata(self) -> None:
         """It forgets who has which lock, and what it answered about them."""
@@ -232,6 +255,13 @@ class Nemesis:
             self._note(f"{host} has a new, blank disk")
             self.world.disks[host].blank()
 
+    def _damage_index(self) -> None:
+        """Of a server that runs, or does not: it is a cache."""
+        if self.frail:
+            host = self.rng.choice(self.frail)
+            self._note(f"the index of {host} is damaged")
+            self.world.disks[host].damage_index()
+
     def _restart_all(self) -> None:
         if self.rng.random() < 0.3:
             names = list(self.servers)
@@ -327,13 +357,24 @@ class Nemesis:
         for disk in self.world.disks.values():
             disk.full = disk.failing = disk.lying = disk.syncs_fail = False
             disk.slow, disk.failure = 1.0, None
+        self._await_ends()
         self._start_all([*self.data, "meta"])
         if self.mediators_last:
             self.world.pass_time(1.0)
         self._start_all(self.world.mediators)
-        for actor in self.actors:
-            if not self.world.alive(actor.name):
-                actor.start()
+        self.world.put_backs.give_up([actor.name for actor in self.actors])
+        self.world.run_until(lambda: not self._leaving(), END_SECONDS, "clients unmount")
+        self._come_back()
+
+    def _await_ends(self) -> None:
+        """Whoever was asked to end does so, and calls under way do not hold it up for ever."""
+        is_ending = self.world.is_ending
+        self.world.run_until(
+            lambda: not any(map(is_ending, self.servers)), END_SECONDS, "servers end that were asked to"
+        )
+
+    def _leaving(self) -> list[str]:
+        return [actor.name for actor in self.actors if actor.leaving and self.world.alive(actor.name)]
 
     def _start_all(self, names: list[str]) -> None:
         for name in names:

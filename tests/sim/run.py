@@ -10,7 +10,7 @@ import random
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -144,10 +144,11 @@ def _run(seed: int, directory: Path, wanted: frozenset[int] | None, tell: bool) 
     if tell:
         shared.recorded.record_messages()
     actors = [Actor(world, number, shared) for number in range(1, clients + 1)]
-    if len(actors) == 1:
+    if len(actors) == 1 and not world.put_backs.happen:
         actors[0].visits = Visits(world)
         actors[0].neighbours.is_alone = True
     nemesis = Nemesis(world, actors, wanted)
+    world.put_backs.frail = nemesis.frail
     seconds = draw.choice([60.0] if world.about_locks else [10.0, 30.0, 60.0])
     settings = (
         f"N={quorum.servers} Qr={quorum.read} Qw={quorum.write}, {len(world.mediators)} mediators, "
@@ -201,6 +202,7 @@ def _play(
         nemesis.step()
         world.clocks.step(world.loop.now, world.processes)
         world.stops.step([actor.name for actor in actors])
+        world.put_backs.step([actor.name for actor in actors])
     if world.problems:
         return
     world.note("quiet", "all faults end")
@@ -210,9 +212,7 @@ def _play(
 
 def _finish(world: World, actors: list[Actor], shared: Shared) -> None:
     """Let everything come to rest, then hold all of it against what was acknowledged."""
-    world.run_until(
-        lambda: all(a.model.certain and a._ready for a in actors), QUIET_SECONDS, "clients recover"
-    )
+    world.run_until(lambda: all(actor.has_recovered for actor in actors), QUIET_SECONDS, "clients recover")
     for actor in actors:
         actor.stop = True
     world.run_until(lambda: all(actor.idle for actor in actors), QUIET_SECONDS, "clients end")
@@ -227,7 +227,8 @@ def _finish(world: World, actors: list[Actor], shared: Shared) -> None:
 
 def _inspect(world: World, filesystem: Any, actors: list[Actor], shared: Shared) -> None:
     place = LibraryPlace(filesystem, "")
-    _wait_writable(world)
+    # Older metadata that came back may refer to blocks that no server has any more: they refill for ever.
+    _wait_writable(world, ("up", "refilling") if world.put_backs.count else ("up",))
     for actor in actors:
         actor.note_power_losses()
         actor.model.certain = False
@@ -239,6 +240,11 @@ def _inspect(world: World, filesystem: Any, actors: list[Actor], shared: Shared)
     except (QuorumfsError, OSError) as error:
         raise Failure(f"the shared files cannot be used when all is well again: {error}") from error
     _expect_refusal(world, place)
+    if problem := world.put_backs.problem():
+        raise Failure(problem)
+    if world.put_backs.count:
+        world.put_backs.let_go()
+        _wait_writable(world)
     _wait_without_orphans(world)
     _wait_filled(world)
     _scrub(world)
@@ -259,18 +265,18 @@ def _wait_without_orphans(world: World) -> None:
             world.scheduler.sleep(1.0)
 
 
-def _wait_writable(world: World) -> None:
+def _wait_writable(world: World, states: Collection[str] = ("up",)) -> None:
     """Each mediator has seen by itself that all servers are back."""
     for address in world.config.mediators:
-        _wait_writable_by(world, address)
+        _wait_writable_by(world, address, states)
 
 
-def _wait_writable_by(world: World, mediator: str) -> None:
+def _wait_writable_by(world: World, mediator: str, states: Collection[str]) -> None:
     until = world.loop.now + QUIET_SECONDS
     with contextlib.closing(BlockingClient([mediator])) as client:
         while True:
             status = client.call(10.0, CommonMethods.status)
-            if all(server["state"] == "up" for server in status["servers"]):
+            if all(server["state"] in states for server in status["servers"]):
                 return
             if world.loop.now > until:
                 raise Failure(f"not all data servers are used again: {status['servers']}")

@@ -53,10 +53,22 @@ class LoopThreads:
 
 
 class LoopJobs(LoopThreads):
-    """Stands for the metadata server's thread that copies: a job of the loop, done at one moment."""
+    """Stands for threads of the metadata server: each job is one of the loop, done at one moment."""
 
-    def submit(self, function: Callable[..., Any], *args: Any) -> None:  # type: ignore[override]
-        asyncio.get_running_loop().run_in_executor(None, function, *args)
+    def submit(self, function: Callable[..., Any], *args: Any) -> Job:  # type: ignore[override]
+        return Job(asyncio.get_running_loop().run_in_executor(None, function, *args), function, args)
+
+
+class Job:
+    """What a thread was given to do."""
+
+    def __init__(self, later: asyncio.Future[Any], work: Callable[..., Any], args: tuple[Any, ...]) -> None:
+        self._later, self._work, self._args = later, work, args
+
+    def result(self) -> Any:
+        """Return what comes of it; who waits so has it done now."""
+        self._later.cancel()
+        return self._work(*self._args)
 
 
 def install(

@@ -9,11 +9,12 @@ import os
 from typing import TYPE_CHECKING
 
 from tests.sim.cluster import Failure, World
-from tests.sim.handles import read_if_there
+from tests.sim.guarded import Guarded
+from tests.sim.handles import open_now, read_if_there
 from tests.sim.recorded import Recorded
 from tests.twins import LibraryPlace
-from wire.errors import NotFound, QuorumfsError, StaleFile
-from wire.messages import ROOT_INODE, FileLock
+from wire.errors import QuorumfsError
+from wire.messages import FileLock
 
 if TYPE_CHECKING:
     from tests.sim.actors import Actor
@@ -21,24 +22,6 @@ if TYPE_CHECKING:
 RECORD_BYTES = 32
 OTHER_OWNER = 1000
 """Of locks; none of the clients is it."""
-
-
-def _open_now(place: LibraryPlace, slot: int, name: str, flags: int) -> None:
-    """Open or create a file of the root as the kernel does: what has the name now, not what had it lately."""
-    filesystem, walker = place.filesystem, 100 + slot
-    for is_last in (False, True):
-        try:
-            found = filesystem.names.lookup(ROOT_INODE, name.encode(), walker)
-        except NotFound:
-            place.open(slot, name, flags | os.O_CREAT)
-            return
-        try:
-            place.slots[slot], _ = filesystem.open(found.ino, flags, walker)
-        except StaleFile:
-            if is_last:
-                raise
-        else:
-            return
 
 
 class Shared:
@@ -54,6 +37,7 @@ class Shared:
         self.tried = 0
         self._number = 0
         self.recorded = Recorded(world)
+        self.guarded = Guarded(world)
 
     def add_record(self, actor: Actor, place: LibraryPlace) -> None:
         """Append one record with O_APPEND and fsync it."""
@@ -63,7 +47,7 @@ class Shared:
         self.attempted.add(record)
 
         def act() -> None:
-            _open_now(place, 3, "log", os.O_RDWR | os.O_APPEND)
+            open_now(place, 3, "log", os.O_RDWR | os.O_APPEND)
             try:
                 place.pwrite(3, 0, record)
                 place.fsync(3)
@@ -123,7 +107,7 @@ class Shared:
 
     def _open_to_lock(self, actor: Actor, place: LibraryPlace, slot: int, name: str) -> bool:
         try:
-            _open_now(place, slot, name, os.O_RDWR)
+            open_now(place, slot, name, os.O_RDWR)
         except (QuorumfsError, OSError) as error:
             self.world.note("failed", f"{actor.name} open {name}: {type(error).__name__}: {error}")
             return False
@@ -157,7 +141,7 @@ class Shared:
         until = self.world.loop.now + self.world.config.lease_seconds * 4
         while True:
             try:
-                _open_now(place, 6, "counter", os.O_RDWR)
+                open_now(place, 6, "counter", os.O_RDWR)
                 lock = FileLock(place.slots[6].inode.ino, False, owner, 0, 2**63 - 1, True, owner)
                 place.filesystem.locks.set(place.slots[6], lock)
                 break

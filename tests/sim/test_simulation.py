@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
 import shutil
@@ -15,7 +16,9 @@ from typing import ClassVar
 import pytest
 
 from tests.sim import mutants
+from tests.sim.changes import change
 from tests.sim.links import Links
+from tests.sim.loop import SimLoop
 from tests.sim.run import PREFIX, _place, sweep
 from tools.history.check import check
 from tools.history.record import parse
@@ -84,6 +87,17 @@ def test_links_that_a_killed_client_left_are_removed_in_the_end() -> None:
     assert Place.removed == ["home-1/link-1-0", "home-1/link-1-1"]
 
 
+def test_what_a_thread_asks_of_the_loop_is_done() -> None:
+    """A data server whose index is damaged begins anew so; in the first lives with one it never did."""
+    loop, done = SimLoop(lambda: 0.0), asyncio.Event()
+    try:
+        loop.call_soon_threadsafe(done.set)
+        loop.run_until_complete(asyncio.sleep(1.0))
+        assert done.is_set()
+    finally:
+        loop.close()
+
+
 def test_a_history_of_a_run(tmp_path: Path) -> None:
     """Calls, messages and votes are in it, it keeps the promises, and to ask for it changes nothing."""
     file = tmp_path / "history"
@@ -103,7 +117,7 @@ def test_a_history_of_a_run(tmp_path: Path) -> None:
 def test_a_bug_that_does_not_fit_the_code_is_told_from_one_that_is_found() -> None:
     def told(owner: object) -> str:
         try:
-            mutants._change(owner, "__len__", lambda _: None)
+            change(owner, "__len__", lambda _: None)
         except (AttributeError, TypeError) as error:
             return f"a traceback in a log\n{''.join(traceback.format_exception(error))}"
         raise AssertionError
@@ -127,7 +141,7 @@ def test_a_bug_with_other_parameters_does_not_fit() -> None:
     def changed(a: int) -> None: ...
 
     with pytest.raises(TypeError, match="takes 2 parameters, not 1"):
-        mutants._change(types.SimpleNamespace(usual=usual), "usual", lambda _: changed)
+        change(types.SimpleNamespace(usual=usual), "usual", lambda _: changed)
 
 
 def test_a_bug_that_is_put_in_is_found() -> None:
