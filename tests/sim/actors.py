@@ -12,6 +12,7 @@ import random
 from collections.abc import Callable
 from typing import Any
 
+from fusefs.patience import is_away
 from tests.sim import model
 from tests.sim.cluster import World
 from tests.sim.handles import opened, read_if_there
@@ -212,6 +213,8 @@ class Actor:
             self.note_power_losses()
             if expected and losses == world.power_losses and isinstance(error, IMPOSSIBLE):
                 world.problem(f"{self.name} {what}: {type(error).__name__}: {error}")
+            if world.calls_wait and isinstance(error, QuorumfsError) and is_away(error):
+                world.problem(f"{self.name} {what} did not wait: {type(error).__name__}: {error}")
             self.model.unknown(outcomes)
         else:
             world.note("done", f"{self.name} {what}")
@@ -222,7 +225,8 @@ class Actor:
             self.model.anything()
         self.pending = None
         took = world.loop.now - begun
-        if took > CALL_SECONDS_MAX and stops == world.stops.counts[self.name]:
+        is_bounded = stops == world.stops.counts[self.name] and not world.calls_wait
+        if took > CALL_SECONDS_MAX and is_bounded:
             world.problem(f"{self.name} {what} took {took:.1f} s")
         return self.model.certain
 

@@ -18,6 +18,7 @@ import fusefs.ahead
 import fusefs.files
 import fusefs.handles
 import fusefs.locks
+import fusefs.patience
 import fusefs.session
 import mediator.ballot
 import mediator.health
@@ -274,3 +275,12 @@ def bytes_fetched_ahead_are_used_for_any_version() -> None:
         return offered
 
     change(fusefs.files.Files, "_offer", make)
+
+
+def waits_end_at_the_deadline() -> None:
+    """With `unavailable = "wait"` a call fails all the same while servers are away."""
+
+    def once(self: Any, call: Any) -> Any:
+        return call()
+
+    change(fusefs.patience.Patience, "persist", lambda _: once)

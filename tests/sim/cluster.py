@@ -73,6 +73,8 @@ CHECKPOINTS = [
 ]
 """The metadata's log is moved into the database after so many rows, or by a commit after so many pages: in a
 third of the lives as in a real cluster, where a life is too short for it."""
+CALLS_WAIT = 0.15
+"""In so many lives."""
 RESERVE_BYTES = 1024 * 1024
 QUICK_SYNC_SECONDS = [0.0, 1.0]
 """A disk takes no virtual time in the loop: a server waits for it there never, or whenever it may."""
@@ -100,6 +102,8 @@ class World:
         self.network = Network(self.loop, self.rng, self.note)
         self.loop.network = self.network
         self.scheduler = threads.Scheduler(self.loop, self.rng)
+        self.calls_wait = random.Random(f"patience of {seed}").random() < CALLS_WAIT
+        """Whether calls wait for servers that are away, however long: their deadlines come sooner then."""
         self.config = self._configure(directory, quorum)
         self.mediators = [address.rpartition(":")[0] for address in self.config.mediators]
         self.config_file = directory / "cluster.toml"
@@ -145,12 +149,13 @@ class World:
             directory / "meta",
             servers,
             more_mediators=("mediator-2:7000",) if self.rng.random() < 0.3 else (),
-            deadlines=Deadlines(8.0, 5.0, 8.0, 1.5, 1.0, 5.0),
+            deadlines=Deadlines(*((2.0, 2.0, 2.0) if self.calls_wait else (8.0, 5.0, 8.0)), 1.5, 1.0, 5.0),
             lease_seconds=10.0,
             dirty_bytes=8 * 1024 * 1024,
             commit_age_seconds=5.0,
             metadata_copy_seconds=self.rng.choice(COPY_SECONDS),
             reserve_bytes=RESERVE_BYTES,
+            unavailable="wait" if self.calls_wait else "fail",
         )
 
     def _disk_seconds(self) -> float:

@@ -50,6 +50,7 @@ MUTANTS = [
         metadata_bugs.call_sent_again_is_done_twice,
         metadata_bugs.late_call_is_carried_out,
         metadata_bugs.lock_kept_after_its_session,
+        bugs.waits_end_at_the_deadline,
         bugs.lost_locks_go_unnoticed,
         bugs.only_locked_files_fail_with_their_session,
         bugs.failed_calls_are_not_settled,
