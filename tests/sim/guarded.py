@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from functools import partial
 from typing import TYPE_CHECKING
 
 from tests.sim.cluster import World
@@ -59,11 +60,9 @@ class Guarded:
         value = int(place.pread(NUMBER_SLOT, 0, DIGITS) or b"0") + 1
         if session.number != begun_in:
             return  # what is opened in a new session cannot be told from what is opened without a lock
-        place.pwrite(NUMBER_SLOT, 0, b"%0*d" % (DIGITS, value))
-        actor.holding = True
-        world.scheduler.sleep(actor.rng.choice([0.0, 1.0, 20.0]))
-        while actor.name in world.exiles:  # it does not know that its lock goes to others meanwhile
-            world.scheduler.sleep(1.0)
+        steps = [partial(self._write, place, value), partial(self._hold, actor)]
+        for step in actor.rng.sample(steps, 2):
+            step()
         slots.remove(NUMBER_SLOT)
         place.close(NUMBER_SLOT)
         if losses == world.power_losses:
@@ -72,6 +71,16 @@ class Guarded:
             if self._counts[path, value] > 1:
                 world.problem(f"{actor.name} counted {value} in {path} under a lock file, as another did")
         place.filesystem.locks.unset(lock_file, lock._replace(exclusive=False))
+
+    def _write(self, place: LibraryPlace, value: int) -> None:
+        place.ftruncate(NUMBER_SLOT, 0)  # so that age does not commit it
+        place.pwrite(NUMBER_SLOT, 0, b"%0*d" % (DIGITS, value))
+
+    def _hold(self, actor: Actor) -> None:
+        actor.holding = True
+        self._world.scheduler.sleep(actor.rng.choice([0.0, 1.0, 20.0]))
+        while actor.name in self._world.exiles:  # it does not know that its lock goes to others meanwhile
+            self._world.scheduler.sleep(1.0)
 
     def _close(self, actor: Actor, place: LibraryPlace, slot: int) -> None:
         try:
