@@ -90,7 +90,7 @@ async def _serve_one_life(
         server = offered(service, config.deadlines.request_seconds)
         await serve(server, config.metaserver_listen, stop, ended)
         if not found:
-            await service.reaper.remove_orphans()
+            await service.reaper.finish()
     return max(found, default=0)
 
 

@@ -61,6 +61,13 @@ class Reaper:
                     await asyncio.sleep(0)
             after = orphans[-1]
 
+    async def finish(self) -> None:
+        """Remove orphans as the server ends; what a failing disk keeps from it is left to the next start."""
+        try:
+            await self.remove_orphans()
+        except QuorumfsError as error:
+            logger.error("orphans are left to the next start: %s", error)
+
     def remove_soon(self) -> None:
         """Have the contents removed of inodes that were condemned; at once where no loop runs."""
         if not self._contents.condemned or self._timer is not None:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+import metaserver.__main__
 from metaserver import reaper
 from metaserver.reaper import Reaper
+from wire.config import ClusterConfig, DataServerConfig
+from wire.errors import InternalError, NoSpace, QuorumfsError
+from wire.quorum import Quorum
 
 
 class Rig:
@@ -64,3 +69,24 @@ def test_a_failure_of_any_kind_is_tried_again(
         asyncio.run(rig.reaper.run_forever(0.001))
     assert len(turns) == 3
     assert "a defect" in caplog.text
+
+
+@pytest.mark.parametrize("error", [InternalError("the disk failed"), NoSpace("the disk is full")])
+def test_a_server_ends_in_good_order_though_its_disk_takes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: QuorumfsError
+) -> None:
+    """Simulated seed 549051: it ended with a traceback, as it could not remove what nobody has any more."""
+
+    async def serve(server: object, address: str, stop: asyncio.Event, ended: asyncio.Event) -> None:
+        stop.set()
+
+    async def fail(_: Reaper) -> None:
+        raise error
+
+    monkeypatch.setattr(metaserver.__main__, "serve", serve)
+    monkeypatch.setattr(Reaper, "remove_orphans", fail)
+    servers = (DataServerConfig(1, "127.0.0.1:0", tmp_path / "data-1"),)
+    addresses = ("127.0.0.1:0", "127.0.0.1:0")
+    config = ClusterConfig("test", Quorum(1, 1, 1), *addresses, tmp_path / "meta", servers)
+    asyncio.run(metaserver.__main__.serve_metadata(config, tmp_path))
+    assert f"orphans are left to the next start: {error}" in caplog.text
