@@ -275,6 +275,7 @@ class World:
         assert process is not None
         real = await server.start(address)
         self.note("ready", process.name)
+        self.put_backs.note_ready(process)
         if stop is not None:
             self.ends[process.name] = stop
         if not self.ready[process.name].done():
@@ -290,7 +291,7 @@ class World:
     def _may_begin_anew(self, process: Process) -> bool:
         """Tell whether a server may close and open what it has: older metadata, or a damaged index."""
         if process.name == "meta":
-            return self.put_backs.note_begun_anew()
+            return self.put_backs.note_beginning_anew(process)
         disk = self.disks[process.host]
         damaged, disk.index_damaged = disk.index_damaged, False
         return damaged

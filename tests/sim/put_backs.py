@@ -20,6 +20,7 @@ from wire.errors import NotFound, ReadRefused
 
 if TYPE_CHECKING:
     from tests.sim.cluster import World
+    from tests.sim.loop import Process
     from tests.twins import LibraryPlace
 
 LIVES_WITH = 0.12
@@ -38,7 +39,7 @@ class PutBacks:
         happen: whether this life may have one.
         count: how many there were.
         frail: the data servers whose disks may lose what they had.
-        found_out: whether the metadata server knows of it.
+        found_out: whether the metadata server has found it out, and begun anew.
         period_seconds: so often data servers are told how far the metadata is.
     """
 
@@ -55,6 +56,7 @@ class PutBacks:
         self._milestone = 0
         """The highest that any data server knew when the state was taken."""
         self._must_find_out = self.found_out = False
+        self._found_out_by: Process | None = None
 
     @property
     def settled(self) -> bool:
@@ -100,12 +102,17 @@ class PutBacks:
                     found.append(max(told["milestones"].values(), default=0))
         return found
 
-    def note_begun_anew(self) -> bool:
+    def note_beginning_anew(self, process: Process) -> bool:
         """The metadata server has found out something; return whether it is this."""
         if not self.count or self.found_out:
             return False
-        self.found_out, self._settled_at = True, self._world.loop.now
+        self._found_out_by = process
         return True
+
+    def note_ready(self, process: Process) -> None:
+        """A metadata server serves, maybe again; if it was killed before, the next one finds it out too."""
+        if process is self._found_out_by and not self.found_out:
+            self.found_out, self._settled_at = True, self._world.loop.now
 
     def give_up(self, clients: list[str]) -> None:
         """Have no mount live on that knows of a later state; new ones wait until nothing of these is late."""
