@@ -69,6 +69,7 @@ MUTANTS = [
         metadata_bugs.unreadable_frame_of_the_log_is_taken_for_damage,
         metadata_bugs.reserve_is_not_given_up,
         bugs.name_removed_before_the_server_knows_who_has_it_open,
+        metadata_bugs.file_is_born_though_others_came,
         bugs.bytes_fetched_ahead_are_used_for_any_version,
     )
 ]

@@ -1,7 +1,7 @@
 """Visitors: a client that is alone, and may rely on what it knows, is joined by another that changes a name.
 
-Whoever opens the file after the visitor was told that its rename is done sees the visitor's bytes (P8). One
-greenlet at a time.
+Whoever opens the file after the visitor was told that its rename is done sees the visitor's bytes (P8). The
+visitor finds what the client has created before it came (tests.sim.births). One greenlet at a time.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import os
 import random
 from typing import Any
 
+from tests.sim.births import Birth
 from tests.sim.cluster import World
 from tests.twins import LibraryPlace
 from wire.errors import NotFound, QuorumfsError, StaleFile
@@ -17,6 +18,7 @@ from wire.errors import NotFound, QuorumfsError, StaleFile
 NAME, NEW_NAME = "visited", "visited.new"
 MOST_LOOKS = 7
 """A second apart: a client that is alone is told so after three."""
+MOST_SECONDS_OFF = 7.0
 VISIT_SECONDS = 60.0
 SETTLE_SECONDS = 12.0
 """No call of a visitor that failed is carried out later than this."""
@@ -46,8 +48,13 @@ class Visits:
         for _ in range(rng.randrange(MOST_LOOKS)):
             self._read(filesystem)
             world.scheduler.sleep(1.0)
-        losses = world.power_losses
-        content, told = self._begin()
+        place, losses = LibraryPlace(filesystem, ""), world.power_losses
+        birth = Birth(world, f"born-{self._number}")
+        birth.create(place)
+        if rng.random() < 0.3:
+            self._cut_off(name, rng.uniform(1.0, MOST_SECONDS_OFF))
+        content, told = self._begin(birth)
+        birth.close(place, rng)
         until = world.loop.now + VISIT_SECONDS
         while not told and self._visitor.alive and world.loop.now < until:
             world.scheduler.sleep(0.05)
@@ -57,13 +64,22 @@ class Visits:
         if seen is not None and seen != content and losses == world.power_losses:
             world.problem(f"{name} reads {seen!r} where a visitor has put {content!r}")
 
-    def _begin(self) -> tuple[bytes, list[bool]]:
+    def _cut_off(self, name: str, seconds: float) -> None:
+        """Keep a client from telling what it has created; the nemesis ends that as any exile."""
+        self._world.note("fault", f"{name} is cut off for {seconds:.1f} s with a new file")
+        self._world.exiles[name] = self._world.loop.now + seconds
+        for other in self._world.mediators:
+            self._world.network.block(name, other)
+            self._world.network.block(other, name)
+
+    def _begin(self, birth: Birth) -> tuple[bytes, list[bool]]:
         self._number += 1
         content, told = b"visitor %d" % self._number, list[bool]()
 
         def visit(filesystem: Any) -> None:
             place = LibraryPlace(filesystem, "")
             try:
+                first = birth.look(place)
                 place.open(1, NEW_NAME, os.O_CREAT | os.O_TRUNC | os.O_RDWR)
                 place.pwrite(1, 0, content)
                 if self._world.may_lose_all_power:
@@ -72,6 +88,7 @@ class Visits:
                 place.rename(NEW_NAME, NAME, 0)
                 told.append(True)
                 self._world.note("done", content.decode())
+                birth.judge(place, first)
             except (QuorumfsError, OSError) as error:
                 self._unknown_until = self._world.loop.now + SETTLE_SECONDS
                 self._world.note("failed", f"{content.decode()}: {type(error).__name__}: {error}")
