@@ -393,10 +393,23 @@ def _user_of(pid: int) -> str:
 
 
 def _stat(pid: int) -> tuple[str, int]:
-    """Return a process's state letter and its start time in clock ticks since the boot: proc(5)."""
+    """Return a process's state letter and its start time in clock ticks since the boot: proc(5).
+
+    It is no zombie before its last thread has ended.
+    """
     try:
         text = Path(f"/proc/{pid}/stat").read_text(errors="replace")
     except (FileNotFoundError, ProcessLookupError):
         return "X", -1
-    fields = text.rpartition(")")[2].split()
-    return fields[0], int(fields[19])
+    letter, *fields = text.rpartition(")")[2].split()
+    if letter == "Z" and _has_threads(pid):
+        letter = "R"
+    return letter, int(fields[18])
+
+
+def _has_threads(pid: int) -> bool:
+    """Tell whether other threads outlive a process's first one: they hold its files and their locks still."""
+    try:
+        return len(list(Path(f"/proc/{pid}/task").iterdir())) > 1
+    except OSError:
+        return False

@@ -22,6 +22,21 @@ from wire.config import ConfigError
 SLEEP = "import signal; print('ready', flush=True); print('ready toy 0 here', flush=True); signal.pause()"
 STUBBORN = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); " + SLEEP
 
+LEADERLESS = """
+import ctypes, os, platform, threading
+from pathlib import Path
+
+def rest() -> None:
+    print('ready toy 0 here', flush=True)
+    with open('NAME') as fifo:
+        fifo.read()
+    os._exit(0)
+
+threading.Thread(target=rest).start()
+ctypes.CDLL(None).syscall({'x86_64': 60, 'aarch64': 93}[platform.machine()], 0)  # exit of this thread
+"""
+"""Its first thread ends at once; another one goes on until something is written to a FIFO."""
+
 
 @pytest.fixture
 def process(tmp_path: Path) -> Iterator[Process]:
@@ -51,6 +66,21 @@ def test_what_ignores_sigterm_is_killed(process: Process) -> None:
     spawn(process, STUBBORN)
     process.await_ready(10)
     assert stop_all([process], 0.3) == ["toy"]
+    assert process.state() == "down"
+
+
+def test_a_process_has_ended_when_all_of_its_threads_have(process: Process, tmp_path: Path) -> None:
+    """Killed while another thread waited for a disk, a data server held its directory for a moment more."""
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    spawn(process, LEADERLESS.replace("NAME", str(fifo)))
+    process.await_ready(10)
+    pid = process.pid()
+    wait_until(lambda: ") Z " in Path(f"/proc/{pid}/stat").read_text(), 10, "its first thread has ended")
+    assert process.state() == "running"
+    assert not process.wait(0)
+    fifo.write_text("end")
+    assert process.wait(10)
     assert process.state() == "down"
 
 
