@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import random
+from contextvars import Context
 from typing import Any
 
 from tests.sim.births import Birth
@@ -65,12 +66,18 @@ class Visits:
             world.problem(f"{name} reads {seen!r} where a visitor has put {content!r}")
 
     def _cut_off(self, name: str, seconds: float) -> None:
-        """Keep a client from telling what it has created; the nemesis ends that as any exile."""
-        self._world.note("fault", f"{name} is cut off for {seconds:.1f} s with a new file")
-        self._world.exiles[name] = self._world.loop.now + seconds
-        for other in self._world.mediators:
-            self._world.network.block(name, other)
-            self._world.network.block(other, name)
+        """Keep a client from telling what it has created, for a while."""
+        world, network = self._world, self._world.network
+        world.note("fault", f"{name} is cut off for {seconds:.1f} s with a new file")
+        ways = {way for other in world.mediators for way in ((name, other), (other, name))}
+        for way in ways:
+            network.block(*way)
+
+        def end() -> None:
+            if name not in world.exiles:
+                network.heal(frozenset(network.blocked) - ways)
+
+        world.loop.call_at_moment(world.loop.now + seconds, end, context=Context())
 
     def _begin(self, birth: Birth) -> tuple[bytes, list[bool]]:
         self._number += 1
