@@ -196,15 +196,6 @@ def only_locked_files_fail_with_their_session() -> None:
     change(fusefs.locks.FileLocks, "lose", make)
 
 
-def failed_calls_are_not_settled() -> None:
-    """Who was told that a change failed may see it carried out after a look."""
-
-    def nothing(self: Any) -> None:
-        pass
-
-    change(fusefs.session.Session, "settle", lambda _: nothing)
-
-
 def damaged_index_is_never_built_anew() -> None:
     def note(self: Any, what: str) -> None:
         self.damage = self.damage or what

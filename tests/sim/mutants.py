@@ -53,7 +53,6 @@ MUTANTS = [
         bugs.waits_end_at_the_deadline,
         bugs.lost_locks_go_unnoticed,
         bugs.only_locked_files_fail_with_their_session,
-        bugs.failed_calls_are_not_settled,
         bugs.damaged_index_is_never_built_anew,
         bugs.truncation_not_atomic,
         bugs.close_hides_a_failed_commit,
