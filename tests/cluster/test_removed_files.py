@@ -59,10 +59,13 @@ def test_a_log_that_is_removed_takes_nothing_along(make_cluster: ClusterFactory)
     cluster = make_cluster(servers=1, read_quorum=1, write_quorum=1)
     cluster.start("metaserver")
     log = cluster.directory / "meta" / "meta.sqlite-wal"
+    database = log.with_name("meta.sqlite")
     with closing(BlockingClient([cluster.address("metaserver")])) as client:
         make(client, b"before")
+        before_ns = database.stat().st_mtime_ns
         log.unlink()
         until_told(client, log)
+        wait_until(lambda: database.stat().st_mtime_ns > before_ns, DEADLINE, "what the log had is moved")
     cluster.kill("metaserver")
     cluster.start("metaserver")
     assert has(cluster, b"before")
