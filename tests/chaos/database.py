@@ -1,4 +1,8 @@
-"""SQLite on both mounts: transfers that keep the sum, each noted in its transaction; integrity_check."""
+"""SQLite on both mounts: transfers that keep the sum, each noted in its transaction; integrity_check.
+
+SQLite says "malformed" also of a database of which it could not read a page (EIO). So while things are broken
+that counts as refused, and as wrong in the end; a sum or an index that is wrong counts at once.
+"""
 
 from __future__ import annotations
 
@@ -46,6 +50,8 @@ class DatabaseWork(Work):
             # Busy, no disk, no quorum: a refusal, which SQLite rolls back.
             raise OSError(0, f"SQLite: {error}") from None
         except sqlite3.DatabaseError as error:
+            if error.sqlite_errorcode == sqlite3.SQLITE_CORRUPT:
+                raise OSError(0, f"SQLite: {error}") from None
             self.calls.is_wrong(f"SQLite: {error}")
 
     def check(self) -> None:

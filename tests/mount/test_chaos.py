@@ -16,6 +16,7 @@ import pytest
 from tests.chaos.appends import AppendWork
 from tests.chaos.calls import Calls
 from tests.chaos.counter import CounterWork, twice
+from tests.chaos.database import DatabaseWork
 from tests.chaos.files import FileWork
 from tests.chaos.metadata import LOG, MetadataDamage, spoil
 from tests.chaos.nemesis import KILL_MOUNT, WIPE, Fault, Nemesis, damage
@@ -168,3 +169,16 @@ def test_a_short_run(tmp_path: Path, fuse_device: None, minutes: str, kinds: str
     summary = json.loads(answer.read_text())
     assert sum(summary["faults"].values()) > 0
     assert all(summary["done"].get(kind) for kind in ("files", "appends", "renames", "counter", "database"))
+
+
+def test_a_database_is_wrong_if_it_is_malformed_in_the_end(tmp_path: Path) -> None:
+    work, calls = worked(DatabaseWork, tmp_path)
+    with (tmp_path / "bank.sqlite").open("r+b") as file:
+        file.seek(4096)
+        file.write(bytes(3 * 4096))
+    with pytest.raises(OSError, match="malformed"):  # so SQLite calls a page that could not be read, too
+        for _ in range(SEVERAL):
+            work.step()
+    assert not calls.wrong
+    work.check()
+    assert calls.wrong
