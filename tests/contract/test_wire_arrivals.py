@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import select
 import socket
 import subprocess
 import sys
@@ -173,6 +174,7 @@ def test_answers_that_nobody_reads_are_bounded(
     for _ in range(30):
         peers.append(connect(address))
         peers[-1].sendall(unread_calls(rpc))
+        assert select.select([peers[-1]], [], [], 20)[0]  # its answer has begun: one is made after the other
         assert client.call(20, DataMethods.count) == 7
     assert len(client.call(20, DataMethods.get, b"k" * 16, 0, 0).data) == BLOCK_BYTES
     assert most_mib(made) < PROMISED_MIB
