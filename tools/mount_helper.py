@@ -45,8 +45,6 @@ HARMLESS = {
 FOR_OTHERS = ("x-", "X-", "comment=")
 """How options begin that are meant for other programs, such as systemd."""
 REMOUNT = "remount"
-REMOUNTED = {REMOUNT, "ro", "rw", "noexec", "exec"}
-"""What the kernel changes by itself of what is mounted."""
 TRANSLATED = {"ro": "--read-only", "noexec": "--no-exec", "nosupervise": "--no-supervise"}
 
 
@@ -55,14 +53,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = _parse(arguments)
     options = [option for part in parsed.options for option in part.split(",") if option]
     unknown = [each for each in options if not _is_known(each)]
-    if REMOUNT in options:  # the others are those that it is mounted with
-        return _remount(parsed.mountpoint, [option for option in options if option in REMOUNTED])
-    if unknown and not parsed.sloppy:
+    if unknown and not parsed.sloppy and REMOUNT not in options:  # which has all that it is mounted with
         known = ", ".join(sorted(TRANSLATED))
         print(f"mount.fuse.quorumfs: unknown option {unknown[0]}: it has {known}", file=sys.stderr)
         return BAD_USAGE
     if parsed.fake:
         return 0
+    if REMOUNT in options:
+        return _remount(parsed.mountpoint, options)
     words = ["mount", str(parsed.mountpoint), "--state", str(parsed.source)]
     words += dict.fromkeys(TRANSLATED[option] for option in options if option in TRANSLATED)
     with redirect_stdout(StringIO()):  # a mount that works says nothing
@@ -70,8 +68,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _remount(mountpoint: Path, options: Sequence[str]) -> int:
-    """Change what the kernel refuses on a mount; mount(8) does it, without asking this helper again."""
-    return subprocess.run(["mount", "-i", "-o", ",".join(options), mountpoint], check=False).returncode
+    """Change what the kernel refuses on a mount; mount(8) does it, without asking this helper again.
+
+    It has told the helper all options that are to hold, and keeps those itself whose opposite it is not told.
+    """
+    wanted = [REMOUNT, "ro" if "ro" in options else "rw", "noexec" if "noexec" in options else "exec"]
+    return subprocess.run(["mount", "-i", "-o", ",".join(wanted), mountpoint], check=False).returncode
 
 
 def _is_known(option: str) -> bool:

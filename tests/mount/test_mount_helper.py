@@ -103,6 +103,23 @@ def test_a_mount_is_made_read_only_and_writable_again(cluster: LocalCluster, pla
     assert written == "yes"
 
 
+def test_programs_may_be_run_again(cluster: LocalCluster, place: Path) -> None:
+    said = in_a_namespace(
+        'mount -t fuse.quorumfs -o noexec "$SOURCE" "$PLACE"\n'
+        'for change in ro exec rw,noexec; do mount -o "remount,$change" "$PLACE"\n'
+        'findmnt --noheadings --raw --output OPTIONS "$PLACE"; done\n'
+        'umount "$PLACE"\n',
+        SOURCE=cluster.directory,
+        PLACE=place,
+    )
+    looked_at = {"ro", "rw", "exec", "noexec", "nosuid", "nodev"}
+    assert [set(line.split(",")) & looked_at for line in said.splitlines()] == [
+        {"ro", "noexec", "nosuid", "nodev"},
+        {"ro", "nosuid", "nodev"},
+        {"rw", "noexec", "nosuid", "nodev"},
+    ]
+
+
 def test_a_read_only_mount_reads_and_refuses_changes(cluster: LocalCluster, place: Path) -> None:
     name = cluster.mount(place)
     (place / "kept.txt").write_text("1234\n")
@@ -134,6 +151,7 @@ def test_the_source_is_the_directory_of_the_cluster(cluster: LocalCluster, place
         (["-o", "suid"], mount_helper.BAD_USAGE, "unknown option suid"),
         (["-o", "sync", "-s", "-f"], 0, ""),
         (["-o", "rw,noatime,x-systemd.requires=a.service", "-n", "-v", "-f"], 0, ""),
+        (["-o", "remount,ro", "-f"], 0, ""),
         (["-o", "rw"], mount_helper.NOT_MOUNTED, "cluster.toml"),
     ],
 )
