@@ -10,11 +10,17 @@ import random
 import socket
 import time
 from pathlib import Path
+from typing import Any
 
+from wire.address import UnixAddress, parse_address
 from wire.config import ConfigError
+from wire.names import addresses_of
 
 ADDRESS_SECONDS = 1.0
-"""The kernel gives the address of a process that was killed free some milliseconds after its end."""
+"""The kernel gives the address of a process that was killed free some milliseconds after its end.
+
+A name is looked up for as long.
+"""
 ADDRESS_LOOK_SECONDS = 0.005
 PORTS = range(20000, 32000)
 """Below the ephemeral range, so that an outgoing connection does not take a port of a server that is down."""
@@ -47,11 +53,27 @@ def check_address(name: str, address: str, config_file: Path) -> None:
 
 
 def is_elsewhere(address: str) -> bool:
-    """Tell whether an address is none of this machine, or a name that it does not know."""
-    if address.startswith("unix:"):
+    """Tell whether an address is none of this machine, or a name that it does not know soon.
+
+    The port is left alone: a server that is started meanwhile would be told that it is in use.
+    """
+    place = parse_address(address)
+    if isinstance(place, UnixAddress):
         return False
-    error = _refusal_to_listen(address)
-    return error is not None and error.errno not in (errno.EADDRINUSE, errno.EACCES)
+    try:
+        known = addresses_of(place.host, 0, time.monotonic() + ADDRESS_SECONDS)
+    except OSError:
+        return True
+    return not any(_is_own(family, name) for family, _, _, _, name in known)
+
+
+def _is_own(family: int, name: Any) -> bool:
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        try:
+            probe.bind(name)  # to any free port
+        except OSError:
+            return False
+    return True
 
 
 def free_addresses(count: int) -> list[str]:
