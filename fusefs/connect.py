@@ -31,7 +31,7 @@ def connect(config: ClusterConfig, name: str) -> Iterator[FileSystem]:
         name: tells people whose session it is.
 
     Raises:
-        ConfigError: the mediator does not answer.
+        ConfigError: the mediator does not answer, or the metadata server does not answer it.
     """
     deadlines = config.deadlines
     with ExitStack() as stack:
@@ -51,8 +51,8 @@ def connect(config: ClusterConfig, name: str) -> Iterator[FileSystem]:
             session.begin(BEGIN_SECONDS)
         except QuorumfsError as error:
             raise ConfigError(
-                f"the mediator at {' or '.join(config.mediators)} does not answer ({error}); "
-                "start the cluster with: `quorumfs up`"
+                f"the metadata server cannot be asked through the mediator at "
+                f"{' or '.join(config.mediators)} ({error}); start the cluster with: `quorumfs up`"
             ) from None
         stack.callback(session.end)
         session.keep_alive()

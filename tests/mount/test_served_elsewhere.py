@@ -66,6 +66,14 @@ def test_it_is_mounted_and_unmounted(here: Path, mountpoint: Path) -> None:
     assert mounts.mount_at(mountpoint) is None
 
 
+def test_a_mount_says_which_server_it_lacks(cluster: LocalCluster, here: Path, mountpoint: Path) -> None:
+    cluster.kill("metaserver")
+    said = text(run_command(here, "mount", "mnt"), 2)
+    assert "the metadata server cannot be asked" in said
+    assert f"({cluster.address('metaserver')}: Connection refused)" in said
+    assert mounts.mount_at(mountpoint) is None
+
+
 def test_what_is_not_ended_is_not_said_to_be(cluster: LocalCluster, here: Path) -> None:
     said = text(run_command(here, "fault", "terminate", "2"), 2)
     assert f"was not started from {here}/.quorumfs; end it where it was started" in said
