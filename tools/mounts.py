@@ -15,7 +15,7 @@ import subprocess
 from pathlib import Path
 from typing import NamedTuple
 
-from tools.processes import ClusterError, command_of
+from tools.processes import ClusterError, command_of, user_of
 from wire.config import ConfigError
 
 FUSE_DEVICE = Path("/dev/fuse")
@@ -26,11 +26,12 @@ UNMOUNT_SECONDS = 40.0
 
 
 class Mount(NamedTuple):
-    """One line of /proc/self/mountinfo: where, of which type, and its source."""
+    """One line of /proc/self/mountinfo: where, of which type, its source, and of FUSE which user's it is."""
 
     place: Path
     type: str
     source: str
+    user: int | None = None
 
 
 def mounts() -> list[Mount]:
@@ -39,8 +40,10 @@ def mounts() -> list[Mount]:
     # Of what ends a line elsewhere (CR, FF and so on), the kernel escapes the newline alone.
     for line in os.fsdecode(MOUNTS_FILE.read_bytes()).rstrip("\n").split("\n"):
         left, _, right = line.partition(" - ")
-        kind, source = right.split(" ")[:2]
-        found.append(Mount(Path(_unescape(left.split(" ")[4])), kind, _unescape(source)))
+        kind, source, options = right.split(" ", 2)
+        user = re.search(r"\buser_id=(\d+)", options) if kind.startswith("fuse") else None
+        place = Path(_unescape(left.split(" ")[4]))
+        found.append(Mount(place, kind, _unescape(source), None if user is None else int(user[1])))
     return found
 
 
@@ -82,13 +85,17 @@ def place_of(path: Path) -> Path:
 
 
 def config_of_mount(path: Path) -> Path | None:
-    """Return the configuration file of the mount that an absolute path lies on, from its process."""
+    """Return the configuration file of the mount that an absolute path lies on, from its process.
+
+    That is one of the user who mounted it: any other may have one that looks the same.
+    """
     mount = mount_of(path)
     if mount is None:
         return None
     for process in Path("/proc").iterdir():
         words = command_of(int(process.name)) if process.name.isdigit() else []
-        if "fusefs" in words and "--config" in words and words[-1] == str(mount.place):
+        looks_right = "fusefs" in words and "--config" in words and words[-1] == str(mount.place)
+        if looks_right and user_of(int(process.name)) == mount.user:
             return Path(words[words.index("--config") + 1])
     return None
 

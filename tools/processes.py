@@ -231,7 +231,7 @@ class Process:
             return False
         except PermissionError:
             raise ClusterError(
-                f"{self.name} runs as {_user_of(pid)}; do this as that user, or as root"
+                f"{self.name} runs as {_name_of_user(pid)}; do this as that user, or as root"
             ) from None
         finally:
             os.close(handle)
@@ -381,13 +381,23 @@ def command_of(pid: int) -> list[str]:
         return []
 
 
-def _user_of(pid: int) -> str:
-    """Return the name of the user that a process runs as, or the number if it has none."""
+def user_of(pid: int) -> int | None:
+    """Return the number of the user who started a process, whatever rights it got; None if it has ended."""
     try:
-        number = Path(f"/proc/{pid}").stat().st_uid
-        return pwd.getpwuid(number).pw_name
+        status = Path(f"/proc/{pid}/status").read_text(errors="replace")
     except OSError:
+        return None
+    (line,) = (line for line in status.splitlines() if line.startswith("Uid:"))
+    return int(line.split()[1])
+
+
+def _name_of_user(pid: int) -> str:
+    """Return the name of the user who started a process, or the number if it has none."""
+    number = user_of(pid)
+    if number is None:
         return "another user"
+    try:
+        return pwd.getpwuid(number).pw_name
     except KeyError:
         return f"user {number}"
 

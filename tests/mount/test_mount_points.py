@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import signal
 import subprocess
@@ -19,6 +20,8 @@ from tools.state_directory import CONFIG_NAME
 from wire.config import ConfigError
 
 SINGLE = ["--servers", "1"]
+NOBODY = 65534
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="to run a process as another user takes root")
 
 
 @pytest.fixture
@@ -141,3 +144,18 @@ def test_what_was_unmounted_by_other_means_can_be_mounted_again_at_once(here: Pa
     finally:
         cluster.process("mount-1").signal(signal.SIGCONT)
     ok(run_command(here, "down"))
+
+
+@needs_root
+def test_nobody_else_names_the_configuration_of_a_mount(here: Path) -> None:
+    """Any user may have a process that looks like the mount's; `up` would start what that one says."""
+    ok(run_command(here, "up", *SINGLE))
+    other = here / "other" / CONFIG_NAME
+    words = ["sleep 60; :", "fusefs", "--config", str(other), str(here / "mnt")]
+    with subprocess.Popen(["sh", "-c", *words], user=NOBODY, start_new_session=True) as forged:
+        try:
+            assert mounts.config_of_mount(here / "mnt" / "a") == here / ".quorumfs" / CONFIG_NAME
+            LocalCluster.open(here / ".quorumfs").kill("mount-1")
+            assert mounts.config_of_mount(here / "mnt" / "a") is None
+        finally:
+            os.killpg(forged.pid, signal.SIGKILL)
