@@ -102,12 +102,22 @@ def advice(votes: Sequence[Mapping[str, str]], quorum: Mapping[str, int]) -> str
             f"and Qw = {quorum['N']} stand in cluster.toml: `quorumfs down`, change that, `quorumfs up`, "
             "read the file, which has it repaired, and change it back likewise."
         )
-    if any(verdict in ("corrupt", "missing") for block in blocks for verdict in block):
+    if any("down" in block and not _is_enough(block, quorum["Qr"]) for block in blocks):
         return (
-            "Corrupt and missing replicas are repaired some seconds after a read has asked them to vote; all "
-            "of them now by: `quorumfs scrub --now`"
+            "Too few replicas are good while others are down. Start these, as `quorumfs status` says: "
+            "a read is answered then, and has the corrupt and missing ones repaired."
         )
-    return ""
+    if not any(verdict in ("corrupt", "missing") for block in blocks for verdict in block):
+        return ""
+    repaired = "Corrupt and missing replicas are repaired some seconds after a read has asked them to vote"
+    if any("down" in block for block in blocks):
+        return f"{repaired}."
+    return f"{repaired}; all of them now by: `quorumfs scrub --now`"
+
+
+def _is_enough(block: Sequence[str], read_quorum: int) -> bool:
+    """Tell whether a block can be read by these verdicts, if need be once the missing replicas are filled."""
+    return "good" in block and block.count("good") + block.count("missing") >= read_quorum
 
 
 def select(blocks: list[dict[str, Any]], everything: bool) -> list[dict[str, Any]]:
