@@ -189,3 +189,21 @@ def test_the_page_on_several_machines_is_true(tmp_path: Path, fuse_device: None)
 @pytest.mark.parametrize("kind", ["data", "mediator", "meta"])
 def test_each_kind_of_server_has_a_unit(kind: str) -> None:
     assert started_by(kind)[:3] == ["quorumfs", "serve", kind]
+
+
+def test_a_server_whose_address_comes_after_it_is_started_again(tmp_path: Path) -> None:
+    """By systemd, which gives up after five starts within ten seconds: systemd-system.conf(5)."""
+    (tmp_path / "cluster.toml").write_text(block("toml").replace("10.77.0.1", "192.0.2.1"))
+    words = [sys.executable, "-P", "-m", "tools.cli", "serve", "data", "--number", "1"]
+    done = subprocess.run(
+        [*words, "--state", str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    assert b"cannot listen on 192.0.2.1:7001" in done.stderr
+    unit = dict(line.split("=", 1) for line in block("ini", "Type=notify").splitlines() if "=" in line)
+    assert unit["Restart"] == "always"
+    assert str(done.returncode) not in unit.get("RestartPreventExitStatus", "").split()
+    assert int(unit["RestartSec"]) * 5 > 10
