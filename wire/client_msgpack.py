@@ -19,6 +19,7 @@ from wire.errors import BadRequest, DeadlineExceeded, Unavailable
 from wire.lending import LEND, LEND_ROOM, Lender, make_room
 from wire.msgpack_codec import ANSWER, LARGEST_ID, Buffer, Decoder, Encoder, error_of
 from wire.msgpack_long import Malformed
+from wire.names import look_up
 from wire.request import Request, Then, failure_of, raw_request
 from wire.shortcut import connect_beside
 from wire.tcp import set_up_caller
@@ -162,8 +163,7 @@ class MsgpackLink:
         with suppress(ValueError):
             ipaddress.ip_address(address.host)
             return [(address.host, address.port)]
-        loop = asyncio.get_running_loop()
-        known = await loop.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+        known = await look_up(address.host, address.port)
         return [(str(name[0]), int(name[1])) for *_, name in known]
 
     def _refuse(self, reason: str) -> Unavailable:

@@ -6,42 +6,15 @@ wait for the same answer. It remembers nothing, and must not connect. Safe in an
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import threading
 import time
+from concurrent.futures import Future
 from typing import Any
 
 _guard = threading.Lock()
-_under_way: dict[tuple[str, int], _LookUp] = {}
-
-
-class _LookUp:
-    """One question to the name server."""
-
-    def __init__(self, host: str, port: int) -> None:
-        self._asked = host, port
-        self._done = threading.Event()
-        self._found: list[Any] = []
-        self._error: OSError | None = None
-
-    def run(self) -> None:
-        try:
-            self._found = socket.getaddrinfo(*self._asked, type=socket.SOCK_STREAM)
-        except OSError as error:
-            self._error = error
-        except Exception as error:  # of a name that cannot be encoded
-            self._error = OSError(str(error))
-        finally:
-            with _guard:
-                del _under_way[self._asked]
-            self._done.set()
-
-    def result(self, until: float) -> list[Any]:
-        if not self._done.wait(max(0.0, until - time.monotonic())):
-            raise TimeoutError("its name was not found in time")
-        if self._error is not None:
-            raise OSError(self._error.errno, self._error.strerror or str(self._error))
-        return self._found
+_under_way: dict[tuple[str, int], Future[list[Any]]] = {}
 
 
 def addresses_of(host: str, port: int, until: float) -> list[Any]:
@@ -58,18 +31,51 @@ def addresses_of(host: str, port: int, until: float) -> list[Any]:
     try:
         return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
     except socket.gaierror:
-        return _look_up(host, port).result(until)
+        asked = _ask(host, port)
+    try:
+        return asked.result(max(0.0, until - time.monotonic()))
+    except TimeoutError:
+        raise TimeoutError("its name was not found in time") from None
 
 
-def _look_up(host: str, port: int) -> _LookUp:
+async def look_up(host: str, port: int) -> list[Any]:
+    """Return the addresses of a name, likewise; whoever waits on an event loop sets the deadline.
+
+    Not by the loop's own getaddrinfo: its threads are few, so that names about which nobody answers hold
+    up all others, and the process does not end before they have an answer or have given up.
+    """
+    return await asyncio.wrap_future(_ask(host, port))
+
+
+def _ask(host: str, port: int) -> Future[list[Any]]:
     """Return the question that is under way, or a new one. Raises OSError: no thread can be begun."""
     with _guard:
-        look_up = _under_way.get((host, port))
-        if look_up is None:
-            look_up = _LookUp(host, port)
+        asked = _under_way.get((host, port))
+        if asked is None:
+            asked = Future()
+            asked.set_running_or_notify_cancel()  # who waits no longer does not end it for the others
             try:
-                threading.Thread(target=look_up.run, name="name look-up", daemon=True).start()
+                threading.Thread(
+                    target=_answer, args=(host, port, asked), name="name look-up", daemon=True
+                ).start()
             except RuntimeError as error:
                 raise OSError(str(error)) from None
-            _under_way[host, port] = look_up
-    return look_up
+            _under_way[host, port] = asked
+    return asked
+
+
+def _answer(host: str, port: int, asked: Future[list[Any]]) -> None:
+    """Ask the name server; whoever comes from then on asks anew."""
+    found: list[Any] | OSError
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except OSError as error:
+        found = error
+    except Exception as error:  # of a name that cannot be encoded
+        found = OSError(str(error))
+    with _guard:
+        del _under_way[host, port]
+    if isinstance(found, OSError):
+        asked.set_exception(found)
+    else:
+        asked.set_result(found)

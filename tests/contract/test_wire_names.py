@@ -117,16 +117,31 @@ def test_another_address_of_a_name_gets_its_share_of_the_time(two_addresses: Non
     client.close()
 
 
-def test_it_does_so_on_an_event_loop_too(names: Names, two_addresses: None) -> None:
-    async def call() -> int:
-        async def look_up(*_args: Any, **_kwargs: Any) -> list[Any]:
-            return names.found
+async def call_once(seconds: float, **settings: Any) -> int:
+    client = Client(f"{NAME}:1", **settings)
+    try:
+        return await client.call(seconds, BookkeepingMethods.renew, 0)
+    finally:
+        await client.close()
 
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(asyncio.get_running_loop(), "getaddrinfo", look_up)
-            client = Client(f"{NAME}:1")
-            answer = await client.call(4.0, BookkeepingMethods.renew, 0)
-            await client.close()
-        return answer
 
-    assert asyncio.run(call()) == 0
+def test_it_does_so_on_an_event_loop_too(two_addresses: None) -> None:
+    assert asyncio.run(call_once(4.0)) == 0
+
+
+def test_an_event_loop_asks_a_silent_name_server_once_and_ends_without_its_answer(names: Names) -> None:
+    """The loop's own few threads would all wait for that, and other names for them, and the process's end."""
+
+    async def scenario() -> None:
+        for _ in range(3):
+            with pytest.raises(Unavailable, match=NAME):
+                await call_once(5.0, connect_seconds=0.1)
+
+    asyncio.run(scenario())
+    assert (names.asked, names.answered) == (1, 0)
+
+
+def test_an_event_loop_is_told_of_an_unknown_name(names: Names) -> None:
+    names.answers.set()
+    with pytest.raises(Unavailable, match="nobody knows the name"):
+        asyncio.run(call_once(5.0))

@@ -34,6 +34,7 @@ import metaserver.log
 import metaserver.service
 import metaserver.store
 import wire.blocking
+import wire.client_msgpack
 import wire.msgpack_codec
 import wire.msgpack_long
 import wire.open_files
@@ -50,7 +51,7 @@ from tests.sim.loop import PROCESS, Process, SimLoop
 from tests.sim.network import Listening, Network
 from tests.sim.put_backs import PutBacks
 from tests.sim.sockets import socket_type
-from tests.sim.stand_ins import HostOs, LogEvents, NoLimits
+from tests.sim.stand_ins import HostOs, LogEvents, NoLimits, look_up
 from tests.sim.stops import Stops
 from wire.config import ClusterConfig, ConfigError, DataServerConfig, Deadlines, dumps, load
 from wire.errors import QuorumfsError
@@ -199,6 +200,7 @@ class World:
         sqlite_files.install(self._disk_of)
         wire.msgpack_codec.ROOM_BYTES = wire.server.ROOM_BYTES = self.rng.choice(ROOMS_BYTES)  # type: ignore[attr-defined]
         wire.shared_sync.QUICK_SECONDS = self.rng.choice(QUICK_SYNC_SECONDS)
+        wire.client_msgpack.look_up = look_up  # type: ignore[attr-defined]
         wire.open_files.resource = NoLimits()  # type: ignore[attr-defined]
         seams.install(
             self.loop.time,

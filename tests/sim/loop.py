@@ -7,7 +7,6 @@ process is never run; one of a stopped process (SIGSTOP) waits until it goes on.
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections import deque
 from collections.abc import Callable
 from contextvars import Context, ContextVar, copy_context
@@ -214,10 +213,6 @@ class SimLoop(asyncio.BaseEventLoop):
 
         self.call_later(self._disk_seconds(), work)
         return future
-
-    async def getaddrinfo(self, host: Any, port: Any, **_: Any) -> Any:
-        """Every host has one address, which is its name."""
-        return [(socket.AF_INET, socket.SOCK_STREAM, 0, "", (host, port))]
 
     async def create_connection(self, factory: Any, host: Any = None, port: Any = None, **_: Any) -> Any:
         return await self.network.connect(factory, f"{host}:{port}")
