@@ -223,34 +223,51 @@ class Files:
         except QuorumfsError as error:
             log.warning("inode %d: what was written after the last close was dropped: %s", inode.ino, error)
         finally:
-            self._take_back(inode)
+            made_as = self._given_up(inode)
             self._locks.released(handle)
             self._opens.release(inode)
+            if made_as is not None:
+                self._remove_empty(inode.ino, made_as)
             if handle.brought and handle.read_from < 0:
                 self._reads_follow = False
 
-    def _take_back(self, inode: Inode) -> None:
-        """Leave no empty file whose every write has failed. Not before: a program may try again."""
+    def _given_up(self, inode: Inode) -> tuple[int, bytes] | None:
+        """Give a new file up whose every write has failed. Not before: a program may try again.
+
+        Returns:
+            The directory and the name that it has at the server nevertheless, if it may have one.
+        """
         try:
             if inode.birth is not None and not inode.handles and self._births.give_up(inode):
                 assert inode.made_as is not None, "it was created here"
                 self._cache.changed(names=(inode.made_as,), inodes=(inode.made_as[0],))
-            else:
-                self._remove_empty(inode)
+                return None
         except QuorumfsError as error:
             log.warning("inode %d stays as an empty file: %s", inode.ino, error)
-
-    def _remove_empty(self, inode: Inode) -> None:
+            return None
         with inode.lock:
             made_as, attributes = inode.made_as, inode.attributes
             failed = inode.last_error is not None and not inode.handles
-        if made_as is None or attributes is None or not failed or attributes.size or attributes.version > 1:
-            return
+        if attributes is None or not failed or attributes.size or attributes.version > 1:
+            return None
+        return made_as
+
+    def _remove_empty(self, ino: int, made_as: tuple[int, bytes]) -> None:
+        """Remove a file that was given up, unless it is open again: what is written then must have its name.
+
+        Who opens it meanwhile waits, and finds that there is none.
+        """
         try:
-            with self._opens.removing():
-                self._namespace.take_back(*made_as, inode.ino)
-        finally:
-            self._cache.changed(names=(made_as,), inodes=(made_as[0],))
+            with self._opens.closed(ino) as is_closed:
+                if not is_closed:
+                    return
+                try:
+                    with self._opens.removing():
+                        self._namespace.take_back(*made_as, ino)
+                finally:
+                    self._cache.changed(names=(made_as,), inodes=(made_as[0],))
+        except QuorumfsError as error:
+            log.warning("inode %d stays as an empty file: %s", ino, error)
 
     # reading
 

@@ -274,6 +274,34 @@ class OpenInodes:
                 return
         self.tell_closed()
 
+    @contextmanager
+    def closed(self, ino: int) -> Iterator[bool]:
+        """Within, an inode is not open here, the server knows that, and who opens it waits.
+
+        Yields whether that is so: not if it is open.
+
+        Raises:
+            QuorumfsError: the server could not be told.
+        """
+        with self._lock:
+            while ino in self._closing or ino in self._being_told:
+                if not self._changed.wait(LOOK_SECONDS):
+                    self._look()
+            is_closed = ino not in self._inodes
+            if is_closed:
+                self._closing.add(ino)
+                self._waiting.discard(ino)
+        if not is_closed:
+            yield False
+            return
+        try:
+            self._namespace.close([ino])  # also if it was told: that may have failed
+            yield True
+        finally:
+            with self._lock:
+                self._closing.discard(ino)
+                self._changed.notify_all()
+
     def tell_closed(self) -> None:
         """Tell the server which inodes are not open any more."""
         with self._lock:

@@ -193,6 +193,8 @@ class FakeServer:
         self._enter("take_back")
         if self._names.get((parent, name)) == ino and not self._load(ino).size:
             del self._names[parent, name]
+            if ino not in self.open_inodes:
+                del self._attributes[ino]
 
     def rename(self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int) -> None:
         self._enter("rename")

@@ -156,14 +156,15 @@ def test_a_dead_session_loses_only_what_was_let_go(fs: FileSystem, server: FakeS
     server.fail("write_file", SessionUnknown())
     ino = make(fs, b"small", b"still in memory")
     assert server.committed(ino) == b"still in memory"
-    attributes, handle = fs.create(1, b"large", 0o644, 0, 0, os.O_WRONLY)
+    _, handle = fs.create(1, b"large", 0o644, 0, 0, os.O_WRONLY)
     write(fs, handle, 0, b"x" * MIB)
     wait_until(lambda: server.calls["put_block"] == 1, 5, "a block is put")
     server.session = 2
     with pytest.raises(SessionUnknown):
         fs.files.flush(handle)
     fs.files.release(handle)
-    assert server.committed(attributes.ino) == b""
+    with pytest.raises(NotFound):
+        fs.names.lookup(1, b"large")
 
 
 def test_what_a_failed_write_put_is_abandoned(fs: FileSystem, server: FakeServer) -> None:
