@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from dataserver.marks import MILESTONES_NAME
 from tests.fault_sweep.outcomes import (
     CONTENT,
     DEADLINES,
@@ -107,6 +108,7 @@ class MetadataBench:
             await_writable(cluster)
             write(cluster, {**FILES, "changed": OLD.encode()})
             cluster.stop()
+            self._let_nobody_know_its_age(cluster)
             self.older = {DATABASE: (self.place / "meta" / DATABASE).read_bytes()}
             cluster.start()
             write(cluster, dict.fromkeys(NAMES[::2], b"old"))
@@ -129,6 +131,14 @@ class MetadataBench:
             cluster.start("metaserver")
             cluster.stop()
         shutil.copytree(self.place / "meta", base / "stopped")
+
+    @staticmethod
+    def _let_nobody_know_its_age(cluster: LocalCluster) -> None:
+        """Have no data server keep how far the metadata is: what is put back would be an older one."""
+        for server in cluster.config.data_servers:
+            mark = server.directory / MILESTONES_NAME
+            mark.unlink(missing_ok=True)
+            mark.mkdir()
 
     @staticmethod
     def _await_copy(cluster: LocalCluster) -> None:
