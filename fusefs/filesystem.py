@@ -30,6 +30,7 @@ from fusefs.pages import PageDropper, PageLedger
 from fusefs.patience import Patience
 from fusefs.ports import BlockPort, NamespacePort, WritePermission
 from fusefs.readahead import BlockReader
+from fusefs.removals import Removals
 from fusefs.walks import Walks
 from fusefs.writeback import SET_ID, Writeback
 from fusefs.xattrs import ExtendedAttributes
@@ -76,6 +77,7 @@ class FileSystem:
         self._reader = BlockReader(blocks, dirty_bytes // 4, patience)
         self._ahead = FilesAhead(namespace, self._cache.asking, dirty_bytes // 32)
         self._births = Births(namespace, blocks, self._cache, self._pages, permission.is_alone, patience.look)
+        self._removals = Removals(namespace, self._cache)
         self.keeping = Keeping(grant, self._cache, opens)
         self.attributes = InodeAttributes(namespace, self._cache, self._pages, self._births, opens)
         self.names = Names(namespace, self._cache, self._walks, self.attributes, self._births, opens, grant)
@@ -303,8 +305,10 @@ class FileSystem:
         with self._opens.removing():
             token = self._cache.asking()
             try:
-                with self.names.telling_removed(walker, parent):
-                    after = (self._namespace.rmdir if directory else self._namespace.unlink)(parent, name)
+                after = None if directory else self._removals.remove(parent, name)
+                if after is None:
+                    with self.names.telling_removed(walker, parent):
+                        after = (self._namespace.rmdir if directory else self._namespace.unlink)(parent, name)
             except BaseException:
                 self._cache.changed(names=((parent, name),), inodes=(parent,))
                 raise

@@ -51,6 +51,13 @@ class NamespacePort(Protocol):
 
     def unlink(self, parent: int, name: bytes) -> Attributes: ...
 
+    def remove_known(self, parent: int, name: bytes, ino: int, removed_ns: int) -> bool:
+        """Remove, without a call, a name that is certain to be of this inode, no directory.
+
+        False: it takes a call. Raises QuorumfsError: nobody knows whether it is removed.
+        """
+        ...
+
     def take_back(self, parent: int, name: bytes, ino: int) -> None: ...
 
     def rmdir(self, parent: int, name: bytes) -> Attributes: ...

@@ -16,6 +16,7 @@ from wire.blocking import BlockingClient
 from wire.config import Deadlines
 from wire.errors import LocksLost, SessionUnknown
 from wire.messages import (
+    ROOT_INODE,
     AttributeChanges,
     Attributes,
     Birth,
@@ -77,6 +78,12 @@ class RemoteNamespace:
             self._require_locks(losses)
         return self._session.mutate(lambda ticket: self._call(method, ticket, *args, **kwargs))
 
+    def _change_names(
+        self, method: Callable[Concatenate[Any, Ticket, P], R], *args: P.args, **kwargs: P.kwargs
+    ) -> R:
+        with self._session.ring.changing():
+            return self._mutate(method, *args, **kwargs)
+
     def resolve(self, start: int, names: Sequence[bytes]) -> list[Attributes]:
         return self._ask(NamespaceMethods.resolve, start, list(names))
 
@@ -98,7 +105,9 @@ class RemoteNamespace:
     def create(
         self, parent: int, name: bytes, mode: int, uid: int, gid: int, rdev: int, target: bytes, open_it: bool
     ) -> Attributes:
-        return self._mutate(NamespaceMethods.create, parent, name, mode, uid, gid, rdev, target, open_it)
+        return self._change_names(
+            NamespaceMethods.create, parent, name, mode, uid, gid, rdev, target, open_it
+        )
 
     def reserve_inodes(self, count: int) -> int:
         return self._in_any_session(
@@ -106,19 +115,22 @@ class RemoteNamespace:
         )
 
     def link(self, ino: int, parent: int, name: bytes) -> Attributes:
-        return self._mutate(NamespaceMethods.link, ino, parent, name)
+        return self._change_names(NamespaceMethods.link, ino, parent, name)
 
     def unlink(self, parent: int, name: bytes) -> Attributes:
-        return self._mutate(NamespaceMethods.unlink, parent, name)
+        return self._change_names(NamespaceMethods.unlink, parent, name)
+
+    def remove_known(self, parent: int, name: bytes, ino: int, removed_ns: int) -> bool:
+        return self._session.ring.tell(parent, name, ino, removed_ns, lambda: self.getattr(ROOT_INODE))
 
     def take_back(self, parent: int, name: bytes, ino: int) -> None:
-        self._mutate(NamespaceMethods.take_back, parent, name, ino)
+        self._change_names(NamespaceMethods.take_back, parent, name, ino)
 
     def rmdir(self, parent: int, name: bytes) -> Attributes:
-        return self._mutate(NamespaceMethods.rmdir, parent, name)
+        return self._change_names(NamespaceMethods.rmdir, parent, name)
 
     def rename(self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int) -> None:
-        self._mutate(NamespaceMethods.rename, parent, name, new_parent, new_name, flags)
+        self._change_names(NamespaceMethods.rename, parent, name, new_parent, new_name, flags)
 
     def get_xattr(self, ino: int, name: bytes) -> bytes:
         return self._ask(NamespaceMethods.get_xattr, ino, name)

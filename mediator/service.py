@@ -71,9 +71,8 @@ class Service:
             await health.recheck()  # a mount refuses writes by this answer alone
         writable, reason = health.writable()
         full = await self._mediator.room.checked_refusal() if writable else ""
-        return Heartbeat(
-            renewal.epoch, writable, reason or full, bool(full), renewal.alone_ms, renewal.asks_opens
-        )
+        epoch, *told = renewal
+        return Heartbeat(epoch, writable, reason or full, bool(full), *told)
 
     async def put_block(self, block: bytes, digest: bytes, data: Buffer, durable: bool) -> None:
         _refuse_reserved(block)

@@ -67,7 +67,11 @@ async def _serve_one_life(
         sessions = Sessions(store, config.lease_seconds)
         before = config.grant_seconds if sessions.count() or sessions.may_reclaim() else 0.0
         grants = Grants(sessions, config.grant_seconds, before)
-        service = MetaService(store, sessions, log, config.cluster, config.reserve_bytes, grants)
+        try:
+            service = MetaService(store, sessions, log, config.cluster, config.reserve_bytes, grants)
+        except InternalError as error:
+            raise ConfigError(f"{directory.path} cannot be used: {error.message}") from None
+        stack.callback(service.removals.close)
         stack.callback(service.reaper.close)
         stack.callback(service.checking.close)
         stack.callback(service.page_check.close)

@@ -238,16 +238,23 @@ class Namespace:
         found = self._existing(parent, name)
         if stat.S_ISDIR(found.mode):
             raise IsADirectory(f"{name!r} is a directory")
-        now = self._remove_name(parent, name, found)
+        now = self._store.now_ns()
+        self._remove_name(parent, name, found, now)
         return directory._replace(mtime_ns=now, ctime_ns=now)
 
-    def _remove_name(self, parent: int, name: bytes, found: Attributes) -> int:
-        """Remove a name of a file; return the time that its directory has now, in ns."""
-        now = self._store.now_ns()
+    def remove_known(self, parent: int, name: bytes, ino: int, now_ns: int) -> bool:
+        """Remove the name of a file that is no directory, if it is this inode's; return whether it was."""
+        found = self._look_up(parent, name)
+        if found is None or found.ino != ino or stat.S_ISDIR(found.mode):
+            return False
+        self._remove_name(parent, name, found, now_ns)
+        return True
+
+    def _remove_name(self, parent: int, name: bytes, found: Attributes, now_ns: int) -> None:
+        """Remove a name of a file at this time, which its directory has from then on."""
         self._remove_entry(parent, name)
-        self._inodes.entries_changed(parent, now)
-        self._lose_name(found, now)
-        return now
+        self._inodes.entries_changed(parent, now_ns)
+        self._lose_name(found, now_ns)
 
     def take_back(self, session: int, parent: int, name: bytes, ino: int) -> None:
         """Remove the name of a file of which nothing ever came; see wire.methods.namespace."""
@@ -261,7 +268,7 @@ class Namespace:
             return
         if self._sessions.others_are_telling(session):
             raise GracePeriod("sessions are still telling what they have open")
-        self._remove_name(parent, name, found)
+        self._remove_name(parent, name, found, self._store.now_ns())
 
     def rmdir(self, _session: int, parent: int, name: bytes) -> Attributes:
         """Remove an empty directory; see wire.methods.namespace."""

@@ -79,6 +79,10 @@ sessions        one row a living session; its lease and its open files are in me
     name        tells people whose it is
     since_ns    when it was opened
 
+removals        how much of each session's ring was carried out (metaserver.removals)
+    session     of a living session that has removed something so
+    taken       the number of the last removal
+
 slots           the last successful answer of each slot (docs/decisions/0002-exactly-once.md)
     session     of a living session
     slot        0 to 1023
@@ -185,5 +189,9 @@ CREATE TABLE IF NOT EXISTS fences (
     PRIMARY KEY (first, last)
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS restorations (since_ns INTEGER NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS removals (
+    session INTEGER PRIMARY KEY,
+    taken INTEGER NOT NULL
+) STRICT;
 """
 """Made also in a database of a release that had no such tables, and did without."""

@@ -26,6 +26,7 @@ from metaserver.milestones import Milestones
 from metaserver.namespace import Namespace
 from metaserver.page_check import PageCheck
 from metaserver.reaper import Reaper
+from metaserver.removals import Removals
 from metaserver.room import Room
 from metaserver.sessions import Sessions
 from metaserver.store import Store, check_ticket
@@ -93,11 +94,13 @@ class MetaService:
         self._inodes = inodes
         self._contents = contents
         self._namespace = Namespace(store, inodes, contents, sessions)
+        self.removals = Removals(store, self._namespace.remove_known, self.reaper.remove_soon)
         self._xattrs = ExtendedAttributes(store, inodes)
         self._bookkeeping = Bookkeeping(store, sessions)
         self._lag = LagList(store, contents)
         self._locks = Locks(in_grace=sessions.may_reclaim)
         sessions.on_end(self._locks.drop_session)
+        sessions.on_end(self.removals.session_ended)
         self._started = time.monotonic()
 
     # CommonMethods
@@ -127,9 +130,10 @@ class MetaService:
 
     async def open_session(self, name: str) -> SessionInfo:
         async with self._grants.joining():
+            self.removals.end()
             info = self._sessions.open(name)
         await self._log.sync()  # a number that was given must not be given again, even after a power loss
-        return info
+        return info._replace(removals=self.removals.place(info.session))
 
     def close_session(self, session: int) -> None:
         self._remove_orphans_of(self._sessions.end(session))
@@ -255,6 +259,7 @@ class MetaService:
     def unlink(self, ticket: Ticket, parent: int, name: bytes) -> Attributes:
         after = self._store.once(ticket, self._namespace.unlink, parent, name)
         self.reaper.remove_soon()
+        self.removals.expect(ticket.session)
         return after
 
     def take_back(self, ticket: Ticket, parent: int, name: bytes, ino: int) -> None:
@@ -319,6 +324,7 @@ class MetaService:
         self._locks.settle(ticket)
 
     async def sync_metadata(self) -> None:
+        self.removals.take_in()
         await self._log.sync()
 
     def abandon_blocks(self, session: int, blocks: list[BlockRecord]) -> None:
@@ -332,8 +338,11 @@ class MetaService:
 
     def renew_alone(self, session: int) -> Renewal:
         epoch = self._sessions.renew(session)
+        if not self.removals.are_taken_in():
+            return Renewal(epoch, 0, self._sessions.asks_opens(session))
         alone_ms = int(self._grants.extend(session) * 1000)
-        return Renewal(epoch, alone_ms, self._sessions.asks_opens(session))
+        term = self.removals.begin(session) if alone_ms and not self._room.refusal() else 0
+        return Renewal(epoch, alone_ms, self._sessions.asks_opens(session), term)
 
     def commit(
         self,

@@ -105,7 +105,8 @@ class Sessions:
         return held
 
     def _delete(self, session: int) -> None:
-        self._store.execute("DELETE FROM slots WHERE session = ?", (session,))
+        for table in ("slots", "removals"):
+            self._store.execute(f"DELETE FROM {table} WHERE session = ?", (session,))
         self._store.execute("DELETE FROM sessions WHERE session = ?", (session,))
 
     def renew(self, session: int) -> int:

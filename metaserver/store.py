@@ -74,6 +74,7 @@ class Store:
         was_put_back: this database took the place of one lately, whose sessions it does not know. They ended
             then: until it has served for a lease (`settle`), their mounts may still rely on them.
         disk_failure: why the disk did not take the last change, None if it did.
+        bring_in: called before anything is read or changed: a mount may have told of changes without a call.
         files: tells whether somebody removed or replaced a file of it.
         sessions: the numbers of the living sessions (kept by metaserver.sessions).
         totals: how many inodes, entries, blocks, block_bytes, garbage_blocks and
@@ -110,6 +111,7 @@ class Store:
         self._damaged_frames = pages.damaged_frames(path)
         self.reserve = Reserve(path)
         self.disk_failure: str | None = None
+        self.bring_in: Callable[[], None] = lambda: None
         self.now_ns = now_ns
         try:
             self._open(cluster, complete, older_than)
@@ -261,6 +263,7 @@ class Store:
 
     def read(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a function that changes nothing; the database's errors become the wire's."""
+        self.bring_in()
         try:
             if self._connection.reading is None:
                 self._connection.begin_reading()
@@ -280,6 +283,7 @@ class Store:
             InternalError: the database failed, or its log was met damaged, or could not be made durable;
                 nothing was changed.
         """
+        self.bring_in()
         try:
             return self._change(work, *args, **kwargs)
         except NoSpace as error:

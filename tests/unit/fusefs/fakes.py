@@ -56,6 +56,7 @@ class FakeServer:
         self.writable = True
         self.free_bytes = 2**50
         self.alone = False
+        self.takes_removals = True
         self.reserved = {1, 2}
         self.births: list[Birth] = []
         self.full = False
@@ -184,6 +185,15 @@ class FakeServer:
         if self._names.pop((parent, name), None) is None:
             raise NotFound()
         return self._load(parent)
+
+    def remove_known(self, parent: int, name: bytes, ino: int, removed_ns: int) -> bool:
+        self._enter("remove_known")
+        if not self.takes_removals:
+            return False
+        assert self._names.pop((parent, name)) == ino
+        old = self._attributes[parent]
+        self._attributes[parent] = old._replace(mtime_ns=removed_ns, ctime_ns=removed_ns)
+        return True
 
     def rmdir(self, parent: int, name: bytes) -> Attributes:
         self._attributes.pop(self._names.get((parent, name), 0), None)

@@ -1,0 +1,168 @@
+"""This mount's end of the ring of removals: names removed without a call, while the mount is alone.
+
+What is in the ring has happened: the metadata server carries it out before it answers anybody, whoever is
+killed meanwhile (wire.removal_ring, metaserver.removals). So a removal is answered once it is written, if the
+grant lasts then still; if it does not, only the server can tell whether it took it in. Decides nothing about
+names. Safe in any thread. See docs/decisions/0031-removals-without-a-call.md.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from io import FileIO
+
+from fusefs.grant import Grant
+from wire.removal_ring import (
+    HEAD_READ_BYTES,
+    SLOTS,
+    Head,
+    Removal,
+    pack_removal,
+    slot_offset,
+    unpack_head,
+)
+
+LOCK_SECONDS = 0.1
+"""Who waits longer for others has the removal made by a call."""
+
+
+class RemovalRing:
+    """The ring of one session, if the metadata server has one for it and its file can be reached from here.
+
+    Args:
+        grant: whether the session counts as alone.
+    """
+
+    def __init__(self, grant: Grant) -> None:
+        self._grant = grant
+        self._lock = threading.Lock()
+        self._place, self._session = b"", 0
+        self._term = 0
+        self._file: FileIO | None = None
+        self._written = 0
+        """The number of the last removal that is known to be told."""
+        self._changing = 0
+        """So many calls that change names are being made."""
+        self._asking = False
+        """Whether the server is asked about a removal, with which none is told it."""
+
+    def move(self, place: bytes, session: int) -> None:
+        """The ring of a new session will be there."""
+        with self._lock:
+            self._place, self._session = place, session
+            self._leave()
+
+    def expect(self, term: int) -> None:
+        """Note the term that came with the newest grant; 0: there is no ring."""
+        with self._lock:
+            if term == self._term and (self._file is not None or not term):
+                return
+            self._leave()
+            if term and self._place:
+                self._enter(term)
+
+    def _leave(self) -> None:
+        if self._file is not None:
+            self._file.close()
+        self._term, self._file = 0, None
+
+    def _enter(self, term: int) -> None:
+        """Open the ring; not that of another machine, user or life, which has another term."""
+        flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        try:
+            self._file = FileIO(os.open(self._place, flags), "r+b")
+        except OSError:
+            return
+        found = os.fstat(self._file.fileno())
+        is_ours = stat.S_ISREG(found.st_mode) and found.st_uid in (0, os.geteuid())
+        head = _head(self._file.fileno()) if is_ours else None
+        if head is None or (head.session, head.term) != (self._session, term):
+            self._leave()
+        else:
+            self._term, self._written = term, head.taken
+
+    @contextmanager
+    def changing(self) -> Iterator[None]:
+        """Within, names are changed by calls: which of two changes comes first must not be in doubt."""
+        with self._lock:
+            self._changing += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._changing -= 1
+
+    def tell(self, parent: int, name: bytes, ino: int, removed_ns: int, ask: Callable[[], object]) -> bool:
+        """Tell that a name is removed, which is certain to be of this inode; return False if a call must.
+
+        Args:
+            parent: its directory.
+            name: the name.
+            ino: the inode, no directory.
+            removed_ns: the time.
+            ask: asks the metadata server anything, which it answers after all that is in the ring.
+
+        Raises:
+            QuorumfsError: `ask` failed: the name may be removed yet, nobody knows.
+        """
+        if self._file is None or not self._lock.acquire(timeout=LOCK_SECONDS):
+            return False
+        try:
+            era = self._grant.era()
+            if self._file is None or not era or self._changing or self._asking or not self._has_room():
+                return False
+            removal = Removal(self._written + 1, self._term, parent, ino, removed_ns, name)
+            if not self._write(removal):
+                return False
+            if self._grant.era() == era:
+                self._written = removal.number
+                return True
+            descriptor = os.dup(self._file.fileno())
+            self._asking = True
+        finally:
+            self._lock.release()
+        try:
+            ask()
+            head = _head(descriptor)
+            is_taken = head is not None and head.taken >= removal.number
+        except BaseException:
+            with self._lock:
+                self._leave()
+            raise
+        finally:
+            os.close(descriptor)
+            with self._lock:
+                self._asking = False
+        with self._lock:
+            if is_taken and self._term == removal.term:
+                self._written = removal.number
+        return is_taken
+
+    def _has_room(self) -> bool:
+        assert self._file is not None
+        head = _head(self._file.fileno())
+        return head is not None and head.term == self._term and self._written - head.taken < SLOTS
+
+    def _write(self, removal: Removal) -> bool:
+        assert self._file is not None
+        packed = pack_removal(removal)
+        try:
+            if os.pwrite(self._file.fileno(), packed, slot_offset(removal.number)) == len(packed):
+                return True
+        except OSError:
+            pass
+        self._leave()
+        return False
+
+    def close(self) -> None:
+        """Leave the ring; what is in it is the server's."""
+        with self._lock, suppress(OSError):
+            self._leave()
+
+
+def _head(descriptor: int) -> Head | None:
+    return unpack_head(os.pread(descriptor, HEAD_READ_BYTES, 0))

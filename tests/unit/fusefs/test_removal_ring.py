@@ -1,0 +1,213 @@
+"""The mount's end of the ring: what it tells, when it does not, and whom it asks when it may be too late."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fusefs.grant import Grant
+from fusefs.removal_ring import RemovalRing
+from tests.unit.fusefs.test_grant import Clock
+from wire.errors import Unavailable
+from wire.removal_ring import RING_BYTES, SLOTS, Head, Removal, pack_head, slot_offset, unpack_removal
+
+SESSION, TERM = 7, 99
+HEAD = Head(b"0" * 36, SESSION, TERM, 3)
+
+
+class Ring:
+    """A ring's file, as the server sees it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.write_bytes(bytes(RING_BYTES))
+        self.say(HEAD)
+
+    def say(self, head: Head) -> None:
+        with self.path.open("r+b") as file:
+            file.write(pack_head(head))
+
+    def told(self, number: int) -> Removal | None:
+        return unpack_removal(self.path.read_bytes()[slot_offset(number) :], number, TERM)
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Ring:
+    return Ring(tmp_path / "ring")
+
+
+@pytest.fixture
+def ring(clock: Clock, file: Ring) -> RemovalRing:
+    grant = Grant(clock)
+    made = RemovalRing(grant)
+    made.move(os.fsencode(file.path), SESSION)
+    made.expect(TERM)
+    grant.extend(clock.now, 2.5)
+    return made
+
+
+def no_question() -> None:
+    raise AssertionError("there is nothing to be asked")
+
+
+def tell(ring: RemovalRing, name: bytes = b"a", ask: Callable[[], object] = no_question) -> bool:
+    return ring.tell(1, name, 5, 1234, ask)
+
+
+def test_what_is_removed_is_told_one_after_the_other(ring: RemovalRing, file: Ring) -> None:
+    assert tell(ring) and tell(ring, b"b")
+    assert file.told(4) == Removal(4, TERM, 1, 5, 1234, b"a")
+    assert file.told(5) == Removal(5, TERM, 1, 5, 1234, b"b")
+
+
+def test_nothing_is_told_by_a_mount_that_is_not_alone(ring: RemovalRing, file: Ring, clock: Clock) -> None:
+    clock.now += 3
+    assert not tell(ring)
+    assert file.told(4) is None
+
+
+@pytest.mark.parametrize("head", [HEAD._replace(term=TERM + 1), HEAD._replace(session=SESSION + 1)])
+def test_another_ring_is_not_used(ring: RemovalRing, file: Ring, head: Head) -> None:
+    ring.expect(0)
+    file.say(head)
+    ring.expect(TERM)
+    assert not tell(ring)
+    file.say(HEAD)
+    ring.expect(TERM)
+    assert tell(ring), "the next answer has it looked at again"
+
+
+@pytest.mark.parametrize("put", ["nothing", "directory", "fifo", "link", "garbage"])
+def test_what_is_no_ring_is_not_used(ring: RemovalRing, file: Ring, put: str) -> None:
+    ring.expect(0)
+    aside = file.path.rename(file.path.with_name("aside"))
+    if put == "directory":
+        file.path.mkdir()
+    elif put == "fifo":
+        os.mkfifo(file.path)
+    elif put == "link":
+        file.path.symlink_to(aside)
+    elif put == "garbage":
+        file.path.write_bytes(b"?" * RING_BYTES)
+    ring.expect(TERM)
+    assert not tell(ring)
+
+
+def test_a_ring_that_the_server_has_ended_is_not_used(ring: RemovalRing, file: Ring) -> None:
+    file.say(HEAD._replace(term=0))
+    assert not tell(ring)
+    assert file.told(4) is None
+
+
+def test_a_full_ring_takes_calls_until_the_server_has_carried_some_out(ring: RemovalRing, file: Ring) -> None:
+    for number in range(SLOTS):
+        assert tell(ring, b"%d" % number)
+    assert not tell(ring)
+    file.say(HEAD._replace(taken=4))
+    assert tell(ring, b"more") and not tell(ring)
+    assert file.told(4) is None and file.told(4 + SLOTS) == Removal(4 + SLOTS, TERM, 1, 5, 1234, b"more")
+
+
+def test_while_calls_change_names_removals_take_calls_too(ring: RemovalRing) -> None:
+    with ring.changing():
+        with ring.changing():
+            assert not tell(ring)
+        assert not tell(ring)
+    assert tell(ring)
+
+
+@pytest.fixture
+def stopped(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
+    real = os.pwrite
+
+    def pwrite(descriptor: int, data: bytes, offset: int) -> int:
+        clock.now += 3
+        return real(descriptor, data, offset)
+
+    monkeypatch.setattr(os, "pwrite", pwrite)
+
+
+@pytest.mark.usefixtures("stopped")
+def test_what_may_be_too_late_is_told_if_the_server_says_so(ring: RemovalRing, file: Ring) -> None:
+    asked: list[int] = []
+
+    def ask() -> None:
+        asked.append(1)
+        file.say(HEAD._replace(taken=4))
+
+    assert tell(ring, ask=ask) and asked
+
+
+@pytest.mark.usefixtures("stopped")
+def test_what_was_too_late_takes_a_call_and_its_slot_is_used_again(
+    ring: RemovalRing, file: Ring, clock: Clock
+) -> None:
+    assert not tell(ring, ask=lambda: None)
+    ring._grant.extend(clock.now, 9.0)
+    assert tell(ring, b"b")
+    assert file.told(4) == Removal(4, TERM, 1, 5, 1234, b"b")
+
+
+@pytest.mark.usefixtures("stopped")
+def test_what_nobody_can_tell_is_an_error_and_the_ring_is_left(
+    ring: RemovalRing, clock: Clock, file: Ring
+) -> None:
+    def ask() -> None:
+        raise Unavailable("nobody there")
+
+    with pytest.raises(Unavailable):
+        tell(ring, ask=ask)
+    ring._grant.extend(clock.now, 9.0)
+    assert not tell(ring)
+    file.say(HEAD._replace(taken=4))
+    ring.expect(TERM)
+    ring._grant.extend(clock.now, 9.0)
+    assert tell(ring, b"b") and file.told(5) is not None
+
+
+@pytest.mark.usefixtures("stopped")
+def test_while_the_server_is_asked_heartbeats_and_others_go_on(ring: RemovalRing, clock: Clock) -> None:
+    def ask() -> None:
+        ring._grant.extend(clock.now, 9.0)
+        others = threading.Thread(target=go_on)
+        others.start()
+        others.join(20)
+        assert not others.is_alive()
+
+    def go_on() -> None:
+        assert not tell(ring, b"other")
+        ring.expect(TERM)
+        with ring.changing():
+            pass
+
+    assert not tell(ring, ask=ask)
+
+
+def test_a_write_that_fails_takes_a_call_and_so_do_all_then(
+    ring: RemovalRing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "pwrite", lambda *_: 5)
+        assert not tell(ring)
+    assert not tell(ring)
+
+
+def test_a_new_session_has_another_ring(ring: RemovalRing, file: Ring, tmp_path: Path, clock: Clock) -> None:
+    other = Ring(tmp_path / "other")
+    other.say(HEAD._replace(session=8, term=TERM, taken=0))
+    ring.move(os.fsencode(other.path), 8)
+    assert not tell(ring)
+    ring.expect(TERM)
+    ring._grant.extend(clock.now, 9.0)
+    assert tell(ring) and other.told(1) is not None and file.told(4) is None
+    ring.close()
+    assert not tell(ring)

@@ -1,0 +1,63 @@
+"""The format of the ring of removals: what is whole is read back, anything else is nothing."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from wire.removal_ring import (
+    HEAD_BYTES,
+    HEAD_READ_BYTES,
+    RING_BYTES,
+    SLOT_BYTES,
+    SLOTS,
+    Head,
+    Removal,
+    pack_head,
+    pack_removal,
+    slot_offset,
+    unpack_head,
+    unpack_removal,
+)
+
+HEAD = Head(b"0" * 36, 7, 2**62, 5)
+REMOVAL = Removal(6, 2**62, 1, 2**40, -5, b"n\xff" * 127 + b"m")
+
+
+def test_a_head_is_read_back() -> None:
+    assert unpack_head(pack_head(HEAD)) == HEAD
+    assert len(pack_head(HEAD)) == HEAD_READ_BYTES <= HEAD_BYTES
+
+
+@pytest.mark.parametrize("name", [b"", b"a", b"x" * 255])
+def test_a_removal_is_read_back_and_fits_into_its_slot(name: bytes) -> None:
+    packed = pack_removal(REMOVAL._replace(name=name))
+    assert len(packed) <= SLOT_BYTES
+    read = unpack_removal(packed.ljust(SLOT_BYTES, b"?"), 6, 2**62)
+    assert read == REMOVAL._replace(name=name)
+
+
+def test_that_of_another_number_or_term_is_none() -> None:
+    packed = pack_removal(REMOVAL)
+    assert unpack_removal(packed, 6 + SLOTS, 2**62) is None
+    assert unpack_removal(packed, 6, 2**62 + 1) is None
+
+
+def test_a_part_or_a_flipped_bit_makes_it_none() -> None:
+    for packed, unpack in (
+        (pack_head(HEAD), unpack_head),
+        (pack_removal(REMOVAL), lambda data: unpack_removal(data, 6, 2**62)),
+    ):
+        assert unpack(b"") is None and unpack(packed[:-1]) is None and unpack(bytes(SLOT_BYTES)) is None
+        for bit in random.Random(1).sample(range(8 * len(packed)), 200):
+            flipped = bytearray(packed)
+            flipped[bit // 8] ^= 1 << bit % 8
+            assert unpack(bytes(flipped)) is None, bit
+
+
+def test_slots_follow_each_other_and_come_round() -> None:
+    offsets = [slot_offset(number) for number in range(1, SLOTS + 1)]
+    assert len(set(offsets)) == SLOTS and min(offsets) == HEAD_BYTES
+    assert max(offsets) + SLOT_BYTES == RING_BYTES
+    assert slot_offset(SLOTS + 3) == slot_offset(3)
