@@ -1,0 +1,245 @@
+"""Files removed without a call, through a real mount: gone for everybody, whoever is killed at once."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from metaserver.removals import SHARED_MEMORY, prefix
+from tests.conftest import ClusterFactory
+from tests.mount.conftest import SMALL
+from tests.mount.test_alone import GRANT_SECONDS, await_grant, cluster, names
+from tests.mount.test_several_mounts import counted_mount
+from tests.support import wait_until
+from tools.cluster import LocalCluster
+
+__all__ = ["cluster"]
+
+FILES = 60
+
+
+@pytest.fixture
+def place(cluster: LocalCluster, tmp_path: Path) -> Path:
+    """A directory of files on a mount that is alone."""
+    mountpoint = tmp_path / "mnt"
+    mountpoint.mkdir()
+    cluster.mount(mountpoint)
+    return filled(cluster, mountpoint)
+
+
+def filled(cluster: LocalCluster, mountpoint: Path) -> Path:
+    directory = mountpoint / "d"
+    directory.mkdir()
+    for number in range(FILES):
+        (directory / f"f{number}").write_text(f"content of {number}")
+    await_grant(cluster)
+    return directory
+
+
+def remove(directory: Path, *, keep: int = 0) -> None:
+    for number in range(keep, FILES):
+        (directory / f"f{number}").unlink()
+
+
+def another_mount(cluster: LocalCluster, tmp_path: Path) -> Path:
+    mountpoint = tmp_path / "other"
+    mountpoint.mkdir()
+    cluster.mount(mountpoint)
+    return mountpoint / "d"
+
+
+def test_most_removals_take_no_call(
+    cluster: LocalCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with counted_mount(cluster, tmp_path, monkeypatch) as (mountpoint, proxy):
+        for _ in range(
+            5
+        ):  # on a busy machine a heartbeat may be late, or a removal far behind the one before
+            directory = filled(cluster, mountpoint)
+            proxy.calls.clear()
+            remove(directory)
+            assert names(directory) == set()
+            directory.rmdir()
+            if proxy.calls["unlink"] <= 3:
+                break
+        assert proxy.calls["unlink"] <= 3, proxy.calls
+
+
+def test_what_is_removed_is_gone_for_the_next_mount(
+    cluster: LocalCluster, place: Path, tmp_path: Path
+) -> None:
+    remove(place, keep=10)
+    assert names(another_mount(cluster, tmp_path)) == {f"f{number}" for number in range(10)}
+    assert names(place) == {f"f{number}" for number in range(10)}
+    for number in range(10):
+        assert (place / f"f{number}").read_text() == f"content of {number}"
+
+
+def test_a_mount_that_is_killed_at_once_loses_none(
+    cluster: LocalCluster, place: Path, tmp_path: Path
+) -> None:
+    (mount,) = cluster.mount_names()
+    remove(place)
+    cluster.kill(mount)
+    assert names(another_mount(cluster, tmp_path)) == set()
+
+
+def test_a_metadata_server_that_is_killed_at_once_loses_none(cluster: LocalCluster, place: Path) -> None:
+    remove(place)
+    cluster.kill("metaserver")
+    cluster.restart("metaserver")
+    wait_until(lambda: names(place) == set(), 20, "the listing is the server's")
+
+
+def removed_beside(cluster: LocalCluster, directory: Path) -> bool:
+    """Remove all while the metadata server is stopped; return False if one of them waited for it."""
+    remover = threading.Thread(target=remove, args=(directory,), kwargs={"keep": 1})
+    (directory / "f0").unlink()
+    cluster.pause("metaserver")
+    remover.start()
+    remover.join(1.0)
+    if remover.is_alive():
+        cluster.resume("metaserver")
+        remover.join()
+        return False
+    return True
+
+
+def test_all_that_are_killed_at_once_lose_none(cluster: LocalCluster, place: Path, tmp_path: Path) -> None:
+    (mount,) = cluster.mount_names()
+    for _ in range(5):  # on a busy machine the second may be far behind the first
+        if removed_beside(cluster, place):
+            break
+        place.rmdir()
+        filled(cluster, place.parent)
+    else:
+        raise AssertionError("removals wait for the metadata server")
+    for name in (mount, "mediator", "metaserver"):
+        cluster.kill(name)
+    for name in ("metaserver", "mediator"):
+        cluster.restart(name)
+    assert names(another_mount(cluster, tmp_path)) == set()
+
+
+REMOVER = """
+import os, sys
+for number in range(int(sys.argv[2])):
+    os.unlink(f"{sys.argv[1]}/f{number}")
+    os.write(1, b".")
+"""
+"""It says of each name that it is removed, once it was told so."""
+
+
+def kill_while_removing(
+    cluster: LocalCluster, mountpoint: Path, again: Path, victims: list[str], seconds: float
+) -> str:
+    """Kill processes in the midst of removals; return what is wrong in the end, or nothing.
+
+    Args:
+        cluster: the cluster.
+        mountpoint: where its only mount is.
+        again: where it will be mounted afterwards.
+        victims: who is killed, in this order.
+        seconds: so long after the first was removed.
+    """
+    directory = filled(cluster, mountpoint)
+    command = [sys.executable, "-c", REMOVER, directory, str(FILES)]
+    remover = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    assert remover.stdout is not None
+    acknowledged = len(remover.stdout.read(1))
+    time.sleep(seconds)
+    for name in victims:
+        cluster.kill(name)
+    for name in victims:
+        if name in cluster.server_names:
+            cluster.restart(name)
+    acknowledged += len(remover.communicate(timeout=60)[0])
+    cluster.clear_dead_mounts()
+    cluster.mount(again)
+    left = names(again / "d")
+    for name in left:
+        (again / "d" / name).unlink()
+    (again / "d").rmdir()
+    for mount in cluster.mount_names():
+        cluster.unmount(mount)
+    back = left & {f"f{number}" for number in range(acknowledged)}
+    return f"{acknowledged} were removed, and {sorted(back)} are back" if back else ""
+
+
+def kill_at_random(make_cluster: ClusterFactory, tmp_path: Path, rounds: int) -> None:
+    cluster = make_cluster(**SMALL, alone_seconds=GRANT_SECONDS, lease_seconds=6.0)
+    cluster.start()
+    seed = random.randrange(10**6)
+    print(f"seed {seed}")
+    draw = random.Random(seed)
+    for turn in range(rounds):
+        first, again = tmp_path / f"first-{turn}", tmp_path / f"again-{turn}"
+        first.mkdir(), again.mkdir()
+        mount = cluster.mount(first)
+        victims = draw.sample([mount, "mediator", "metaserver"], draw.randint(1, 3))
+        wrong = kill_while_removing(cluster, first, again, victims, draw.random() * 0.03)
+        assert not wrong, f"{wrong} (seed {seed}, round {turn}, killed: {', '.join(victims)})"
+
+
+def test_kills_at_any_moment_lose_none(make_cluster: ClusterFactory, tmp_path: Path) -> None:
+    kill_at_random(make_cluster, tmp_path, 3)
+
+
+@pytest.mark.long
+def test_many_kills_at_any_moment_lose_none(make_cluster: ClusterFactory, tmp_path: Path) -> None:
+    kill_at_random(make_cluster, tmp_path, 12)
+
+
+def test_a_removed_file_that_is_open_is_read_to_its_end(place: Path) -> None:
+    with (place / "f7").open("r+") as file:
+        remove(place)
+        assert os.fstat(file.fileno()).st_nlink == 0
+        file.seek(0)
+        assert file.read() == "content of 7"
+        file.write(", and more")
+        file.flush()
+        os.fsync(file.fileno())
+        file.seek(0)
+        assert file.read() == "content of 7, and more"
+    assert names(place) == set()
+
+
+def test_names_are_used_again_at_once(place: Path) -> None:
+    for turn in range(3):
+        for number in range(FILES):
+            (place / f"f{number}").unlink()
+            (place / f"f{number}").write_text(f"turn {turn} of {number}")
+    for number in range(FILES):
+        assert (place / f"f{number}").read_text() == f"turn 2 of {number}"
+        (place / f"f{number}").rename(place / f"g{number}")
+    for number in range(FILES):
+        (place / f"g{number}").unlink()
+    assert names(place) == set()
+
+
+def test_its_directory_has_one_time_for_all(cluster: LocalCluster, place: Path, tmp_path: Path) -> None:
+    remove(place, keep=1)
+    here = place.stat()
+    there = another_mount(cluster, tmp_path).stat()
+    assert (here.st_mtime_ns, here.st_ctime_ns) == (there.st_mtime_ns, there.st_ctime_ns)
+
+
+def test_without_the_grant_all_take_calls(make_cluster: ClusterFactory, tmp_path: Path) -> None:
+    lonely = make_cluster(**SMALL, alone_seconds=0.0)
+    lonely.start()
+    mountpoint = tmp_path / "mnt"
+    mountpoint.mkdir()
+    lonely.mount(mountpoint)
+    for number in range(5):
+        (mountpoint / f"f{number}").touch()
+    for number in range(5):
+        (mountpoint / f"f{number}").unlink()
+    assert names(mountpoint) == set()
+    assert not list(SHARED_MEMORY.glob(f"{prefix(lonely.config.metaserver_directory)}*"))
