@@ -295,7 +295,10 @@ class LibraryPlace:
         return self.filesystem.read_link(self._find(path).ino).decode()
 
     def unlink(self, path: str) -> None:
-        self.filesystem.unlink(*self._parent(path))
+        parent, name = self._parent(path)
+        self.filesystem.names.lookup(parent, name)  # as the kernel does before
+        self.filesystem.attributes.get(parent)
+        self.filesystem.unlink(parent, name)
 
     def mkdir(self, path: str) -> None:
         self._make(path, stat.S_IFDIR | 0o755)

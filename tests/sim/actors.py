@@ -20,6 +20,7 @@ from tests.sim.links import Links
 from tests.sim.neighbours import Neighbours
 from tests.sim.put_backs import look_at_remains
 from tests.sim.recorded import Deeds
+from tests.sim.removals import clear_out
 from tests.sim.shared import Shared
 from tests.sim.visits import Visits
 from tests.twins import LibraryPlace
@@ -152,7 +153,7 @@ class Actor:
     def _deeds(self) -> list[Callable[[LibraryPlace], None]]:
         own = [self._replace, self._replace, self._patch, self._append, self._cut, self._read, self._rename]
         shared = self._shared_deeds() if self.world.with_shared else []
-        visits = [self._be_visited] * 3 if self.visits is not None else []
+        visits = [*[self._be_visited] * 3, *[self._clear_out] * 3] if self.visits is not None else []
         return [
             *visits,
             *own,
@@ -441,6 +442,10 @@ class Actor:
     def _be_visited(self, place: LibraryPlace) -> None:
         assert self.visits is not None
         self.visits.receive(place.filesystem, self.name, self.rng)
+
+    def _clear_out(self, place: LibraryPlace) -> None:
+        self._tag += 1
+        clear_out(self.world, place, f"{self.home}/cleared-{self._starts}-{self._tag}", self.rng)
 
     def _use_shared(self, _: LibraryPlace) -> None:
         self.deeds.do_one()

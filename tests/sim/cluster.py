@@ -44,7 +44,7 @@ from fusefs.connect import connect
 from metaserver import reserve
 from metaserver.pages import ADVICE
 from metaserver.room import FILE_PART
-from tests.sim import seams, sqlite_files, threads
+from tests.sim import rings, seams, sqlite_files, threads
 from tests.sim.clocks import Clocks
 from tests.sim.disk import Disk
 from tests.sim.loop import PROCESS, Process, SimLoop
@@ -212,6 +212,7 @@ class World:
             self._connect_sqlite,
             self.rng,
         )
+        rings.install(self.disks["meta"].root, self.rng.randbytes(8), self.scheduler.sleep)
         root = logging.getLogger()
         root.handlers[:] = [LogEvents(self)]
         root.setLevel(logging.INFO)

@@ -44,7 +44,7 @@ async def look_up(host: str, port: int) -> list[Any]:
 
 
 class LogEvents(logging.Handler):
-    """Log lines are events; a traceback is a problem."""
+    """Log lines are events; a traceback is a problem, and so is a removal that was answered too early."""
 
     def __init__(self, world: World) -> None:
         super().__init__()
@@ -56,6 +56,8 @@ class LogEvents(logging.Handler):
             return  # it failed in a write: nothing of that has happened
         who = process.name if process is not None else "-"
         self._world.note("log", f"{who}: {record.levelname} {record.getMessage()}")
+        if record.levelno >= logging.ERROR and "cannot be carried out" in record.getMessage():
+            self._world.problem(f"{who}: {record.getMessage()}")
         if record.exc_info:
             text = "".join(traceback.format_exception(record.exc_info[1]))
             self._world.problem(f"a traceback in the log of {who}: {record.getMessage()}\n{text}")

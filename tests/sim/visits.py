@@ -13,6 +13,7 @@ from typing import Any
 
 from tests.sim.births import Birth
 from tests.sim.cluster import World
+from tests.sim.removals import Removals
 from tests.twins import LibraryPlace
 from wire.errors import NotFound, QuorumfsError, StaleFile
 
@@ -46,15 +47,21 @@ class Visits:
         world = self._world
         if self._visitor is not None and self._visitor.alive:
             return
-        for _ in range(rng.randrange(MOST_LOOKS)):
+        place, losses = LibraryPlace(filesystem, ""), world.power_losses
+        removals = Removals(world, f"gone-{self._number}")
+        removals.make(place)
+        looks, waits = rng.randrange(MOST_LOOKS), rng.random() < 0.5
+        while looks and not (waits and filesystem._grant.era()):
+            looks -= 1
             self._read(filesystem)
             world.scheduler.sleep(1.0)
-        place, losses = LibraryPlace(filesystem, ""), world.power_losses
+        removals.remove(place, rng, 3)
         birth = Birth(world, f"born-{self._number}")
         birth.create(place)
         if rng.random() < 0.3:
             self._cut_off(name, rng.uniform(1.0, MOST_SECONDS_OFF))
-        content, told = self._begin(birth)
+        content, told = self._begin(birth, removals)
+        removals.remove(place, rng, 3)
         birth.close(place, rng)
         until = world.loop.now + VISIT_SECONDS
         while not told and self._visitor.alive and world.loop.now < until:
@@ -79,13 +86,14 @@ class Visits:
 
         world.loop.call_at_moment(world.loop.now + seconds, end, context=Context())
 
-    def _begin(self, birth: Birth) -> tuple[bytes, list[bool]]:
+    def _begin(self, birth: Birth, removals: Removals) -> tuple[bytes, list[bool]]:
         self._number += 1
         content, told = b"visitor %d" % self._number, list[bool]()
 
         def visit(filesystem: Any) -> None:
             place = LibraryPlace(filesystem, "")
             try:
+                removals.judge(place)
                 first = birth.look(place)
                 place.open(1, NEW_NAME, os.O_CREAT | os.O_TRUNC | os.O_RDWR)
                 place.pwrite(1, 0, content)
@@ -96,6 +104,7 @@ class Visits:
                 told.append(True)
                 self._world.note("done", content.decode())
                 birth.judge(place, first)
+                removals.judge(place)
             except (QuorumfsError, OSError) as error:
                 self._unknown_until = self._world.loop.now + SETTLE_SECONDS
                 self._world.note("failed", f"{content.decode()}: {type(error).__name__}: {error}")

@@ -1,0 +1,54 @@
+"""Bugs of removals without a call, put in on purpose (see tests.sim.mutants). One thread."""
+
+from __future__ import annotations
+
+import types
+from typing import Any
+
+import fusefs.removal_ring
+import metaserver.removals
+from tests.sim.changes import change
+
+
+def removals_are_taken_in_when_there_is_time() -> None:
+    """A call may be answered before what was removed by then is."""
+
+    def make(usual: Any) -> Any:
+        def begun(self: Any, store: Any, *args: Any) -> None:
+            usual(self, store, *args)
+            store.bring_in = lambda: None
+
+        return begun
+
+    change(metaserver.removals.Removals, "__init__", make)
+
+
+def removal_is_answered_though_the_grant_is_over() -> None:
+    def make(usual: Any) -> Any:
+        def tell(self: Any, *args: Any) -> bool:
+            grant, era = self._grant, self._grant.era()
+            self._grant = types.SimpleNamespace(era=lambda: era)
+            try:
+                return bool(usual(self, *args))
+            finally:
+                self._grant = grant
+
+        return tell
+
+    change(fusefs.removal_ring.RemovalRing, "tell", make)
+
+
+def removals_are_told_again_after_a_restart() -> None:
+    """How many were carried out is not known to the database."""
+
+    def taken(self: Any, session: int) -> int:
+        return 0
+
+    change(metaserver.removals.Removals, "_taken", lambda _: taken)
+
+
+def rings_are_forgotten_at_a_start() -> None:
+    def nothing(self: Any) -> None:
+        pass
+
+    change(metaserver.removals.Removals, "_adopt", lambda _: nothing)
