@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Protocol
 
 from wire.arrivals import Arrivals
-from wire.unread import UnreadAnswers
+from wire.making import Making
 
 
 class Connection(Protocol):
@@ -30,15 +30,15 @@ class Connections:
     """Those that are open now.
 
     Attributes:
-        promised_bytes: how long the answers to their calls in flight may be.
+        making: the long answers that are made for them.
         arrivals: the long requests that come by them.
         unread: the answers that their peers have not taken yet.
     """
 
     def __init__(self) -> None:
-        self.promised_bytes = 0
+        self.making = Making()
         self.arrivals = Arrivals()
-        self.unread = UnreadAnswers()
+        self.unread = self.making.unread
         self._open: set[Connection] = set()
         self._none = asyncio.Event()
         self._none.set()

@@ -21,10 +21,10 @@ from wire.table import Method, check_implementation, methods_of
 log = logging.getLogger("wire.dispatch")
 
 MOST_CALLS_IN_MULTICALL = 1000
-MOST_BYTES_OF_MULTICALL = 16 * 1024 * 1024
+MOST_BYTES_OF_MULTICALL = 8 * 1024 * 1024
 """Of results: a thousand long ones would take a gigabyte, and no client of ours reads such an answer."""
-MOST_BYTES_OF_ALL_MULTICALLS = 16 * 1024 * 1024
-"""Of results of all those that are being carried out."""
+MOST_BYTES_OF_ALL_MULTICALLS = 8 * 1024 * 1024
+"""Of results of all those that are being carried out, and of what the calls under way in them may answer."""
 _VALUE_BYTES = 16
 """What a value takes at least, in an answer or here."""
 
@@ -36,9 +36,8 @@ _LONG_ANSWERS = {
     "read_copy": BLOCK_BYTES,
     "read_small": SMALL_FILES_AT_ONCE * SMALL_BLOCK_BYTES,
     "read_small_files": SMALL_FILES_AT_ONCE * SMALL_BLOCK_BYTES,
-    "system.multicall": MOST_BYTES_OF_MULTICALL,
 }
-"""How long the answers of methods may be, where that is so long that few of them may wait to be sent."""
+"""How long the answers of methods may be, where that is so long that few of them may be made at once."""
 
 Send = Callable[[str, list[Any]], Awaitable[Any]]
 
@@ -140,7 +139,7 @@ class Dispatch:
                 has_room = (
                     size < MOST_BYTES_OF_MULTICALL and self._multicall_bytes < MOST_BYTES_OF_ALL_MULTICALLS
                 )
-                answer = await self._call_of_many(call) if has_room else _NO_ROOM
+                answer = await self._promised_call_of_many(call) if has_room else _NO_ROOM
                 answers.append(answer)
                 answer_bytes = _size_of(answer)
                 size += answer_bytes
@@ -148,6 +147,16 @@ class Dispatch:
         finally:
             self._multicall_bytes -= size
         return answers
+
+    async def _promised_call_of_many(self, call: dict[str, Any]) -> Any:
+        """Count what a call may answer from its beginning on: many multicalls may be at one at a time."""
+        entry = self.entries.get(str(call.get("methodName")))
+        promised_bytes = entry.answer_bytes if entry else 0
+        self._multicall_bytes += promised_bytes
+        try:
+            return await self._call_of_many(call)
+        finally:
+            self._multicall_bytes -= promised_bytes
 
     async def _call_of_many(self, call: dict[str, Any]) -> Any:
         try:
@@ -178,7 +187,7 @@ class _SystemMethods:
 
         Returns:
             For each call a list with its result, or a struct {faultCode, faultString}. Once the results have
-            16 MiB, or those of all multicalls under way, further calls are not carried out, and their
+            8 MiB, or those of all multicalls under way, further calls are not carried out, and their
             fault is 203 (MessageTooLarge).
         """
         raise NotImplementedError

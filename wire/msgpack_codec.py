@@ -37,6 +37,8 @@ ROOM_BYTES = 64 * 1024
 Buffer = bytes | bytearray | memoryview
 
 _FEW_ITEMS = 64
+_PACKER_BYTES = 64 * 1024
+"""What a packer may keep from one message to the next."""
 BYTES_A_VALUE = 16
 """A message has at most one value for so many of the bytes that it may have: one byte can be a value that
 takes 64 bytes of memory."""
@@ -55,7 +57,10 @@ class Encoder:
 
     def __init__(self) -> None:
         self.room: Borrowed | None = None
-        self._packer = msgpack.Packer(unicode_errors="backslashreplace")
+        self._renew_packer()
+
+    def _renew_packer(self) -> None:
+        self._packer = msgpack.Packer(unicode_errors="backslashreplace", buf_size=_PACKER_BYTES)
 
     def request(self, request_id: int, method: str, params: Sequence[Any]) -> list[Buffer]:
         """Return the buffers of a request, to be sent one after the other.
@@ -98,12 +103,19 @@ class Encoder:
     def _pack(self, head: bytes, value: Any, place_of: _PlaceOf | None) -> list[Buffer]:
         """Return the buffers of what was packed already and a value after it."""
         if not _is_bulky(value, 2):
-            return [head + self._packer.pack(value)]
+            packed = self._packer.pack(value)
+            return [head + packed] if len(packed) < LONG_BYTES else [head, self._long(packed)]
         buffers: list[Buffer] = []
         rest = self._pack_bulky(value, 2, bytearray(head), buffers, place_of)
         if rest:
             buffers.append(rest)
         return buffers
+
+    def _long(self, packed: bytes) -> bytes:
+        """Return what was packed; a packer keeps the memory of the longest value that it has packed."""
+        if len(packed) > _PACKER_BYTES:
+            self._renew_packer()
+        return packed
 
     def _pack_bulky(
         self, value: Any, depth: int, head: bytearray, buffers: list[Buffer], place_of: _PlaceOf | None
@@ -117,7 +129,7 @@ class Encoder:
             buffers += (head, value)
             return bytearray()
         if depth == 0 or not isinstance(value, list | tuple) or len(value) > _FEW_ITEMS:
-            head += self._packer.pack(value)
+            head += self._long(self._packer.pack(value))
             return head
         head += self._packer.pack_array_header(len(value))
         for item in value:

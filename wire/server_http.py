@@ -16,7 +16,7 @@ from aiohttp import web
 from wire import xml_codec
 from wire.connections import Connections
 from wire.dispatch import Dispatch, as_quorumfs_error
-from wire.errors import BadRequest, Draining, QuorumfsError, to_fault
+from wire.errors import BadRequest, Draining, QuorumfsError, Unavailable, to_fault
 from wire.fault_detail import HEADER, pack_detail
 from wire.messages import Identity
 
@@ -93,7 +93,7 @@ class HttpFront:
             connection.request_arrived()
         if body is None:
             return _refusal(413, f"a request has at most {self._max_message_bytes} bytes")
-        return await self._answer(body)
+        return await self._answer(body, connection)
 
     async def _read_body(self, request: web.BaseRequest) -> bytes | None:
         """Return the body, or None if it is too long."""
@@ -109,12 +109,14 @@ class HttpFront:
                 return None
         return b"".join(chunks)
 
-    async def _answer(self, body: bytes) -> web.Response:
+    async def _answer(self, body: bytes, connection: HttpConnection | None) -> web.Response:
         name: Any = "a request"
         try:
             if self.draining:
                 raise Draining("the server is stopping")
             name, params = xml_codec.unpack_request(body)
+            if connection is not None:
+                await connection.until_made(self._dispatch.find(name).answer_bytes)
             return _xml(xml_codec.pack_answer(await self._dispatch.call(name, params)))
         except xml_codec.Malformed as error:
             log.warning("refused an XML-RPC request: %s", error)
@@ -148,10 +150,13 @@ class HttpConnection(asyncio.Protocol):
         """How long the request is whose body may be read."""
         self._held_bytes = 0
         """How long the request is that is being carried out."""
+        self._making = connections.making
+        self._made_bytes = 0
+        """How long the answer may be that is being made."""
         self._answer_bytes = 0
         """How long the last answer is."""
         self._room: asyncio.Future[None] | None = None
-        """While its request waits for those of others."""
+        """While its request, or the answer to it, waits for those of others."""
         self._idle = asyncio.Event()
         self._idle.set()
         self.peer_has_ended = False
@@ -168,6 +173,7 @@ class HttpConnection(asyncio.Protocol):
         self._partial_since = None
         self._is_lost = True
         self._arrivals.admit(self, 0)
+        self._making.leave(self)
         self._connections.unread.end(self)
         self.read_on()
         self._leave_if_done()
@@ -216,6 +222,21 @@ class HttpConnection(asyncio.Protocol):
             self._partial_since = self._loop.time()
         self._arriving_bytes = length
 
+    async def until_made(self, answer_bytes: int) -> None:
+        """Wait until an answer of at most so many bytes may be made. Raises Unavailable: nobody wants it."""
+        if not answer_bytes:
+            return
+        while not self._making.begin(self, answer_bytes):
+            self._room = self._loop.create_future()
+            await self._room
+            self._room = None
+            if self._is_lost:
+                raise Unavailable("the connection was closed")
+        self._made_bytes = answer_bytes
+
+    def make_on(self) -> None:
+        self.read_on()
+
     def read_on(self) -> None:
         if self._room is not None and not self._room.done():
             self._room.set_result(None)
@@ -235,7 +256,9 @@ class HttpConnection(asyncio.Protocol):
         self._arrived = self._more_arrived = False
         self._arrivals.admit(self, 0)
         self._arrivals.hold(-self._held_bytes)
-        self._arriving_bytes = self._held_bytes = 0
+        if self._made_bytes:
+            self._making.end(self, self._made_bytes)
+        self._arriving_bytes = self._held_bytes = self._made_bytes = 0
         self._idle.set()
         self._leave_if_done()
 
@@ -267,8 +290,16 @@ class _OneLine(logging.LoggerAdapter[logging.Logger]):
         super().log(logging.WARNING if error else level, msg, *args, **kwargs)
 
 
+class _Answer(web.Response):
+    """A response that leaves its body to the transport: aiohttp keeps a connection's last one for ever."""
+
+    async def write_eof(self, data: bytes = b"") -> None:
+        await super().write_eof(data)
+        self.body = None
+
+
 def _xml(body: bytes, headers: dict[str, str] | None = None) -> web.Response:
-    return web.Response(body=body, content_type="text/xml", headers=headers)
+    return _Answer(body=body, content_type="text/xml", headers=headers)
 
 
 def _fault(error: QuorumfsError, close: bool = False) -> web.Response:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from functools import partial
 from types import CoroutineType
-from typing import Any
+from typing import Any, NamedTuple
 
 from wire.connections import Connections
 from wire.dispatch import Dispatch, Entry, as_quorumfs_error
@@ -22,10 +23,17 @@ from wire.msgpack_long import LONG_BYTES, Malformed
 log = logging.getLogger("wire.server")
 
 MOST_CALLS_IN_FLIGHT = 256
-MOST_PROMISED_BYTES = 32 * 1024 * 1024
-"""While the calls in flight of all connections may have answers of so many bytes, a connection with one of
-these calls is not read: it may be that its peer reads no answers."""
 _OFFERS = (LEND, LEND_ROOM)
+_STOPPING = "the server is stopping"
+
+
+class _Postponed(NamedTuple):
+    """A call whose answer may be long, and waits for room to be made in."""
+
+    request_id: int
+    entry: Entry
+    arguments: list[Any]
+    params: list[Any]
 
 
 class MsgpackConnection(asyncio.BufferedProtocol):
@@ -49,8 +57,8 @@ class MsgpackConnection(asyncio.BufferedProtocol):
         self._most_calls_in_flight = most_calls_in_flight
         self._loop = asyncio.get_running_loop()
         self._in_flight: set[asyncio.Future[Any]] = set()
-        self._promised_bytes = 0
-        """How long the answers to those may be."""
+        self._making = connections.making
+        self._postponed: deque[_Postponed] = deque()
         self._written_bytes = 0
         """How long the answers are of which something is to be sent still."""
         self._peer_reads = True
@@ -72,6 +80,9 @@ class MsgpackConnection(asyncio.BufferedProtocol):
         self._is_lost = True
         self._decoder.end()
         self._connections.unread.end(self)
+        self._making.leave(self)
+        while self._postponed:
+            self._arrivals.hold(-_long_bytes(self._postponed.popleft().params))
         self._arrivals.admit(self, 0)
         self._leave_if_done()
 
@@ -90,7 +101,10 @@ class MsgpackConnection(asyncio.BufferedProtocol):
     def eof_received(self) -> bool:
         """Return whether the connection stays open for answers."""
         self._peer_has_ended = True
-        return bool(self._in_flight)
+        return self._is_busy()
+
+    def _is_busy(self) -> bool:
+        return bool(self._in_flight or self._postponed)
 
     def take_first(self, data: memoryview) -> None:
         """Take what arrived before it was known what the connection speaks: at most ROOM_BYTES."""
@@ -99,11 +113,20 @@ class MsgpackConnection(asyncio.BufferedProtocol):
 
     def pause_writing(self) -> None:
         self._peer_reads = False
+        self._making.leave(self)
         self._connections.unread.begin(self, self._transport, self._written_bytes)
 
     def resume_writing(self) -> None:
         self._peer_reads = True
         self._connections.unread.end(self)
+        self.make_on()
+
+    def make_on(self) -> None:
+        """Begin what was postponed, as far as there is room now, and read on."""
+        while self._postponed and self._may_make(self._postponed[0].entry.answer_bytes):
+            call = self._postponed.popleft()
+            self._arrivals.hold(-_long_bytes(call.params))
+            self._begin(*call)
         self._read_on()
 
     def read_on(self) -> None:
@@ -119,6 +142,11 @@ class MsgpackConnection(asyncio.BufferedProtocol):
 
     async def drain(self) -> None:
         self._draining = True
+        self._making.leave(self)
+        while self._postponed:
+            call = self._postponed.popleft()
+            self._arrivals.hold(-_long_bytes(call.params))
+            self._send_error(call.request_id, Draining(_STOPPING))
         while self._in_flight:
             await asyncio.wait(self._in_flight)
         self._transport.close()
@@ -134,8 +162,7 @@ class MsgpackConnection(asyncio.BufferedProtocol):
         return (
             self._peer_reads
             and self._has_room
-            and len(self._in_flight) < self._most_calls_in_flight
-            and (not self._promised_bytes or self._connections.promised_bytes < MOST_PROMISED_BYTES)
+            and len(self._in_flight) + len(self._postponed) < self._most_calls_in_flight
         )
 
     def _answer_what_arrived(self) -> None:
@@ -174,29 +201,42 @@ class MsgpackConnection(asyncio.BufferedProtocol):
             raise Malformed("not a request")
         try:
             if self._draining:
-                raise Draining("the server is stopping")
+                raise Draining(_STOPPING)
             if name in _OFFERS:
                 self._borrow(CODE if name == LEND else ROOM_CODE, params)
                 self._send(request_id, True)
                 return
             entry = self._dispatch.find(name)
-            result = entry.function(*entry.arguments(params))
+            arguments = entry.arguments(params)
+            if entry.answer_bytes and (self._postponed or not self._may_make(entry.answer_bytes)):
+                self._postponed.append(_Postponed(request_id, entry, arguments, params))
+                self._arrivals.hold(_long_bytes(params))
+            else:
+                self._begin(request_id, entry, arguments, params)
+        except Exception as error:
+            self._send_error(request_id, as_quorumfs_error(error, name))
+
+    def _may_make(self, answer_bytes: int) -> bool:
+        """Tell whether a long answer may be made now; what nobody reads need not be."""
+        return self._peer_reads and self._making.begin(self, answer_bytes)
+
+    def _begin(self, request_id: int, entry: Entry, arguments: list[Any], params: list[Any]) -> None:
+        """Carry out a call, for whose answer there is room."""
+        try:
+            result = entry.function(*arguments)
             if isinstance(result, CoroutineType):
                 result = self._loop.create_task(result)
             if isinstance(result, asyncio.Future):
                 held_bytes = _long_bytes(params)
                 self._in_flight.add(result)
                 self._arrivals.hold(held_bytes)
-                self._promise(entry.answer_bytes)
                 result.add_done_callback(partial(self._answer_later, request_id, entry, held_bytes))
-            else:
-                self._send(request_id, result)
+                return
+            self._send(request_id, result)
         except Exception as error:
-            self._send_error(request_id, as_quorumfs_error(error, name))
-
-    def _promise(self, answer_bytes: int) -> None:
-        self._promised_bytes += answer_bytes
-        self._connections.promised_bytes += answer_bytes
+            self._send_error(request_id, as_quorumfs_error(error, entry.name))
+        if entry.answer_bytes:
+            self._making.end(self, entry.answer_bytes)
 
     def _borrow(self, code: int, params: Any) -> None:
         memory = Borrowed(self._transport.get_extra_info("socket"), params)
@@ -209,16 +249,19 @@ class MsgpackConnection(asyncio.BufferedProtocol):
     ) -> None:
         self._in_flight.discard(done)
         self._arrivals.hold(-held_bytes)
-        self._promise(-entry.answer_bytes)
         try:
             self._send(request_id, done.result())
         except asyncio.CancelledError:
             pass  # the server stops
         except Exception as error:
             self._send_error(request_id, as_quorumfs_error(error, entry.name))
+        if entry.answer_bytes:
+            self._making.end(self, entry.answer_bytes)
         self._leave_if_done()
-        if self._peer_has_ended and not self._in_flight:
+        if self._peer_has_ended and not self._is_busy():
             self._transport.close()  # writes out first what was answered
+        elif self._postponed:
+            self.make_on()
         elif not self._reading:
             self._read_on()
 
@@ -226,13 +269,15 @@ class MsgpackConnection(asyncio.BufferedProtocol):
         buffers = self._encoder.answer(request_id, result)
         if self._transport.is_closing():
             return
-        if len(buffers) == 1 and len(buffers[0]) < LONG_BYTES:
+        if len(buffers) == 1 and len(buffers[0]) < LONG_BYTES and self._peer_reads:
             self._transport.write(buffers[0])
-        else:
-            if not self._transport.get_write_buffer_size():
-                self._written_bytes = 0
-            self._written_bytes += sum(map(len, buffers))
-            self._transport.writelines(buffers)
+            return
+        if not self._transport.get_write_buffer_size():
+            self._written_bytes = 0
+        self._written_bytes += sum(map(len, buffers))
+        self._transport.writelines(buffers)
+        if not self._peer_reads:
+            self._connections.unread.more(self, self._written_bytes)
 
     def _send_error(self, request_id: int, error: QuorumfsError) -> None:
         if not self._transport.is_closing():

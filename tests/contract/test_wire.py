@@ -286,8 +286,8 @@ def test_many_calls_in_one_have_a_bounded_answer(loop: LoopThread) -> None:
     try:
         answers = client.call(time.monotonic() + 60, "system.multicall", [calls])
         whole = [answer for answer in answers if answer == [bytes(1024 * 1024)]]
-        assert len(answers) == 100 and len(whole) == 16
-        assert {answer["faultCode"] for answer in answers[16:]} == {MessageTooLarge.fault_code}
+        assert len(answers) == 100 and len(whole) == 8
+        assert {answer["faultCode"] for answer in answers[8:]} == {MessageTooLarge.fault_code}
         assert client.call(time.monotonic() + 60, "quarantine_read", ["a"]) == bytes(1024 * 1024)
     finally:
         client.close()

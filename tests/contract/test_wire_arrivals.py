@@ -156,7 +156,7 @@ def test_calls_that_stand_still_hold_a_bounded_number_of_blocks(
 
 def unread_calls(rpc: Encoding) -> bytes:
     """Return a call of many others, which all answer a block."""
-    calls = [{"methodName": "get", "params": [b"k" * 16, 0, 0]} for _ in range(15)]
+    calls = [{"methodName": "get", "params": [b"k" * 16, 0, 0]} for _ in range(8)]
     if rpc == "xml":
         body = pack_request("system.multicall", [calls])
         head = f"POST /RPC2 HTTP/1.1\r\nHost: x\r\nContent-Type: text/xml\r\nContent-Length: {len(body)}"
@@ -167,18 +167,78 @@ def unread_calls(rpc: Encoding) -> bytes:
 def test_answers_that_nobody_reads_are_bounded(
     rpc: Encoding, process: tuple[subprocess.Popen[str], str]
 ) -> None:
-    """Each connection might leave one unread: 16 MiB of results."""
+    """Each connection might leave one unread: 8 MiB of results."""
     made, address = process
     client = OnceCaller(address, rpc)
     peers = []
     for _ in range(30):
         peers.append(connect(address))
         peers[-1].sendall(unread_calls(rpc))
-        assert select.select([peers[-1]], [], [], 20)[0]  # its answer has begun: one is made after the other
         assert client.call(20, DataMethods.count) == 7
     assert len(client.call(20, DataMethods.get, b"k" * 16, 0, 0).data) == BLOCK_BYTES
     assert most_mib(made) < PROMISED_MIB
     client.close()
+    for peer in peers:
+        peer.close()
+
+
+def many_gets(rpc: Encoding) -> bytes:
+    """Return as many calls as a peer may send before it reads an answer."""
+    if rpc == "msgpack":
+        return b"".join(msgpack.packb([0, number, "get", [b"k" * 16, 0, 0]]) for number in range(32))
+    body = pack_request("get", [b"k" * 16, 0, 0])
+    head = f"POST /RPC2 HTTP/1.1\r\nHost: x\r\nContent-Type: text/xml\r\nContent-Length: {len(body)}"
+    return head.encode() + b"\r\n\r\n" + body
+
+
+@pytest.mark.parametrize("at_once", [True, False], ids=["at once", "in turn"])
+def test_blocks_that_nobody_reads_are_bounded(
+    rpc: Encoding, process: tuple[subprocess.Popen[str], str], at_once: bool
+) -> None:
+    """Of a peer that did not read only the first answer was counted: 32 each took 910 MiB."""
+    made, address = process
+    client = OnceCaller(address, rpc)
+    peers = []
+    for _ in range(30):
+        peers.append(connect(address))
+        peers[-1].sendall(many_gets(rpc))
+        if not at_once:
+            assert select.select([peers[-1]], [], [], 20)[0]
+    assert client.call(20, DataMethods.count) == 7
+    assert len(client.call(20, DataMethods.get, b"k" * 16, 0, 0).data) == BLOCK_BYTES
+    assert most_mib(made) < PROMISED_MIB
+    client.close()
+    for peer in peers:
+        peer.close()
+
+
+def answer_bytes(rpc: Encoding, peer: socket.socket) -> int:
+    """Read an answer; return how long it is."""
+    end = b"</methodResponse>\n"
+    unpacker = msgpack.Unpacker(max_buffer_size=0)
+    length, last = 0, b""
+    while chunk := peer.recv(MIB):
+        length += len(chunk)
+        last = (last + chunk)[-len(end) :]
+        if rpc == "msgpack":
+            unpacker.feed(chunk)
+            if next(unpacker, None) is not None:
+                return length
+        elif last == end:
+            return length
+    raise AssertionError(f"the connection was closed after {length} bytes")
+
+
+def test_answers_that_were_read_are_not_kept(
+    rpc: Encoding, process: tuple[subprocess.Popen[str], str]
+) -> None:
+    """Each open connection kept the longest answer, or the last one: thirty took 530 MiB, 680 by XML-RPC."""
+    made, address = process
+    peers = [connect(address) for _ in range(30)]
+    for peer in peers:
+        peer.sendall(unread_calls(rpc))
+        assert answer_bytes(rpc, peer) > 8 * BLOCK_BYTES
+    assert most_mib(made) < PROMISED_MIB
     for peer in peers:
         peer.close()
 

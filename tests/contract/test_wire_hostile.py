@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import random
 import socket
 import struct
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import msgpack
 import pytest
 
-from tests.contract.wire_support import IDENTITY, AsyncCaller, LogLines, LoopThread, RunningServer
+from tests.contract.wire_support import AsyncCaller, LogLines, LoopThread, RunningServer
 from tests.support import wait_until
-from wire.digest import BLOCK_BYTES, Buffer
-from wire.messages import BlockPart, Identity
-from wire.methods import CommonMethods, DataMethods
-from wire.server import Server
-from wire.server_msgpack import MOST_PROMISED_BYTES
+from wire.methods import DataMethods
 
 REQUEST_SECONDS = 0.4
 MAX_MESSAGE_BYTES = 100_000
@@ -384,59 +378,6 @@ def test_a_peer_that_does_not_read_stops_being_read(loop: LoopThread) -> None:
             sent += raw.send(request * 100)
     raw.close()
     roomy.drain()
-
-
-class ManyParts:
-    """Answers with a block of zeros a call, and counts the calls that it was given before any answer."""
-
-    def __init__(self) -> None:
-        self.begun = 0
-        self.may_answer = asyncio.Event()
-
-    async def get(
-        self, block: bytes, first_piece: int, piece_count: int, room: Buffer | None = None
-    ) -> BlockPart:
-        self.begun += 1
-        await self.may_answer.wait()
-        return BlockPart(BLOCK_BYTES, b"", bytes(BLOCK_BYTES))
-
-    def identity(self) -> Identity:
-        return IDENTITY
-
-    def status(self) -> dict[str, Any]:
-        return {}
-
-
-def test_a_peer_that_does_not_read_is_not_promised_much(loop: LoopThread) -> None:
-    """Calls that came at once are carried out as far as their answers would find room."""
-
-    async def serve() -> tuple[ManyParts, Server]:
-        parts, server = ManyParts(), Server(IDENTITY)
-        server.register(DataMethods, parts, only=["get"])
-        server.register(CommonMethods, parts)
-        await server.start("127.0.0.1:0")
-        return parts, server
-
-    parts, server = loop.run(serve())
-    host, _, port = server.address.rpartition(":")
-    raw, another = (socket.create_connection((host, int(port)), timeout=10) for _ in range(2))
-    raw.sendall(b"".join(msgpack.packb([0, number, "get", [b"x" * 16, 0, 0]]) for number in range(200)))
-    wait_until(lambda: parts.begun > 1, 5, "the first calls")
-    another.sendall(msgpack.packb([0, 1, "get", [b"x" * 16, 0, 0]]) * 9)
-    caller = AsyncCaller(loop, server.address, "msgpack")
-    wait_until(lambda: parts.begun > MOST_PROMISED_BYTES // BLOCK_BYTES, 5, "another connection's call")
-    caller.call(5, CommonMethods.identity)  # whatever could be begun has been begun by now
-    assert parts.begun == MOST_PROMISED_BYTES // BLOCK_BYTES + 1
-    loop.loop.call_soon_threadsafe(parts.may_answer.set)
-    unpacker = msgpack.Unpacker(max_buffer_size=0)
-    answered: set[int] = set()
-    while len(answered) < 200:
-        unpacker.feed(raw.recv(BLOCK_BYTES))
-        answered.update(message[1] for message in unpacker)
-    raw.close()
-    another.close()
-    caller.close()
-    loop.run(server.drain())
 
 
 def test_a_server_bounds_its_connections(
