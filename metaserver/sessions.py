@@ -20,6 +20,8 @@ from wire.messages import SessionInfo
 CLOCKS_APART = 0.1
 """A mount's clock may be slower than this server's by such a share: it is told so much less than it has."""
 SESSIONS_MAX = 10_000
+TOLD_OPEN_MAX = 250_000
+"""A session may say of so many inodes that it has them open: each takes memory, be there one or not."""
 NAME_CHARACTERS = 255
 CLOSED_REMEMBERED = 1024
 """So many inodes that a session closed last are known. A copy of an open that comes later than that holds its
@@ -153,10 +155,9 @@ class Sessions:
         return session in self._leases
 
     def reclaim(self, session: int, inodes: Iterable[int], closes: int) -> None:
-        """Note what a session had open before the restart. Raises SessionUnknown."""
+        """Note what a session had open before the restart. Raises SessionUnknown; Busy: it is too much."""
         lease = self._lease(session)
-        for ino in inodes:
-            self.hold(session, ino, closes)
+        self._hold_all(session, inodes, closes)
         lease.renewed = self._clock()
         lease.reclaimed = True
         self._unreclaimed.discard(session)
@@ -176,6 +177,13 @@ class Sessions:
             self._holders[ino] = self._holders.get(ino, 0) + 1
         lease.inodes[ino] = max(closes, lease.inodes.get(ino, 0))
 
+    def _hold_all(self, session: int, inodes: Iterable[int], closes: int) -> None:
+        known, inodes = self._lease(session).inodes, set(inodes)
+        if len(known) + sum(ino not in known for ino in inodes) > TOLD_OPEN_MAX:
+            raise Busy(f"a mount tells of at most {TOLD_OPEN_MAX} open files: close some of them")
+        for ino in inodes:
+            self.hold(session, ino, closes)
+
     def ask_opens(self, session: int) -> None:
         """Take any inode to be open in a session (if it lives) until it has told which it has."""
         if session in self._leases:
@@ -187,10 +195,11 @@ class Sessions:
         return self._asked.get(session, 0)
 
     def tell_open(self, session: int, inodes: Iterable[int], asked: int, closes: int) -> None:
-        """Note what a session has open; with the number it was asked with, all. Raises SessionUnknown."""
-        for ino in inodes:
-            self.hold(session, ino, closes)
-        self.require(session)
+        """Note what a session has open; with the number it was asked with, all.
+
+        Raises SessionUnknown; Busy: it is too much, and nothing of it was noted.
+        """
+        self._hold_all(session, inodes, closes)
         if asked and self._asked.get(session) == asked:
             del self._asked[session]
 

@@ -52,6 +52,7 @@ class NamespaceMethods:
             StaleEpoch: the server was restarted once more since.
             SessionUnknown: also when others hold the locks by now, or may have held them meanwhile; a new
                 session must be begun.
+            Busy: it has more open than a session may tell of.
         """
         raise NotImplementedError
 
@@ -279,6 +280,7 @@ class NamespaceMethods:
 
         Raises:
             SessionUnknown.
+            Busy: it has more open than a session may tell of; nothing of this call was noted.
         """
         raise NotImplementedError
 

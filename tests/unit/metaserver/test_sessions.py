@@ -387,3 +387,17 @@ def test_a_full_disk_is_told_and_refuses_whole_calls(meta: Harness) -> None:
     assert meta.findings() == []
     meta.store.execute("PRAGMA max_page_count = 1000000").fetchone()
     meta.create(1, b"again")
+
+
+def test_a_session_cannot_have_endless_files_open(meta: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Numbers that no inode has cost memory until the session ended. What is known may be told again."""
+    monkeypatch.setattr(sessions, "TOLD_OPEN_MAX", 10)
+    meta.service.tell_open(meta.session, list(range(100, 108)))
+    for _ in range(2):
+        with pytest.raises(Busy, match="at most 10 open files"):
+            meta.service.tell_open(meta.session, [200, 201, 202])
+    with pytest.raises(Busy):
+        meta.service.reclaim(meta.session, meta.service.status()["epoch"], [200, 201, 202])
+    meta.service.tell_open(meta.session, [*range(100, 108), 200, 201])
+    meta.service.close(meta.session, [200], 1)
+    meta.service.tell_open(meta.session, [202])
