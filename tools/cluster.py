@@ -401,6 +401,8 @@ class LocalCluster:
             process.signal(signal.SIGCONT)
         if place is not None and self._has_mounted(place):
             _unmount(place, force)
+        elif not force:
+            mounts.refuse_elsewhere(name, process.pid(), place)
         if not process.wait(STOP_SECONDS if force else mounts.UNMOUNT_SECONDS):
             if not force:
                 raise ClusterError(

@@ -34,11 +34,14 @@ class Mount(NamedTuple):
     user: int | None = None
 
 
-def mounts() -> list[Mount]:
-    """Return all mounts that this process sees, in the order in which they were made: proc(5)."""
+def mounts(file: Path | None = None) -> list[Mount]:
+    """Return all mounts that this process sees, in the order in which they were made: proc(5).
+
+    Of another process, `file` tells its own: /proc/PID/mountinfo. Raises OSError: it has ended.
+    """
     found = []
     # Of what ends a line elsewhere (CR, FF and so on), the kernel escapes the newline alone.
-    for line in os.fsdecode(MOUNTS_FILE.read_bytes()).rstrip("\n").split("\n"):
+    for line in os.fsdecode((file or MOUNTS_FILE).read_bytes()).rstrip("\n").split("\n"):
         left, _, right = line.partition(" - ")
         kind, source, options = right.split(" ", 2)
         user = re.search(r"\buser_id=(\d+)", options) if kind.startswith("fuse") else None
@@ -50,6 +53,27 @@ def mounts() -> list[Mount]:
 def mount_at(place: Path) -> Mount | None:
     """Return what is mounted exactly there (the last, if several are stacked)."""
     return next((mount for mount in reversed(mounts()) if mount.place == place), None)
+
+
+def refuse_elsewhere(name: str, pid: int | None, place: Path | None) -> None:
+    """Raise ClusterError if a process has its mount in another mount namespace: nothing here unmounts it."""
+    if pid is None or place is None or not _is_mounted_elsewhere(pid, place):
+        return
+    there = shlex.join(["nsenter", "-t", str(pid), "-m", "umount", str(place)])
+    raise ClusterError(
+        f"{name} is mounted on {place} in another mount namespace, that of process {pid}; unmount it there, "
+        f"as with `{there}`, or use --force"
+    )
+
+
+def _is_mounted_elsewhere(pid: int, place: Path) -> bool:
+    try:
+        if Path(f"/proc/{pid}/ns/mnt").readlink() == Path("/proc/self/ns/mnt").readlink():
+            return False
+        seen = mounts(Path(f"/proc/{pid}/mountinfo"))
+    except OSError:  # it has ended, or is another user's
+        return False
+    return any(mount.place == place and mount.type == TYPE for mount in seen)
 
 
 def mount_of(path: Path) -> Mount | None:

@@ -6,6 +6,7 @@ import os
 import shlex
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import unexpected_lines
-from tests.support import run_command
+from tests.support import ROOT, run_command
 from tools import mounts
 from tools.cluster import LocalCluster
 from tools.state_directory import CONFIG_NAME
@@ -159,3 +160,22 @@ def test_nobody_else_names_the_configuration_of_a_mount(here: Path) -> None:
             assert mounts.config_of_mount(here / "mnt" / "a") is None
         finally:
             os.killpg(forged.pid, signal.SIGKILL)
+
+
+def test_a_mount_in_another_mount_namespace_is_not_called_unmounted(here: Path) -> None:
+    """It was waited for, and then said to be unmounted but to write still."""
+    words = f"{shlex.quote(sys.executable)} -P -m tools.cli up --servers 1"
+    command = ["unshare", "--mount", "--propagation", "private", "sh", "-c", words]
+    ok(run_process(command, here))
+    assert mounts.mount_at(here / "mnt") is None
+    refused = run_command(here, "down", seconds=20)
+    assert (refused.returncode, len(refused.stderr.splitlines())) == (1, 1)
+    assert "in another mount namespace" in refused.stderr
+    there = refused.stderr.split("`")[1]
+    ok(run_process(shlex.split(there), here))
+    ok(run_command(here, "down"))
+
+
+def run_process(command: list[str], here: Path) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, cwd=here, env=env, capture_output=True, text=True, timeout=60, check=False)
