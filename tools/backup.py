@@ -58,7 +58,12 @@ def run(arguments: argparse.Namespace) -> int:
                 with cluster.lock():
                     _copy_stopped(cluster.config, partial, watch)
             found = copies.inspect(partial, cluster.config.cluster, watch)
+        target.open("xb").close()  # of two backups that come here at once, one has the name
         partial.rename(target)
+    except FileExistsError:
+        raise ClusterError(
+            f"{arguments.file} was made meanwhile by another command; name a new file"
+        ) from None
     except OSError as error:
         raise ClusterError(f"{arguments.file}: cannot be written: {error.strerror}") from None
     finally:

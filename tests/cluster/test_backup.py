@@ -285,6 +285,30 @@ def test_a_backup_touches_no_other_file(cluster: LocalCluster, tmp_path: Path) -
     assert {path.name for path in tmp_path.glob("copy*")} == {"copy", "copy-stopped", "copy.partial"}
 
 
+def test_two_backups_to_one_name(
+    cluster: LocalCluster,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The later one replaced the copy that the other had said to be there."""
+    cluster.start()
+    inspect, target = copies.inspect, tmp_path / "copy"
+
+    def inspect_slowly(*args: Any) -> copies.Copy:
+        found = inspect(*args)
+        monkeypatch.setattr(copies, "inspect", inspect)
+        assert cli.main(["backup", str(target), "--state", str(cluster.directory)]) == 0
+        target.write_bytes(target.read_bytes() + b"the other one's")
+        return found
+
+    monkeypatch.setattr(copies, "inspect", inspect_slowly)
+    assert cli.main(["backup", str(target), "--state", str(cluster.directory)]) == 1
+    assert "made meanwhile by another command" in capsys.readouterr().err
+    assert target.read_bytes().endswith(b"the other one's")
+    assert list(tmp_path.glob("copy*")) == [target]
+
+
 def test_a_backup_whose_name_may_be_lost_is_there_all_the_same(
     cluster: LocalCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
