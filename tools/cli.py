@@ -8,6 +8,7 @@ It must not do any work itself.
 from __future__ import annotations
 
 import argparse
+import codecs
 import importlib
 import os
 import signal
@@ -111,13 +112,22 @@ def build_parser(words: Sequence[str]) -> Parser:
 
 
 def _prepare_output() -> None:
-    """Have printing fail neither where a stream was closed nor where its encoding lacks a character."""
+    """Have printing fail neither where a stream was closed nor where its encoding lacks a character.
+
+    With LC_ALL=C that may be all but ASCII, and names may be such text or bytes: both are printed as bytes.
+    """
     for name in ("stdout", "stderr"):
         stream: TextIO | None = getattr(sys, name)
         if stream is None:
             setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115
         elif isinstance(stream, TextIOWrapper) and stream.errors == "strict":
             stream.reconfigure(errors="backslashreplace")
+        elif isinstance(stream, TextIOWrapper) and stream.errors == "surrogateescape" and _is_ascii(stream):
+            stream.reconfigure(encoding="utf-8", errors="surrogateescape")
+
+
+def _is_ascii(stream: TextIO) -> bool:
+    return codecs.lookup(stream.encoding).name == "ascii"
 
 
 def _drop_output() -> None:

@@ -9,9 +9,12 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
+import shutil
 import sys
+import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +95,7 @@ def run_up(arguments: argparse.Namespace) -> int:
         cluster = _create(directory, arguments) if is_new else LocalCluster.open(directory)
         undo.enter_context(cluster.lock())
         if is_new:
-            undo.callback(cluster.discard)
+            undo.push(partial(_discard, cluster))
         _check_options(arguments, cluster)
         places = _live_mounts(cluster)
         wanted = _wanted_place(arguments.mountpoint, places, undo)
@@ -117,6 +120,18 @@ def run_up(arguments: argparse.Namespace) -> int:
         undo.pop_all()
     _print_up(arguments, cluster, place, started, failed)
     return int(bool(failed))
+
+
+def _discard(cluster: LocalCluster, kind: object, error: BaseException | None, trace: object) -> None:
+    """Take a new cluster back that does not start; logs that the error names are kept elsewhere."""
+    logs = cluster.directory / "logs"
+    kept: Path | None = None
+    if isinstance(error, ClusterError) and str(logs) in str(error):
+        kept = Path(tempfile.mkdtemp(prefix="quorumfs-logs-"))
+        shutil.copytree(logs, kept, dirs_exist_ok=True)
+    cluster.discard()
+    if kept is not None:
+        raise ClusterError(str(error).replace(str(logs), str(kept))) from None
 
 
 def refuse_lost_metadata(config: ClusterConfig, state: Path | None) -> None:

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 from tests.support import ROOT, run_command
 from tools import cli, lifecycle
 from tools.cluster import LocalCluster
-from tools.processes import interruptible
+from tools.processes import ClusterError, interruptible
 from wire.config import ConfigError
 
 
@@ -68,6 +69,59 @@ def test_output_in_an_encoding_that_lacks_a_character(here: Path) -> None:
     done = shell(here, '"$@"', "config", "--state", "ü", PYTHONIOENCODING="ascii")
     assert (done.returncode, done.stderr) == (0, b"")
     assert rb"\xfc" in done.stdout
+
+
+def test_output_in_the_c_locale(here: Path) -> None:
+    """Names are printed as the bytes that they are, whether Python knew them as such or not."""
+    done = shell(here, '"$@"', "config", "--state", "ü", LC_ALL="C", PYTHONUTF8="0")
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert "ü".encode() in done.stdout
+    script = "from tools import cli; cli._prepare_output(); print('\\xfc', '\\udcc3\\udcbc')"
+    done = shell(here, f'"$1" -P -c "{script}"', LC_ALL="C", PYTHONUTF8="0")
+    assert (done.stdout, done.stderr) == ("ü ü\n".encode(), b"")
+
+
+def test_a_command_that_is_ended_while_it_is_loaded() -> None:
+    """It showed where in the imports it was."""
+    script = (
+        "import os, signal, sys\n"
+        "class Ctrl_C:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'wire.config':\n"
+        "            os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Ctrl_C())\n"
+        "sys.argv[1:] = ['--version']\n"
+        "from tools.command import main\n"
+        "sys.exit(main())\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", script],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (128 + signal.SIGINT, b"", b"")
+
+
+def test_the_log_that_an_error_names_is_there(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], fuse_device: None
+) -> None:
+    """A new cluster that does not start is taken back with its logs."""
+    started = LocalCluster.start
+
+    def fail(cluster: LocalCluster) -> list[str]:
+        started(cluster)
+        raise ClusterError(f"data-1 ended at its start; see {cluster.log_file('data-1')}")
+
+    monkeypatch.setattr(LocalCluster, "start", fail)
+    monkeypatch.setattr(tempfile, "tempdir", str(here))
+    monkeypatch.chdir(here)
+    assert cli.main(["up", "--servers", "1", "--state", "new"]) == 1
+    named = Path(capsys.readouterr().err.split("see ")[1].strip())
+    assert not (here / "new").exists()
+    assert named.parent.parent == here
+    assert "ready" in named.read_text()
 
 
 def test_what_the_operating_system_refuses_is_told_in_one_line(here: Path) -> None:
