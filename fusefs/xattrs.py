@@ -11,7 +11,7 @@ from fusefs.births import Births
 from fusefs.cache import CAPABILITY, NameCache
 from fusefs.handles import OpenInodes
 from fusefs.ports import NamespacePort
-from wire.errors import InvalidArgument, NoAttribute, NotPermitted, NotSupported, StaleFile
+from wire.errors import InvalidArgument, NoAttribute, NotFound, NotPermitted, NotSupported, StaleFile
 
 LAST_ERROR = b"user.quorumfs.last_error"
 """A virtual extended attribute: why the last failed call on an open file failed (empty: none did)."""
@@ -19,6 +19,7 @@ DROP_CACHES = b"user.quorumfs.drop_caches"
 """Setting this one, on any file, has the mount forget all that it caches: the next reads are votes, and the
 next look-ups ask the metadata server."""
 LABEL = b"security.selinux"
+_HAS_NONE = "what is removed, and no regular file, has none"
 ATTRIBUTE_SPACES = (b"user", b"trusted", b"security")
 
 
@@ -77,7 +78,7 @@ class ExtendedAttributes:
         except StaleFile:
             if not self._may_be_open(ino):
                 raise
-            raise NoAttribute("what is removed, and no regular file, has none") from None
+            raise NoAttribute(_HAS_NONE) from None
 
     def list(self, ino: int, walker: int = 0) -> list[bytes]:
         """Return the names of those that the server keeps. Raises StaleFile."""
@@ -91,7 +92,7 @@ class ExtendedAttributes:
             return []
 
     def set(self, ino: int, name: bytes, value: bytes, flags: int) -> None:
-        """Set one, with the flags of setxattr(2). Raises NotPermitted, NotSupported, InvalidArgument."""
+        """Set one, as setxattr(2). Raises NotPermitted, NotSupported, InvalidArgument, NotFound."""
         _check(name)
         if name == LAST_ERROR:
             raise NotPermitted("this attribute is told by the mount and cannot be set")
@@ -99,14 +100,24 @@ class ExtendedAttributes:
             self._forget()
             return
         self._births.settle(ino)
-        self._namespace.set_xattr(ino, name, value, flags)
+        try:
+            self._namespace.set_xattr(ino, name, value, flags)
+        except StaleFile:
+            if not self._may_be_open(ino):
+                raise
+            raise NotFound("what is removed, and no regular file, keeps none") from None
         self._cache.changed(inodes=(ino,))
 
     def remove(self, ino: int, name: bytes) -> None:
         """Remove one. Raises NoAttribute, NotSupported, InvalidArgument."""
         _check(name)
         self._births.settle(ino)
-        self._namespace.remove_xattr(ino, name)
+        try:
+            self._namespace.remove_xattr(ino, name)
+        except StaleFile:
+            if not self._may_be_open(ino):
+                raise
+            raise NoAttribute(_HAS_NONE) from None
         self._cache.changed(inodes=(ino,))
 
 

@@ -318,3 +318,17 @@ def test_the_kernel_asks_for_a_whole_block_when_it_reads_ahead(here: Path) -> No
     device = here.stat().st_dev
     setting = Path(f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}/read_ahead_kb")
     assert setting.read_text().strip() == "1024"
+
+
+def test_extended_attributes_of_an_open_directory_that_was_removed(here: Path) -> None:
+    """They said ESTALE, which no program expects of a local file system."""
+    (here / "gone").mkdir()
+    handle = os.open(here / "gone", os.O_RDONLY)
+    try:
+        (here / "gone").rmdir()
+        assert error_of(os.setxattr, handle, "user.a", b"1") == "ENOENT"
+        assert error_of(os.removexattr, handle, "user.a") == "ENODATA"
+        assert error_of(os.getxattr, handle, "user.a") == "ENODATA"
+        assert os.listxattr(handle) == []
+    finally:
+        os.close(handle)
