@@ -20,6 +20,7 @@ from dataserver.offline import read as read_directory
 from mediator import manifest
 from tests.sim.actors import Actor
 from tests.sim.cluster import Failure, World
+from tests.sim.deletions import Deletions
 from tests.sim.loop import Stuck
 from tests.sim.nemesis import Nemesis
 from tests.sim.shared import Shared
@@ -139,6 +140,7 @@ def _run(seed: int, directory: Path, wanted: frozenset[int] | None, tell: bool) 
     quorum = Quorum(*draw.choice(QUORUMS))
     world = World(seed, directory, quorum)
     _worlds.append(world)
+    deletions = Deletions(seed, world)
     shared = Shared(world)
     clients = draw.randint(2 if world.about_locks else 1, 3)
     if tell:
@@ -158,7 +160,7 @@ def _run(seed: int, directory: Path, wanted: frozenset[int] | None, tell: bool) 
     )
     world.note("settings", settings)
     try:
-        _play(world, actors, nemesis, shared, seconds)
+        _play(world, actors, nemesis, deletions, shared, seconds)
     except (Failure, Stuck) as failure:
         world.problem(str(failure))
     world.report_lost_errors()
@@ -184,6 +186,7 @@ def _play(
     world: World,
     actors: list[Actor],
     nemesis: Nemesis,
+    deletions: Deletions,
     shared: Shared,
     seconds: float,
 ) -> None:
@@ -207,6 +210,7 @@ def _play(
         return
     world.note("quiet", "all faults end")
     nemesis.mend()
+    deletions.end()
     _finish(world, actors, shared)
 
 
