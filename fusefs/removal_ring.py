@@ -43,8 +43,10 @@ class RemovalRing:
         self._place, self._session = b"", 0
         self._term = 0
         self._file: FileIO | None = None
-        self._written = 0
-        """The number of the last removal that is known to be told."""
+        self._told = (0, 0)
+        """The term of the last removal that was told, and its number: what waits must not be written over."""
+        self._doubtful_term = 0
+        """One in which nobody knows what came of a removal: nothing more is told in it."""
         self._changing = 0
         """So many calls that change names are being made."""
         self._asking = False
@@ -54,6 +56,7 @@ class RemovalRing:
         """The ring of a new session will be there."""
         with self._lock:
             self._place, self._session = place, session
+            self._told = 0, 0
             self._leave()
 
     def expect(self, term: int) -> None:
@@ -62,7 +65,7 @@ class RemovalRing:
             if term == self._term and (self._file is not None or not term):
                 return
             self._leave()
-            if term and self._place:
+            if self._place and term not in (0, self._doubtful_term):
                 self._enter(term)
 
     def _leave(self) -> None:
@@ -82,8 +85,9 @@ class RemovalRing:
         head = _head(self._file.fileno()) if is_ours else None
         if head is None or (head.session, head.term) != (self._session, term):
             self._leave()
-        else:
-            self._term, self._written = term, head.taken
+            return
+        last_term, number = self._told
+        self._term, self._told = term, (term, max(head.taken, number) if term == last_term else head.taken)
 
     @contextmanager
     def changing(self) -> Iterator[None]:
@@ -115,37 +119,40 @@ class RemovalRing:
             era = self._grant.era()
             if self._file is None or not era or self._changing or self._asking or not self._has_room():
                 return False
-            removal = Removal(self._written + 1, self._term, parent, ino, removed_ns, name)
+            removal = Removal(self._told[1] + 1, self._term, parent, ino, removed_ns, name)
             if not self._write(removal):
                 return False
             if self._grant.era() == era:
-                self._written = removal.number
+                self._told = removal.term, removal.number
                 return True
-            descriptor = os.dup(self._file.fileno())
-            self._asking = True
+            self._asking, descriptor = True, os.dup(self._file.fileno())
         finally:
             self._lock.release()
+        is_taken = False
         try:
             ask()
             head = _head(descriptor)
             is_taken = head is not None and head.taken >= removal.number
-        except BaseException:
-            with self._lock:
-                self._leave()
-            raise
         finally:
             os.close(descriptor)
             with self._lock:
                 self._asking = False
-        with self._lock:
-            if is_taken and self._term == removal.term:
-                self._written = removal.number
+                if not is_taken:
+                    self._doubt(removal.term)
+                elif self._term == removal.term:
+                    self._told = removal.term, removal.number
         return is_taken
+
+    def _doubt(self, term: int) -> None:
+        """Never tell anything in a term again: the slot may have been read, or be read yet."""
+        self._doubtful_term = term
+        if self._term == term:
+            self._leave()
 
     def _has_room(self) -> bool:
         assert self._file is not None
         head = _head(self._file.fileno())
-        return head is not None and head.term == self._term and self._written - head.taken < SLOTS
+        return head is not None and head.term == self._term and self._told[1] - head.taken < SLOTS
 
     def _write(self, removal: Removal) -> bool:
         assert self._file is not None
@@ -155,7 +162,7 @@ class RemovalRing:
                 return True
         except OSError:
             pass
-        self._leave()
+        self._doubt(removal.term)
         return False
 
     def close(self) -> None:

@@ -148,17 +148,20 @@ def test_what_may_be_too_late_is_told_if_the_server_says_so(ring: RemovalRing, f
 
 
 @pytest.mark.usefixtures("stopped")
-def test_what_was_too_late_takes_a_call_and_its_slot_is_used_again(
+def test_what_was_too_late_takes_a_call_and_so_does_all_of_that_term(
     ring: RemovalRing, file: Ring, clock: Clock
 ) -> None:
     assert not tell(ring, ask=lambda: None)
+    ring.expect(TERM)
     ring._grant.extend(clock.now, 9.0)
-    assert tell(ring, b"b")
-    assert file.told(4) == Removal(4, TERM, 1, 5, 1234, b"b")
+    assert not tell(ring, b"b")
+    file.say(HEAD._replace(term=TERM + 1))
+    ring.expect(TERM + 1)
+    assert tell(ring, b"b"), "another term has another beginning"
 
 
 @pytest.mark.usefixtures("stopped")
-def test_what_nobody_can_tell_is_an_error_and_the_ring_is_left(
+def test_what_nobody_can_tell_is_an_error_and_ends_the_term_here(
     ring: RemovalRing, clock: Clock, file: Ring
 ) -> None:
     def ask() -> None:
@@ -166,12 +169,20 @@ def test_what_nobody_can_tell_is_an_error_and_the_ring_is_left(
 
     with pytest.raises(Unavailable):
         tell(ring, ask=ask)
-    ring._grant.extend(clock.now, 9.0)
-    assert not tell(ring)
-    file.say(HEAD._replace(taken=4))
     ring.expect(TERM)
     ring._grant.extend(clock.now, 9.0)
-    assert tell(ring, b"b") and file.told(5) is not None
+    assert not tell(ring, b"b"), "the server may be reading that slot"
+    assert file.told(4) == Removal(4, TERM, 1, 5, 1234, b"a")
+
+
+def test_what_waits_is_not_written_over_after_a_while_without_a_ring(ring: RemovalRing, file: Ring) -> None:
+    assert tell(ring) and tell(ring, b"b")
+    ring.expect(0)
+    assert not tell(ring, b"c")
+    ring.expect(TERM)
+    assert tell(ring, b"d")
+    told = [file.told(number) for number in (4, 5, 6)]
+    assert [removal and removal.name for removal in told] == [b"a", b"b", b"d"]
 
 
 @pytest.mark.usefixtures("stopped")
