@@ -26,7 +26,7 @@ RUN_SECONDS = [fusefs.removals.RUN_SECONDS, 1e6]
 LOOK_SECONDS = [metaserver.removals.LOOK_SECONDS, 1e6]
 """The metadata server looks into a ring unasked so often: in half of the lives only when it is asked."""
 PREFIX = "quorumfs-removals-"
-STOPPED = 0.1
+STOPPED = 0.3
 STOPPED_SECONDS = 4.0
 """A grant is shorter."""
 
