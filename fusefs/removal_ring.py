@@ -12,7 +12,7 @@ import os
 import stat
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from io import FileIO
 
 from fusefs.grant import Grant
@@ -167,7 +167,7 @@ class RemovalRing:
 
     def close(self) -> None:
         """Leave the ring; what is in it is the server's."""
-        with self._lock, suppress(OSError):
+        with self._lock:
             self._leave()
 
 

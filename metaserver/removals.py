@@ -96,13 +96,17 @@ class _Ring:
         return unpack_removal(slot, number, self.head.term)
 
     def end(self) -> None:
-        """Have nothing written any more, and remove the file."""
+        """Have nothing written any more, and remove the file.
+
+        If it stays it is no harm: no later grant tells its term, and the next start removes it.
+        """
         with suppress(OSError):
             self.write(self.head._replace(term=0))
             self.path.unlink(missing_ok=True)
         self.close()
 
     def close(self) -> None:
+        """Leave the file as it is."""
         os.close(self._descriptor)
 
 
