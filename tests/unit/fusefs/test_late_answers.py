@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import pytest
 
-late = pytest.importorskip("fusefs.operations.late")
+from fusefs.operations import late
 
 
 class Kernel:
