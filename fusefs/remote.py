@@ -7,14 +7,17 @@ While servers are away, Patience decides. Safe in any thread.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
+from fusefs.new_files import attributes_of, new_file
 from fusefs.patience import Patience
 from fusefs.session import INODES_A_CALL, Session, runs
 from wire.blocking import BlockingClient
 from wire.config import Deadlines
-from wire.errors import LocksLost, SessionUnknown
+from wire.digest import Buffer
+from wire.errors import LocksLost, QuorumfsError, SessionUnknown
 from wire.messages import (
     ROOT_INODE,
     AttributeChanges,
@@ -33,6 +36,7 @@ from wire.messages import (
     Usage,
 )
 from wire.methods import MediatorMethods, NamespaceMethods
+from wire.ring import NewFile, Removal
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -121,7 +125,10 @@ class RemoteNamespace:
         return self._change_names(NamespaceMethods.unlink, parent, name)
 
     def remove_known(self, parent: int, name: bytes, ino: int, removed_ns: int) -> bool:
-        return self._session.ring.tell(parent, name, ino, removed_ns, lambda: self.getattr(ROOT_INODE))
+        ring = self._session.ring
+        if not ring.is_run():
+            return False
+        return ring.tell(Removal(parent, ino, removed_ns, name), lambda: self.getattr(ROOT_INODE))
 
     def take_back(self, parent: int, name: bytes, ino: int) -> None:
         self._change_names(NamespaceMethods.take_back, parent, name, ino)
@@ -286,20 +293,44 @@ class RemoteBlocks:
         self, ino: int, commit: Commit, payload: Sequence[bytes | bytearray], birth: Birth | None
     ) -> Attributes:
         session = self._session.number
-
-        def write(ticket: Ticket) -> Attributes:
-            return self._ask(
-                self._deadlines.write_seconds,
-                MediatorMethods.write_file,
-                ticket,
-                ino,
-                commit,
-                list(payload),
-                *([birth] if birth else []),
-            )
-
         try:
-            return self._session.mutate(write)
+            return self._session.mutate(lambda ticket: self._write(ticket, ino, commit, list(payload), birth))
         except SessionUnknown:
             self._patience.persist(lambda: self._session.renew_after(session))
             raise
+
+    def _write(
+        self, ticket: Ticket, ino: int, commit: Commit, payload: list[Buffer], birth: Birth | None
+    ) -> Attributes:
+        seconds, method = self._deadlines.write_seconds, MediatorMethods.write_file
+        file = None if birth is None else new_file(ticket, ino, commit, birth, 0)
+        if file is None or not self._session.ring.is_run():
+            return _known(self._ask(seconds, method, ticket, ino, commit, payload, birth))
+        if payload:
+            made = self._ask(seconds, method, ticket, ino, commit, payload, birth, True)
+            if made is not None:
+                return made
+        return self._tell(
+            file._replace(told_ns=time.time_ns()),
+            lambda: _known(self._ask(seconds, method, ticket, ino, commit, [], birth)),
+        )
+
+    def _tell(self, file: NewFile, commit: Callable[[], Attributes]) -> Attributes:
+        """Tell of a new file whose block is put, or commit it; who is in doubt makes the very call."""
+        answers: list[Attributes] = []
+
+        def ask() -> None:
+            try:
+                answers.append(commit())
+            except QuorumfsError as error:
+                error.resent = True  # what was told may have been carried out
+                raise
+
+        if self._session.ring.tell(file, ask) and not answers:
+            return attributes_of(file)
+        return answers[0] if answers else commit()
+
+
+def _known(attributes: Attributes | None) -> Attributes:
+    assert attributes is not None, "who does not tell of a file by itself is answered"
+    return attributes

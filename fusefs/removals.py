@@ -1,8 +1,7 @@
-"""Which names are removed without a call: those that are known for certain, while many are removed.
+"""Which names are removed without a call: those that are known for certain.
 
-It must not remove a name whose inode could be another one by now. The first of a run takes a call, which also
-tells the metadata server that more may come. Safe in any thread. See
-docs/decisions/0031-removals-without-a-call.md.
+It must not remove a name whose inode could be another one by now. Safe in any thread. See
+docs/decisions/0031-changes-without-a-call.md.
 """
 
 from __future__ import annotations
@@ -13,9 +12,6 @@ import time
 from fusefs.cache import NameCache
 from fusefs.ports import NamespacePort
 from wire.messages import Attributes
-
-RUN_SECONDS = 0.25
-"""A removal so soon after another one is of the same run."""
 
 
 class Removals:
@@ -28,7 +24,6 @@ class Removals:
 
     def __init__(self, namespace: NamespacePort, cache: NameCache) -> None:
         self._namespace, self._cache = namespace, cache
-        self._last = -RUN_SECONDS
 
     def remove(self, parent: int, name: bytes) -> Attributes | None:
         """Remove a name without a call; return what its directory is like then. None: it takes a call.
@@ -36,10 +31,6 @@ class Removals:
         Raises:
             QuorumfsError: nobody knows whether it is removed.
         """
-        now = time.monotonic()
-        is_run, self._last = now < self._last + RUN_SECONDS, now
-        if not is_run:
-            return None
         known, directory = self._cache.find(parent, name), self._cache.attributes(parent)
         if known is None or directory is None or stat.S_ISDIR(known.mode):
             return None

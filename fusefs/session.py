@@ -17,7 +17,7 @@ from typing import NamedTuple, TypeVar
 from fusefs.clock import seconds_passed
 from fusefs.grant import Grant, is_certain
 from fusefs.patience import Patience
-from fusefs.removal_ring import RemovalRing
+from fusefs.ring import ChangeRing
 from wire.blocking import BlockingClient
 from wire.config import Deadlines
 from wire.errors import (
@@ -89,7 +89,7 @@ class Session:
     def __init__(self, client: BlockingClient, deadlines: Deadlines, name: str, patience: Patience) -> None:
         self._client, self._deadlines, self._name = client, deadlines, name
         self.grant = Grant()
-        self.ring = RemovalRing(self.grant)
+        self.ring = ChangeRing(self.grant)
         self._patience = patience
         self.open_inodes: Callable[[], Sequence[int]] = tuple
         self.tell_open: Callable[[int], None] = lambda asked: None
@@ -133,7 +133,7 @@ class Session:
         self._lease_seconds = info.lease_ms / 1000
         self._alive_until = asked + self._lease_seconds
         self.number = info.session
-        self.ring.move(info.removals, info.session)
+        self.ring.move(info.ring, info.session)
         self.epoch = self._reclaimed_at = info.epoch
 
     def keep_alive(self) -> None:
@@ -340,7 +340,7 @@ class Session:
             self.grant.end()
             self._try_to_reclaim(session, answer.epoch)
         else:
-            self.ring.expect(answer.removal_term)
+            self.ring.expect(answer.ring_term)
             self.grant.extend(asked, answer.alone_ms / 1000)
             if answer.asks_opens:
                 self._try_to_tell_open(answer.asks_opens)

@@ -114,6 +114,11 @@ class LagKeeper:
         if put.committed or put.doubtful:
             self._tell_later(block, 1 << number)
 
+    def have_all(self, records: Iterable[BlockRecord]) -> bool:
+        """Tell whether nothing will ever have to be told of these blocks: all servers have taken them."""
+        puts = [self._puts.get(record.block) for record in records]
+        return all(put is not None and not put.open and not put.lacking for put in puts)
+
     def of_commit(self, records: Iterable[BlockRecord]) -> list[Lag]:
         """Return what the commit of these blocks must tell; nothing if all have them, or may yet."""
         lag = []

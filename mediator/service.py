@@ -100,13 +100,18 @@ class Service:
         await self._noting(0, "sync_blocks", self._mediator.write_path.sync_blocks(blocks))
 
     async def write_file(
-        self, ticket: Ticket, ino: int, commit: Commit, payload: list[Buffer], birth: Birth | None = None
-    ) -> Attributes:
+        self,
+        ticket: Ticket,
+        ino: int,
+        commit: Commit,
+        payload: list[Buffer],
+        birth: Birth | None = None,
+        may_tell: bool = False,
+    ) -> Attributes | None:
         for record in commit.blocks:
             _refuse_reserved(record.block)
-        return await self._noting(
-            ino, "write", self._mediator.write_path.write_file(ticket, ino, commit, payload, birth)
-        )
+        write = self._mediator.write_path.write_file(ticket, ino, commit, payload, birth, may_tell)
+        return await self._noting(ino, "write", write)
 
     def open(
         self,

@@ -303,9 +303,18 @@ class WritePath:
         return await until_decided(self._health.up, sync, progress)
 
     async def write_file(
-        self, ticket: Ticket, ino: int, commit: Commit, payload: list[Buffer], birth: Birth | None = None
-    ) -> Attributes:
-        """Put the payload's blocks, then commit. Raises what put_block and commit raise."""
+        self,
+        ticket: Ticket,
+        ino: int,
+        commit: Commit,
+        payload: list[Buffer],
+        birth: Birth | None = None,
+        may_tell: bool = False,
+    ) -> Attributes | None:
+        """Put the payload's blocks, then commit. Raises what put_block and commit raise.
+
+        With `may_tell` the client commits, and None is returned, if all that should have the blocks do.
+        """
         if len(payload) > len(commit.blocks):
             raise InvalidArgument(f"{len(payload)} blocks come with {len(commit.blocks)} records")
         try:
@@ -316,6 +325,8 @@ class WritePath:
         except (QuorumError, NoSpace):
             if not await self.was_carried_out(ticket):
                 raise
+        if may_tell and self._lag.have_all(commit.blocks):
+            return None
         lag = self._lag.of_commit(commit.blocks)
         params = [ticket, ino, commit, lag or None, birth] if lag or birth else [ticket, ino, commit]
         try:

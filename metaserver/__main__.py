@@ -71,7 +71,7 @@ async def _serve_one_life(
             service = MetaService(store, sessions, log, config.cluster, config.reserve_bytes, grants)
         except InternalError as error:
             raise ConfigError(f"{directory.path} cannot be used: {error.message}") from None
-        stack.callback(service.removals.close)
+        stack.callback(service.rings.close)
         stack.callback(service.reaper.close)
         stack.callback(service.checking.close)
         stack.callback(service.page_check.close)

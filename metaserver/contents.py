@@ -53,7 +53,14 @@ class Contents:
         self.condemned: list[int] = []
         """Inodes whose contents are to be removed soon, by metaserver.reaper."""
 
-    def commit(self, session: int, ino: int, commit: Commit, born: Attributes | None = None) -> Attributes:
+    def commit(
+        self,
+        session: int,
+        ino: int,
+        commit: Commit,
+        born: Attributes | None = None,
+        now_ns: int | None = None,
+    ) -> Attributes:
         """Make new extents a file's contents; return its new attributes.
 
         Args:
@@ -61,6 +68,7 @@ class Contents:
             ino: the file.
             commit: what changes.
             born: the attributes of a new file, whose inode is added by this.
+            now_ns: the time to take for it; None: this server's.
 
         Raises:
             StaleFile, InvalidArgument, FileTooLarge: as in wire.methods.bookkeeping; nothing is changed then.
@@ -74,7 +82,8 @@ class Contents:
         if commit.cut is not None or commit.extents or commit.blocks:
             allocated += self._replace(session, old, commit)
         contents_changed = commit.cut is not None or bool(commit.extents) or size != old.size
-        new = self._after_commit(old, commit, contents_changed)
+        now = self._store.now_ns() if now_ns is None else now_ns
+        new = self._after_commit(old, commit, contents_changed, now)
         new = new._replace(size=size, allocated_bytes=allocated)
         if born:
             self._inodes.add(new)
@@ -111,13 +120,13 @@ class Contents:
             found.extend(map(Extent._make, rows))
         return found
 
-    def _after_commit(self, old: Attributes, commit: Commit, contents_changed: bool) -> Attributes:
+    @staticmethod
+    def _after_commit(old: Attributes, commit: Commit, contents_changed: bool, now: int) -> Attributes:
         """Return the attributes after a commit, but for its sizes.
 
         Set-id bits are left alone: the kernel clears them when it takes a write, knowing who writes. A
         commit comes later, often after the chmod(2) that set them (install -m 4755, tar -xp).
         """
-        now = self._store.now_ns()
         new = rules.changed(old, commit.changes, now)
         if not contents_changed:
             return new

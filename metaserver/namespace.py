@@ -146,12 +146,22 @@ class Namespace:
         target: bytes,
     ) -> Attributes:
         """Make a file of any type; see wire.methods.namespace."""
-        new = self._enter(self._store.take_inode_numbers(1), parent, name, mode, uid, gid, rdev, target)
+        ino, now = self._store.take_inode_numbers(1), self._store.now_ns()
+        new = self._enter(now, ino, parent, name, mode, uid, gid, rdev, target)
         self._inodes.add(new, parent if stat.S_ISDIR(new.mode) else 0, target or None)
         return new
 
     def _enter(
-        self, ino: int, parent: int, name: bytes, mode: int, uid: int, gid: int, rdev: int, target: bytes
+        self,
+        now: int,
+        ino: int,
+        parent: int,
+        name: bytes,
+        mode: int,
+        uid: int,
+        gid: int,
+        rdev: int = 0,
+        target: bytes = b"",
     ) -> Attributes:
         """Give a new inode, which is still to be added, its name; return its attributes."""
         rules.check_name(name)
@@ -160,7 +170,6 @@ class Namespace:
         mode, gid = rules.inherited(directory.mode, directory.gid, mode, gid)
         is_directory = stat.S_ISDIR(mode)
         is_device = stat.S_ISCHR(mode) or stat.S_ISBLK(mode)
-        now = self._store.now_ns()
         new = Attributes(
             ino=ino,
             mode=mode,
@@ -179,16 +188,23 @@ class Namespace:
         self._inodes.entries_changed(parent, now, links=int(is_directory))
         return new
 
-    def bear(self, session: int, ino: int, birth: Birth) -> Attributes | None:
+    def bear(self, session: int, ino: int, birth: Birth, now_ns: int | None = None) -> Attributes | None:
         """Name a regular file under a number that was reserved; see `commit`, which adds the inode.
+
+        Args:
+            session: who makes it.
+            ino: the number.
+            birth: what is made.
+            now_ns: the time to take for it; None: this server's.
 
         Returns:
             Its attributes; None if that very file is there already.
         """
         parent, name, mode, uid, gid = birth
         if self._store.was_given(ino) and self._sessions.is_alone(session):
+            now = self._store.now_ns() if now_ns is None else now_ns
             try:
-                return self._enter(ino, parent, name, rules.of_a_file(mode), uid, gid, 0, b"")
+                return self._enter(now, ino, parent, name, rules.of_a_file(mode), uid, gid)
             except AlreadyExists:
                 if self._is_named(parent, name, ino):
                     return None

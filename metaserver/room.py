@@ -17,6 +17,8 @@ LOOK_CALLS = 16
 """And so often at least: a fast program must not use up the reserve between two looks."""
 FILE_PART = 4
 """The file has one part in so many of the reserve."""
+CHANGE_BYTES = 64 * 1024
+"""No change of one name or one block writes more into the log (some ten pages) and the database."""
 
 
 class Room:
@@ -46,6 +48,10 @@ class Room:
         if self._enough:
             return ""
         return "the metadata server's disk is full; delete files, or give it a larger one"
+
+    def changes_ahead(self) -> int:
+        """Return how many changes may wait and certainly find room, whatever else fills the disk."""
+        return 0 if self.refusal() else self._reserve_bytes // FILE_PART // CHANGE_BYTES
 
     def _look(self) -> None:
         if not self._store.files.look():

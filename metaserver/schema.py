@@ -79,9 +79,9 @@ sessions        one row a living session; its lease and its open files are in me
     name        tells people whose it is
     since_ns    when it was opened
 
-removals        how much of each session's ring was carried out (metaserver.removals)
-    session     of a living session that has removed something so
-    taken       the number of the last removal
+rings           how much of each session's ring was carried out (metaserver.rings)
+    session     of a living session that has changed something so
+    taken       the number of the last change
 
 slots           the last successful answer of each slot (docs/decisions/0002-exactly-once.md)
     session     of a living session
@@ -189,7 +189,7 @@ CREATE TABLE IF NOT EXISTS fences (
     PRIMARY KEY (first, last)
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS restorations (since_ns INTEGER NOT NULL) STRICT;
-CREATE TABLE IF NOT EXISTS removals (
+CREATE TABLE IF NOT EXISTS rings (
     session INTEGER PRIMARY KEY,
     taken INTEGER NOT NULL
 ) STRICT;

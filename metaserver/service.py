@@ -26,10 +26,11 @@ from metaserver.milestones import Milestones
 from metaserver.namespace import Namespace
 from metaserver.page_check import PageCheck
 from metaserver.reaper import Reaper
-from metaserver.removals import Removals
+from metaserver.rings import Rings
 from metaserver.room import Room
 from metaserver.sessions import Sessions
 from metaserver.store import Store, check_ticket
+from metaserver.told import ToldChanges
 from metaserver.xattrs import ExtendedAttributes
 from wire.errors import GracePeriod, InvalidArgument, NoSpace, SequenceError, SessionUnknown, StaleEpoch
 from wire.messages import (
@@ -94,13 +95,16 @@ class MetaService:
         self._inodes = inodes
         self._contents = contents
         self._namespace = Namespace(store, inodes, contents, sessions)
-        self.removals = Removals(store, self._namespace.remove_known, self.reaper.remove_soon)
         self._xattrs = ExtendedAttributes(store, inodes)
         self._bookkeeping = Bookkeeping(store, sessions)
         self._lag = LagList(store, contents)
+        told = ToldChanges(
+            store, self._namespace, contents, sessions, self._lag, self._room, self.reaper.remove_soon
+        )
+        self.rings = Rings(store, told)
         self._locks = Locks(in_grace=sessions.may_reclaim)
         sessions.on_end(self._locks.drop_session)
-        sessions.on_end(self.removals.session_ended)
+        sessions.on_end(self.rings.session_ended)
         self._started = time.monotonic()
 
     # CommonMethods
@@ -130,10 +134,10 @@ class MetaService:
 
     async def open_session(self, name: str) -> SessionInfo:
         async with self._grants.joining():
-            self.removals.end()
+            self.rings.end()
             info = self._sessions.open(name)
         await self._log.sync()  # a number that was given must not be given again, even after a power loss
-        return info._replace(removals=self.removals.place(info.session))
+        return info._replace(ring=self.rings.place(info.session))
 
     def close_session(self, session: int) -> None:
         self._remove_orphans_of(self._sessions.end(session))
@@ -147,6 +151,7 @@ class MetaService:
         closes: int = 0,
     ) -> None:
         self._require_epoch(epoch)
+        self.rings.take_in()  # of the files in there the session says itself which it has open
         first = not self._sessions.has_reclaimed(session)
         if first and locks:
             if not self._sessions.is_awaited(session):
@@ -259,7 +264,7 @@ class MetaService:
     def unlink(self, ticket: Ticket, parent: int, name: bytes) -> Attributes:
         after = self._store.once(ticket, self._namespace.unlink, parent, name)
         self.reaper.remove_soon()
-        self.removals.expect(ticket.session)
+        self.rings.expect(ticket.session)
         return after
 
     def take_back(self, ticket: Ticket, parent: int, name: bytes, ino: int) -> None:
@@ -324,7 +329,7 @@ class MetaService:
         self._locks.settle(ticket)
 
     async def sync_metadata(self) -> None:
-        self.removals.take_in()
+        self.rings.take_in()
         await self._log.sync()
 
     def abandon_blocks(self, session: int, blocks: list[BlockRecord]) -> None:
@@ -338,10 +343,10 @@ class MetaService:
 
     def renew_alone(self, session: int) -> Renewal:
         epoch = self._sessions.renew(session)
-        if not self.removals.are_taken_in():
+        if not self.rings.are_taken_in():
             return Renewal(epoch, 0, self._sessions.asks_opens(session))
         alone_ms = int(self._grants.extend(session) * 1000)
-        term = self.removals.begin(session) if alone_ms and not self._room.refusal() else 0
+        term = self.rings.begin(session) if alone_ms and not self._room.refusal() else 0
         return Renewal(epoch, alone_ms, self._sessions.asks_opens(session), term)
 
     def commit(
@@ -357,6 +362,7 @@ class MetaService:
         attributes = self._store.once(ticket, self._commit, ino, commit, lag, birth)
         if birth:
             self._sessions.hold(ticket.session, ino)
+            self.rings.expect(ticket.session)
         self._lag.remember(commit.blocks)
         return self._when_on_disk(attributes) if commit.durable else attributes
 
@@ -395,7 +401,7 @@ class MetaService:
         return self._store.read(self._lag.blocks_at_risk, spared)
 
     def recent_blocks(self) -> RecentBlocks:
-        return self._lag.recent()
+        return self._store.read(self._lag.recent)
 
     def vouch_recent(self) -> None:
         self._lag.vouch()

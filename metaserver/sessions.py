@@ -107,7 +107,7 @@ class Sessions:
         return held
 
     def _delete(self, session: int) -> None:
-        for table in ("slots", "removals"):
+        for table in ("slots", "rings"):
             self._store.execute(f"DELETE FROM {table} WHERE session = ?", (session,))
         self._store.execute("DELETE FROM sessions WHERE session = ?", (session,))
 

@@ -373,33 +373,17 @@ class Store:
             SequenceError: a newer call of the slot was answered already.
             InvalidArgument: the ticket's numbers are out of range.
         """
-        session, slot, sequence = ticket
-        if session not in self.sessions:
-            raise SessionUnknown(f"session {session} is not known (any more)")
+        if ticket.session not in self.sessions:
+            raise SessionUnknown(f"session {ticket.session} is not known (any more)")
         check_ticket(ticket)
-        newest = self._answered.pop((session, slot), None)
-        answer = self.change(self._work_or_recall, ticket, newest, work, args, kwargs)
-        if len(self._answered) >= SLOTS_REMEMBERED:
-            self._answered.clear()
-        self._answered[session, slot] = max(sequence, newest or 0)
-        return answer
+        return self.change(lambda: self.once_within(ticket, work, *args, **kwargs))
 
-    def is_answered(self, ticket: Ticket) -> bool:
-        """Tell whether this very call was carried out, so that its answer is kept."""
-        kept = self._fetch(
-            "SELECT sequence FROM slots WHERE session = ? AND slot = ?", ticket.session, ticket.slot
-        )
-        return kept is not None and kept[0] == ticket.sequence
-
-    def _work_or_recall(
-        self,
-        ticket: Ticket,
-        newest: int | None,
-        work: Callable[..., A],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
+    def once_within(
+        self, ticket: Ticket, work: Callable[Concatenate[int, P], A], *args: P.args, **kwargs: P.kwargs
     ) -> A:
+        """Do the same inside of a transaction, for a session that lives."""
         session, slot, sequence = ticket
+        newest = self._answered.get((session, slot))
         if newest is None or sequence <= newest:
             kept = self.execute(
                 "SELECT sequence, answer FROM slots WHERE session = ? AND slot = ?", (session, slot)
@@ -412,7 +396,17 @@ class Store:
         self.execute(
             "REPLACE INTO slots VALUES (?, ?, ?, ?)", (session, slot, sequence, answers.encode(answer))
         )
+        if len(self._answered) >= SLOTS_REMEMBERED:
+            self._answered.clear()
+        self._answered[session, slot] = sequence  # at most that; a change that is undone leaves it too large
         return answer
+
+    def is_answered(self, ticket: Ticket) -> bool:
+        """Tell whether this very call was carried out, so that its answer is kept."""
+        kept = self._fetch(
+            "SELECT sequence FROM slots WHERE session = ? AND slot = ?", ticket.session, ticket.slot
+        )
+        return kept is not None and kept[0] == ticket.sequence
 
     def take_inode_numbers(self, count: int) -> int:
         """Return the first of so many inode numbers that were never given. Only inside of a transaction."""

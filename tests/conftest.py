@@ -18,7 +18,7 @@ import hypothesis
 import pytest
 
 import tools.addresses
-from metaserver.removals import SHARED_MEMORY, prefix
+from metaserver.rings import SHARED_MEMORY, prefix
 from tools.cluster import LocalCluster
 from tools.state_directory import CONFIG_NAME
 from tools.whole import DIFFERING, LACKING, UNSEEN, check_stopped

@@ -35,13 +35,13 @@ class Ticket(NamedTuple):
 class SessionInfo(NamedTuple):
     """A new session's number, how long it lives without a heartbeat, and the server's epoch.
 
-    `removals` is where its ring is while it counts as alone (wire.removal_ring); b"": nowhere.
+    `ring` is where its ring is while it counts as alone (wire.ring); b"": nowhere.
     """
 
     session: int
     lease_ms: int
     epoch: int
-    removals: bytes = b""
+    ring: bytes = b""
 
 
 class Renewal(NamedTuple):
@@ -51,13 +51,13 @@ class Renewal(NamedTuple):
     counts `alone_ms` from before it asked; 0: others may be there.
 
     `asks_opens` is a number if the session is to say, with that number, what it has open (tell_open); else 0.
-    `removal_term` is the term of its ring of removals (wire.removal_ring), 0 if it has none.
+    `ring_term` is the term of its ring of changes (wire.ring), 0 if it has none.
     """
 
     epoch: int
     alone_ms: int
     asks_opens: int = 0
-    removal_term: int = 0
+    ring_term: int = 0
 
 
 class Heartbeat(NamedTuple):
@@ -66,7 +66,7 @@ class Heartbeat(NamedTuple):
     `epoch` changes when the metadata server was restarted: the client then reclaims its open
     files. `writable` is false, with a `reason` for people, while fewer than Qw data servers are up.
     With `full`, also with a reason, too many of them have no room: what needs no new block still goes.
-    `alone_ms`, `asks_opens` and `removal_term` are as in Renewal.
+    `alone_ms`, `asks_opens` and `ring_term` are as in Renewal.
     """
 
     epoch: int
@@ -75,7 +75,7 @@ class Heartbeat(NamedTuple):
     full: bool = False
     alone_ms: int = 0
     asks_opens: int = 0
-    removal_term: int = 0
+    ring_term: int = 0
 
 
 class Attributes(NamedTuple):

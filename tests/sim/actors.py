@@ -20,8 +20,8 @@ from tests.sim.links import Links
 from tests.sim.neighbours import Neighbours
 from tests.sim.put_backs import look_at_remains
 from tests.sim.recorded import Deeds
-from tests.sim.removals import clear_out
 from tests.sim.shared import Shared
+from tests.sim.told import clear_out
 from tests.sim.visits import Visits
 from tests.twins import LibraryPlace
 from wire.errors import AlreadyExists, NotFound, QuorumfsError

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from tests.sim import bugs, changes, metadata_bugs, removal_bugs
+from tests.sim import bugs, changes, metadata_bugs, ring_bugs
 
 
 class Mutant(NamedTuple):
@@ -22,7 +22,7 @@ class Mutant(NamedTuple):
 def stumbles(problem: str) -> bool:
     """Tell whether a problem is a bug's own mistake: it does not fit the code that it changes any more."""
     return any(
-        f'File "{module.__file__}"' in problem for module in (bugs, changes, metadata_bugs, removal_bugs)
+        f'File "{module.__file__}"' in problem for module in (bugs, changes, metadata_bugs, ring_bugs)
     ) and any(f"\n{kind}: " in problem for kind in ("AttributeError", "TypeError", "NameError"))
 
 
@@ -70,9 +70,12 @@ MUTANTS = [
         bugs.name_removed_before_the_server_knows_who_has_it_open,
         metadata_bugs.file_is_born_though_others_came,
         bugs.bytes_fetched_ahead_are_used_for_any_version,
-        removal_bugs.removals_are_taken_in_when_there_is_time,
-        removal_bugs.removal_is_answered_though_the_grant_is_over,
-        removal_bugs.removals_are_told_again_after_a_restart,
-        removal_bugs.rings_are_forgotten_at_a_start,
+        ring_bugs.removals_are_taken_in_when_there_is_time,
+        ring_bugs.removal_is_answered_though_the_grant_is_over,
+        ring_bugs.removals_are_told_again_after_a_restart,
+        ring_bugs.rings_are_forgotten_at_a_start,
+        ring_bugs.new_file_is_told_though_a_server_lacks_its_block,
+        ring_bugs.new_file_that_was_told_is_made_though_the_call_has_made_it,
+        ring_bugs.new_file_that_was_told_is_not_open,
     )
 ]

@@ -1,4 +1,4 @@
-"""Rings of removals in the simulation: of one machine with the metadata server's, whatever the network does.
+"""Rings of changes in the simulation: of one machine with the metadata server's, whatever the network does.
 
 A kill leaves a ring as it is; a power loss, which in a real cluster ends the mounts that use it too, ends it
 at once, and the machine's next start has another name. Clients are stopped in the middle of a write into it.
@@ -14,18 +14,17 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-import fusefs.removal_ring
-import fusefs.removals
-import metaserver.removals
+import fusefs.ring
+import metaserver.rings
 from tests.sim.seams import StandIn
-from wire.removal_ring import HEAD_BYTES
+from wire.ring import HEAD_BYTES
 
 BOOT_FILE = "/proc/sys/kernel/random/boot_id"
-RUN_SECONDS = [fusefs.removals.RUN_SECONDS, 1e6]
-"""Removals follow each other so soon: clients here make a pause after each deed."""
-LOOK_SECONDS = [metaserver.removals.LOOK_SECONDS, 1e6]
+RUN_SECONDS = [fusefs.ring.RUN_SECONDS, 1e6]
+"""Changes follow each other so soon: clients here make a pause after each deed."""
+LOOK_SECONDS = [metaserver.rings.LOOK_SECONDS, 1e6]
 """The metadata server looks into a ring unasked so often: in half of the lives only when it is asked."""
-PREFIX = "quorumfs-removals-"
+PREFIX = "quorumfs-ring-"
 STOPPED = 0.3
 STOPPED_SECONDS = 4.0
 """A grant is shorter."""
@@ -65,10 +64,10 @@ def install(root: Path, seed: bytes, sleep: Callable[[float], None]) -> None:
     """Have clients write into rings as said above, and the metadata server with this disk read them."""
     rng = random.Random(seed)
     memory(root).mkdir(exist_ok=True)
-    metaserver.removals.SHARED_MEMORY = memory(root)
-    metaserver.removals.prefix = lambda _: PREFIX
-    fusefs.removals.RUN_SECONDS = rng.choice(RUN_SECONDS)
-    metaserver.removals.LOOK_SECONDS = rng.choice(LOOK_SECONDS)
+    metaserver.rings.SHARED_MEMORY = memory(root)
+    metaserver.rings.prefix = lambda _: PREFIX
+    fusefs.ring.RUN_SECONDS = rng.choice(RUN_SECONDS)
+    metaserver.rings.LOOK_SECONDS = rng.choice(LOOK_SECONDS)
 
     def pwrite(descriptor: int, data: bytes, offset: int) -> int:
         before, after = (rng.random() * STOPPED_SECONDS * (rng.random() < STOPPED) for _ in range(2))
@@ -77,4 +76,4 @@ def install(root: Path, seed: bytes, sleep: Callable[[float], None]) -> None:
         sleep(after)
         return written
 
-    fusefs.removal_ring.os = StandIn(os, pwrite=pwrite)  # type: ignore[attr-defined]
+    fusefs.ring.os = StandIn(os, pwrite=pwrite)  # type: ignore[attr-defined]

@@ -44,7 +44,7 @@ async def look_up(host: str, port: int) -> list[Any]:
 
 
 class LogEvents(logging.Handler):
-    """Log lines are events; a traceback is a problem, and so is a removal that was answered too early."""
+    """Log lines are events; a traceback is a problem, and so is a change that was answered too early."""
 
     def __init__(self, world: World) -> None:
         super().__init__()

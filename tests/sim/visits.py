@@ -13,7 +13,7 @@ from typing import Any
 
 from tests.sim.births import Birth
 from tests.sim.cluster import World
-from tests.sim.removals import Removals
+from tests.sim.told import Told
 from tests.twins import LibraryPlace
 from wire.errors import NotFound, QuorumfsError, StaleFile
 
@@ -48,20 +48,22 @@ class Visits:
         if self._visitor is not None and self._visitor.alive:
             return
         place, losses = LibraryPlace(filesystem, ""), world.power_losses
-        removals = Removals(world, f"gone-{self._number}")
-        removals.make(place)
+        files = Told(world, f"told-{self._number}")
+        files.make(place)
         looks, waits = rng.randrange(MOST_LOOKS), rng.random() < 0.5
         while looks and not (waits and filesystem._grant.era()):
             looks -= 1
             self._read(filesystem)
             world.scheduler.sleep(1.0)
-        removals.remove(place, rng, 3)
+        files.remove(place, rng, 3)
+        files.make(place, 2)
         birth = Birth(world, f"born-{self._number}")
         birth.create(place)
         if rng.random() < 0.3:
             self._cut_off(name, rng.uniform(1.0, MOST_SECONDS_OFF))
-        content, told = self._begin(birth, removals)
-        removals.remove(place, rng, 3)
+        content, told = self._begin(birth, files)
+        files.remove(place, rng, 3)
+        files.make(place, 2)
         birth.close(place, rng)
         until = world.loop.now + VISIT_SECONDS
         while not told and self._visitor.alive and world.loop.now < until:
@@ -86,14 +88,14 @@ class Visits:
 
         world.loop.call_at_moment(world.loop.now + seconds, end, context=Context())
 
-    def _begin(self, birth: Birth, removals: Removals) -> tuple[bytes, list[bool]]:
+    def _begin(self, birth: Birth, files: Told) -> tuple[bytes, list[bool]]:
         self._number += 1
         content, told = b"visitor %d" % self._number, list[bool]()
 
         def visit(filesystem: Any) -> None:
             place = LibraryPlace(filesystem, "")
             try:
-                removals.judge(place)
+                files.judge(place)
                 first = birth.look(place)
                 place.open(1, NEW_NAME, os.O_CREAT | os.O_TRUNC | os.O_RDWR)
                 place.pwrite(1, 0, content)
@@ -104,7 +106,7 @@ class Visits:
                 told.append(True)
                 self._world.note("done", content.decode())
                 birth.judge(place, first)
-                removals.judge(place)
+                files.judge(place)
             except (QuorumfsError, OSError) as error:
                 self._unknown_until = self._world.loop.now + SETTLE_SECONDS
                 self._world.note("failed", f"{content.decode()}: {type(error).__name__}: {error}")

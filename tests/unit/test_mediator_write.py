@@ -19,9 +19,10 @@ from wire.errors import (
     WriteFailed,
     WriteRefused,
 )
-from wire.messages import Identity, Ticket
+from wire.messages import Birth, Identity, Ticket
 
 TICKET = Ticket(1, 0, 1)
+BIRTH = Birth(1, b"a", 0o644, 0, 0)
 DATA = b"new bytes"
 
 
@@ -178,6 +179,34 @@ def test_write_file_puts_then_commits() -> None:
             assert w.meta.commits == [(7, commit)]
             assert holders_of(w, now.block) == [1, 2, 3, 4, 5]
             assert holders_of(w, before.block) == []
+
+    run(scenario())
+
+
+def test_a_client_that_may_tell_commits_what_all_servers_have() -> None:
+    async def scenario() -> None:
+        async with world() as w:
+            commit = commit_of([w.new_record(DATA)])
+            assert await w.mediator.write_path.write_file(TICKET, 7, commit, [DATA], BIRTH, True) is None
+            assert holders_of(w, commit.blocks[0].block) == [1, 2, 3, 4, 5] and not w.meta.commits
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("lack", ["down", "slow", "fails"])
+def test_what_a_server_may_lack_is_committed_though_the_client_may_tell(lack: str) -> None:
+    async def scenario() -> None:
+        async with world(read=2, write=4) as w:
+            if lack == "down":
+                w.data[5].down = True
+                await w.mediator.health.first_look()
+            elif lack == "slow":
+                w.data[5].delay_seconds = VOTE_SECONDS / 2
+            else:
+                w.data[5].fail_next["put"] = [InternalError("the disk fails")] * 2
+            commit = commit_of([w.new_record(DATA)])
+            assert await w.mediator.write_path.write_file(TICKET, 7, commit, [DATA], BIRTH, True) is not None
+            assert w.meta.commits == [(7, commit)]
 
     run(scenario())
 

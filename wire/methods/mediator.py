@@ -69,11 +69,20 @@ class MediatorMethods:
         raise NotImplementedError
 
     def write_file(
-        self, ticket: Ticket, ino: int, commit: Commit, payload: list[Buffer], birth: Birth | None = None
-    ) -> Attributes:
+        self,
+        ticket: Ticket,
+        ino: int,
+        commit: Commit,
+        payload: list[Buffer],
+        birth: Birth | None = None,
+        may_tell: bool = False,
+    ) -> Attributes | None:
         """Put the last len(payload) blocks of `commit.blocks`, then commit: a small file in one call.
 
         With `birth` the same transaction makes the file, see BookkeepingMethods.commit.
+
+        With `may_tell` nothing is committed if all data servers have taken the blocks, and the answer is
+        None: the client makes the commit itself, with this ticket (wire.ring, or this call once more).
 
         With `commit.durable` the payload's blocks are durable on Qw data servers before the commit.
         Blocks put before must have been made durable by sync_blocks.

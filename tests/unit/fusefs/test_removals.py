@@ -5,11 +5,9 @@ from __future__ import annotations
 import os
 import stat
 from collections import Counter
-from collections.abc import Iterator
 
 import pytest
 
-import fusefs.removals
 from fusefs.filesystem import FileSystem
 from tests.unit.fusefs.fakes import FakeServer
 from wire.errors import NotFound, Unavailable
@@ -24,13 +22,6 @@ def server() -> FakeServer:
     return made
 
 
-@pytest.fixture(autouse=True)
-def run(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """However slow the machine is, a removal follows the one before at once."""
-    monkeypatch.setattr(fusefs.removals, "RUN_SECONDS", 1e6)
-    yield
-
-
 def make(fs: FileSystem, *names: bytes, mode: int = FILE) -> None:
     fs.attributes.get(1)
     for name in names:
@@ -41,25 +32,15 @@ def removal_calls(server: FakeServer) -> Counter[str]:
     return Counter({name: server.calls[name] for name in ("unlink", "rmdir", "remove_known")})
 
 
-def test_the_first_of_a_run_takes_a_call_and_the_others_none(fs: FileSystem, server: FakeServer) -> None:
+def test_what_is_certain_takes_no_call(fs: FileSystem, server: FakeServer) -> None:
     make(fs, b"a", b"b", b"c")
     for name in (b"a", b"b", b"c"):
         fs.unlink(1, name)
-    assert removal_calls(server) == Counter(unlink=1, remove_known=2)
+    assert removal_calls(server) == Counter(remove_known=3)
     for name in (b"a", b"b", b"c"):
         with pytest.raises(NotFound):
             fs.names.lookup(1, name)
         assert not server.resolve(1, [name])
-
-
-def test_one_by_itself_takes_a_call(
-    fs: FileSystem, server: FakeServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(fusefs.removals, "RUN_SECONDS", 0.0)
-    make(fs, b"a", b"b")
-    fs.unlink(1, b"a")
-    fs.unlink(1, b"b")
-    assert removal_calls(server) == Counter(unlink=2)
 
 
 def test_its_directory_is_known_to_have_changed(fs: FileSystem, server: FakeServer) -> None:
@@ -78,23 +59,20 @@ def test_what_is_refused_takes_a_call(fs: FileSystem, server: FakeServer) -> Non
     make(fs, b"a", b"b")
     fs.unlink(1, b"a")
     fs.unlink(1, b"b")
-    assert removal_calls(server) == Counter(unlink=2, remove_known=1)
+    assert removal_calls(server) == Counter(unlink=2, remove_known=2)
     assert not server.resolve(1, [b"b"])
 
 
 def test_a_directory_takes_a_call(fs: FileSystem, server: FakeServer) -> None:
-    make(fs, b"a", b"b")
     make(fs, b"d", mode=stat.S_IFDIR | 0o755)
-    fs.unlink(1, b"a")
     fs.rmdir(1, b"d")
-    assert server.calls["unlink"] == 2, "of which one is that of rmdir"
+    assert server.calls["unlink"] == 1, "which is that of rmdir"
     assert not server.calls["remove_known"]
 
 
 @pytest.mark.parametrize("forget", ["name", "directory", "alone"])
 def test_what_is_not_certain_takes_a_call(fs: FileSystem, server: FakeServer, forget: str) -> None:
-    make(fs, b"a", b"b", b"c")
-    fs.unlink(1, b"a")
+    make(fs, b"b", b"c")
     if forget == "name":
         fs._cache.changed(names=((1, b"b"),))
         fs.attributes.get(1)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-import metaserver.removals
+import metaserver.rings
 from tests.unit.metaserver.harness import Harness
 
 
@@ -16,7 +16,7 @@ def meta(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Harness]:
     """A metadata server with one session. At the end, all that must hold in its database is checked."""
     memory = tmp_path / "memory"
     memory.mkdir()
-    monkeypatch.setattr(metaserver.removals, "SHARED_MEMORY", memory)
+    monkeypatch.setattr(metaserver.rings, "SHARED_MEMORY", memory)
     harness = Harness(tmp_path)
     yield harness
     harness.close()

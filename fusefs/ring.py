@@ -1,9 +1,9 @@
-"""This mount's end of the ring of removals: names removed without a call, while the mount is alone.
+"""This mount's end of the ring of changes: names removed and files made without a call, while it is alone.
 
 What is in the ring has happened: the metadata server carries it out before it answers anybody, whoever is
-killed meanwhile (wire.removal_ring, metaserver.removals). So a removal is answered once it is written, if the
-grant lasts then still; if it does not, only the server can tell whether it took it in. Decides nothing about
-names. Safe in any thread. See docs/decisions/0031-removals-without-a-call.md.
+killed meanwhile (wire.ring, metaserver.rings). So a change is answered once it is written, if the grant lasts
+then still; if it does not, only the server can tell whether it took it in. Decides nothing about names and
+files. Safe in any thread. See docs/decisions/0031-changes-without-a-call.md.
 """
 
 from __future__ import annotations
@@ -11,26 +11,31 @@ from __future__ import annotations
 import os
 import stat
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import FileIO
 
 from fusefs.grant import Grant
-from wire.removal_ring import (
+from wire.ring import (
     HEAD_READ_BYTES,
     SLOTS,
+    Change,
+    Entry,
     Head,
-    Removal,
-    pack_removal,
+    NewFile,
+    pack_entry,
     slot_offset,
     unpack_head,
 )
 
 LOCK_SECONDS = 0.1
-"""Who waits longer for others has the removal made by a call."""
+"""Who waits longer for others has the change made by a call."""
+RUN_SECONDS = 0.25
+"""A change so soon after another one is of the same run."""
 
 
-class RemovalRing:
+class ChangeRing:
     """The ring of one session, if the metadata server has one for it and its file can be reached from here.
 
     Args:
@@ -44,13 +49,14 @@ class RemovalRing:
         self._term = 0
         self._file: FileIO | None = None
         self._told = (0, 0)
-        """The term of the last removal that was told, and its number: what waits must not be written over."""
+        """The term of the last change that was told, and its number: what waits must not be written over."""
         self._doubtful_term = 0
-        """One in which nobody knows what came of a removal: nothing more is told in it."""
+        """One in which nobody knows what came of a change: nothing more is told in it."""
         self._changing = 0
         """So many calls that change names are being made."""
         self._asking = False
-        """Whether the server is asked about a removal, with which none is told it."""
+        """Whether the server is asked about a change; none is told it meanwhile."""
+        self._last = -RUN_SECONDS
 
     def move(self, place: bytes, session: int) -> None:
         """The ring of a new session will be there."""
@@ -100,30 +106,36 @@ class RemovalRing:
             with self._lock:
                 self._changing -= 1
 
-    def tell(self, parent: int, name: bytes, ino: int, removed_ns: int, ask: Callable[[], object]) -> bool:
-        """Tell that a name is removed, which is certain to be of this inode; return False if a call must.
+    def is_run(self) -> bool:
+        """Tell whether a change that could be told now follows another one soon, and there is a ring.
+
+        The first of a run takes a call, which also has the metadata server look for more.
+        """
+        now = time.monotonic()
+        is_run, self._last = now < self._last + RUN_SECONDS, now
+        return is_run and self._file is not None
+
+    def tell(self, change: Change, ask: Callable[[], object]) -> bool:
+        """Tell a change that the server cannot refuse; return False if it was not told, and takes a call.
 
         Args:
-            parent: its directory.
-            name: the name.
-            ino: the inode, no directory.
-            removed_ns: the time.
+            change: what has changed.
             ask: asks the metadata server anything, which it answers after all that is in the ring.
 
         Raises:
-            QuorumfsError: `ask` failed: the name may be removed yet, nobody knows.
+            QuorumfsError: `ask` failed: nobody knows whether it is carried out.
         """
         if self._file is None or not self._lock.acquire(timeout=LOCK_SECONDS):
             return False
         try:
             era = self._grant.era()
-            if self._file is None or not era or self._changing or self._asking or not self._has_room():
+            if self._file is None or not era or self._changing or self._asking or not self._has_room(change):
                 return False
-            removal = Removal(self._told[1] + 1, self._term, parent, ino, removed_ns, name)
-            if not self._write(removal):
+            entry = Entry(self._told[1] + 1, self._term, change)
+            if not self._write(entry):
                 return False
             if self._grant.era() == era:
-                self._told = removal.term, removal.number
+                self._told = entry.term, entry.number
                 return True
             self._asking, descriptor = True, os.dup(self._file.fileno())
         finally:
@@ -132,15 +144,15 @@ class RemovalRing:
         try:
             ask()
             head = _head(descriptor)
-            is_taken = head is not None and head.taken >= removal.number
+            is_taken = head is not None and head.taken >= entry.number
         finally:
             os.close(descriptor)
             with self._lock:
                 self._asking = False
                 if not is_taken:
-                    self._doubt(removal.term)
-                elif self._term == removal.term:
-                    self._told = removal.term, removal.number
+                    self._doubt(entry.term)
+                elif self._term == entry.term:
+                    self._told = entry.term, entry.number
         return is_taken
 
     def _doubt(self, term: int) -> None:
@@ -149,20 +161,22 @@ class RemovalRing:
         if self._term == term:
             self._leave()
 
-    def _has_room(self) -> bool:
+    def _has_room(self, change: Change) -> bool:
         assert self._file is not None
         head = _head(self._file.fileno())
-        return head is not None and head.term == self._term and self._told[1] - head.taken < SLOTS
+        if head is None or head.term != self._term or self._told[1] - head.taken >= SLOTS:
+            return False
+        return not isinstance(change, NewFile) or self._told[1] < head.room_until
 
-    def _write(self, removal: Removal) -> bool:
+    def _write(self, entry: Entry) -> bool:
         assert self._file is not None
-        packed = pack_removal(removal)
+        packed = pack_entry(entry)
         try:
-            if os.pwrite(self._file.fileno(), packed, slot_offset(removal.number)) == len(packed):
+            if os.pwrite(self._file.fileno(), packed, slot_offset(entry.number)) == len(packed):
                 return True
         except OSError:
             pass
-        self._doubt(removal.term)
+        self._doubt(entry.term)
         return False
 
     def close(self) -> None:

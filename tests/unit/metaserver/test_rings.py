@@ -1,4 +1,4 @@
-"""What a mount has removed without a call: carried out before anything is answered, and once."""
+"""What a mount has changed without a call: carried out before anything is answered, and once."""
 
 from __future__ import annotations
 
@@ -10,60 +10,21 @@ from pathlib import Path
 
 import pytest
 
-import metaserver.removals
+import metaserver.rings
 from metaserver.grants import QUIET_SECONDS, Grants
+from metaserver.ring_file import RingFile
 from metaserver.store import Store
 from tests.unit.metaserver.harness import DIRECTORY, FILE, Harness
+from tests.unit.metaserver.told import SECONDS, Told, go_on
 from wire.errors import InternalError, NoSpace, StaleFile
-from wire.messages import ROOT_INODE, AttributeChanges, Attributes
-from wire.removal_ring import (
-    HEAD_READ_BYTES,
+from wire.messages import ROOT_INODE, AttributeChanges
+from wire.ring import (
     RING_BYTES,
     SLOTS,
+    Change,
     Head,
-    Removal,
     pack_head,
-    pack_removal,
-    slot_offset,
-    unpack_head,
 )
-
-SECONDS = 2.5
-
-
-class Told:
-    """A mount's end: it has the file open, as it was when it came to be alone."""
-
-    def __init__(self, meta: Harness) -> None:
-        self._meta = meta
-        meta.service._grants = Grants(meta.sessions, SECONDS, 0.0, clock=lambda: meta.seconds)
-        meta.seconds += QUIET_SECONDS
-        self.term = meta.service.renew_alone(meta.session).removal_term
-        assert self.term
-        self.path = Path(os.fsdecode(meta.service.removals.place(meta.session)))
-        self._file = self.path.open("r+b", buffering=0)
-        self.number = self.head.taken
-
-    @property
-    def head(self) -> Head:
-        head = unpack_head(os.pread(self._file.fileno(), HEAD_READ_BYTES, 0))
-        assert head is not None
-        return head
-
-    def remove(self, file: Attributes, name: bytes, parent: int = ROOT_INODE, *, ino: int = 0) -> None:
-        self.number += 1
-        removal = Removal(self.number, self.term, parent, ino or file.ino, 77_000, name)
-        os.pwrite(self._file.fileno(), pack_removal(removal), slot_offset(self.number))
-
-    def close(self) -> None:
-        self._file.close()
-
-
-def go_on(meta: Harness) -> None:
-    """Begin a life of the server as after a kill: what was open is open."""
-    meta.service.removals._ring = None
-    meta.restart()
-
 
 LOOKS: dict[str, Callable[[Harness], object]] = {
     "resolve": lambda meta: meta.service.resolve(ROOT_INODE, [b"a"]),
@@ -161,7 +122,7 @@ def test_a_kill_between_the_database_and_the_head_of_the_ring_does_no_harm(
         raise OSError("killed")
 
     with monkeypatch.context() as patched:
-        patched.setattr(metaserver.removals._Ring, "write", killed)
+        patched.setattr(RingFile, "write", killed)
         assert meta.look_up(b"a") is None
     assert told.head.taken == 0
     go_on(meta)
@@ -184,7 +145,7 @@ def test_it_is_carried_out_before_others_may_come_and_what_is_late_never_is(meta
     meta.service.close_session(other)
     meta.service.tell_open(meta.session, [], meta.sessions.asks_opens(meta.session))
     meta.seconds += QUIET_SECONDS
-    term = meta.service.renew_alone(meta.session).removal_term
+    term = meta.service.renew_alone(meta.session).ring_term
     assert term not in (0, told.term)
     assert meta.names(ROOT_INODE) == [b"b"]
     told.close()
@@ -197,7 +158,7 @@ def test_a_session_that_ends_has_all_of_it_carried_out_and_its_ring_removed(meta
     meta.service.close_session(meta.session)
     assert not told.path.exists() and told.head.term == 0
     assert meta.names(ROOT_INODE) == []
-    assert not meta.store.execute("SELECT * FROM removals").fetchall()
+    assert not meta.store.execute("SELECT * FROM rings").fetchall()
     meta.session = meta.open_session()
     told.close()
 
@@ -219,7 +180,7 @@ def test_another_start_of_the_machine_ends_it(meta: Harness, monkeypatch: pytest
     told.remove(file, b"a")
     boot = meta.path.parent / "boot_id"
     boot.write_text("1" * 36)
-    monkeypatch.setattr(metaserver.removals, "BOOT_FILE", boot)
+    monkeypatch.setattr(metaserver.rings, "BOOT_FILE", boot)
     go_on(meta)
     assert meta.look_up(b"a") is not None and not told.path.exists() and told.head.term == 0
     told.close()
@@ -233,7 +194,7 @@ def test_an_older_database_has_nothing_of_it_carried_out(meta: Harness) -> None:
     told.remove(files[0], b"a")
     assert meta.look_up(b"a") is None
     told.remove(files[1], b"b")
-    meta.service.removals._ring = None
+    meta.service.rings._ring = None
     meta.restart(before)
     assert meta.names(ROOT_INODE) == [b"a", b"b"] and told.head.term == 0
     told.close()
@@ -241,7 +202,7 @@ def test_an_older_database_has_nothing_of_it_carried_out(meta: Harness) -> None:
 
 def test_rings_of_sessions_that_are_gone_and_what_is_none_are_removed(meta: Harness) -> None:
     told = Told(meta)
-    memory, prefix = told.path.parent, metaserver.removals.prefix(meta.path.parent)
+    memory, prefix = told.path.parent, metaserver.rings.prefix(meta.path.parent)
     for name, content in (("99", told.path.read_bytes()), ("x", b"x"), ("1", b"")):
         (memory / f"{prefix}{name}").write_bytes(content)
     (memory / f"{prefix}{meta.session + 1}").write_bytes(
@@ -271,12 +232,12 @@ def test_a_copy_of_the_directory_has_no_part_in_it(meta: Harness, tmp_path: Path
 def test_another_users_file_in_its_place_is_not_used(
     meta: Harness, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    place = Path(os.fsdecode(meta.service.removals.place(meta.session)))
+    place = Path(os.fsdecode(meta.service.rings.place(meta.session)))
     place.write_bytes(b"")
     monkeypatch.setattr(os, "geteuid", lambda: place.stat().st_uid + 1)
     meta.service._grants = Grants(meta.sessions, SECONDS, 0.0, clock=lambda: meta.seconds)
     meta.seconds += QUIET_SECONDS
-    assert meta.service.renew_alone(meta.session).removal_term == 0
+    assert meta.service.renew_alone(meta.session).ring_term == 0
     assert "another user's" in caplog.text
 
 
@@ -295,7 +256,7 @@ def test_while_it_cannot_be_carried_out_nothing_is_answered_and_nothing_granted(
         with pytest.raises(InternalError):
             meta.service.getattr(ROOT_INODE)
         renewal = meta.service.renew_alone(meta.session)
-        assert (renewal.alone_ms, renewal.removal_term) == (0, 0)
+        assert (renewal.alone_ms, renewal.ring_term) == (0, 0)
     assert meta.names(ROOT_INODE) == []
     told.close()
 
@@ -316,7 +277,7 @@ def test_a_ring_that_cannot_be_read_has_nothing_answered(
     told.close()
 
 
-def test_without_room_for_a_ring_each_removal_takes_a_call(
+def test_without_room_for_a_ring_each_change_takes_a_call(
     meta: Harness, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def full(*_: object) -> None:
@@ -326,8 +287,8 @@ def test_without_room_for_a_ring_each_removal_takes_a_call(
     meta.service._grants = Grants(meta.sessions, SECONDS, 0.0, clock=lambda: meta.seconds)
     meta.seconds += QUIET_SECONDS
     renewal = meta.service.renew_alone(meta.session)
-    assert renewal.alone_ms and not renewal.removal_term
-    assert "each removal takes a call" in caplog.text
+    assert renewal.alone_ms and not renewal.ring_term
+    assert "each change takes a call" in caplog.text
 
 
 def test_the_server_looks_by_itself_while_names_are_removed(meta: Harness) -> None:
@@ -342,7 +303,7 @@ def test_the_server_looks_by_itself_while_names_are_removed(meta: Harness) -> No
                 await asyncio.sleep(0.001)
 
     meta.wait(asyncio.wait_for(remove(), 20))
-    meta.service.removals.close()
+    meta.service.rings.close()
     told.close()
 
 
@@ -360,14 +321,14 @@ def test_a_disk_with_room_for_one_at_a_time_is_enough(meta: Harness, monkeypatch
     told = Told(meta)
     for number, file in enumerate(files):
         told.remove(file, b"%d" % number)
-    carry_out = meta.service.removals._carry_out
+    carry_out = meta.service.rings._carry_out
 
-    def in_little_room(session: int, removals: list[Removal]) -> None:
-        if len(removals) > 1:
+    def in_little_room(session: int, number: int, changes: list[Change]) -> None:
+        if len(changes) > 1:
             raise NoSpace("the disk is full")
-        carry_out(session, removals)
+        carry_out(session, number, changes)
 
-    monkeypatch.setattr(meta.service.removals, "_carry_out", in_little_room)
+    monkeypatch.setattr(meta.service.rings, "_carry_out", in_little_room)
     assert meta.names(ROOT_INODE) == [] and told.head.taken == 5
     told.close()
 
@@ -376,7 +337,7 @@ def test_on_a_full_disk_removals_take_calls(meta: Harness, monkeypatch: pytest.M
     told = Told(meta)
     monkeypatch.setattr(meta.service._room, "refusal", lambda: "the disk is full")
     renewal = meta.service.renew_alone(meta.session)
-    assert renewal.alone_ms and not renewal.removal_term
+    assert renewal.alone_ms and not renewal.ring_term
     told.close()
 
 
@@ -386,10 +347,10 @@ def test_a_database_that_cannot_be_read_has_no_ring_and_says_so_once(
     def fail(session: int) -> int:
         raise sqlite3.OperationalError("disk I/O error")
 
-    monkeypatch.setattr(meta.service.removals, "_find_taken", fail)
+    monkeypatch.setattr(meta.service.rings, "_find_taken", fail)
     meta.service._grants = Grants(meta.sessions, SECONDS, 0.0, clock=lambda: meta.seconds)
     meta.seconds += QUIET_SECONDS
     for _ in range(3):
         renewal = meta.service.renew_alone(meta.session)
-        assert renewal.alone_ms and not renewal.removal_term
-    assert caplog.text.count("each removal takes a call") == 1
+        assert renewal.alone_ms and not renewal.ring_term
+    assert caplog.text.count("each change takes a call") == 1

@@ -1,4 +1,4 @@
-"""The format of the ring of removals: what is whole is read back, anything else is nothing."""
+"""The format of the ring of changes: what is whole is read back, anything else is nothing."""
 
 from __future__ import annotations
 
@@ -6,23 +6,42 @@ import random
 
 import pytest
 
-from wire.removal_ring import (
+from wire.ring import (
     HEAD_BYTES,
     HEAD_READ_BYTES,
     RING_BYTES,
     SLOT_BYTES,
     SLOTS,
+    Change,
+    Entry,
     Head,
+    NewFile,
     Removal,
+    pack_entry,
     pack_head,
-    pack_removal,
     slot_offset,
+    unpack_entry,
     unpack_head,
-    unpack_removal,
 )
 
-HEAD = Head(b"0" * 36, 7, 2**62, 5)
-REMOVAL = Removal(6, 2**62, 1, 2**40, -5, b"n\xff" * 127 + b"m")
+LARGEST = 2**64 - 1
+HEAD = Head(b"0" * 36, 7, 2**62, 5, 69)
+REMOVAL = Removal(1, 2**40, -5, b"n\xff" * 127 + b"m")
+FILE = NewFile(
+    slot=1023,
+    sequence=LARGEST,
+    ino=LARGEST,
+    parent=LARGEST,
+    mode=0o177777,
+    uid=2**32 - 1,
+    gid=2**32 - 1,
+    length=LARGEST,
+    mtime_ns=-(2**63),
+    told_ns=2**63 - 1,
+    block=bytes(range(16)),
+    digest=bytes(range(32)),
+    name=b"n",
+)
 
 
 def test_a_head_is_read_back() -> None:
@@ -30,24 +49,26 @@ def test_a_head_is_read_back() -> None:
     assert len(pack_head(HEAD)) == HEAD_READ_BYTES <= HEAD_BYTES
 
 
+@pytest.mark.parametrize("change", [REMOVAL, FILE], ids=["removal", "new file"])
 @pytest.mark.parametrize("name", [b"", b"a", b"x" * 255])
-def test_a_removal_is_read_back_and_fits_into_its_slot(name: bytes) -> None:
-    packed = pack_removal(REMOVAL._replace(name=name))
+def test_a_change_is_read_back_and_fits_into_its_slot(change: Change, name: bytes) -> None:
+    entry = Entry(6, 2**62, change._replace(name=name))
+    packed = pack_entry(entry)
     assert len(packed) <= SLOT_BYTES
-    read = unpack_removal(packed.ljust(SLOT_BYTES, b"?"), 6, 2**62)
-    assert read == REMOVAL._replace(name=name)
+    assert unpack_entry(packed.ljust(SLOT_BYTES, b"?"), 6, 2**62) == entry
 
 
 def test_that_of_another_number_or_term_is_none() -> None:
-    packed = pack_removal(REMOVAL)
-    assert unpack_removal(packed, 6 + SLOTS, 2**62) is None
-    assert unpack_removal(packed, 6, 2**62 + 1) is None
+    packed = pack_entry(Entry(6, 2**62, REMOVAL))
+    assert unpack_entry(packed, 6 + SLOTS, 2**62) is None
+    assert unpack_entry(packed, 6, 2**62 + 1) is None
 
 
 def test_a_part_or_a_flipped_bit_makes_it_none() -> None:
     for packed, unpack in (
         (pack_head(HEAD), unpack_head),
-        (pack_removal(REMOVAL), lambda data: unpack_removal(data, 6, 2**62)),
+        (pack_entry(Entry(6, 2**62, REMOVAL)), lambda data: unpack_entry(data, 6, 2**62)),
+        (pack_entry(Entry(6, 2**62, FILE)), lambda data: unpack_entry(data, 6, 2**62)),
     ):
         assert unpack(b"") is None and unpack(packed[:-1]) is None and unpack(bytes(SLOT_BYTES)) is None
         for bit in random.Random(1).sample(range(8 * len(packed)), 200):

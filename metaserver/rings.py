@@ -1,129 +1,69 @@
-"""Takes in what the mount that is alone has removed without a call, before anything else is read or changed.
+"""Takes in what the mount that is alone has changed without a call, before anything else is read or changed.
 
-The mount writes it into a ring (wire.removal_ring), which outlives any process, and has answered its program
+The mount writes it into a ring (wire.ring), which outlives any process, and has answered its program
 by then. So whatever this server answers comes after all that is in the ring: `Store` has it taken in first.
 Only one ring is open at a time: that of the session which counts as alone, from its grant on until another
 session may begin, also over restarts of this server. What is written later is never carried out. Decides
-nothing about names. In the event loop's thread only. See docs/decisions/0031-removals-without-a-call.md.
+nothing about names. In the event loop's thread only. See docs/decisions/0031-changes-without-a-call.md.
 """
 
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
 import os
 import secrets
 import time
-from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
+from typing import Protocol
 
+from metaserver.ring_file import RingFile
 from metaserver.store import Store
 from wire.errors import InternalError, NoSpace, QuorumfsError
-from wire.removal_ring import (
-    HEAD_READ_BYTES,
-    RING_BYTES,
-    SLOT_BYTES,
-    SLOTS,
-    Head,
-    Removal,
-    pack_head,
-    slot_offset,
-    unpack_head,
-    unpack_removal,
-)
+from wire.ring import HEAD_READ_BYTES, RING_BYTES, Change, Entry, Head, unpack_head
 
 SHARED_MEMORY = Path("/dev/shm")
 """Where rings are: see shm_overview(7)."""
 BOOT_FILE = Path("/proc/sys/kernel/random/boot_id")
 """Names the machine's start; see random(4)."""
 LOOK_SECONDS = 0.005
-"""While a mount removes names, its ring is looked into so often, though nobody asks for anything."""
+"""While a mount changes names, its ring is looked into so often, though nobody asks for anything."""
 ACTIVE_SECONDS = 0.3
-"""So long after the last removal it is."""
+"""So long after the last change it is."""
 TERM_NUMBERS = 2**62
 
 logger = logging.getLogger("metaserver")
 
-RemoveName = Callable[[int, bytes, int, int], bool]
-"""Removes the name of an inode: (directory, name, inode, when in ns); False if it is not that inode's."""
+
+class Work(Protocol):
+    """What is done with the changes that were told."""
+
+    def new_files_ahead(self) -> int:
+        """Return how many new files there is certainly room for."""
+        ...
+
+    def carry_out(self, session: int, change: Change) -> None:
+        """Carry one change out, within a transaction; QuorumfsError: it cannot be."""
+        ...
+
+    def carried_out(self, session: int, changes: list[Change]) -> None:
+        """Do what is to be done after the transaction."""
+        ...
 
 
-class _Ring:
-    """The open file of one session, and its head as it was written last."""
-
-    def __init__(self, path: Path, head: Head) -> None:
-        self.path, self.head = path, head
-        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        try:
-            if os.fstat(self._descriptor).st_uid != os.geteuid():
-                raise PermissionError(errno.EPERM, "it is another user's", os.fspath(path))
-            os.posix_fallocate(self._descriptor, 0, RING_BYTES)  # no write of the mount lacks room
-        except OSError:
-            os.close(self._descriptor)
-            raise
-
-    def write(self, head: Head) -> None:
-        self.head = head
-        os.pwrite(self._descriptor, pack_head(head), 0)
-
-    def say_taken(self, number: int) -> None:
-        """Have the mount know how far removals are carried out: if it does not, they take calls some day."""
-        try:
-            self.write(self.head._replace(taken=number))
-        except OSError as error:
-            logger.warning("%s cannot be written: %s", self.path, error)
-
-    def first(self) -> Removal | None:
-        """Return the removal that is to be taken in next, if there is one. Raises InternalError."""
-        return self._at(self.head.taken + 1)
-
-    def waiting(self) -> list[Removal]:
-        """Return all removals that are to be taken in, in their order. Raises InternalError."""
-        found: list[Removal] = []
-        while len(found) < SLOTS and (removal := self._at(self.head.taken + len(found) + 1)) is not None:
-            found.append(removal)
-        return found
-
-    def _at(self, number: int) -> Removal | None:
-        try:
-            slot = os.pread(self._descriptor, SLOT_BYTES, slot_offset(number))
-        except OSError as error:
-            raise InternalError(
-                f"{self.path} cannot be read, nor what is removed be known: {error}"
-            ) from None
-        return unpack_removal(slot, number, self.head.term)
-
-    def end(self) -> None:
-        """Have nothing written any more, and remove the file.
-
-        If it stays it is no harm: no later grant tells its term, and the next start removes it.
-        """
-        with suppress(OSError):
-            self.write(self.head._replace(term=0))
-            self.path.unlink(missing_ok=True)
-        self.close()
-
-    def close(self) -> None:
-        """Leave the file as it is."""
-        os.close(self._descriptor)
-
-
-class Removals:
+class Rings:
     """The rings of one metadata server.
 
     Args:
-        store: the database in which names are removed.
-        remove_name: carries one removal out, within a transaction.
-        remove_soon: called after names were removed.
+        store: the database that is changed.
+        work: carries the changes out.
     """
 
-    def __init__(self, store: Store, remove_name: RemoveName, remove_soon: Callable[[], None]) -> None:
-        self._store, self._remove_name, self._remove_soon = store, remove_name, remove_soon
+    def __init__(self, store: Store, work: Work) -> None:
+        self._store, self._work = store, work
         self._prefix = prefix(store.path.parent)
         self._boot = _boot()
-        self._ring: _Ring | None = None
+        self._ring: RingFile | None = None
         self._is_fresh = False
         """Whether the ring's term is of this life of the server."""
         self._was_refused = False
@@ -137,16 +77,16 @@ class Removals:
         """Go on with the ring that an earlier life of this server had open; remove what else is left.
 
         Raises:
-            OSError, InternalError: one cannot be read, or the database: what was removed is not known.
+            OSError, InternalError: one cannot be read, or the database: what was changed is not known.
         """
         for path in sorted(SHARED_MEMORY.glob(f"{self._prefix}*")):
             content = path.read_bytes()
             head = unpack_head(content[:HEAD_READ_BYTES])
             if head is not None and head.term and self._is_of_this(path, head):
-                self._ring = _Ring(path, head)
-                self._ring.say_taken(self._taken(head.session))
+                self._ring = RingFile(path, head)
+                self._ring.say(self._taken(head.session), 0)
             elif head is not None and len(content) == RING_BYTES:
-                _Ring(path, head).end()  # a mount may have it open still
+                RingFile(path, head).end()  # a mount may have it open still
             else:
                 path.unlink()
 
@@ -165,7 +105,7 @@ class Removals:
         return self._store.read(self._find_taken, session)
 
     def _find_taken(self, session: int) -> int:
-        row = self._store.execute("SELECT taken FROM removals WHERE session = ?", (session,)).fetchone()
+        row = self._store.execute("SELECT taken FROM rings WHERE session = ?", (session,)).fetchone()
         return 0 if row is None else int(row[0])
 
     def _path(self, session: int) -> Path:
@@ -182,17 +122,19 @@ class Removals:
         if self._ring is None or not self._is_fresh or self._ring.head.session != session:
             self.end()
             self._begin(session)
+        if self._ring is not None:
+            self._ring.say(self._ring.head.taken, self._room_after(self._ring.head.taken))
         return 0 if self._ring is None else self._ring.head.term
 
     def _begin(self, session: int) -> None:
         path = self._path(session)
         try:
-            head = Head(self._boot, session, 1 + secrets.randbelow(TERM_NUMBERS), self._taken(session))
-            ring = _Ring(path, head)
+            head = Head(self._boot, session, 1 + secrets.randbelow(TERM_NUMBERS), self._taken(session), 0)
+            ring = RingFile(path, head)
             ring.write(head)
         except (OSError, QuorumfsError) as error:
             if not self._was_refused:
-                logger.warning("%s cannot be used, each removal takes a call: %s", path, error)
+                logger.warning("%s cannot be used, each change takes a call: %s", path, error)
             self._was_refused = True
             return
         self._ring, self._is_fresh, self._was_refused = ring, True, False
@@ -212,7 +154,7 @@ class Removals:
             self._ring = None
 
     def expect(self, session: int) -> None:
-        """A session has removed a name by a call: more may be in its ring soon."""
+        """A session has changed names by a call: more may be in its ring soon."""
         if self._ring is not None and self._ring.head.session == session:
             self._stay_active()
 
@@ -231,36 +173,47 @@ class Removals:
         finally:
             self._taking = False
         self._stay_active()
-        self._remove_soon()
 
-    def _take_in_parts(self, ring: _Ring, removals: list[Removal]) -> None:
-        most = len(removals)
-        while removals:
-            part = removals[:most]
+    def _take_in_parts(self, ring: RingFile, entries: list[Entry]) -> None:
+        session, most = ring.head.session, len(entries)
+        while entries:
+            part = entries[:most]
+            changes = [entry.change for entry in part]
             try:
-                self._store.change(self._carry_out, ring.head.session, part)
-            except NoSpace:
-                if most == 1:
+                self._store.change(self._carry_out, session, part[-1].number, changes)
+            except QuorumfsError as error:
+                if isinstance(error, InternalError) or (isinstance(error, NoSpace) and most == 1):
                     raise
-                most = 1  # as the reserve has room for what each writes into the log
-                continue
-            ring.say_taken(part[-1].number)
-            removals = removals[most:]
+                if most > 1:
+                    most = (
+                        1  # the reserve has room for what each writes; and one that is wrong spoils no other
+                    )
+                    continue
+                logger.error("a change that was answered cannot be carried out: %s: %s", changes, error)
+                changes = []
+                self._store.change(self._carry_out, session, part[-1].number, changes)
+            self._work.carried_out(session, changes)
+            ring.say(part[-1].number, self._room_after(part[-1].number))
+            entries = entries[most:]
+
+    def _carry_out(self, session: int, number: int, changes: list[Change]) -> None:
+        for change in changes:
+            self._work.carry_out(session, change)
+        self._store.execute("REPLACE INTO rings VALUES (?, ?)", (session, number))
+
+    def _room_after(self, taken: int) -> int:
+        """Return up to which number there is room for new files, when so many changes are taken in."""
+        ahead = self._work.new_files_ahead()
+        return taken + ahead if ahead else 0
 
     def are_taken_in(self) -> bool:
         """Carry out all that is in the ring; return whether that is possible: else there must be no more."""
         try:
             self.take_in()
         except QuorumfsError as error:
-            logger.error("what a mount has removed is left for later: %s", error)
+            logger.error("what a mount has changed is left for later: %s", error)
             return False
         return True
-
-    def _carry_out(self, session: int, removals: list[Removal]) -> None:
-        for removal in removals:
-            if not self._remove_name(removal.parent, removal.name, removal.ino, removal.removed_ns):
-                logger.error("a removal that was answered cannot be carried out: %s", removal)
-        self._store.execute("REPLACE INTO removals VALUES (?, ?)", (session, removals[-1].number))
 
     def _stay_active(self) -> None:
         self._active_until = time.monotonic() + ACTIVE_SECONDS
@@ -293,7 +246,7 @@ def prefix(directory: Path) -> str:
     A copy of the directory is another one: what is in the rings is done once.
     """
     found = directory.stat()
-    return f"quorumfs-removals-{found.st_dev:x}-{found.st_ino:x}-"
+    return f"quorumfs-ring-{found.st_dev:x}-{found.st_ino:x}-"
 
 
 def _boot() -> bytes:

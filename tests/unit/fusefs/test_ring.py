@@ -9,14 +9,26 @@ from pathlib import Path
 
 import pytest
 
+import fusefs.ring
 from fusefs.grant import Grant
-from fusefs.removal_ring import RemovalRing
+from fusefs.ring import ChangeRing
 from tests.unit.fusefs.test_grant import Clock
 from wire.errors import Unavailable
-from wire.removal_ring import RING_BYTES, SLOTS, Head, Removal, pack_head, slot_offset, unpack_removal
+from wire.ring import (
+    RING_BYTES,
+    SLOTS,
+    Change,
+    Head,
+    NewFile,
+    Removal,
+    pack_head,
+    slot_offset,
+    unpack_entry,
+)
 
 SESSION, TERM = 7, 99
-HEAD = Head(b"0" * 36, SESSION, TERM, 3)
+HEAD = Head(b"0" * 36, SESSION, TERM, 3, 5)
+FILE = NewFile(0, 9, 5, 1, 0o644, 0, 0, 4096, 1233, 1234, b"b" * 16, b"d" * 32, b"new")
 
 
 class Ring:
@@ -31,8 +43,9 @@ class Ring:
         with self.path.open("r+b") as file:
             file.write(pack_head(head))
 
-    def told(self, number: int) -> Removal | None:
-        return unpack_removal(self.path.read_bytes()[slot_offset(number) :], number, TERM)
+    def told(self, number: int) -> Change | None:
+        entry = unpack_entry(self.path.read_bytes()[slot_offset(number) :], number, TERM)
+        return entry and entry.change
 
 
 @pytest.fixture
@@ -46,9 +59,9 @@ def file(tmp_path: Path) -> Ring:
 
 
 @pytest.fixture
-def ring(clock: Clock, file: Ring) -> RemovalRing:
+def ring(clock: Clock, file: Ring) -> ChangeRing:
     grant = Grant(clock)
-    made = RemovalRing(grant)
+    made = ChangeRing(grant)
     made.move(os.fsencode(file.path), SESSION)
     made.expect(TERM)
     grant.extend(clock.now, 2.5)
@@ -59,24 +72,24 @@ def no_question() -> None:
     raise AssertionError("there is nothing to be asked")
 
 
-def tell(ring: RemovalRing, name: bytes = b"a", ask: Callable[[], object] = no_question) -> bool:
-    return ring.tell(1, name, 5, 1234, ask)
+def tell(ring: ChangeRing, name: bytes = b"a", ask: Callable[[], object] = no_question) -> bool:
+    return ring.tell(Removal(1, 5, 1234, name), ask)
 
 
-def test_what_is_removed_is_told_one_after_the_other(ring: RemovalRing, file: Ring) -> None:
+def test_what_is_removed_is_told_one_after_the_other(ring: ChangeRing, file: Ring) -> None:
     assert tell(ring) and tell(ring, b"b")
-    assert file.told(4) == Removal(4, TERM, 1, 5, 1234, b"a")
-    assert file.told(5) == Removal(5, TERM, 1, 5, 1234, b"b")
+    assert file.told(4) == Removal(1, 5, 1234, b"a")
+    assert file.told(5) == Removal(1, 5, 1234, b"b")
 
 
-def test_nothing_is_told_by_a_mount_that_is_not_alone(ring: RemovalRing, file: Ring, clock: Clock) -> None:
+def test_nothing_is_told_by_a_mount_that_is_not_alone(ring: ChangeRing, file: Ring, clock: Clock) -> None:
     clock.now += 3
     assert not tell(ring)
     assert file.told(4) is None
 
 
 @pytest.mark.parametrize("head", [HEAD._replace(term=TERM + 1), HEAD._replace(session=SESSION + 1)])
-def test_another_ring_is_not_used(ring: RemovalRing, file: Ring, head: Head) -> None:
+def test_another_ring_is_not_used(ring: ChangeRing, file: Ring, head: Head) -> None:
     ring.expect(0)
     file.say(head)
     ring.expect(TERM)
@@ -87,7 +100,7 @@ def test_another_ring_is_not_used(ring: RemovalRing, file: Ring, head: Head) -> 
 
 
 @pytest.mark.parametrize("put", ["nothing", "directory", "fifo", "link", "garbage"])
-def test_what_is_no_ring_is_not_used(ring: RemovalRing, file: Ring, put: str) -> None:
+def test_what_is_no_ring_is_not_used(ring: ChangeRing, file: Ring, put: str) -> None:
     ring.expect(0)
     aside = file.path.rename(file.path.with_name("aside"))
     if put == "directory":
@@ -102,22 +115,46 @@ def test_what_is_no_ring_is_not_used(ring: RemovalRing, file: Ring, put: str) ->
     assert not tell(ring)
 
 
-def test_a_ring_that_the_server_has_ended_is_not_used(ring: RemovalRing, file: Ring) -> None:
+def test_a_ring_that_the_server_has_ended_is_not_used(ring: ChangeRing, file: Ring) -> None:
     file.say(HEAD._replace(term=0))
     assert not tell(ring)
     assert file.told(4) is None
 
 
-def test_a_full_ring_takes_calls_until_the_server_has_carried_some_out(ring: RemovalRing, file: Ring) -> None:
+def test_a_full_ring_takes_calls_until_the_server_has_carried_some_out(ring: ChangeRing, file: Ring) -> None:
     for number in range(SLOTS):
         assert tell(ring, b"%d" % number)
     assert not tell(ring)
     file.say(HEAD._replace(taken=4))
     assert tell(ring, b"more") and not tell(ring)
-    assert file.told(4) is None and file.told(4 + SLOTS) == Removal(4 + SLOTS, TERM, 1, 5, 1234, b"more")
+    assert file.told(4) is None and file.told(4 + SLOTS) == Removal(1, 5, 1234, b"more")
 
 
-def test_while_calls_change_names_removals_take_calls_too(ring: RemovalRing) -> None:
+def test_new_files_are_told_as_long_as_the_server_has_room(ring: ChangeRing, file: Ring) -> None:
+    assert ring.tell(FILE, no_question)
+    assert tell(ring)
+    assert not ring.tell(FILE, no_question)
+    assert tell(ring, b"b"), "what is removed needs no room"
+    assert [file.told(number) for number in (4, 5)] == [FILE, Removal(1, 5, 1234, b"a")]
+    file.say(HEAD._replace(taken=6, room_until=7))
+    assert ring.tell(FILE, no_question) and not ring.tell(FILE, no_question)
+    assert file.told(7) == FILE
+
+
+def test_only_what_follows_another_change_soon_is_of_a_run(
+    ring: ChangeRing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fusefs.ring, "RUN_SECONDS", 1e6)
+    assert not ring.is_run() or ring._last > 0
+    assert ring.is_run()
+    monkeypatch.setattr(fusefs.ring, "RUN_SECONDS", 0.0)
+    assert not ring.is_run()
+    monkeypatch.setattr(fusefs.ring, "RUN_SECONDS", 1e6)
+    ring.expect(0)
+    assert not ring.is_run(), "there is no ring"
+
+
+def test_while_calls_change_names_removals_take_calls_too(ring: ChangeRing) -> None:
     with ring.changing():
         with ring.changing():
             assert not tell(ring)
@@ -137,7 +174,7 @@ def stopped(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
 
 
 @pytest.mark.usefixtures("stopped")
-def test_what_may_be_too_late_is_told_if_the_server_says_so(ring: RemovalRing, file: Ring) -> None:
+def test_what_may_be_too_late_is_told_if_the_server_says_so(ring: ChangeRing, file: Ring) -> None:
     asked: list[int] = []
 
     def ask() -> None:
@@ -149,7 +186,7 @@ def test_what_may_be_too_late_is_told_if_the_server_says_so(ring: RemovalRing, f
 
 @pytest.mark.usefixtures("stopped")
 def test_what_was_too_late_takes_a_call_and_so_does_all_of_that_term(
-    ring: RemovalRing, file: Ring, clock: Clock
+    ring: ChangeRing, file: Ring, clock: Clock
 ) -> None:
     assert not tell(ring, ask=lambda: None)
     ring.expect(TERM)
@@ -162,7 +199,7 @@ def test_what_was_too_late_takes_a_call_and_so_does_all_of_that_term(
 
 @pytest.mark.usefixtures("stopped")
 def test_what_nobody_can_tell_is_an_error_and_ends_the_term_here(
-    ring: RemovalRing, clock: Clock, file: Ring
+    ring: ChangeRing, clock: Clock, file: Ring
 ) -> None:
     def ask() -> None:
         raise Unavailable("nobody there")
@@ -172,10 +209,10 @@ def test_what_nobody_can_tell_is_an_error_and_ends_the_term_here(
     ring.expect(TERM)
     ring._grant.extend(clock.now, 9.0)
     assert not tell(ring, b"b"), "the server may be reading that slot"
-    assert file.told(4) == Removal(4, TERM, 1, 5, 1234, b"a")
+    assert file.told(4) == Removal(1, 5, 1234, b"a")
 
 
-def test_what_waits_is_not_written_over_after_a_while_without_a_ring(ring: RemovalRing, file: Ring) -> None:
+def test_what_waits_is_not_written_over_after_a_while_without_a_ring(ring: ChangeRing, file: Ring) -> None:
     assert tell(ring) and tell(ring, b"b")
     ring.expect(0)
     assert not tell(ring, b"c")
@@ -186,7 +223,7 @@ def test_what_waits_is_not_written_over_after_a_while_without_a_ring(ring: Remov
 
 
 @pytest.mark.usefixtures("stopped")
-def test_while_the_server_is_asked_heartbeats_and_others_go_on(ring: RemovalRing, clock: Clock) -> None:
+def test_while_the_server_is_asked_heartbeats_and_others_go_on(ring: ChangeRing, clock: Clock) -> None:
     def ask() -> None:
         ring._grant.extend(clock.now, 9.0)
         others = threading.Thread(target=go_on)
@@ -204,7 +241,7 @@ def test_while_the_server_is_asked_heartbeats_and_others_go_on(ring: RemovalRing
 
 
 def test_a_write_that_fails_takes_a_call_and_so_do_all_then(
-    ring: RemovalRing, monkeypatch: pytest.MonkeyPatch
+    ring: ChangeRing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patched:
         patched.setattr(os, "pwrite", lambda *_: 5)
@@ -212,7 +249,7 @@ def test_a_write_that_fails_takes_a_call_and_so_do_all_then(
     assert not tell(ring)
 
 
-def test_a_new_session_has_another_ring(ring: RemovalRing, file: Ring, tmp_path: Path, clock: Clock) -> None:
+def test_a_new_session_has_another_ring(ring: ChangeRing, file: Ring, tmp_path: Path, clock: Clock) -> None:
     other = Ring(tmp_path / "other")
     other.say(HEAD._replace(session=8, term=TERM, taken=0))
     ring.move(os.fsencode(other.path), 8)

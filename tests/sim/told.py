@@ -1,7 +1,7 @@
-"""Files that a client which is alone removes, and a visitor that comes meanwhile.
+"""Files that a client which is alone makes and removes, and a visitor that comes meanwhile.
 
-Such a removal may be told by the ring only (docs/decisions/0031-removals-without-a-call.md). What was removed
-before a visitor looks, it must not find. One greenlet of a client at a time.
+Such changes may be told by the ring only (docs/decisions/0031-changes-without-a-call.md). What was removed
+before a visitor looks, it must not find; what was made, it must. One greenlet of a client at a time.
 """
 
 from __future__ import annotations
@@ -23,19 +23,22 @@ FAULTS_SECONDS = 10.0
 """So long there are faults in any life."""
 
 
-class Removals:
-    """The files of one visit."""
+class Told:
+    """The files of one visit, each of which contains its own name."""
 
     def __init__(self, world: World, name: str) -> None:
         self._world, self._losses = world, world.power_losses
-        self._names = [f"{name}-{k}" for k in range(FILES)]
+        self._name, self.count = name, 0
         self._made: list[str] = []
-        self.gone: list[str] = []
+        """What is there for certain: it is taken from here before it is removed."""
+        self._gone: list[str] = []
         """What was removed for certain."""
 
-    def make(self, place: LibraryPlace) -> None:
-        """Make the files."""
-        for name in self._names:
+    def make(self, place: LibraryPlace, count: int = FILES) -> None:
+        """Make files."""
+        for _ in range(count):
+            name = f"{self._name}-{self.count}"
+            self.count += 1
             try:
                 place.open(SLOT, name, os.O_CREAT | os.O_RDWR)
                 place.pwrite(SLOT, 0, name.encode())
@@ -52,36 +55,49 @@ class Removals:
             self._world.scheduler.sleep(rng.random() * rng.choice([0.01, 1.0]))
             try:
                 place.unlink(name)
-                self.gone.append(name)
+                self._gone.append(name)
             except (QuorumfsError, OSError) as error:
                 self._world.note("failed", f"{name} is removed: {type(error).__name__}: {error}")
 
     def judge(self, place: LibraryPlace) -> None:
-        """Look, as a visitor, for what was removed by now. Raises QuorumfsError."""
-        for name in list(self.gone):
-            try:
-                place.filesystem.names.resolve(name.encode(), fresh=True)
-            except NotFound:
-                continue
-            if self._losses == self._world.power_losses:
-                self._world.problem(f"{name} was removed, and a visitor finds it")
+        """Look, as a visitor, for what was removed and made by now. Raises QuorumfsError."""
+        for name in list(self._gone):
+            if self._size(place, name) is not None:
+                self._complain(f"{name} was removed, and a visitor finds it")
+        for name in list(self._made):
+            size = self._size(place, name)
+            if size != len(name) and name in self._made:
+                self._complain(f"{name} was made, and a visitor finds {size} bytes of it")
+
+    @staticmethod
+    def _size(place: LibraryPlace, name: str) -> int | None:
+        try:
+            return place.filesystem.names.resolve(name.encode(), fresh=True).size
+        except NotFound:
+            return None
+
+    def _complain(self, problem: str) -> None:
+        if self._losses == self._world.power_losses:
+            self._world.problem(problem)
 
 
 def clear_out(world: World, place: LibraryPlace, name: str, rng: random.Random) -> None:
-    """Make files, remove them once it is alone, or after a while, and ask the server for them."""
-    removals = Removals(world, name)
+    """Make files, and once it is alone, or after a while, remove and make some; ask the server for them."""
+    told = Told(world, name)
     try:
-        removals.make(place)
+        told.make(place)
         looks = MOST_LOOKS
         while looks and not place.filesystem._grant.era():
             looks -= 1
             world.scheduler.sleep(1.0)
         for _ in range(FILES // 2):
-            removals.remove(place, rng, 2)
+            told.remove(place, rng, 2)
+            told.make(place, rng.randrange(3))
             if rng.random() < KILLS and world.loop.now < FAULTS_SECONDS and world.alive("meta"):
                 world.kill("meta")
                 world.start("meta")
             if rng.random() < 0.5:
-                removals.judge(place)
+                told.judge(place)
+        told.remove(place, rng, told.count)
     except QuorumfsError as error:
         world.note("failed", f"{name} are cleared out: {type(error).__name__}: {error}")

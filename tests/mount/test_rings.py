@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from metaserver.removals import SHARED_MEMORY, prefix
+from metaserver.rings import SHARED_MEMORY, prefix
 from tests.conftest import ClusterFactory
 from tests.mount.conftest import SMALL
 from tests.mount.test_alone import GRANT_SECONDS, await_grant, cluster, names

@@ -1,0 +1,245 @@
+"""Files made without a call of the commit, through a real mount: there, whoever is killed at once."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from metaserver.rings import SHARED_MEMORY, prefix
+from tests.conftest import ClusterFactory
+from tests.mount.conftest import SMALL
+from tests.mount.test_alone import GRANT_SECONDS, await_grant, cluster, names
+from tools.cluster import LocalCluster
+from wire.ring import HEAD_READ_BYTES, unpack_head
+
+__all__ = ["cluster"]
+
+FILES = 60
+
+
+@pytest.fixture
+def place(cluster: LocalCluster, tmp_path: Path) -> Path:
+    """An empty directory on a mount that is alone."""
+    return mounted(cluster, tmp_path / "mnt")
+
+
+def mounted(cluster: LocalCluster, mountpoint: Path) -> Path:
+    """Mount, and return a directory in there when the mount is alone."""
+    mountpoint.mkdir(exist_ok=True)
+    cluster.mount(mountpoint)
+    directory = mountpoint / "d"
+    directory.mkdir(exist_ok=True)
+    await_grant(cluster)
+    return directory
+
+
+def content(number: int) -> str:
+    return f"content of {number}" * number
+
+
+def make(directory: Path, first: int = 0, last: int = FILES) -> None:
+    for number in range(first, last):
+        (directory / f"f{number}").write_text(content(number))
+
+
+def taken(cluster: LocalCluster) -> int:
+    """Return how many changes of the ring were carried out."""
+    (path,) = SHARED_MEMORY.glob(f"{prefix(cluster.config.metaserver_directory)}*")
+    head = unpack_head(path.read_bytes()[:HEAD_READ_BYTES])
+    assert head is not None
+    return head.taken
+
+
+def assert_whole(directory: Path, last: int = FILES) -> None:
+    assert {f"f{number}" for number in range(last)} <= names(directory)
+    for number in range(last):
+        assert (directory / f"f{number}").read_text() == content(number)
+
+
+def elsewhere(cluster: LocalCluster, tmp_path: Path) -> Path:
+    """Return the directory as another mount has it."""
+    mountpoint = tmp_path / "other"
+    mountpoint.mkdir()
+    cluster.mount(mountpoint)
+    return mountpoint / "d"
+
+
+def test_most_new_files_are_told(cluster: LocalCluster, place: Path, tmp_path: Path) -> None:
+    for turn in range(5):  # on a busy machine a heartbeat may be late, or a file far behind the one before
+        before = taken(cluster)
+        make(place)
+        names(place), (place / "more").mkdir()
+        if taken(cluster) - before >= FILES - 3:
+            break
+        place.rename(place.with_name(f"old-{turn}"))
+        place.mkdir()
+        await_grant(cluster)
+    else:
+        raise AssertionError("new files take calls")
+    assert_whole(place)
+    other = elsewhere(cluster, tmp_path)
+    assert_whole(other)
+    for number in range(FILES):
+        here, there = (place / f"f{number}").stat(), (other / f"f{number}").stat()
+        for field in ("st_mode", "st_size", "st_mtime_ns", "st_ctime_ns", "st_ino", "st_nlink", "st_blocks"):
+            assert getattr(here, field) == getattr(there, field), field
+
+
+def test_empty_ones_too(cluster: LocalCluster, place: Path, tmp_path: Path) -> None:
+    for number in range(FILES):
+        (place / f"f{number}").touch()
+    (place / "f0").write_text("no more")
+    other = elsewhere(cluster, tmp_path)
+    assert names(other) == {f"f{number}" for number in range(FILES)}
+    assert [path.stat().st_size for path in sorted(other.iterdir())] == [7] + [0] * (FILES - 1)
+
+
+def test_a_mount_that_is_killed_at_once_loses_none(
+    cluster: LocalCluster, place: Path, tmp_path: Path
+) -> None:
+    (mount,) = cluster.mount_names()
+    make(place)
+    cluster.kill(mount)
+    assert_whole(elsewhere(cluster, tmp_path))
+
+
+def test_a_metadata_server_that_is_killed_at_once_loses_none(cluster: LocalCluster, place: Path) -> None:
+    make(place)
+    cluster.kill("metaserver")
+    cluster.restart("metaserver")
+    assert_whole(place)
+
+
+def made_beside(cluster: LocalCluster, directory: Path) -> bool:
+    """Make files while the metadata server is stopped; return False if one of them waited for it."""
+    maker = threading.Thread(target=make, args=(directory, 1, 10))
+    make(directory, 0, 1)
+    cluster.pause("metaserver")
+    maker.start()
+    maker.join(1.0)
+    if maker.is_alive():
+        cluster.resume("metaserver")
+        maker.join()
+        return False
+    return True
+
+
+def test_all_that_are_killed_at_once_lose_none(cluster: LocalCluster, place: Path, tmp_path: Path) -> None:
+    (mount,) = cluster.mount_names()
+    for turn in range(5):  # on a busy machine the second may be far behind the first
+        if made_beside(cluster, place):
+            break
+        place.rename(place.with_name(f"old-{turn}"))
+        place.mkdir()
+        await_grant(cluster)
+    else:
+        raise AssertionError("new files wait for the metadata server")
+    for name in (mount, "mediator", "metaserver"):
+        cluster.kill(name)
+    for name in ("metaserver", "mediator"):
+        cluster.restart(name)
+    assert_whole(elsewhere(cluster, tmp_path), last=10)
+
+
+def test_what_a_server_lacks_is_filled_when_it_is_back(make_cluster: ClusterFactory, tmp_path: Path) -> None:
+    made = make_cluster(servers=3, read_quorum=3, write_quorum=1, alone_seconds=GRANT_SECONDS)
+    made.start()
+    place = mounted(made, tmp_path / "mnt")
+    make(place, last=20)
+    made.kill("data-3")
+    make(place, 20, 40)
+    made.restart("data-3")
+    make(place, 40, 60)
+    other = elsewhere(made, tmp_path)
+    assert_whole(other)  # by the votes of all three
+
+
+def test_it_works_by_xml_alone(make_cluster: ClusterFactory, tmp_path: Path) -> None:
+    made = make_cluster(**SMALL, alone_seconds=GRANT_SECONDS, rpc="xml")
+    made.start()
+    place = mounted(made, tmp_path / "mnt")
+    before = taken(made)
+    make(place)
+    assert_whole(place)
+    (place / "more").mkdir()
+    assert taken(made) > before
+    assert_whole(elsewhere(made, tmp_path))
+
+
+MAKER = """
+import os, sys
+for number in range(int(sys.argv[2])):
+    with open(f"{sys.argv[1]}/f{number}", "w") as file:
+        file.write(f"content of {number}" * number)
+    os.write(1, b".")
+"""
+"""It says of each file that it is closed, once it was told so."""
+
+
+def kill_while_making(
+    cluster: LocalCluster, mountpoint: Path, again: Path, victims: list[str], seconds: float
+) -> str:
+    """Kill processes while files are made; return what is wrong in the end, or nothing.
+
+    Args:
+        cluster: the cluster.
+        mountpoint: where its only mount is.
+        again: where it will be mounted afterwards.
+        victims: who is killed, in this order.
+        seconds: so long after the first was made.
+    """
+    command = [sys.executable, "-c", MAKER, mountpoint / "d", str(FILES)]
+    maker = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    assert maker.stdout is not None
+    acknowledged = len(maker.stdout.read(1))
+    time.sleep(seconds)
+    for name in victims:
+        cluster.kill(name)
+    for name in victims:
+        if name in cluster.server_names:
+            cluster.restart(name)
+    acknowledged += len(maker.communicate(timeout=60)[0])
+    cluster.clear_dead_mounts()
+    cluster.mount(again)
+    wrong = []
+    for number in range(FILES):
+        path = again / "d" / f"f{number}"
+        found = path.read_text() if path.exists() else None
+        may_be = [content(number)] if number < acknowledged else [content(number), "", None]
+        if found not in may_be:
+            wrong.append((number, found))
+        path.unlink(missing_ok=True)
+    for mount in cluster.mount_names():
+        cluster.unmount(mount)
+    return f"{acknowledged} were made: {wrong}" if wrong else ""
+
+
+def kill_at_random(make_cluster: ClusterFactory, tmp_path: Path, rounds: int) -> None:
+    cluster = make_cluster(**SMALL, alone_seconds=GRANT_SECONDS, lease_seconds=6.0)
+    cluster.start()
+    seed = random.randrange(10**6)
+    print(f"seed {seed}")
+    draw = random.Random(seed)
+    for turn in range(rounds):
+        first, again = tmp_path / f"first-{turn}", tmp_path / f"again-{turn}"
+        first.mkdir(), again.mkdir()
+        mounted(cluster, first)
+        (mount,) = cluster.mount_names()
+        victims = draw.sample([mount, "mediator", "metaserver"], draw.randint(1, 3))
+        wrong = kill_while_making(cluster, first, again, victims, draw.random() * 0.1)
+        assert not wrong, f"{wrong} (seed {seed}, round {turn}, killed: {', '.join(victims)})"
+
+
+def test_kills_at_any_moment_lose_none(make_cluster: ClusterFactory, tmp_path: Path) -> None:
+    kill_at_random(make_cluster, tmp_path, 3)
+
+
+@pytest.mark.long
+def test_many_kills_at_any_moment_lose_none(make_cluster: ClusterFactory, tmp_path: Path) -> None:
+    kill_at_random(make_cluster, tmp_path, 12)

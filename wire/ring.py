@@ -1,0 +1,139 @@
+"""The ring of changes: the file in which a mount that is alone tells what it has changed, without a call.
+
+The metadata server makes it and writes its head, the mount of the same machine its slots: change number S is
+in slot S modulo SLOTS. Each is written by one system call and has a checksum, so that a reader sees a whole
+one or none. The file is in shared memory (tmpfs): it survives the kill of any process, waits for no disk, and
+goes with the power, as any change does that no fsync made durable. Formats only; the rules are in
+fusefs.ring and metaserver.rings, and in docs/decisions/0031-changes-without-a-call.md. Pure; safe in any
+thread.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from typing import NamedTuple
+
+MAGIC = b"qfsring2"
+SLOTS = 512
+SLOT_BYTES = 512
+HEAD_BYTES = 4096
+"""The slots begin here."""
+RING_BYTES = HEAD_BYTES + SLOTS * SLOT_BYTES
+
+_HEAD = struct.Struct("<8s36sQQQQ")
+_ENTRY = struct.Struct("<QQBH")
+_REMOVAL = struct.Struct("<QQq")
+_NEW_FILE = struct.Struct("<QQQQIIIQqq16s32s")
+_CHECKSUM = struct.Struct("<I")
+_IS_REMOVAL, _IS_NEW_FILE = 1, 2
+HEAD_READ_BYTES = _HEAD.size + _CHECKSUM.size
+
+
+class Head(NamedTuple):
+    """What the server says of a ring.
+
+    `boot` names the machine's start: of another one nothing in the file is good for anything. While `term` is
+    not 0, and the session counts as alone by a grant that has told this very number, the mount may write.
+    `taken` changes were carried out, and their slots may be used again. There is room on the server's disk
+    for new files whose number is at most `room_until`.
+    """
+
+    boot: bytes
+    session: int
+    term: int
+    taken: int
+    room_until: int
+
+
+class Removal(NamedTuple):
+    """The name in directory `parent` that inode `ino`, no directory, had until `removed_ns`."""
+
+    parent: int
+    ino: int
+    removed_ns: int
+    name: bytes
+
+
+class NewFile(NamedTuple):
+    """A regular file whose first commit was told at `told_ns`: one whole block, which all its servers have.
+
+    It is the call BookkeepingMethods.commit of this slot and sequence, with a birth, carried out then.
+    """
+
+    slot: int
+    sequence: int
+    ino: int
+    parent: int
+    mode: int
+    uid: int
+    gid: int
+    length: int
+    mtime_ns: int
+    told_ns: int
+    block: bytes
+    digest: bytes
+    name: bytes
+
+
+Change = Removal | NewFile
+
+
+class Entry(NamedTuple):
+    """One change of a `term`."""
+
+    number: int
+    term: int
+    change: Change
+
+
+def slot_offset(number: int) -> int:
+    """Return where in the file the change of this number is, in bytes."""
+    return HEAD_BYTES + number % SLOTS * SLOT_BYTES
+
+
+def pack_head(head: Head) -> bytes:
+    """Return the bytes that the file begins with."""
+    packed = _HEAD.pack(MAGIC, *head)
+    return packed + _CHECKSUM.pack(zlib.crc32(packed))
+
+
+def unpack_head(data: bytes) -> Head | None:
+    """Return what the bytes at the beginning of a file say; None if they are no whole head."""
+    if len(data) < HEAD_READ_BYTES or data[: len(MAGIC)] != MAGIC:
+        return None
+    (checksum,) = _CHECKSUM.unpack_from(data, _HEAD.size)
+    if zlib.crc32(data[: _HEAD.size]) != checksum:
+        return None
+    _, boot, session, term, taken, room_until = _HEAD.unpack_from(data)
+    return Head(boot, session, term, taken, room_until)
+
+
+def pack_entry(entry: Entry) -> bytes:
+    """Return the bytes of a slot; a name has at most 255."""
+    number, term, change = entry
+    *fields, name = change
+    if isinstance(change, Removal):
+        kind, packed = _IS_REMOVAL, _REMOVAL.pack(*fields)
+    else:
+        kind, packed = _IS_NEW_FILE, _NEW_FILE.pack(*fields)
+    content = packed + name
+    packed = _ENTRY.pack(number, term, kind, len(content)) + content
+    return _CHECKSUM.pack(zlib.crc32(packed)) + packed
+
+
+def unpack_entry(slot: bytes, number: int, term: int) -> Entry | None:
+    """Return the change of this number and term that the bytes of a slot are; None if they are none."""
+    content_at = _CHECKSUM.size + _ENTRY.size
+    if len(slot) < content_at:
+        return None
+    (checksum,) = _CHECKSUM.unpack_from(slot)
+    *found, kind, length = _ENTRY.unpack_from(slot, _CHECKSUM.size)
+    if found != [number, term] or zlib.crc32(slot[_CHECKSUM.size : content_at + length]) != checksum:
+        return None
+    content = slot[content_at : content_at + length]
+    if kind == _IS_REMOVAL:
+        change: Change = Removal._make((*_REMOVAL.unpack_from(content), content[_REMOVAL.size :]))
+    else:
+        change = NewFile._make((*_NEW_FILE.unpack_from(content), content[_NEW_FILE.size :]))
+    return Entry(number, term, change)
