@@ -62,8 +62,10 @@ class InodeAttributes:
 
     def set(self, ino: int, changes: AttributeChanges) -> Attributes:
         """Change attributes (not the size: that is Files.truncate)."""
-        self._births.settle(ino)
         inode = self._opens.get(ino)
+        if inode is not None and inode.birth is not None and self._births.change(inode, changes):
+            return self.get(ino)
+        self._births.settle(ino)
         if inode is None or changes.mtime_ns is None:
             return self.seen(self._change(ino, changes))
         with inode.commit_lock:  # a commit that is under way brings the time of its last write

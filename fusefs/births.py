@@ -18,6 +18,7 @@ from fusefs.inodes import Inode
 from fusefs.pages import PageLedger
 from fusefs.patience import CallLock
 from fusefs.ports import BlockPort, NamespacePort
+from wire.attribute_rules import changed
 from wire.errors import LocksLost, NamespaceError, NoSpace, QuorumfsError, SessionUnknown
 from wire.messages import AttributeChanges, Attributes, Birth, Commit
 
@@ -90,6 +91,23 @@ class Births:
         with self._lock:
             inode.birth = birth
             self._waiting[inode.ino] = inode, time.monotonic()
+
+    def change(self, inode: Inode, changes: AttributeChanges) -> bool:
+        """Give a file that no server knows yet other attributes; tell whether it was one.
+
+        Raises:
+            InvalidArgument: there are no such attributes.
+        """
+        with inode.commit_lock, inode.lock:
+            birth = inode.birth
+            if birth is None or not self._may_defer():
+                return False
+            new = changed(inode.base(), changes, time.time_ns())
+            inode.birth = birth._replace(mode=new.mode, uid=new.uid, gid=new.gid)
+            inode.attributes = new
+            if changes.mtime_ns is not None:
+                inode.set_mtime(changes.mtime_ns)
+            return True
 
     def find(self, parent: int, name: bytes) -> Inode | None:
         """Return the inode of a name that no server knows yet."""
@@ -169,11 +187,11 @@ class Births:
                 inode.birth = None
                 inode.learn_attributes(attributes)
             self._cache.set(asked, attributes)
-            self._cache.entered(birth.parent, attributes.atime_ns)
+            self._cache.entered(birth.parent, attributes.ctime_ns)
             self._pages.attributes_changed(inode.ino, birth.parent)
 
     def _write(self, inode: Inode, birth: Birth) -> Attributes:
-        nothing = Commit(None, [], 0, [], AttributeChanges(mtime_ns=inode.base().mtime_ns), durable=False)
+        nothing = Commit(None, [], 0, [], times_of(inode), durable=False)
         try:
             self._require_locks(inode)
             return self._blocks.write_file(inode.ino, nothing, [], birth)
@@ -208,3 +226,8 @@ class Births:
     def _forget_made(self) -> None:
         for ino in [ino for ino, (inode, _) in self._waiting.items() if inode.birth is None]:
             del self._waiting[ino]
+
+
+def times_of(inode: Inode) -> AttributeChanges:
+    """Return the times that a new file has, as its programs were told."""
+    return AttributeChanges(atime_ns=inode.base().atime_ns, mtime_ns=inode.base().mtime_ns)

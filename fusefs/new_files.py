@@ -20,9 +20,9 @@ def new_file(ticket: Ticket, ino: int, commit: Commit, birth: Birth, told_ns: in
     It is told only if it is empty or one whole block, and need not be durable yet.
     """
     record = _whole_block(commit)
-    mtime_ns = commit.changes.mtime_ns
+    _, _, _, atime_ns, mtime_ns = commit.changes
     is_plain = 0 < len(birth.name) <= NAME_BYTES_MAX and birth.mode <= LARGEST_MODE
-    if record is None or mtime_ns is None or commit.durable or not is_plain:
+    if record is None or atime_ns is None or mtime_ns is None or commit.durable or not is_plain:
         return None
     return NewFile(
         slot=ticket.slot,
@@ -33,6 +33,7 @@ def new_file(ticket: Ticket, ino: int, commit: Commit, birth: Birth, told_ns: in
         uid=birth.uid,
         gid=birth.gid,
         length=record.length,
+        atime_ns=atime_ns,
         mtime_ns=mtime_ns,
         told_ns=told_ns,
         block=record.block,
@@ -61,7 +62,7 @@ def attributes_of(file: NewFile) -> Attributes:
         rdev=0,
         size=file.length,
         allocated_bytes=file.length,
-        atime_ns=file.told_ns,
+        atime_ns=file.atime_ns,
         mtime_ns=file.mtime_ns,
         ctime_ns=file.told_ns,
         version=2 if file.length else 1,

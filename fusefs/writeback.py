@@ -16,6 +16,7 @@ from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import partial
 
+from fusefs.births import times_of
 from fusefs.budget import Budget
 from fusefs.cache import NameCache
 from fusefs.changes import ChangeSet, PendingBlock, Unfinished
@@ -314,7 +315,7 @@ class Writeback:
             self._pages.committed(inode.ino, attributes.version)
         self._cache.set(asked, attributes)
         if birth is not None:
-            self._cache.entered(birth.parent, attributes.atime_ns)
+            self._cache.entered(birth.parent, attributes.ctime_ns)
         self._pages.attributes_changed(*_told_to_kernel(inode.ino, change, birth))
         return True
 
@@ -396,10 +397,11 @@ class Writeback:
         if inode.losses != change.losses or (inode.losses and inode.birth is not None):
             raise LocksLost("what was written under locks that are gone is not committed")
         records = [record_of(block) for block in (*put, *inline)]
-        mtime_ns, birth = change.mtime_ns, inode.birth
-        if mtime_ns is None and birth is not None:
-            mtime_ns = inode.base().mtime_ns  # as its program was told
-        commits = divide(change, records, AttributeChanges(mtime_ns=mtime_ns), durable)
+        birth = inode.birth
+        times = AttributeChanges() if birth is None else times_of(inode)
+        if change.mtime_ns is not None:
+            times = times._replace(mtime_ns=change.mtime_ns)
+        commits = divide(change, records, times, durable)
         change.sent = True
         for commit in commits:
             payload = [payloads[record.block] for record in commit.blocks if record.block in payloads]

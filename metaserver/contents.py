@@ -9,10 +9,11 @@ from __future__ import annotations
 import stat
 from collections.abc import Iterable, Sequence
 
-from metaserver import extent_rules, rules
+from metaserver import extent_rules
 from metaserver.blocks import Blocks
 from metaserver.inodes import Inodes
 from metaserver.store import Store
+from wire.attribute_rules import changed
 from wire.errors import InternalError, InvalidArgument, StaleFile
 from wire.messages import (
     SMALL_BLOCK_BYTES,
@@ -82,8 +83,7 @@ class Contents:
         if commit.cut is not None or commit.extents or commit.blocks:
             allocated += self._replace(session, old, commit)
         contents_changed = commit.cut is not None or bool(commit.extents) or size != old.size
-        now = self._store.now_ns() if now_ns is None else now_ns
-        new = self._after_commit(old, commit, contents_changed, now)
+        new = self._after_commit(old, commit, contents_changed, now_ns or self._store.now_ns())
         new = new._replace(size=size, allocated_bytes=allocated)
         if born:
             self._inodes.add(new)
@@ -127,7 +127,7 @@ class Contents:
         Set-id bits are left alone: the kernel clears them when it takes a write, knowing who writes. A
         commit comes later, often after the chmod(2) that set them (install -m 4755, tar -xp).
         """
-        new = rules.changed(old, commit.changes, now)
+        new = changed(old, commit.changes, now)
         if not contents_changed:
             return new
         mtime_ns = now if commit.changes.mtime_ns is None else new.mtime_ns

@@ -47,11 +47,17 @@ class LagList:
         self._complete = not store.totals["blocks"]
 
     def commit(
-        self, session: int, ino: int, commit: Commit, lag: list[Lag], born: Attributes | None = None
+        self,
+        session: int,
+        ino: int,
+        commit: Commit,
+        lag: list[Lag],
+        born: Attributes | None = None,
+        now_ns: int | None = None,
     ) -> Attributes:
         """Commit, and remember who lacks the new blocks. Raises what Contents.commit raises."""
         fresh = [entry for entry in lag if not self._is_known(entry.block)]
-        attributes = self._contents.commit(session, ino, commit, born)
+        attributes = self._contents.commit(session, ino, commit, born, now_ns)
         self.note(fresh)
         return attributes
 

@@ -14,6 +14,7 @@ from metaserver.contents import Contents
 from metaserver.inodes import COLUMNS, Inodes
 from metaserver.sessions import Sessions
 from metaserver.store import Store
+from wire.attribute_rules import changed
 from wire.errors import (
     AlreadyExists,
     GracePeriod,
@@ -130,7 +131,7 @@ class Namespace:
 
     def setattr(self, _session: int, ino: int, changes: AttributeChanges) -> Attributes:
         """Change attributes (not the size) and the change time. Raises StaleFile, InvalidArgument."""
-        new = rules.changed(self._inodes.load(ino), changes, self._store.now_ns())
+        new = changed(self._inodes.load(ino), changes, self._store.now_ns())
         self._inodes.save(new)
         return new
 

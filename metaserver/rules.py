@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import stat
 
+from wire.attribute_rules import IDS
 from wire.errors import (
     AlreadyExists,
     AttributeTooLong,
@@ -17,7 +18,7 @@ from wire.errors import (
     NotEmpty,
     NotFound,
 )
-from wire.messages import LARGEST_MODE, AttributeChanges, Attributes
+from wire.messages import LARGEST_MODE, Attributes
 
 NAME_BYTES = 255
 TARGET_BYTES = 4095
@@ -36,8 +37,6 @@ _TYPE_BITS = 0o170000
 _TYPES = frozenset(
     (stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK, stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFCHR, stat.S_IFBLK)
 )
-_IDS = 2**32 - 1
-"""(uid_t) -1 is nobody's number: chown(2) reads it as "leave it"."""
 
 
 def check_name(name: bytes) -> None:
@@ -53,7 +52,7 @@ def check_new_inode(mode: int, uid: int, gid: int, rdev: int, target: bytes) -> 
     kind = mode & _TYPE_BITS
     if kind not in _TYPES or not 0 <= mode <= LARGEST_MODE:
         raise InvalidArgument(f"mode {mode:o} has no known file type")
-    if not (0 <= uid < _IDS and 0 <= gid < _IDS and 0 <= rdev < 2**63):
+    if not (0 <= uid < IDS and 0 <= gid < IDS and 0 <= rdev < 2**63):
         raise InvalidArgument("an owner, group or device number is out of range")
     if kind != stat.S_IFLNK:
         if target:
@@ -79,40 +78,6 @@ def inherited(parent_mode: int, parent_gid: int, mode: int, gid: int) -> tuple[i
     if not parent_mode & stat.S_ISGID:
         return mode, gid
     return (mode | stat.S_ISGID if stat.S_ISDIR(mode) else mode), parent_gid
-
-
-def without_set_id(mode: int) -> int:
-    """Return a mode as it is after a change of owner.
-
-    A regular file loses set-user-id, and set-group-id if its group may execute it (without that, the
-    bit means something else).
-    """
-    if not stat.S_ISREG(mode):
-        return mode
-    mode &= ~stat.S_ISUID
-    return mode & ~stat.S_ISGID if mode & stat.S_IXGRP else mode
-
-
-def changed(old: Attributes, changes: AttributeChanges, now_ns: int) -> Attributes:
-    """Return the attributes after `changes`. Raises InvalidArgument."""
-    for identity in (changes.uid, changes.gid):
-        if identity is not None and not 0 <= identity < _IDS:
-            raise InvalidArgument(f"{identity} is no owner or group")
-    mode = old.mode
-    if changes.mode is not None:
-        if not 0 <= changes.mode <= LARGEST_MODE:
-            raise InvalidArgument(f"mode {changes.mode:o} is out of range")
-        mode = stat.S_IFMT(old.mode) | stat.S_IMODE(changes.mode)
-    elif changes.uid is not None or changes.gid is not None:
-        mode = without_set_id(mode)
-    return old._replace(
-        mode=mode,
-        uid=old.uid if changes.uid is None else changes.uid,
-        gid=old.gid if changes.gid is None else changes.gid,
-        atime_ns=old.atime_ns if changes.atime_ns is None else changes.atime_ns,
-        mtime_ns=old.mtime_ns if changes.mtime_ns is None else changes.mtime_ns,
-        ctime_ns=now_ns,
-    )
 
 
 def check_rename_flags(flags: int) -> None:

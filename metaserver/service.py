@@ -370,9 +370,10 @@ class MetaService:
         self, session: int, ino: int, commit: Commit, lag: list[Lag] | None, birth: Birth | None
     ) -> Attributes:
         born = None if birth is None else self._namespace.bear(session, ino, birth)
+        now_ns = None if born is None else born.ctime_ns  # which its directory has
         if lag:
-            return self._lag.commit(session, ino, commit, lag, born)
-        return self._contents.commit(session, ino, commit, born)
+            return self._lag.commit(session, ino, commit, lag, born, now_ns)
+        return self._contents.commit(session, ino, commit, born, now_ns)
 
     async def _when_on_disk(self, attributes: Attributes) -> Attributes:
         await self._log.sync()

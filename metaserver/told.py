@@ -64,7 +64,7 @@ class ToldChanges:
     def _make(self, session: int, file: NewFile) -> Attributes:
         birth = Birth(file.parent, file.name, file.mode, file.uid, file.gid)
         extents = [Extent(0, file.length, file.block, 0)] if file.length else []
-        times = AttributeChanges(atime_ns=file.told_ns, mtime_ns=file.mtime_ns)
+        times = AttributeChanges(atime_ns=file.atime_ns, mtime_ns=file.mtime_ns)
         commit = Commit(None, extents, file.length, _blocks_of(file), times, durable=False)
         born = self._namespace.bear(session, file.ino, birth, file.told_ns)
         return self._contents.commit(session, file.ino, commit, born, file.told_ns)

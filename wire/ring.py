@@ -24,7 +24,7 @@ RING_BYTES = HEAD_BYTES + SLOTS * SLOT_BYTES
 _HEAD = struct.Struct("<8s36sQQQQ")
 _ENTRY = struct.Struct("<QQBH")
 _REMOVAL = struct.Struct("<QQq")
-_NEW_FILE = struct.Struct("<QQQQIIIQqq16s32s")
+_NEW_FILE = struct.Struct("<QQQQIIIQqqq16s32s")
 _CHECKSUM = struct.Struct("<I")
 _IS_REMOVAL, _IS_NEW_FILE = 1, 2
 HEAD_READ_BYTES = _HEAD.size + _CHECKSUM.size
@@ -69,6 +69,7 @@ class NewFile(NamedTuple):
     uid: int
     gid: int
     length: int
+    atime_ns: int
     mtime_ns: int
     told_ns: int
     block: bytes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from metaserver.rings import SHARED_MEMORY, prefix
 from tests.conftest import ClusterFactory
 from tests.mount.conftest import SMALL
 from tests.mount.test_alone import GRANT_SECONDS, await_grant, cluster, names
+from tests.mount.test_several_mounts import counted_mount
 from tools.cluster import LocalCluster
 from wire.ring import HEAD_READ_BYTES, unpack_head
 
@@ -158,6 +160,38 @@ def test_what_a_server_lacks_is_filled_when_it_is_back(make_cluster: ClusterFact
     make(place, 40, 60)
     other = elsewhere(made, tmp_path)
     assert_whole(other)  # by the votes of all three
+
+
+def test_unpacking_takes_no_calls_for_times_owners_and_modes(
+    cluster: LocalCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    make(source)
+    for number in range(FILES):
+        (source / f"f{number}").chmod(0o600 + number % 8)
+        os.utime(source / f"f{number}", (number, 10**9 + number))
+    subprocess.run(["tar", "-cf", tmp_path / "tar", "-C", source, "."], check=True)
+    with counted_mount(cluster, tmp_path, monkeypatch) as (mountpoint, proxy):
+        await_grant(cluster)
+        for turn in range(5):  # on a busy machine a heartbeat may be late
+            place = mountpoint / f"d{turn}"
+            place.mkdir()
+            proxy.calls.clear()
+            subprocess.run(["tar", "-xf", tmp_path / "tar", "-C", place], check=True)
+            if proxy.calls["setattr"] <= 3 and proxy.calls["write_file"] <= FILES + 3:
+                break
+        assert proxy.calls["setattr"] <= 3 and proxy.calls["write_file"] <= FILES + 3, proxy.calls
+        assert_whole(place)
+        there = tmp_path / "there"
+        there.mkdir()
+        cluster.mount(there)
+        for number in range(FILES):
+            name = f"f{number}"
+            kept, here, other = ((each / name).stat() for each in (source, place, there / place.name))
+            for field in ("st_mode", "st_uid", "st_gid", "st_size", "st_mtime_ns"):
+                assert getattr(kept, field) == getattr(here, field) == getattr(other, field), field
+            assert (here.st_atime_ns, here.st_ctime_ns) == (other.st_atime_ns, other.st_ctime_ns)
 
 
 def test_it_works_by_xml_alone(make_cluster: ClusterFactory, tmp_path: Path) -> None:

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import os
 import random
+import stat
 
 from tests.sim.cluster import World
 from tests.twins import LibraryPlace
 from wire.errors import NotFound, QuorumfsError
+from wire.messages import Attributes
 
 FILES = 6
 SLOT = 22
+MODE = 0o4711
 MOST_LOOKS = 7
 """A second apart: a client that is alone is told so after three."""
 KILLS = 0.3
@@ -42,6 +45,7 @@ class Told:
             try:
                 place.open(SLOT, name, os.O_CREAT | os.O_RDWR)
                 place.pwrite(SLOT, 0, name.encode())
+                place.chmod(name, MODE)
                 place.close(SLOT)
                 self._made.append(name)
             except (QuorumfsError, OSError) as error:
@@ -62,17 +66,18 @@ class Told:
     def judge(self, place: LibraryPlace) -> None:
         """Look, as a visitor, for what was removed and made by now. Raises QuorumfsError."""
         for name in list(self._gone):
-            if self._size(place, name) is not None:
+            if self._find(place, name) is not None:
                 self._complain(f"{name} was removed, and a visitor finds it")
         for name in list(self._made):
-            size = self._size(place, name)
-            if size != len(name) and name in self._made:
-                self._complain(f"{name} was made, and a visitor finds {size} bytes of it")
+            found = self._find(place, name)
+            is_whole = found is not None and (found.size, stat.S_IMODE(found.mode)) == (len(name), MODE)
+            if not is_whole and name in self._made:
+                self._complain(f"{name} was made, and a visitor finds {found}")
 
     @staticmethod
-    def _size(place: LibraryPlace, name: str) -> int | None:
+    def _find(place: LibraryPlace, name: str) -> Attributes | None:
         try:
-            return place.filesystem.names.resolve(name.encode(), fresh=True).size
+            return place.filesystem.names.resolve(name.encode(), fresh=True)
         except NotFound:
             return None
 

@@ -36,6 +36,7 @@ FILE = NewFile(
     uid=2**32 - 1,
     gid=2**32 - 1,
     length=LARGEST,
+    atime_ns=0,
     mtime_ns=-(2**63),
     told_ns=2**63 - 1,
     block=bytes(range(16)),

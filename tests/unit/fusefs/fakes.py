@@ -17,6 +17,7 @@ from fusefs.grant import Grant
 from fusefs.handles import OpenInodes
 from fusefs.patience import Patience
 from metaserver.extent_rules import place_appends
+from wire.attribute_rules import changed
 from wire.digest import PIECE_BYTES, block_digest, piece_digests
 from wire.errors import (
     AlreadyExists,
@@ -142,8 +143,7 @@ class FakeServer:
 
     def setattr(self, ino: int, changes: AttributeChanges) -> Attributes:
         self._enter("setattr")
-        given = {name: value for name, value in changes._asdict().items() if value is not None}
-        self._attributes[ino] = self._load(ino)._replace(**given)
+        self._attributes[ino] = changed(self._load(ino), changes, time.time_ns())
         return self._attributes[ino]
 
     def read_directory(self, ino: int, after: bytes, limit: int) -> DirectoryPage:
@@ -348,7 +348,7 @@ class FakeServer:
         assert ino in self.reserved
         self.births.append(birth)
         self._names[place] = ino
-        self._make(ino, birth.mode)
+        self._attributes[ino] = self._make(ino, birth.mode)._replace(uid=birth.uid, gid=birth.gid)
         self.open_inodes.add(ino)
 
     def _apply(self, ino: int, commit: Commit) -> Attributes:
@@ -372,12 +372,11 @@ class FakeServer:
             else:
                 contents.overlay(Span(offset, offset + length, known[block], block_offset))
         self.commits.append(commit)
-        changed = commit.cut is not None or bool(commit.extents) or size != old.size
-        mode = old.mode if commit.changes.mode is None else stat.S_IFMT(old.mode) | commit.changes.mode
-        mtime_ns = commit.changes.mtime_ns or time.time_ns()
-        self._attributes[ino] = old._replace(
-            mode=mode, size=size, version=old.version + changed, mtime_ns=mtime_ns
-        )
+        is_new = commit.cut is not None or bool(commit.extents) or size != old.size
+        now = time.time_ns()
+        new = changed(old, commit.changes, now)
+        mtime_ns = commit.changes.mtime_ns or now
+        self._attributes[ino] = new._replace(size=size, version=old.version + is_new, mtime_ns=mtime_ns)
         return self._attributes[ino]
 
     # permission

@@ -18,6 +18,7 @@ from tests.unit.fusefs.fakes import FakeServer
 from tests.unit.fusefs.work import close, write
 from wire.errors import (
     AlreadyExists,
+    InvalidArgument,
     NoSpace,
     NotAlone,
     NotFound,
@@ -72,7 +73,6 @@ def test_an_empty_file_is_there_after_close(fs: FileSystem, server: FakeServer, 
 
 CALLS: dict[str, Callable[[FileSystem, int], object]] = {
     "list": lambda fs, _: fs.directories.read(fs.directories.open(1), restart=True),
-    "setattr": lambda fs, ino: fs.attributes.set(ino, AttributeChanges(mode=0o600)),
     "link": lambda fs, ino: fs.link(ino, 1, b"b"),
     "unlink": lambda fs, _: fs.unlink(1, b"a"),
     "rename": lambda fs, _: fs.rename(1, b"a", 1, b"b"),
@@ -97,7 +97,74 @@ def test_what_needs_the_file_has_it_made_first(fs: FileSystem, server: FakeServe
     assert len(server.births) == 1
 
 
-@pytest.mark.parametrize("what", ["close", "setattr", "attributes of the directory"])
+TIMES = AttributeChanges(atime_ns=11_000, mtime_ns=22_000)
+
+
+def test_its_attributes_are_set_without_a_call(fs: FileSystem, server: FakeServer) -> None:
+    """As by tar -x and cp -p: the bytes, then times, owner and mode."""
+    handle = create(fs)
+    ino = handle.inode.ino
+    write(fs, handle, 0, b"1234")
+    server.calls.clear()
+    created = fs.attributes.get(ino)
+    for changes in (TIMES, AttributeChanges(uid=70, gid=80), AttributeChanges(mode=0o4755)):
+        set_now = fs.attributes.set(ino, changes)
+    assert set_now == fs.attributes.get(ino) and set_now.ctime_ns >= created.ctime_ns
+    assert not server.calls and not exists(server)
+    close(fs, handle)
+    assert server.calls["write_file"] == 1 and not server.calls["setattr"]
+    assert server.births[0] == Birth(1, b"a", stat.S_IFREG | 0o4755, 70, 80)
+    made = server.getattr(ino)
+    assert (made.atime_ns, made.mtime_ns) == (11_000, 22_000)
+    for known in (set_now, fs.attributes.get(ino)):
+        assert (known.mode, known.uid, known.gid) == (stat.S_IFREG | 0o4755, 70, 80)
+        assert (known.atime_ns, known.mtime_ns, known.size) == (11_000, 22_000, 4)
+
+
+def test_what_is_written_after_its_times_were_set_is_newer(fs: FileSystem, server: FakeServer) -> None:
+    handle = create(fs)
+    fs.attributes.set(handle.inode.ino, TIMES)
+    write(fs, handle, 0, b"1234")
+    close(fs, handle)
+    made = server.getattr(handle.inode.ino)
+    assert made.atime_ns == 11_000 and made.mtime_ns > 22_000
+
+
+def test_an_empty_one_has_the_times_that_were_set(fs: FileSystem, server: FakeServer) -> None:
+    handle = create(fs)
+    fs.attributes.set(handle.inode.ino, TIMES)
+    fs.link(handle.inode.ino, 1, b"b")
+    made = server.getattr(handle.inode.ino)
+    assert (made.atime_ns, made.mtime_ns) == (11_000, 22_000)
+    close(fs, handle)
+
+
+def test_a_new_owner_takes_set_id_bits_off(fs: FileSystem, server: FakeServer) -> None:
+    handle = create(fs)
+    fs.attributes.set(handle.inode.ino, AttributeChanges(mode=0o6711))
+    assert fs.attributes.set(handle.inode.ino, AttributeChanges(uid=9)).mode == stat.S_IFREG | 0o711
+    close(fs, handle)
+    assert server.births[0].mode == stat.S_IFREG | 0o711
+
+
+def test_attributes_that_are_none_are_refused(fs: FileSystem, server: FakeServer) -> None:
+    handle = create(fs)
+    with pytest.raises(InvalidArgument):
+        fs.attributes.set(handle.inode.ino, AttributeChanges(uid=2**32 - 1))
+    close(fs, handle)
+    assert server.births[0].uid == 7
+
+
+def test_where_others_may_come_its_attributes_are_set_by_calls(fs: FileSystem, server: FakeServer) -> None:
+    handle = create(fs)
+    server.alone = False
+    fs.attributes.set(handle.inode.ino, AttributeChanges(mode=0o600))
+    assert server.calls["setattr"] == 1 and len(server.births) == 1
+    close(fs, handle)
+    assert server.getattr(handle.inode.ino).mode == stat.S_IFREG | 0o600
+
+
+@pytest.mark.parametrize("what", ["close", "link", "attributes of the directory"])
 def test_it_stays_as_old_as_its_program_was_told(fs: FileSystem, server: FakeServer, what: str) -> None:
     handle = create(fs)
     told_ns = fs.attributes.get(handle.inode.ino).mtime_ns

@@ -10,8 +10,8 @@ from wire.messages import AttributeChanges, Birth, BlockRecord, Commit, Extent, 
 BLOCK = b"b" * 16
 RECORD = BlockRecord(BLOCK, 4096, b"d" * 32)
 EXTENT = Extent(0, 4096, BLOCK, 0)
-COMMIT = Commit(None, [EXTENT], 4096, [RECORD], AttributeChanges(mtime_ns=55), durable=False)
-EMPTY = Commit(None, [], 0, [], AttributeChanges(mtime_ns=55), durable=False)
+COMMIT = Commit(None, [EXTENT], 4096, [RECORD], AttributeChanges(atime_ns=44, mtime_ns=55), durable=False)
+EMPTY = Commit(None, [], 0, [], AttributeChanges(atime_ns=44, mtime_ns=55), durable=False)
 BIRTH = Birth(1, b"a", 0o104755, 7, 8)
 TICKET = Ticket(3, 4, 5)
 
@@ -23,7 +23,7 @@ def test_one_whole_block_is_told() -> None:
     made = attributes_of(told)
     assert (made.ino, made.mode, made.nlink, made.uid, made.gid) == (9, 0o104755, 1, 7, 8)
     assert (made.size, made.allocated_bytes, made.version) == (4096, 4096, 2)
-    assert (made.atime_ns, made.mtime_ns, made.ctime_ns) == (66, 55, 66)
+    assert (made.atime_ns, made.mtime_ns, made.ctime_ns) == (44, 55, 66)
 
 
 @pytest.mark.parametrize("cut", [None, 0, 99])
@@ -42,6 +42,7 @@ OTHER = BlockRecord(b"o" * 16, 10, b"e" * 32)
     [
         COMMIT._replace(durable=True),
         COMMIT._replace(changes=AttributeChanges()),
+        COMMIT._replace(changes=AttributeChanges(mtime_ns=55)),
         COMMIT._replace(extend_to=5000),
         COMMIT._replace(append_from=0),
         COMMIT._replace(extents=[EXTENT._replace(offset=4096)], extend_to=8192),

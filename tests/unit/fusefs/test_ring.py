@@ -28,7 +28,7 @@ from wire.ring import (
 
 SESSION, TERM = 7, 99
 HEAD = Head(b"0" * 36, SESSION, TERM, 3, 5)
-FILE = NewFile(0, 9, 5, 1, 0o644, 0, 0, 4096, 1233, 1234, b"b" * 16, b"d" * 32, b"new")
+FILE = NewFile(0, 9, 5, 1, 0o644, 0, 0, 4096, 1232, 1233, 1234, b"b" * 16, b"d" * 32, b"new")
 
 
 class Ring:

@@ -20,10 +20,10 @@ COMMIT = Commit(
     [Extent(0, 4, BLOCK, 0)],
     4,
     [BlockRecord(BLOCK, 4, b"d" * 32)],
-    AttributeChanges(mtime_ns=55),
+    AttributeChanges(atime_ns=44, mtime_ns=55),
     durable=False,
 )
-EMPTY = Commit(None, [], 0, [], AttributeChanges(mtime_ns=55), durable=False)
+EMPTY = Commit(None, [], 0, [], AttributeChanges(atime_ns=44, mtime_ns=55), durable=False)
 BIRTH = Birth(1, b"a", 0o644, 7, 8)
 ANSWER = Attributes(9, 0o100644, 1, 7, 8, 0, 4, 4, 1, 2, 3, 2)
 
