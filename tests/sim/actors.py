@@ -33,6 +33,8 @@ CALL_SECONDS_MAX = 60.0
 SETTLE_SECONDS = 12.0
 """No call that a killed process has sent is carried out later than this."""
 CACHE_SECONDS = 3.0
+KEEN = 0.6
+"""So often a client that is the only one does little but what takes being alone."""
 
 IMPOSSIBLE = (NotFound, AlreadyExists, FileNotFoundError, FileExistsError)
 """No deed ends so while it is known what is there: such a call was done before, and again."""
@@ -54,6 +56,8 @@ class Actor:
         self.pending: list[model.Change] | None = None
         self._power_losses = self._put_backs = 0
         self.visits: Visits | None = None
+        """Where it is the only client."""
+        self._is_keen = self.rng.random() < KEEN
         self.neighbours = Neighbours(world, self.home, self.rng)
         self.links = Links(world, self.home, self.rng)
         self.stop = self.leaving = False
@@ -148,12 +152,14 @@ class Actor:
         others_away = self.world.with_shared and self.name not in self.world.exiles and self.world.exiles
         if others_away and self.rng.random() < 0.4:
             return self.rng.choice([self._count_up, self._count_guarded])
+        if self.visits is not None and self._is_keen:
+            return self.rng.choice([self._clear_out, self._clear_out, self._be_visited])
         return self.rng.choice(self._deeds())
 
     def _deeds(self) -> list[Callable[[LibraryPlace], None]]:
         own = [self._replace, self._replace, self._patch, self._append, self._cut, self._read, self._rename]
         shared = self._shared_deeds() if self.world.with_shared else []
-        visits = [*[self._be_visited] * 3, *[self._clear_out] * 3] if self.visits is not None else []
+        visits = [self._be_visited, self._clear_out] * 3 if self.visits is not None else []
         return [
             *visits,
             *own,

@@ -20,7 +20,7 @@ from tests.sim.seams import StandIn
 from wire.ring import HEAD_BYTES
 
 BOOT_FILE = "/proc/sys/kernel/random/boot_id"
-RUN_SECONDS = [fusefs.ring.RUN_SECONDS, 1e6]
+RUN_SECONDS = [fusefs.ring.RUN_SECONDS, 1e6, 1e6, 1e6]
 """Changes follow each other so soon: clients here make a pause after each deed."""
 LOOK_SECONDS = [metaserver.rings.LOOK_SECONDS, 1e6]
 """The metadata server looks into a ring unasked so often: in half of the lives only when it is asked."""

@@ -13,7 +13,7 @@ import stat
 from tests.sim.cluster import World
 from tests.twins import LibraryPlace
 from wire.errors import NotFound, QuorumfsError
-from wire.messages import Attributes
+from wire.messages import AttributeChanges, Attributes
 
 FILES = 6
 SLOT = 22
@@ -45,7 +45,8 @@ class Told:
             try:
                 place.open(SLOT, name, os.O_CREAT | os.O_RDWR)
                 place.pwrite(SLOT, 0, name.encode())
-                place.chmod(name, MODE)
+                made = place.slots[SLOT].inode.ino
+                place.filesystem.attributes.set(made, AttributeChanges(mode=MODE))
                 place.close(SLOT)
                 self._made.append(name)
             except (QuorumfsError, OSError) as error:
@@ -97,7 +98,7 @@ def clear_out(world: World, place: LibraryPlace, name: str, rng: random.Random) 
             world.scheduler.sleep(1.0)
         for _ in range(FILES // 2):
             told.remove(place, rng, 2)
-            told.make(place, rng.randrange(3))
+            told.make(place, rng.randrange(FILES))
             if rng.random() < KILLS and world.loop.now < FAULTS_SECONDS and world.alive("meta"):
                 world.kill("meta")
                 world.start("meta")

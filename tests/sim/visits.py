@@ -56,14 +56,14 @@ class Visits:
             self._read(filesystem)
             world.scheduler.sleep(1.0)
         files.remove(place, rng, 3)
-        files.make(place, 2)
+        files.make(place, 3)
         birth = Birth(world, f"born-{self._number}")
         birth.create(place)
         if rng.random() < 0.3:
             self._cut_off(name, rng.uniform(1.0, MOST_SECONDS_OFF))
         content, told = self._begin(birth, files)
         files.remove(place, rng, 3)
-        files.make(place, 2)
+        files.make(place, 3)
         birth.close(place, rng)
         until = world.loop.now + VISIT_SECONDS
         while not told and self._visitor.alive and world.loop.now < until:
