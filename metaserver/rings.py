@@ -13,6 +13,7 @@ import asyncio
 import logging
 import os
 import secrets
+import sqlite3
 import time
 from pathlib import Path
 from typing import Protocol
@@ -181,15 +182,15 @@ class Rings:
             changes = [entry.change for entry in part]
             try:
                 self._store.change(self._carry_out, session, part[-1].number, changes)
-            except QuorumfsError as error:
-                if isinstance(error, InternalError) or (isinstance(error, NoSpace) and most == 1):
-                    raise
-                if most > 1:
+            except Exception as error:
+                if most > 1 and not _is_of_the_disk(error):
                     most = (
-                        1  # the reserve has room for what each writes; and one that is wrong spoils no other
+                        1  # the reserve has room for what each writes, and one that is wrong spoils no other
                     )
                     continue
-                logger.error("a change that was answered cannot be carried out: %s: %s", changes, error)
+                if isinstance(error, NoSpace) or _is_of_the_disk(error):
+                    raise
+                logger.error("a change that was answered cannot be carried out: %s: %r", changes, error)
                 changes = []
                 self._store.change(self._carry_out, session, part[-1].number, changes)
             self._work.carried_out(session, changes)
@@ -238,6 +239,11 @@ class Rings:
         if self._ring is not None:
             self._ring.close()
             self._ring = None
+
+
+def _is_of_the_disk(error: Exception) -> bool:
+    """Tell whether another time, or a repair, may have the same change carried out."""
+    return isinstance(error, InternalError) and not isinstance(error.__cause__, sqlite3.IntegrityError)
 
 
 def prefix(directory: Path) -> str:

@@ -164,14 +164,15 @@ def test_of_one_that_is_wrong_nothing_is_there_and_all_of_the_others(
     before = mount.make(b"before")
     wrong = [mount.make(b"taken"), mount.describe(b"lost")._replace(parent=999_999)]
     wrong += [mount.describe(b"foreign")._replace(block=bytes(16))]
+    wrong += [mount.describe(b"twice")._replace(ino=before.ino)]
     for file in wrong[1:]:
         mount.tell(file)
     after = mount.make(b"after")
     assert meta.names(ROOT_INODE) == [b"after", b"before", b"taken"]
     assert meta.look_up(b"taken") == taken
     assert (meta.look_up(b"before"), meta.look_up(b"after")) == (attributes_of(before), attributes_of(after))
-    assert meta.service.witnesses([file.block for file in wrong]) == [None] * 3
-    assert caplog.text.count("cannot be carried out") == 3 and mount.head.taken == 5
+    assert meta.service.witnesses([file.block for file in wrong]) == [None] * 4
+    assert caplog.text.count("cannot be carried out") == 4 and mount.head.taken == 6
 
 
 def test_new_files_may_wait_while_there_is_room_for_them(
