@@ -118,6 +118,7 @@ class World:
         self.ready: dict[str, asyncio.Future[str]] = {}
         self.ends: dict[str, asyncio.Event] = {}
         self.power_losses = 0
+        self.faults_until = 0.0
         self._with_reserve: set[str] = set()
         """The servers that had a reserve when they began last: they must start on a full disk."""
         self._unburied: list[tuple[Process, bool]] = []

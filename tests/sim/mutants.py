@@ -74,8 +74,5 @@ MUTANTS = [
         ring_bugs.removal_is_answered_though_the_grant_is_over,
         ring_bugs.removals_are_told_again_after_a_restart,
         ring_bugs.rings_are_forgotten_at_a_start,
-        ring_bugs.new_file_is_told_though_a_server_lacks_its_block,
-        ring_bugs.new_file_that_was_told_is_made_though_the_call_has_made_it,
-        ring_bugs.new_file_that_was_told_is_not_open,
     )
 ]

@@ -6,9 +6,7 @@ import types
 from typing import Any
 
 import fusefs.ring
-import mediator.lag
 import metaserver.rings
-import metaserver.told
 from tests.sim.changes import change
 
 
@@ -54,34 +52,3 @@ def rings_are_forgotten_at_a_start() -> None:
         pass
 
     change(metaserver.rings.Rings, "_adopt", lambda _: nothing)
-
-
-def new_file_is_told_though_a_server_lacks_its_block() -> None:
-    def have_all(self: Any, records: Any) -> bool:
-        return True
-
-    change(mediator.lag.LagKeeper, "have_all", lambda _: have_all)
-
-
-def new_file_that_was_told_is_made_though_the_call_has_made_it() -> None:
-    def make(usual: Any) -> Any:
-        def carry_out(self: Any, session: int, told: Any) -> Any:
-            once = self._store.once_within
-            self._store.once_within = lambda ticket, work, *args: work(ticket.session, *args)
-            try:
-                return usual(self, session, told)
-            finally:
-                self._store.once_within = once
-
-        return carry_out
-
-    change(metaserver.told.ToldChanges, "carry_out", make)
-
-
-def new_file_that_was_told_is_not_open() -> None:
-    """What its program removes while it writes it is gone for the program too."""
-
-    def nothing(self: Any, session: int, changes: Any) -> None:
-        pass
-
-    change(metaserver.told.ToldChanges, "carried_out", lambda _: nothing)

@@ -199,8 +199,8 @@ def _play(
     world.wait_ready(world.mediators)
     for actor in actors:
         actor.start()
-    end = world.loop.now + seconds
-    while world.loop.now < end and not world.problems:
+    world.faults_until = world.loop.now + seconds
+    while world.loop.now < world.faults_until and not world.problems:
         world.pass_time(nemesis.pause_seconds())
         nemesis.step()
         world.clocks.step(world.loop.now, world.processes)

@@ -22,8 +22,6 @@ MOST_LOOKS = 7
 """A second apart: a client that is alone is told so after three."""
 KILLS = 0.3
 """So often the metadata server is killed at once."""
-FAULTS_SECONDS = 10.0
-"""So long there are faults in any life."""
 
 
 class Told:
@@ -99,7 +97,7 @@ def clear_out(world: World, place: LibraryPlace, name: str, rng: random.Random) 
         for _ in range(FILES // 2):
             told.remove(place, rng, 2)
             told.make(place, rng.randrange(FILES))
-            if rng.random() < KILLS and world.loop.now < FAULTS_SECONDS and world.alive("meta"):
+            if rng.random() < KILLS and world.loop.now < world.faults_until and world.alive("meta"):
                 world.kill("meta")
                 world.start("meta")
             if rng.random() < 0.5:
