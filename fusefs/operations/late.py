@@ -1,8 +1,8 @@
-"""Answers by which the kernel keeps something for a while, and that came too late for it.
+"""What the kernel keeps and is to forget: answers that came too late, names that lead elsewhere.
 
 A process that is stopped between the look at its clock and the answer would have the kernel keep what is not
 certain any more. The kernel is told in a thread for that alone: it waits then for requests that it has sent,
-so that no thread that answers some may wait for it, nor for the one that drops pages.
+so that no thread that answers some may wait for it without an end, nor may the one that drops pages.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+from collections.abc import Callable
 from typing import Self
 
 from fusefs.keeping import Keeping
@@ -22,6 +23,8 @@ END_SECONDS = 1.0
 
 Told = tuple[int, bytes, int]
 """A directory (0: none), a name in it, and an inode (0: none)."""
+Forgotten = Callable[[], object]
+"""Is called when the kernel has forgotten what it was told to."""
 
 
 class LateAnswers:
@@ -34,7 +37,7 @@ class LateAnswers:
     def __init__(self, library: Library, keeping: Keeping) -> None:
         self._library, self._keeping = library, keeping
         self.session: int | None = None
-        self._queue: queue.SimpleQueue[Told | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[Told | Forgotten | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="late", daemon=True)
 
     def __enter__(self) -> Self:
@@ -51,10 +54,17 @@ class LateAnswers:
             for each in told:
                 self._queue.put(each)
 
+    def forget_name(self, parent: int, name: bytes) -> threading.Event:
+        """Have the kernel forget a name; return what is set when it has: that may take as long as a call."""
+        forgotten = threading.Event()
+        self._queue.put((parent, name, 0))
+        self._queue.put(forgotten.set)
+        return forgotten
+
     def _run(self) -> None:
         while (told := self._queue.get()) is not None:
             try:
-                self._forget(*told)
+                self._forget(*told) if isinstance(told, tuple) else told()
             except Exception:
                 log.exception("the kernel could not be told what to forget")
 

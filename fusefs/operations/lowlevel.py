@@ -31,6 +31,7 @@ from fusefs.operations.directories import DirectoryRequests
 from fusefs.operations.dropping import PageDrops
 from fusefs.operations.late import LateAnswers
 from fusefs.operations.locking import Waiters, lock_range, record_lock, signed
+from fusefs.operations.moved import MovedDirectories
 from fusefs.operations.reading_ahead import let_read_ahead
 from fusefs.operations.serving import Serving
 from fusefs.operations.shortening import Shortenings
@@ -59,6 +60,7 @@ AUTO_INVAL_DATA, READDIRPLUS, READDIRPLUS_AUTO, HANDLE_KILLPRIV = 1 << 12, 1 << 
 WANTED = (
     ASYNC_READ | ATOMIC_O_TRUNC | PARALLEL_DIROPS | POSIX_LOCKS | FLOCK_LOCKS | READDIRPLUS | EXPORT_SUPPORT
 )
+RENAME_EXCHANGE = 2
 UNWANTED = AUTO_INVAL_DATA | READDIRPLUS_AUTO | HANDLE_KILLPRIV
 """Pages are dropped at open instead; the kernel clears the set-id bits, but for FileSystem.drop_set_id."""
 
@@ -81,6 +83,7 @@ class Mount:
         self._session: int | None = None
         self._pass_on: Callable[[], None] = lambda: None
         self._late = LateAnswers(self._library, self._keeping)
+        self._moved = MovedDirectories(self._late.forget_name)
         self._drops = PageDrops()
         self._shortenings = Shortenings()
         self._callbacks = Callbacks()
@@ -126,7 +129,7 @@ class Mount:
     def _serve(self, session: int, serving: Serving) -> None:
         library = self._library
         self._session, self._pass_on = session, serving.pass_on
-        self._late.session = session
+        self._late.session, self._moved.pass_on = session, serving.pass_on
         self._fs.patience.duty.is_of(serving)
         self._drops.drop_with(
             partial(self._drop_pages, session),
@@ -219,6 +222,7 @@ class Mount:
 
     def rename(self, request: int, parent: int, name: bytes, to: int, new_name: bytes, flags: int) -> None:
         self._fs.rename(parent, name, to, new_name, flags, self._library.walker(request))
+        self._moved.renamed((parent, name), (to, new_name), exchanged=bool(flags & RENAME_EXCHANGE))
         self._library.reply_error(request, 0)
 
     def link(self, request: int, ino: int, parent: int, name: bytes) -> None:
@@ -228,6 +232,8 @@ class Mount:
         self._library.reply_link(request, self._fs.read_link(ino, self._library.walker(request)))
 
     def _entry(self, request: int, attributes: Attributes, parent: int, name: bytes) -> None:
+        if stat.S_ISDIR(attributes.mode) and name not in (b".", b".."):
+            self._moved.found(attributes.ino, parent, name)
         self._drops.after(
             attributes.ino,
             lambda: self._answer_entry(request, entry_of(attributes), attributes, parent, name),
