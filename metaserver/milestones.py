@@ -39,6 +39,8 @@ class Milestones:
         self._store = store
         self._taken_at = -1
         """How many rows had been changed when the last milestone was taken, with it."""
+        self._behind = False
+        """Whether it was found to be an older one."""
         self.begin_anew: Callable[[int], None] = lambda kept: None
 
     def take(self) -> Milestone:
@@ -58,12 +60,14 @@ class Milestones:
         database = self._database()
         known = newest_of(database, kept) if database else 0
         if known > self._number():
-            logger.warning(
-                "the metadata database is an older one: it is at milestone %d, and data servers know of %d; "
-                "all sessions end, and nothing is deleted that it does not know",
-                self._number(),
-                known,
-            )
+            if not self._behind:  # it may be compared again before it has begun anew
+                logger.warning(
+                    "the metadata database is an older one: it is at milestone %d, and data servers know of "
+                    "%d; all sessions end, and nothing is deleted that it does not know",
+                    self._number(),
+                    known,
+                )
+            self._behind = True
             self.begin_anew(known)
             raise Busy("the metadata database is an older one, and begins anew")
         if enough:

@@ -193,6 +193,23 @@ def test_a_database_put_back_by_hand_is_found_out_by_its_milestone(meta: Harness
     assert not meta.service.status()["found_older_ns"]
 
 
+def test_it_is_said_once_however_often_it_is_compared(
+    meta: Harness, caplog: pytest.LogCaptureFixture
+) -> None:
+    """All that a mediator does at its start waits for the comparison, and asks for one of its own."""
+    told = meta.wait(meta.service.take_milestone())
+    found: list[int] = []
+    meta.service.milestones.begin_anew = found.append
+    for further in (2, 1, 3):
+        with pytest.raises(Busy):
+            meta.service.compare_milestones([told._replace(number=told.number + further)], enough=True)
+    assert [record.message for record in caplog.records if "an older one" in record.message] == [
+        f"the metadata database is an older one: it is at milestone {told.number}, and data servers know of "
+        f"{told.number + 2}; all sessions end, and nothing is deleted that it does not know"
+    ]
+    assert max(found) == told.number + 3
+
+
 def test_a_milestone_that_no_database_gets_to_is_damage(meta: Harness) -> None:
     """No fence could go above it: the server would begin anew for ever."""
     told = meta.wait(meta.service.take_milestone())
