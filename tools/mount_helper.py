@@ -15,7 +15,7 @@ from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
 
-from tools import cli
+from tools import cli, mounts
 
 BAD_USAGE = 1
 NOT_MOUNTED = 32
@@ -52,8 +52,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Mount, and return mount(8)'s exit status."""
     parsed = _parse(arguments)
     options = [option for part in parsed.options for option in part.split(",") if option]
-    unknown = [each for each in options if not _is_known(each)]
-    if unknown and not parsed.sloppy and REMOUNT not in options:  # which has all that it is mounted with
+    in_force = _options_of(parsed.mountpoint) if REMOUNT in options else ()  # mount(8) tells them, too
+    unknown = [each for each in options if not (_is_known(each) or each in in_force)]
+    if unknown and not parsed.sloppy:
         known = ", ".join(sorted(TRANSLATED))
         print(f"mount.fuse.quorumfs: unknown option {unknown[0]}: it has {known}", file=sys.stderr)
         return BAD_USAGE
@@ -74,6 +75,12 @@ def _remount(mountpoint: Path, options: Sequence[str]) -> int:
     """
     wanted = [REMOUNT, "ro" if "ro" in options else "rw", "noexec" if "noexec" in options else "exec"]
     return subprocess.run(["mount", "-i", "-o", ",".join(wanted), mountpoint], check=False).returncode
+
+
+def _options_of(mountpoint: Path) -> tuple[str, ...]:
+    """Return what is said of a mount by its kernel, and how a mount is told to change."""
+    found = mounts.mount_at(mounts.place_of(mountpoint))
+    return (REMOUNT, *(found.options if found else ()))
 
 
 def _is_known(option: str) -> bool:

@@ -26,12 +26,13 @@ UNMOUNT_SECONDS = 40.0
 
 
 class Mount(NamedTuple):
-    """One line of /proc/self/mountinfo: where, of which type, its source, and of FUSE which user's it is."""
+    """One line of /proc/self/mountinfo: where, of which type, its source, of FUSE whose it is, and how."""
 
     place: Path
     type: str
     source: str
     user: int | None = None
+    options: tuple[str, ...] = ()
 
 
 def mounts(file: Path | None = None) -> list[Mount]:
@@ -45,8 +46,9 @@ def mounts(file: Path | None = None) -> list[Mount]:
         left, _, right = line.partition(" - ")
         kind, source, options = right.split(" ", 2)
         user = re.search(r"\buser_id=(\d+)", options) if kind.startswith("fuse") else None
-        place = Path(_unescape(left.split(" ")[4]))
-        found.append(Mount(place, kind, _unescape(source), None if user is None else int(user[1])))
+        words = left.split(" ")
+        owner, of_all = None if user is None else int(user[1]), tuple(f"{words[5]},{options}".split(","))
+        found.append(Mount(Path(_unescape(words[4])), kind, _unescape(source), owner, of_all))
     return found
 
 

@@ -103,6 +103,23 @@ def test_a_mount_is_made_read_only_and_writable_again(cluster: LocalCluster, pla
     assert written == "yes"
 
 
+def test_a_change_that_is_unknown_is_refused(cluster: LocalCluster, place: Path) -> None:
+    """It was ignored; those that mount(8) and the kernel have added by themselves are none."""
+    said = in_a_namespace(
+        'mount -t fuse.quorumfs "$SOURCE" "$PLACE"\n'
+        'mount -i -o remount,sync "$PLACE"\n'
+        'for change in bogus ro,bogus; do mount -o "remount,$change" "$PLACE" 2>&1 || echo "$?"; done\n'
+        'mount -o remount,ro "$PLACE"; findmnt --noheadings --raw --output OPTIONS "$PLACE"\n'
+        'umount "$PLACE"\n',
+        SOURCE=cluster.directory,
+        PLACE=place,
+    )
+    *refused, options = said.splitlines()
+    unknown = "mount.fuse.quorumfs: unknown option bogus: it has noexec, nosupervise, ro"
+    assert refused == [unknown, "1"] * 2
+    assert options.startswith("ro,")
+
+
 def test_programs_may_be_run_again(cluster: LocalCluster, place: Path) -> None:
     said = in_a_namespace(
         'mount -t fuse.quorumfs -o noexec "$SOURCE" "$PLACE"\n'
@@ -152,6 +169,7 @@ def test_the_source_is_the_directory_of_the_cluster(cluster: LocalCluster, place
         (["-o", "sync", "-s", "-f"], 0, ""),
         (["-o", "rw,noatime,x-systemd.requires=a.service", "-n", "-v", "-f"], 0, ""),
         (["-o", "remount,ro", "-f"], 0, ""),
+        (["-o", "remount,bogus", "-f"], mount_helper.BAD_USAGE, "unknown option bogus"),
         (["-o", "rw"], mount_helper.NOT_MOUNTED, "cluster.toml"),
     ],
 )

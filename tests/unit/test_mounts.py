@@ -45,15 +45,15 @@ def test_names_with_spaces_are_unescaped() -> None:
 def test_the_kernel_escapes_few_characters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lines = (
         "25 1 8:1 / / rw - ext4 /dev/sda1 rw\n"
-        "26 25 0:9 / /a\rb\x85c\u2028 rw - fuse.quorumfs quorumfs rw,user_id=7,group_id=0\n"
+        "26 25 0:9 / /a\rb\x85c\u2028 rw - fuse.quorumfs quorumfs rw,user_id=7,x=0\n"
         "27 25 0:9 / /d\\040e\\012 rw shared:1 - tmpfs  rw\n"
     )
     monkeypatch.setattr(mounts, "MOUNTS_FILE", tmp_path / "mountinfo")
     (tmp_path / "mountinfo").write_bytes(lines.encode())
     assert mounts.mounts() == [
-        Mount(Path("/"), "ext4", "/dev/sda1"),
-        Mount(Path("/a\rb\x85c\u2028"), "fuse.quorumfs", "quorumfs", 7),
-        Mount(Path("/d e\n"), "tmpfs", ""),
+        Mount(Path("/"), "ext4", "/dev/sda1", None, ("rw", "rw")),
+        Mount(Path("/a\rb\x85c\u2028"), "fuse.quorumfs", "quorumfs", 7, ("rw", "rw", "user_id=7", "x=0")),
+        Mount(Path("/d e\n"), "tmpfs", "", None, ("rw", "rw")),
     ]
 
 
