@@ -17,6 +17,7 @@ from wire.blocking import BlockingClient
 from wire.blocking_links import Waiting
 from wire.config import ClusterConfig, ConfigError
 from wire.errors import QuorumfsError
+from wire.hints import how_to_start
 
 BEGIN_SECONDS = 5.0
 """Who mounts learns so soon that there is no cluster."""
@@ -52,7 +53,7 @@ def connect(config: ClusterConfig, name: str) -> Iterator[FileSystem]:
         except QuorumfsError as error:
             raise ConfigError(
                 f"the metadata server cannot be asked through the mediator at "
-                f"{' or '.join(config.mediators)} ({error}); start the cluster with: `quorumfs up`"
+                f"{' or '.join(config.mediators)} ({error}); {how_to_start(config)}"
             ) from None
         stack.callback(session.end)
         session.keep_alive()

@@ -13,6 +13,7 @@ from typing import Literal
 
 from mediator.fanout import survive
 from mediator.servers import Server
+from wire.address import is_of_one_machine
 from wire.client_msgpack import REFUSED_SECONDS
 from wire.errors import DeadlineExceeded, QuorumfsError
 from wire.messages import Identity
@@ -62,7 +63,16 @@ def writable(quorum: Quorum, servers: Sequence[Server]) -> tuple[bool, str]:
     return False, (
         f"{up} of {quorum.servers} data servers {'is' if up == 1 else 'are'} up, "
         f"Qw={quorum.write} are needed to write; down: {who}. "
-        "Start them again with `quorumfs up`; until then files can only be read"
+        f"{_how_to_start(down)}; until then files can only be read"
+    )
+
+
+def _how_to_start(down: Sequence[Server]) -> str:
+    if all(is_of_one_machine(server.address) for server in down):
+        return "Start them again with `quorumfs up`"
+    return (
+        "Start each again on its own machine, by its unit of systemd or with "
+        "`quorumfs serve data --number NUMBER`"
     )
 
 

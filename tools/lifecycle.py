@@ -29,6 +29,7 @@ from tools.output import add_json_option, nice_path, print_json
 from tools.processes import ClusterError, python_command, python_environment
 from tools.state_directory import CONFIG_NAME
 from wire.config import ClusterConfig, ConfigError, load
+from wire.hints import how_to_start
 
 DEFAULT_MOUNTPOINT = Path("mnt")
 DEFAULT_SERVERS = 5
@@ -275,7 +276,8 @@ def run_mount(arguments: argparse.Namespace) -> int:
     place = mounts.place_of(arguments.mountpoint)
     with cluster.lock():
         if ask_mediator(cluster) is None and _all_down(cluster, cluster.mediator_names):
-            raise ConfigError(f"the mediator is down; start the cluster with: {typed('up', arguments.state)}")
+            start = as_typed(how_to_start(cluster.config), arguments.state)
+            raise ConfigError(f"the mediator is down; {start}")
         if place in _live_mounts(cluster):
             raise ConfigError(f"{arguments.mountpoint}: the cluster is mounted there already")
         options = [] if arguments.no_supervise else [SUPERVISE]

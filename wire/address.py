@@ -5,6 +5,8 @@ It must not open anything; it only reads and writes addresses.
 
 from __future__ import annotations
 
+import ipaddress
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +44,16 @@ def parse_address(text: str) -> Address:
         return UnixAddress(text.removeprefix("unix:"))
     host, _, port = text.rpartition(":")
     return TcpAddress(host.removeprefix("[").removesuffix("]"), int(port))
+
+
+def is_of_one_machine(text: str) -> bool:
+    """Tell whether an address is one that only the same machine reaches: a Unix socket, or loopback."""
+    address = parse_address(text)
+    if isinstance(address, UnixAddress) or address.host == "localhost":
+        return True
+    with suppress(ValueError):
+        return ipaddress.ip_address(address.host).is_loopback
+    return False
 
 
 def from_socket_name(name: Any) -> TcpAddress:

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from mediator.health import misplaced
+from mediator.health import misplaced, writable
 from mediator.refusals import Refusals
+from mediator.servers import Server
 from tests.unit.mediator_fakes import CLUSTER, run, world
 from wire.errors import (
     Unavailable,
@@ -16,6 +17,7 @@ from wire.errors import (
 )
 from wire.messages import Identity, Usage
 from wire.methods import CommonMethods
+from wire.quorum import Quorum
 
 
 def test_a_server_that_is_not_the_one_expected_is_not_used() -> None:
@@ -36,6 +38,23 @@ def test_a_server_that_is_not_the_one_expected_is_not_used() -> None:
                 await w.mediator.write_path.check_writable()
 
     run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("hosts", "hint"),
+    [
+        (("127.0.0.1", "127.0.0.1"), "Start them again with `quorumfs up`; "),
+        (("10.77.0.1", "127.0.0.1"), "Start them again with `quorumfs up`; "),
+        (("127.0.0.1", "10.77.0.2"), "Start each again on its own machine, by its unit of systemd or with "),
+    ],
+)
+def test_who_may_be_on_another_machine_is_not_to_be_started_by_up(hosts: tuple[str, ...], hint: str) -> None:
+    servers = [Server(n, f"{host}:{n}", lambda *_: None) for n, host in enumerate(hosts, 1)]  # type: ignore[arg-type,return-value]
+    servers[0].up = True
+    is_writable, why = writable(Quorum(2, 1, 2), servers)
+    assert not is_writable
+    assert hint in why
+    assert "until then files can only be read" in why
 
 
 def test_one_late_heartbeat_is_forgiven_and_a_broken_connection_is_not() -> None:

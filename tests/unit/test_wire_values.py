@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from wire.address import TcpAddress, UnixAddress, parse_address
+from wire.address import TcpAddress, UnixAddress, is_of_one_machine, parse_address
 from wire.backoff import FIRST_SECONDS, LONGEST_SECONDS, Backoff
 from wire.config import ConfigError
 from wire.errors import BY_FAULT_CODE, InternalError, QuorumfsError, from_fault, to_fault
@@ -28,6 +28,22 @@ from wire.quorum import Quorum
 def test_an_address_is_parsed_and_written_back(text: str, address: TcpAddress | UnixAddress) -> None:
     assert parse_address(text) == address
     assert str(address) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("127.0.0.1:1", True),
+        ("[::1]:1", True),
+        ("localhost:1", True),
+        ("unix:/run/a", True),
+        ("10.77.0.1:1", False),
+        ("[fd00::1]:1", False),
+        ("one.example:1", False),
+    ],
+)
+def test_whether_other_machines_reach_an_address(text: str, expected: bool) -> None:
+    assert is_of_one_machine(text) is expected
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,16 @@
+"""What people are told to do, where more than one part says it. Pure; safe in any thread.
+
+Commands stand in backquotes: those who know how the user found the cluster put them as they are to be typed.
+"""
+
+from __future__ import annotations
+
+from wire.address import is_of_one_machine
+from wire.config import ClusterConfig
+
+
+def how_to_start(config: ClusterConfig) -> str:
+    """Return what to do while no mediator answers, or the metadata server does not answer it."""
+    if all(map(is_of_one_machine, (*config.mediators, config.metaserver_listen))):
+        return "start the cluster with: `quorumfs up`"
+    return "start these servers, each on its own machine: see `quorumfs serve --help`"
