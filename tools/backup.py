@@ -19,6 +19,7 @@ from typing import Any
 
 from metaserver import copies, offline, pages
 from tools.locate import CALL_SECONDS, add_state_option, find_cluster, typed
+from tools.new_name import give_name
 from tools.output import add_json_option, bytes_text, nice_path, print_json
 from tools.processes import ClusterError
 from tools.progress import watching
@@ -58,8 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
                 with cluster.lock():
                     _copy_stopped(cluster.config, partial, watch)
             found = copies.inspect(partial, cluster.config.cluster, watch)
-        target.open("xb").close()  # of two backups that come here at once, one has the name
-        partial.rename(target)
+        give_name(partial, target)  # of two backups that come here at once, one has the name
     except FileExistsError:
         raise ClusterError(
             f"{arguments.file} was made meanwhile by another command; name a new file"

@@ -7,6 +7,7 @@ import json
 import shutil
 import time
 import tomllib
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -307,6 +308,22 @@ def test_two_backups_to_one_name(
     assert "made meanwhile by another command" in capsys.readouterr().err
     assert target.read_bytes().endswith(b"the other one's")
     assert list(tmp_path.glob("copy*")) == [target]
+
+
+def test_a_backup_that_is_killed_has_no_name_or_is_whole(
+    cluster: LocalCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its name was that of an empty file just before."""
+    cluster.start()
+    target = tmp_path / "copy"
+
+    def die(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "rename", die)
+    with suppress(KeyboardInterrupt):
+        cli.main(["backup", str(target), "--state", str(cluster.directory)])
+    assert not target.exists() or copies.inspect(target, cluster.config.cluster).inodes
 
 
 def test_a_backup_whose_name_may_be_lost_is_there_all_the_same(
