@@ -25,6 +25,8 @@ STATUS_SECONDS = 3.0
 WRITABLE_SECONDS = 10.0
 ALL_SEEN_SECONDS = 2.0
 LOOK_SECONDS = 0.03
+PAUSE_SECONDS = 0.5
+"""Between two looks for a cluster that may start minutes later."""
 
 Word = Literal["healthy", "degraded", "down"]
 EXIT_STATUS: dict[Word, int] = {"healthy": 0, "degraded": 1, "down": 3}
@@ -271,6 +273,26 @@ def await_answer(cluster: LocalCluster, deadline_seconds: float = WRITABLE_SECON
         ClusterError: it does not in time.
     """
     _await(cluster, deadline_seconds, lambda status: True, "no answer")
+
+
+def await_metadata(cluster: LocalCluster, seconds: float, begin: Callable[[], object]) -> None:
+    """Return when a mediator reaches the metadata server, as a mount needs it, or after so many seconds.
+
+    Args:
+        cluster: which may be starting still, on other machines too.
+        seconds: 0 looks for nothing.
+        begin: is called if it is not there at once.
+    """
+    end = time.monotonic() + seconds
+    if not seconds or _has_metadata(ask_mediator(cluster)):
+        return
+    begin()
+    while (left := end - time.monotonic()) > 0 and not _has_metadata(ask_mediator(cluster)):
+        time.sleep(min(left, PAUSE_SECONDS))
+
+
+def _has_metadata(mediator: dict[str, Any] | None) -> bool:
+    return mediator is not None and mediator["metaserver"]["state"] == "up"
 
 
 def _await(

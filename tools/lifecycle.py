@@ -23,7 +23,7 @@ from dataserver.segment import segment_paths
 from metaserver.directory import DATABASE_NAME, RESTORED_NAME
 from tools import mounts
 from tools.cluster import SUPERVISE, LocalCluster
-from tools.health import ask_mediator, ask_metaserver, await_answer, await_writable
+from tools.health import ask_mediator, ask_metaserver, await_answer, await_metadata, await_writable
 from tools.locate import DEFAULT_STATE, add_state_option, as_typed, find_cluster, find_directory, typed
 from tools.output import add_json_option, nice_path, print_json
 from tools.processes import ClusterError, python_command, python_environment
@@ -33,6 +33,8 @@ from wire.hints import how_to_start
 
 DEFAULT_MOUNTPOINT = Path("mnt")
 DEFAULT_SERVERS = 5
+MOST_SECONDS = 86400.0
+"""Nobody waits longer for a cluster."""
 
 
 def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
@@ -64,6 +66,13 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     )
     mount.add_argument("--read-only", action="store_true", help="refuse all changes made through this mount")
     mount.add_argument("--no-exec", action="store_true", help="refuse to run programs from this mount")
+    mount.add_argument(
+        "--wait",
+        type=_seconds,
+        default=0.0,
+        metavar="SECONDS",
+        help="wait so long at most until the metadata server can be reached, as after a boot",
+    )
     _finish(mount, run_mount)
     umount = subparsers.add_parser("umount", help="unmount; the servers go on")
     umount.add_argument("mountpoint", nargs="?", type=Path, help="which (default: all of the cluster)")
@@ -274,6 +283,8 @@ def run_mount(arguments: argparse.Namespace) -> int:
     """Mount a running cluster at one more place, beside a parent that mounts it again should it die."""
     cluster = find_cluster(arguments.state)
     place = mounts.place_of(arguments.mountpoint)
+    waiting = f"quorumfs: waiting for the metadata server, {arguments.wait:g} s at most"
+    await_metadata(cluster, arguments.wait, lambda: print(waiting, file=sys.stderr, flush=True))
     with cluster.lock():
         if ask_mediator(cluster) is None and _all_down(cluster, cluster.mediator_names):
             start = as_typed(how_to_start(cluster.config), arguments.state)
@@ -288,6 +299,13 @@ def run_mount(arguments: argparse.Namespace) -> int:
     else:
         print(f"mounted on {place}")
     return 0
+
+
+def _seconds(text: str) -> float:
+    found = float(text)
+    if not 0 <= found <= MOST_SECONDS:
+        raise ValueError(text)
+    return found
 
 
 def _all_down(cluster: LocalCluster, names: Sequence[str]) -> bool:

@@ -8,6 +8,7 @@ has it: 0 mounted, 1 called wrongly, 32 not mounted.
 from __future__ import annotations
 
 import argparse
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -45,6 +46,8 @@ HARMLESS = {
 FOR_OTHERS = ("x-", "X-", "comment=")
 """How options begin that are meant for other programs, such as systemd."""
 REMOUNT = "remount"
+WAIT = re.compile(r"wait=\d{1,4}")
+"""For how many seconds a cluster that is starting is waited for: its machines boot in any order."""
 TRANSLATED = {"ro": "--read-only", "noexec": "--no-exec", "nosupervise": "--no-supervise"}
 
 
@@ -55,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     in_force = _options_of(parsed.mountpoint) if REMOUNT in options else ()  # mount(8) tells them, too
     unknown = [each for each in options if not (_is_known(each) or each in in_force)]
     if unknown and not parsed.sloppy:
-        known = ", ".join(sorted(TRANSLATED))
+        known = ", ".join(sorted([*TRANSLATED, "wait=SECONDS"]))
         print(f"mount.fuse.quorumfs: unknown option {unknown[0]}: it has {known}", file=sys.stderr)
         return BAD_USAGE
     if parsed.fake:
@@ -64,6 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _remount(parsed.mountpoint, options)
     words = ["mount", str(parsed.mountpoint), "--state", str(parsed.source)]
     words += dict.fromkeys(TRANSLATED[option] for option in options if option in TRANSLATED)
+    words += [f"--{option}" for option in options if WAIT.fullmatch(option)]
     with redirect_stdout(StringIO()):  # a mount that works says nothing
         return NOT_MOUNTED if cli.main(words) else 0
 
@@ -84,7 +88,8 @@ def _options_of(mountpoint: Path) -> tuple[str, ...]:
 
 
 def _is_known(option: str) -> bool:
-    return option in ALWAYS | HARMLESS | TRANSLATED.keys() or option.startswith(FOR_OTHERS)
+    is_one_of = option in ALWAYS | HARMLESS | TRANSLATED.keys()
+    return is_one_of or bool(WAIT.fullmatch(option)) or option.startswith(FOR_OTHERS)
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -85,14 +85,14 @@ def _load(binding: Binding | None) -> Mounter:
         return _load_fusepy() if binding == "fusepy" else _load_mfusepy()
     except (ImportError, OSError, AttributeError) as error:
         if binding is not None:
-            package = "libfuse2 and fusepy" if binding == "fusepy" else "libfuse3-3 and mfusepy"
+            package = "libfuse2 and fusepy" if binding == "fusepy" else "fuse3 and mfusepy"
             raise ConfigError(f"{binding} cannot be loaded ({error}); install {package}") from None
         first = error
     try:
         mounter = _load_fusepy()
     except (ImportError, OSError, AttributeError):
         raise ConfigError(
-            f"libfuse 3 cannot be loaded ({first}); install it with: apt-get install fuse3 libfuse3-3"
+            f"libfuse 3 cannot be loaded ({first}); install it with: apt-get install fuse3"
         ) from None
     log.warning("libfuse 3 cannot be loaded (%s); using libfuse 2 with fewer features", first)
     return mounter

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import ClusterFactory
 from tests.support import ROOT, run_command
 from tools import mount_helper, mounts
 from tools.cluster import LocalCluster
@@ -115,7 +116,7 @@ def test_a_change_that_is_unknown_is_refused(cluster: LocalCluster, place: Path)
         PLACE=place,
     )
     *refused, options = said.splitlines()
-    unknown = "mount.fuse.quorumfs: unknown option bogus: it has noexec, nosupervise, ro"
+    unknown = "mount.fuse.quorumfs: unknown option bogus: it has noexec, nosupervise, ro, wait=SECONDS"
     assert refused == [unknown, "1"] * 2
     assert options.startswith("ro,")
 
@@ -169,6 +170,9 @@ def test_the_source_is_the_directory_of_the_cluster(cluster: LocalCluster, place
         (["-o", "sync", "-s", "-f"], 0, ""),
         (["-o", "rw,noatime,x-systemd.requires=a.service", "-n", "-v", "-f"], 0, ""),
         (["-o", "remount,ro", "-f"], 0, ""),
+        (["-o", "remount,wait=300", "-f"], 0, ""),
+        (["-o", "wait=long"], mount_helper.BAD_USAGE, "unknown option wait=long"),
+        (["-o", "wait=1e9"], mount_helper.BAD_USAGE, "unknown option wait=1e9"),
         (["-o", "remount,bogus", "-f"], mount_helper.BAD_USAGE, "unknown option bogus"),
         (["-o", "rw"], mount_helper.NOT_MOUNTED, "cluster.toml"),
     ],
@@ -178,3 +182,49 @@ def test_what_it_is_told_and_tells(
 ) -> None:
     assert mount_helper.main([str(place.parent / "none"), str(place), *options]) == status
     assert said in capsys.readouterr().err
+
+
+def test_a_mount_waits_for_a_cluster_that_starts_after_it(make_cluster: ClusterFactory, place: Path) -> None:
+    """As where the machine with the metadata server is the last to boot."""
+    cluster = make_cluster(**SINGLE)
+    cluster.start()
+    cluster.stop()
+    mounting = subprocess.Popen(
+        [
+            sys.executable,
+            "-P",
+            "-m",
+            "tools.mount_helper",
+            str(cluster.directory),
+            str(place),
+            "-o",
+            "wait=300",
+        ],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert mounting.stderr is not None
+        assert "waiting for the metadata server, 300 s at most" in mounting.stderr.readline()
+        cluster.start("mediator")
+        assert mounting.poll() is None
+        cluster.start()
+        assert mounting.wait(SECONDS) == 0
+        (place / "a.txt").write_text("1234")
+    finally:
+        mounting.kill()
+        mounting.communicate()
+        run_command(place.parent, "umount", "--state", str(cluster.directory))
+
+
+def test_a_mount_does_not_wait_for_ever(make_cluster: ClusterFactory, place: Path) -> None:
+    cluster = make_cluster(**SINGLE)
+    words = ["mount", str(place), "--wait", "0.1", "--state", str(cluster.directory)]
+    done = run_command(place.parent, *words)
+    assert done.returncode == 2
+    waiting, failed = done.stderr.splitlines()
+    assert waiting.endswith("0.1 s at most")
+    assert "the mediator is down" in failed
+    words[words.index("0.1")] = "-1"
+    assert "--wait" in run_command(place.parent, *words).stderr
