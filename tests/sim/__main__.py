@@ -16,6 +16,10 @@ import time
 import traceback
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tests.sim.run import Verdict
 
 MEMORY_KEPT_BYTES = str(256 * 1024 * 1024)
 ENVIRONMENT = {
@@ -93,7 +97,7 @@ def replay(seed: int, only: str | None, history: str | None) -> int:
 def shrink(seed: int) -> int:
     """Leave out faults as long as the seed still fails; print the timeline of what is left."""
     from tests.sim.children import play_all
-    from tests.sim.run import Verdict, run
+    from tests.sim.run import run
 
     def play(wanted: frozenset[int]) -> Verdict:
         return next(play_all([seed], lambda each: run(each, wanted), 1))
@@ -123,12 +127,12 @@ def shrink(seed: int) -> int:
 
 
 def mutants(names: list[str], seeds: Iterable[int], jobs: int) -> int:
-    """Play seeds with each bug until one fails; exit status 1 if a bug is never found."""
+    """Play seeds with each bug until one fails; exit status 1 if a bug is not what is found by any."""
     from tests.sim.children import play_all
-    from tests.sim.mutants import MUTANTS, stumbles
+    from tests.sim.mutants import MUTANTS
     from tests.sim.run import Verdict, run
 
-    missed = []
+    missed = False
     for mutant in MUTANTS:
         if names and mutant.name not in names:
             continue
@@ -149,16 +153,32 @@ def mutants(names: list[str], seeds: Iterable[int], jobs: int) -> int:
                 found = verdict
                 break
         verdicts.close()
-        told = f"found by the {tried}th seed" if found else f"NOT FOUND by {tried} seeds"
-        if found is not None and any(map(stumbles, found.problems)):
-            told = "DOES NOT FIT the code any more"
-            missed.append(mutant.name)
+        without = next(play_all([found.seed], lambda seed: run(seed).brief(), 1)) if found else None
+        is_found, told = judge(tried, found, without)
+        missed |= not is_found
         print(f"{mutant.name:45} {told}", flush=True)
-        if found is None:
-            missed.append(mutant.name)
-        else:
+        if found is not None:
             print(f"    {found.problems[0].splitlines()[0][:150]}")
     return 1 if missed else 0
+
+
+def judge(tried: int, found: Verdict | None, without: Verdict | None) -> tuple[bool, str]:
+    """Return whether a bug is found, and what to say.
+
+    Args:
+        tried: how many seeds were played with it.
+        found: what came of the one that failed, if one did.
+        without: what comes of the same seed without the bug.
+    """
+    from tests.sim.mutants import stumbles
+
+    if found is None:
+        return False, f"NOT FOUND by {tried} seeds"
+    if any(map(stumbles, found.problems)):
+        return False, "DOES NOT FIT the code any more"
+    if without is None or not without.passed:
+        return False, f"NOT FOUND: seed {found.seed} fails without it, too"
+    return True, f"found by the {tried}th seed, {found.seed}, which passes without it"
 
 
 if __name__ == "__main__":

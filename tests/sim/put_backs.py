@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from tests.twins import LibraryPlace
 
 LIVES_WITH = 0.12
+"""So many lives draw one. About half of them end before it is time for it: one in twenty has it."""
 FIND_OUT_SECONDS = 15.0
 """If it is not found out by then, as too little was changed since or data servers are down, mounts are made
 anew. No call that a killed process has sent is carried out later than this."""

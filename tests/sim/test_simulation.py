@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
 import random
 import shutil
@@ -16,10 +17,11 @@ from typing import ClassVar
 import pytest
 
 from tests.sim import mutants
+from tests.sim.__main__ import judge
 from tests.sim.changes import change
 from tests.sim.links import Links
 from tests.sim.loop import SimLoop
-from tests.sim.run import PREFIX, _place, sweep
+from tests.sim.run import PREFIX, Verdict, _place, sweep
 from tools.history.check import check
 from tools.history.record import parse
 
@@ -127,6 +129,14 @@ def test_a_bug_that_does_not_fit_the_code_is_told_from_one_that_is_found() -> No
     assert not mutants.stumbles("a traceback in a log\nTypeError: of the code itself")
 
 
+def test_a_seed_that_fails_without_a_bug_does_not_find_it() -> None:
+    failed = dataclasses.replace(Verdict.of_dead(7), problems=["wrong bytes"])
+    passed = dataclasses.replace(failed, problems=[])
+    assert judge(3, failed, passed) == (True, "found by the 3th seed, 7, which passes without it")
+    assert judge(3, failed, failed) == (False, "NOT FOUND: seed 7 fails without it, too")
+    assert judge(3, None, None) == (False, "NOT FOUND by 3 seeds")
+
+
 def test_every_bug_fits_the_code() -> None:
     """What it replaces is there, and takes the same parameters."""
     put_in = "from tests.sim.mutants import MUTANTS\nfor mutant in MUTANTS: mutant.put_in()"
@@ -148,4 +158,4 @@ def test_a_bug_that_is_put_in_is_found() -> None:
     """The plainest slip there is."""
     found = simulate("--mutants", "vote counts corrupt", "--seeds", "20")
     assert found.returncode == 0, found.stdout + found.stderr
-    assert "found by the" in found.stdout
+    assert "which passes without it" in found.stdout
