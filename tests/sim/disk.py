@@ -19,10 +19,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tests.sim import rings
+from tests.sim import indexes, rings
+from tests.sim.indexes import SECTOR_BYTES
 
-SECTOR_BYTES = 512
-"""What SQLite writes is torn between any two of these."""
 TORN_BYTES = 4096
 DISK_BYTES = 64 << 30
 FREE_BYTES = 32 << 30
@@ -399,24 +398,13 @@ class Disk:
                 for file in index.parent.glob(f"{index.name}*"):
                     file.unlink()
             elif harm == "damaged":
-                self._damage(index)
+                indexes.damage(index, self.rng)
 
     def damage_index(self) -> None:
         """Damage a data server's index, which is a cache, while the server runs perhaps."""
         for index in list(self.root.rglob("index.sqlite")):
             self.index_damaged = True
-            self._damage(index)
-
-    def _damage(self, index: Path) -> None:
-        """Write zeros or others of its own sectors over some sectors of an index or its log."""
-        files = [file for file in (index, Path(f"{index}-wal")) if file.exists()]
-        with self.rng.choice(files).open("r+b") as file:
-            sectors = os.fstat(file.fileno()).st_size // SECTOR_BYTES
-            for _ in range(self.rng.randrange(1, 5) if sectors else 0):
-                file.seek(self.rng.randrange(sectors) * SECTOR_BYTES)
-                other = file.read(SECTOR_BYTES) if self.rng.random() < 0.5 else bytes(SECTOR_BYTES)
-                file.seek(self.rng.randrange(sectors) * SECTOR_BYTES)
-                file.write(other)
+            indexes.damage(index, self.rng)
 
     def _tear(self, path: str, changes: list[Change]) -> None:
         style = self.rng.choice(("all lost", "none lost", "each by itself"))

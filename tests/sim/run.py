@@ -18,6 +18,7 @@ from typing import Any
 from dataserver.offline import locate
 from dataserver.offline import read as read_directory
 from mediator import manifest
+from tests.sim import indexes
 from tests.sim.actors import Actor
 from tests.sim.cluster import Failure, World
 from tests.sim.deletions import Deletions
@@ -249,6 +250,9 @@ def _inspect(world: World, filesystem: Any, actors: list[Actor], shared: Shared)
     if world.put_backs.count:
         world.put_backs.let_go()
         _wait_writable(world)
+    if problem := indexes.ruin_one(world):
+        raise Failure(problem)
+    _wait_writable(world)
     _wait_without_orphans(world)
     _wait_filled(world)
     _scrub(world)
