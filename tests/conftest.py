@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -20,6 +21,7 @@ import pytest
 import tools.addresses
 from metaserver.rings import SHARED_MEMORY, prefix
 from tools.cluster import LocalCluster
+from tools.processes import ENDINGS
 from tools.state_directory import CONFIG_NAME
 from tools.whole import DIFFERING, LACKING, UNSEEN, check_stopped
 from wire.config import load
@@ -112,3 +114,14 @@ def mountpoint(tmp_path: Path, fuse_device: None) -> Path:
     place = tmp_path / "mnt"
     place.mkdir()
     return place
+
+
+@pytest.fixture
+def heeded_endings() -> Iterator[None]:
+    """Signals that end commands are heeded, also where pytest itself was told to ignore them, as by nohup."""
+    before = {number: signal.getsignal(number) for number in ENDINGS}
+    for number in ENDINGS:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)

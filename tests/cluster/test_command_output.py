@@ -81,6 +81,7 @@ def test_output_in_the_c_locale(here: Path) -> None:
     assert (done.stdout, done.stderr) == ("ü ü\n".encode(), b"")
 
 
+@pytest.mark.usefixtures("heeded_endings")
 def test_a_command_that_is_ended_while_it_is_loaded() -> None:
     """It showed where in the imports it was."""
     script = (
@@ -136,6 +137,7 @@ def test_what_the_operating_system_refuses_is_told_in_one_line(here: Path) -> No
         assert said in done.stderr
 
 
+@pytest.mark.usefixtures("heeded_endings")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_up_that_is_ended_takes_all_back(
     here: Path, number: signal.Signals, monkeypatch: pytest.MonkeyPatch, fuse_device: None

@@ -35,6 +35,7 @@ def test_directories_of_several_file_systems_are_refused(
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["mnt", "not-mounted"]
 
 
+@pytest.mark.usefixtures("heeded_endings")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_recording_that_is_ended_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
     command = [sys.executable, "-P", "-m", "tools.cli", "record", "--output", str(tmp_path / "out")]
