@@ -12,7 +12,8 @@ import pytest
 
 from tests.conftest import ClusterFactory
 from tests.mount.conftest import SMALL
-from tests.support import wait_until
+from tests.support import run_command, wait_until
+from tools.health import await_writable
 from wire.config import Deadlines
 
 DEADLINES = Deadlines(metadata_seconds=2.0, read_seconds=2.0, write_seconds=3.0, vote_seconds=1.0)
@@ -146,3 +147,19 @@ def test_a_listing_without_servers_fails_in_time_and_works_when_they_are_back(
     wait_until(lambda: in_time(lambda: names(mountpoint)), BACK_SECONDS, "the mount is listed again")
     assert names(mountpoint) == ["a"]
     assert (mountpoint / "a").read_bytes() == b"content"
+
+
+def test_why_calls_fail_without_the_metadata_server_is_told(
+    make_cluster: ClusterFactory, mountpoint: Path
+) -> None:
+    """By `quorumfs status` alone, as the README says: the mount itself answers nothing."""
+    cluster = make_cluster(**SMALL, deadlines=DEADLINES)
+    cluster.start()
+    name = cluster.mount(mountpoint)
+    await_writable(cluster)
+    cluster.kill("metaserver")
+    assert not in_time(lambda: names(mountpoint))
+    said = run_command(cluster.directory, "status", "--state", str(cluster.directory))
+    assert said.returncode == 1
+    assert said.stdout.splitlines()[1].startswith("why: the metadata server is down (")
+    assert "Connection refused" in cluster.log_file(name).read_text()
