@@ -28,23 +28,17 @@ import dataserver.segment
 import mediator.__main__ as mediator_main
 import mediator.milestones
 import mediator.refill
-import mediator.scrub
 import metaserver.__main__ as meta_main
-import metaserver.log
 import metaserver.service
-import metaserver.store
 import wire.blocking
 import wire.client_msgpack
-import wire.msgpack_codec
-import wire.msgpack_long
 import wire.open_files
 import wire.server
-import wire.shared_sync
 from fusefs.connect import connect
 from metaserver import reserve
 from metaserver.pages import ADVICE
 from metaserver.room import FILE_PART
-from tests.sim import rings, seams, sqlite_files, threads
+from tests.sim import rings, seams, settings, sqlite_files, threads
 from tests.sim.clocks import Clocks
 from tests.sim.disk import Disk
 from tests.sim.loop import PROCESS, Process, SimLoop
@@ -53,35 +47,14 @@ from tests.sim.put_backs import PutBacks
 from tests.sim.sockets import socket_type
 from tests.sim.stand_ins import HostOs, LogEvents, NoLimits, look_up
 from tests.sim.stops import Stops
-from wire.config import ClusterConfig, ConfigError, DataServerConfig, Deadlines, dumps, load
+from wire.config import ConfigError, dumps, load
 from wire.errors import QuorumfsError
 from wire.quorum import Quorum
 
 DISK_SECONDS = 0.0005
 READY_SECONDS = 20.0
-INSPECTION_SECONDS = [3.0, 60.0, mediator.refill.INSPECTION_SECONDS]
-"""Inventories are compared so often. In a third of the lives it is as in a real cluster, never: without it,
-what a server lacks must be known and filled too."""
-COPY_SECONDS = [0.0, 0.0, 6.0]
-"""Copies of the metadata are stored so often: in a third of the lives, as they cost much."""
-PAGES = [7, 4096]
-"""So many blocks are compared or scrubbed at once: a life has some tens of them, of which seven make several
-pages; with three, half of all messages were about these."""
-CHECKPOINTS = [
-    (metaserver.log.CHECKPOINT_ROWS, metaserver.store.LOG_PAGES_MAX),
-    (20, metaserver.store.LOG_PAGES_MAX),
-    (metaserver.log.CHECKPOINT_ROWS, 12),
-]
-"""The metadata's log is moved into the database after so many rows, or by a commit after so many pages: in a
-third of the lives as in a real cluster, where a life is too short for it."""
 CALLS_WAIT = 0.15
 """In so many lives."""
-RESERVE_BYTES = 1024 * 1024
-QUICK_SYNC_SECONDS = [0.0, 1.0]
-"""A disk takes no virtual time in the loop: a server waits for it there never, or whenever it may."""
-ROOMS_BYTES = [wire.msgpack_long.LONG_BYTES + 4096, wire.msgpack_codec.ROOM_BYTES]
-"""So much of what arrives on a connection is taken at once, at most: with little room more are long messages.
-What is not received where it stays, as a long byte string is, must find room."""
 
 
 class Failure(Exception):
@@ -105,7 +78,7 @@ class World:
         self.scheduler = threads.Scheduler(self.loop, self.rng)
         self.calls_wait = random.Random(f"patience of {seed}").random() < CALLS_WAIT
         """Whether calls wait for servers that are away, however long: their deadlines come sooner then."""
-        self.config = self._configure(directory, quorum)
+        self.config = settings.configure(self.rng, directory, quorum, self.calls_wait)
         self.mediators = [address.rpartition(":")[0] for address in self.config.mediators]
         self.config_file = directory / "cluster.toml"
         self.config_file.write_text(dumps(self.config))
@@ -138,28 +111,6 @@ class World:
         """How often a change is carried out and its answer lost, or arrives once more, later."""
         self._install()
 
-    def _configure(self, directory: Path, quorum: Quorum) -> ClusterConfig:
-        servers = tuple(
-            DataServerConfig(k, f"data-{k}:7000", directory / f"data-{k}")
-            for k in range(1, quorum.servers + 1)
-        )
-        return ClusterConfig(
-            "simulated",
-            quorum,
-            "mediator:7000",
-            "meta:7000",
-            directory / "meta",
-            servers,
-            more_mediators=("mediator-2:7000",) if self.rng.random() < 0.3 else (),
-            deadlines=Deadlines(*((2.0, 2.0, 2.0) if self.calls_wait else (8.0, 5.0, 8.0)), 1.5, 1.0, 5.0),
-            lease_seconds=10.0,
-            dirty_bytes=8 * 1024 * 1024,
-            commit_age_seconds=5.0,
-            metadata_copy_seconds=self.rng.choice(COPY_SECONDS),
-            reserve_bytes=RESERVE_BYTES,
-            unavailable="wait" if self.calls_wait else "fail",
-        )
-
     def _disk_seconds(self) -> float:
         process = PROCESS.get()
         disk = self.disks.get(process.host) if process is not None else None
@@ -187,20 +138,16 @@ class World:
         wire.blocking.MsgpackSocket = socket_type(self)  # type: ignore[misc, assignment]
         for main in (data_main, mediator_main, meta_main):
             main.serve = self._serve  # type: ignore[attr-defined]
-        settings = load(self.config_file)  # read once, for all starts
-        data_main.load = mediator_main.load = lambda _: settings  # type: ignore[attr-defined]
+        config = load(self.config_file)  # read once, for all starts
+        data_main.load = mediator_main.load = lambda _: config  # type: ignore[attr-defined]
         dataserver.durable.punch_hole = self._punch_hole
         dataserver.segment.punch_hole = self._punch_hole  # type: ignore[attr-defined]
         mediator.milestones.PERIOD_SECONDS = self.put_backs.period_seconds
-        mediator.refill.PAGE = mediator.scrub.PAGE = self.rng.choice(PAGES)
-        mediator.refill.INSPECTION_SECONDS = self.rng.choice(INSPECTION_SECONDS)
-        self.late_commits = 0.1 if min(INSPECTION_SECONDS) == mediator.refill.INSPECTION_SECONDS else 0.0
+        settings.change_sizes(self.rng)
+        self.late_commits = 0.1 if mediator.refill.INSPECTION_SECONDS == settings.OFTEN_SECONDS else 0.0
         service = metaserver.service.MetaService
         service.commit = self._held_back(service.commit)  # type: ignore[method-assign]
-        metaserver.log.CHECKPOINT_ROWS, metaserver.store.LOG_PAGES_MAX = self.rng.choice(CHECKPOINTS)
         sqlite_files.install(self._disk_of)
-        wire.msgpack_codec.ROOM_BYTES = wire.server.ROOM_BYTES = self.rng.choice(ROOMS_BYTES)  # type: ignore[attr-defined]
-        wire.shared_sync.QUICK_SECONDS = self.rng.choice(QUICK_SYNC_SECONDS)
         wire.client_msgpack.look_up = look_up  # type: ignore[attr-defined]
         wire.open_files.resource = NoLimits()  # type: ignore[attr-defined]
         seams.install(
@@ -230,7 +177,7 @@ class World:
 
         async def later(service: Any, *args: Any, **more: Any) -> Any:
             self.note("fault", "a commit is held back")
-            await asyncio.sleep(min(INSPECTION_SECONDS) * (1 + self.rng.random() / 2))
+            await asyncio.sleep(settings.OFTEN_SECONDS * (1 + self.rng.random() / 2))
             answer = commit(service, *args, **more)
             return await answer if inspect.isawaitable(answer) else answer
 
@@ -348,7 +295,7 @@ class World:
         if (disk := self.disks.get(name)) is not None:
             disk.sync_failed = disk.index_damaged = False
             self._with_reserve.discard(name)
-            if _size_of(disk.root / reserve.NAME) >= RESERVE_BYTES // FILE_PART:
+            if _size_of(disk.root / reserve.NAME) >= settings.RESERVE_BYTES // FILE_PART:
                 self._with_reserve.add(name)
         if name == "meta":
             return self.spawn(name, lambda: meta_main.serve_metadata(self.config, self.config_file.parent))
