@@ -39,7 +39,8 @@ class Connections:
         self.making = Making()
         self.arrivals = Arrivals()
         self.unread = self.making.unread
-        self._open: set[Connection] = set()
+        self._open: dict[Connection, None] = {}
+        """In the order in which they began, so that a simulated server ends them as it did before."""
         self._none = asyncio.Event()
         self._none.set()
 
@@ -50,11 +51,11 @@ class Connections:
         return iter(list(self._open))
 
     def add(self, connection: Connection) -> None:
-        self._open.add(connection)
+        self._open[connection] = None
         self._none.clear()
 
     def discard(self, connection: Connection) -> None:
-        self._open.discard(connection)
+        self._open.pop(connection, None)
         if not self._open:
             self._none.set()
 
