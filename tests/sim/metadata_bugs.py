@@ -66,29 +66,29 @@ def collection_races_a_commit() -> None:
 
 def call_sent_again_is_done_twice() -> None:
     def make(_: Any) -> Any:
-        def work(self: Any, ticket: Any, newest: Any, do: Any, args: Any, kwargs: Any) -> Any:
+        def work(self: Any, ticket: Any, do: Any, *args: Any, **kwargs: Any) -> Any:
             return do(ticket.session, *args, **kwargs)
 
         return work
 
-    change(metaserver.store.Store, "_work_or_recall", make)
+    change(metaserver.store.Store, "once_within", make)
 
 
 def late_call_is_carried_out() -> None:
     """The order of a slot's calls is not looked at, only whether it was the very last."""
 
-    def make(work_or_recall: Any) -> Any:
-        def work(self: Any, ticket: Any, newest: Any, do: Any, args: Any, kwargs: Any) -> Any:
+    def make(once_within: Any) -> Any:
+        def work(self: Any, ticket: Any, do: Any, *args: Any, **kwargs: Any) -> Any:
             from wire.errors import SequenceError
 
             try:
-                return work_or_recall(self, ticket, newest, do, args, kwargs)
+                return once_within(self, ticket, do, *args, **kwargs)
             except SequenceError:
                 return do(ticket.session, *args, **kwargs)
 
         return work
 
-    change(metaserver.store.Store, "_work_or_recall", make)
+    change(metaserver.store.Store, "once_within", make)
 
 
 def lock_kept_after_its_session() -> None:
@@ -187,11 +187,11 @@ def file_is_born_though_others_came() -> None:
     """Who has looked in vain, and told others so, finds it all the same a moment later."""
 
     def make(bear: Any) -> Any:
-        def born(self: Any, session: int, ino: int, birth: Any) -> Any:
+        def born(self: Any, session: int, ino: int, birth: Any, *now: Any) -> Any:
             usual = self._sessions.is_alone
             self._sessions.is_alone = lambda session: True
             try:
-                return bear(self, session, ino, birth)
+                return bear(self, session, ino, birth, *now)
             finally:
                 self._sessions.is_alone = usual
 
