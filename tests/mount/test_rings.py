@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import os
-import random
-import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from metaserver.rings import SHARED_MEMORY, prefix
 from tests.conftest import ClusterFactory
 from tests.mount.conftest import SMALL
-from tests.mount.test_alone import GRANT_SECONDS, await_grant, cluster, names
+from tests.mount.kills import kill_at_random
+from tests.mount.test_alone import await_grant, cluster, names
 from tests.mount.test_several_mounts import counted_mount
 from tests.support import wait_until
 from tools.cluster import LocalCluster
@@ -59,9 +58,7 @@ def test_most_removals_take_no_call(
     cluster: LocalCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with counted_mount(cluster, tmp_path, monkeypatch) as (mountpoint, proxy):
-        for _ in range(
-            5
-        ):  # on a busy machine a heartbeat may be late, or a removal far behind the one before
+        for _ in range(5):  # on a busy machine a heartbeat may be late, or a removal far behind the last
             directory = filled(cluster, mountpoint)
             proxy.calls.clear()
             remove(directory)
@@ -137,64 +134,27 @@ for number in range(int(sys.argv[2])):
 """It says of each name that it is removed, once it was told so."""
 
 
-def kill_while_removing(
-    cluster: LocalCluster, mountpoint: Path, again: Path, victims: list[str], seconds: float
-) -> str:
-    """Kill processes in the midst of removals; return what is wrong in the end, or nothing.
+def prepare(cluster: LocalCluster, mountpoint: Path) -> list[Any]:
+    cluster.mount(mountpoint)
+    return [sys.executable, "-c", REMOVER, filled(cluster, mountpoint), str(FILES)]
 
-    Args:
-        cluster: the cluster.
-        mountpoint: where its only mount is.
-        again: where it will be mounted afterwards.
-        victims: who is killed, in this order.
-        seconds: so long after the first was removed.
-    """
-    directory = filled(cluster, mountpoint)
-    command = [sys.executable, "-c", REMOVER, directory, str(FILES)]
-    remover = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-    assert remover.stdout is not None
-    acknowledged = len(remover.stdout.read(1))
-    time.sleep(seconds)
-    for name in victims:
-        cluster.kill(name)
-    for name in victims:
-        if name in cluster.server_names:
-            cluster.restart(name)
-    acknowledged += len(remover.communicate(timeout=60)[0])
-    cluster.clear_dead_mounts()
-    cluster.mount(again)
-    left = names(again / "d")
+
+def judge(mountpoint: Path, removed: int) -> str:
+    left = names(mountpoint / "d")
     for name in left:
-        (again / "d" / name).unlink()
-    (again / "d").rmdir()
-    for mount in cluster.mount_names():
-        cluster.unmount(mount)
-    back = left & {f"f{number}" for number in range(acknowledged)}
-    return f"{acknowledged} were removed, and {sorted(back)} are back" if back else ""
-
-
-def kill_at_random(make_cluster: ClusterFactory, tmp_path: Path, rounds: int) -> None:
-    cluster = make_cluster(**SMALL, alone_seconds=GRANT_SECONDS, lease_seconds=6.0)
-    cluster.start()
-    seed = random.randrange(10**6)
-    print(f"seed {seed}")
-    draw = random.Random(seed)
-    for turn in range(rounds):
-        first, again = tmp_path / f"first-{turn}", tmp_path / f"again-{turn}"
-        first.mkdir(), again.mkdir()
-        mount = cluster.mount(first)
-        victims = draw.sample([mount, "mediator", "metaserver"], draw.randint(1, 3))
-        wrong = kill_while_removing(cluster, first, again, victims, draw.random() * 0.03)
-        assert not wrong, f"{wrong} (seed {seed}, round {turn}, killed: {', '.join(victims)})"
+        (mountpoint / "d" / name).unlink()
+    (mountpoint / "d").rmdir()
+    back = left & {f"f{number}" for number in range(removed)}
+    return f"{removed} were removed, and {sorted(back)} are back" if back else ""
 
 
 def test_kills_at_any_moment_lose_none(make_cluster: ClusterFactory, tmp_path: Path) -> None:
-    kill_at_random(make_cluster, tmp_path, 3)
+    kill_at_random(make_cluster, tmp_path, 3, prepare, judge, 0.03)
 
 
 @pytest.mark.long
 def test_many_kills_at_any_moment_lose_none(make_cluster: ClusterFactory, tmp_path: Path) -> None:
-    kill_at_random(make_cluster, tmp_path, 12)
+    kill_at_random(make_cluster, tmp_path, 12, prepare, judge, 0.03)
 
 
 def test_a_removed_file_that_is_open_is_read_to_its_end(place: Path) -> None:

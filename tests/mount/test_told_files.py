@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import os
-import random
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from metaserver.rings import SHARED_MEMORY, prefix
 from tests.conftest import ClusterFactory
 from tests.mount.conftest import SMALL
+from tests.mount.kills import kill_at_random
 from tests.mount.test_alone import GRANT_SECONDS, await_grant, cluster, names
 from tests.mount.test_several_mounts import counted_mount
 from tools.cluster import LocalCluster
@@ -216,64 +216,26 @@ for number in range(int(sys.argv[2])):
 """It says of each file that it is closed, once it was told so."""
 
 
-def kill_while_making(
-    cluster: LocalCluster, mountpoint: Path, again: Path, victims: list[str], seconds: float
-) -> str:
-    """Kill processes while files are made; return what is wrong in the end, or nothing.
+def prepare(cluster: LocalCluster, mountpoint: Path) -> list[Any]:
+    return [sys.executable, "-c", MAKER, mounted(cluster, mountpoint), str(FILES)]
 
-    Args:
-        cluster: the cluster.
-        mountpoint: where its only mount is.
-        again: where it will be mounted afterwards.
-        victims: who is killed, in this order.
-        seconds: so long after the first was made.
-    """
-    command = [sys.executable, "-c", MAKER, mountpoint / "d", str(FILES)]
-    maker = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-    assert maker.stdout is not None
-    acknowledged = len(maker.stdout.read(1))
-    time.sleep(seconds)
-    for name in victims:
-        cluster.kill(name)
-    for name in victims:
-        if name in cluster.server_names:
-            cluster.restart(name)
-    acknowledged += len(maker.communicate(timeout=60)[0])
-    cluster.clear_dead_mounts()
-    cluster.mount(again)
+
+def judge(mountpoint: Path, made: int) -> str:
     wrong = []
     for number in range(FILES):
-        path = again / "d" / f"f{number}"
+        path = mountpoint / "d" / f"f{number}"
         found = path.read_text() if path.exists() else None
-        may_be = [content(number)] if number < acknowledged else [content(number), "", None]
+        may_be = [content(number)] if number < made else [content(number), "", None]
         if found not in may_be:
             wrong.append((number, found))
         path.unlink(missing_ok=True)
-    for mount in cluster.mount_names():
-        cluster.unmount(mount)
-    return f"{acknowledged} were made: {wrong}" if wrong else ""
-
-
-def kill_at_random(make_cluster: ClusterFactory, tmp_path: Path, rounds: int) -> None:
-    cluster = make_cluster(**SMALL, alone_seconds=GRANT_SECONDS, lease_seconds=6.0)
-    cluster.start()
-    seed = random.randrange(10**6)
-    print(f"seed {seed}")
-    draw = random.Random(seed)
-    for turn in range(rounds):
-        first, again = tmp_path / f"first-{turn}", tmp_path / f"again-{turn}"
-        first.mkdir(), again.mkdir()
-        mounted(cluster, first)
-        (mount,) = cluster.mount_names()
-        victims = draw.sample([mount, "mediator", "metaserver"], draw.randint(1, 3))
-        wrong = kill_while_making(cluster, first, again, victims, draw.random() * 0.1)
-        assert not wrong, f"{wrong} (seed {seed}, round {turn}, killed: {', '.join(victims)})"
+    return f"{made} were made: {wrong}" if wrong else ""
 
 
 def test_kills_at_any_moment_lose_none(make_cluster: ClusterFactory, tmp_path: Path) -> None:
-    kill_at_random(make_cluster, tmp_path, 3)
+    kill_at_random(make_cluster, tmp_path, 3, prepare, judge, 0.1)
 
 
 @pytest.mark.long
 def test_many_kills_at_any_moment_lose_none(make_cluster: ClusterFactory, tmp_path: Path) -> None:
-    kill_at_random(make_cluster, tmp_path, 12)
+    kill_at_random(make_cluster, tmp_path, 12, prepare, judge, 0.1)
