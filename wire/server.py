@@ -35,7 +35,7 @@ log = logging.getLogger("wire.server")
 
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 MOST_CONNECTIONS = 1024
-_BACKLOG = 128
+_BACKLOG = 1024
 
 
 class Server:
