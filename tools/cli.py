@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from io import TextIOWrapper
 from pathlib import Path
-from typing import NoReturn, TextIO
+from typing import Any, NoReturn, TextIO
 
 from tools.processes import ClusterError, interruptible
 from wire.config import ConfigError
@@ -53,6 +53,10 @@ MODULES = {
 
 class Parser(argparse.ArgumentParser):
     """A parser whose errors are one line."""
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """Write a message, or raise OSError, of which newer Pythons say nothing here."""
+        (file or sys.stderr).write(message)
 
     def error(self, message: str) -> NoReturn:
         print(f"quorumfs: {message}; see: {self.prog} --help", file=sys.stderr)
