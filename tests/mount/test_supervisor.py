@@ -99,7 +99,7 @@ def test_faults_of_a_supervised_mount_strike_what_serves_it(cluster: LocalCluste
     cluster.resume(name)
     wait_until(lambda: "T" not in letter(parent) + letter(child), 10, "both go on")
     cluster.kill(name)
-    assert all(letter(pid) in "ZX" for pid in (parent, child))
+    wait_until(lambda: all(letter(pid) in "ZX" for pid in (parent, child)), 10, "both have ended")
     assert cluster.state(name) == "down"
     with pytest.raises(OSError, match="connect"):  # "not connected", or at first "connection abort"
         next(mountpoint.iterdir())
