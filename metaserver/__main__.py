@@ -14,7 +14,6 @@ from pathlib import Path
 
 from metaserver.directory import Directory
 from metaserver.grants import Grants
-from metaserver.locks import WAITERS_MAX
 from metaserver.log import Checkpointer, LogSync
 from metaserver.service import MetaService
 from metaserver.sessions import Sessions
@@ -24,7 +23,6 @@ from wire.errors import InternalError
 from wire.methods import BookkeepingMethods, CommonMethods, NamespaceMethods
 from wire.process import run, serve
 from wire.server import Server
-from wire.server_msgpack import MOST_CALLS_IN_FLIGHT
 
 REAP_SECONDS = 1.0
 """Expired sessions are looked for so often (or ten times a lease, if that is shorter)."""
@@ -99,13 +97,8 @@ async def _serve_one_life(
 
 
 def offered(service: MetaService, request_seconds: float) -> Server:
-    """Return a server of all methods.
-
-    A mediator passes the calls of all mounts on by one connection. Those that wait for locks must not keep it
-    from being read: nobody could unlock, nor renew a session.
-    """
-    most_calls = WAITERS_MAX + MOST_CALLS_IN_FLIGHT
-    server = Server(service.identity(), request_seconds=request_seconds, most_calls_in_flight=most_calls)
+    """Return a server of all methods."""
+    server = Server(service.identity(), request_seconds=request_seconds)
     for table in (CommonMethods, NamespaceMethods, BookkeepingMethods):
         server.register(table, service)
     return server

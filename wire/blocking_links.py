@@ -19,7 +19,7 @@ from wire.client_msgpack import LAST_LOOK_SECONDS, MAX_ANSWER_BYTES
 from wire.errors import DeadlineExceeded, Unavailable
 from wire.fault_detail import HEADER
 from wire.http_answer import HTTP_HEADERS, result_of
-from wire.msgpack_codec import ANSWER, Buffer, Decoder, Encoder, error_of
+from wire.msgpack_codec import ANSWER, Buffer, Decoder, Encoder, Workbench, error_of
 from wire.msgpack_long import Malformed
 from wire.names import addresses_of
 from wire.shortcut import connect_beside
@@ -160,7 +160,7 @@ class MsgpackSocket:
         self._writable = select.poll()
         self._writable.register(self._socket, select.POLLOUT)
         self._encoder = Encoder()
-        self._decoder = Decoder(MAX_ANSWER_BYTES)
+        self._decoder = Decoder(Workbench(MAX_ANSWER_BYTES))
         self._request_id = 0
 
     def alive(self) -> bool:

@@ -10,6 +10,7 @@ import asyncio
 import ipaddress
 import logging
 import socket
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, NamedTuple
@@ -17,7 +18,7 @@ from typing import Any, NamedTuple
 from wire.address import Address, TcpAddress, UnixAddress
 from wire.errors import BadRequest, DeadlineExceeded, Unavailable
 from wire.lending import LEND, LEND_ROOM, Lender, make_room
-from wire.msgpack_codec import ANSWER, LARGEST_ID, Buffer, Decoder, Encoder, error_of
+from wire.msgpack_codec import ANSWER, LARGEST_ID, Buffer, Decoder, Encoder, Workbench, error_of
 from wire.msgpack_long import Malformed
 from wire.names import look_up
 from wire.request import Request, Then, failure_of, raw_request
@@ -32,6 +33,9 @@ REFUSED_SECONDS = 0.05
 SILENT_SECONDS = 3.0
 """A connection on which a call is late, and nothing has come for so long, is given up: it may be half-open
 (the other end is gone and could not say so), and the next call makes a new one."""
+MOST_SENT_BYTES = 8 * 1024 * 1024
+"""Of the long calls that a server has not answered, so much is on its way at a time, so that it need not stop
+reading (wire.arrivals): short calls go past those that wait here. Bytes that are lent do not count."""
 LAST_LOOK_SECONDS = 0.02
 """A deadline is over so much later than it says: the loop, which may have been stopped itself, looks first at
 what has come meanwhile."""
@@ -204,7 +208,7 @@ class _Connection(asyncio.BufferedProtocol):
         self._loop = asyncio.get_running_loop()
         self._transport: Any = None
         self._encoder = Encoder()
-        self._decoder = Decoder(MAX_ANSWER_BYTES)
+        self._decoder = Decoder(Workbench(MAX_ANSWER_BYTES))
         self._pending: dict[int, _Call] = {}
         self._late: dict[int, Request[Any] | memoryview] = {}
         """What calls lend after their deadline: until an answer comes, the server may be at work on it."""
@@ -213,6 +217,10 @@ class _Connection(asyncio.BufferedProtocol):
         self._room_lender: Lender | None = None
         """Whose memory the server has mapped for its answers."""
         self._last_id = 0
+        self._sent: dict[int, int] = {}
+        """How long each of the long calls is that were sent and have no answer, late ones too."""
+        self._unsent: deque[tuple[int, list[Buffer]]] = deque()
+        """Those that wait until there are fewer."""
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
         self._silent_since: float | None = None
@@ -291,7 +299,20 @@ class _Connection(asyncio.BufferedProtocol):
         if len(buffers) == 1:
             self._transport.write(buffers[0])
         else:
-            self._transport.writelines(buffers)
+            self._unsent.append((request_id, buffers))
+            self._send_long_calls()
+
+    def _send_long_calls(self) -> None:
+        """Send those that waited, as far as may be on their way; what is late by now is not sent."""
+        while self._unsent:
+            request_id, buffers = self._unsent[0]
+            if request_id in self._pending:
+                size = sum(map(len, buffers))
+                if self._sent and sum(self._sent.values()) + size > MOST_SENT_BYTES:
+                    return
+                self._sent[request_id] = size
+                self._transport.writelines(buffers)
+            self._unsent.popleft()
 
     def _body(self, request: Request[Any]) -> list[Buffer]:
         if request.body is None:
@@ -372,6 +393,8 @@ class _Connection(asyncio.BufferedProtocol):
         if kind != ANSWER or type(request_id) is not int:
             raise Malformed("not an answer")
         call = self._pending.pop(request_id, None)
+        if self._sent.pop(request_id, 0):
+            self._send_long_calls()
         if call is not None:
             call.then(result if fault is None else error_of(fault))
         else:  # it comes after its deadline

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
+import termios
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 from wire.arrivals import Arrivals
 from wire.making import Making
@@ -62,3 +64,11 @@ class Connections:
     async def until_none(self) -> None:
         """Wait until all are closed."""
         await self._none.wait()
+
+
+def has_more(transport: Any) -> bool:
+    """Tell whether a connection has received something that was not read yet. Source: tcp(7), SIOCINQ."""
+    endpoint = transport.get_extra_info("socket")
+    if endpoint is None or endpoint.fileno() < 0:
+        return False
+    return int.from_bytes(fcntl.ioctl(endpoint.fileno(), termios.FIONREAD, bytes(4)), "little") > 0

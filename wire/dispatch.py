@@ -16,6 +16,7 @@ from typing import Any
 from wire.digest import BLOCK_BYTES
 from wire.errors import BadRequest, InternalError, MessageTooLarge, QuorumfsError, UnknownMethod
 from wire.messages import SMALL_BLOCK_BYTES, SMALL_FILES_AT_ONCE
+from wire.sizes import memory_bytes
 from wire.table import Method, check_implementation, methods_of
 
 log = logging.getLogger("wire.dispatch")
@@ -25,8 +26,6 @@ MOST_BYTES_OF_MULTICALL = 8 * 1024 * 1024
 """Of results: a thousand long ones would take a gigabyte, and no client of ours reads such an answer."""
 MOST_BYTES_OF_ALL_MULTICALLS = 8 * 1024 * 1024
 """Of results of all those that are being carried out, and of what the calls under way in them may answer."""
-_VALUE_BYTES = 16
-"""What a value takes at least, in an answer or here."""
 
 _LONG_ANSWERS = {
     "get": BLOCK_BYTES,
@@ -38,6 +37,8 @@ _LONG_ANSWERS = {
     "read_small_files": SMALL_FILES_AT_ONCE * SMALL_BLOCK_BYTES,
 }
 """How long the answers of methods may be, where that is so long that few of them may be made at once."""
+_WAIT_FOR_CALLERS = frozenset({"wait_lock"})
+"""Methods whose calls wait for what other callers do: they must not keep those from being read."""
 
 Send = Callable[[str, list[Any]], Awaitable[Any]]
 
@@ -47,11 +48,12 @@ class Entry:
     """One method as a server offers it: how its parameters are read, and what is called.
 
     `function` returns the result, or a coroutine or future of it. `answer_bytes` is how long its answers may
-    be, as far as that matters.
+    be, as far as that matters. `waits_for_callers`: its calls do.
     """
 
     name: str
     answer_bytes: int
+    waits_for_callers: bool
     arguments: Callable[[Any], list[Any]]
     function: Callable[..., Any]
     help: str
@@ -141,7 +143,7 @@ class Dispatch:
                 )
                 answer = await self._promised_call_of_many(call) if has_room else _NO_ROOM
                 answers.append(answer)
-                answer_bytes = _size_of(answer)
+                answer_bytes = memory_bytes(answer)
                 size += answer_bytes
                 self._multicall_bytes += answer_bytes
         finally:
@@ -200,17 +202,6 @@ def _fault(error: QuorumfsError) -> dict[str, Any]:
 _NO_ROOM = _fault(MessageTooLarge("the results before this one are long: call it by itself"))
 
 
-def _size_of(value: Any) -> int:
-    """Return how many bytes a result has, roughly."""
-    if isinstance(value, bytes | bytearray | memoryview | str):
-        return _VALUE_BYTES + len(value)
-    if isinstance(value, dict):
-        return _VALUE_BYTES + sum(_size_of(name) + _size_of(item) for name, item in value.items())
-    if isinstance(value, list | tuple):
-        return _VALUE_BYTES + sum(map(_size_of, value))
-    return _VALUE_BYTES
-
-
 def _chosen(table: type, only: Collection[str] | None) -> list[Method]:
     methods = methods_of(table)
     if only is not None and (unknown := set(only) - set(methods)):
@@ -220,7 +211,8 @@ def _chosen(table: type, only: Collection[str] | None) -> list[Method]:
 
 def _entry(name: str, method: Method, function: Callable[..., Any]) -> Entry:
     answer_bytes = _LONG_ANSWERS.get(name, 0)
-    return Entry(name, answer_bytes, method.arguments, function, method.help, method.signatures)
+    waits = name in _WAIT_FOR_CALLERS
+    return Entry(name, answer_bytes, waits, method.arguments, function, method.help, method.signatures)
 
 
 def _forwarding(method: Method, send: Send) -> Entry:

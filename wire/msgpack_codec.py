@@ -25,6 +25,7 @@ from wire.msgpack_long import (
     MayHold,
     always,
 )
+from wire.sizes import VALUE_BYTES
 
 FIRST_BYTE = 0x94
 """Every message is an array of four: this byte begins it, and tells it from HTTP."""
@@ -33,6 +34,7 @@ REQUEST, ANSWER = 0, 1
 LARGEST_ID = 2**32 - 1
 ROOM_BYTES = 64 * 1024
 """What is received at once, but for long byte strings."""
+_LEAST_ROOM_BYTES = 8 * 1024
 
 Buffer = bytes | bytearray | memoryview
 
@@ -41,9 +43,11 @@ _PACKER_BYTES = 64 * 1024
 """What a packer may keep from one message to the next."""
 BYTES_A_VALUE = 16
 """A message has at most one value for so many of the bytes that it may have: one byte can be a value that
-takes 64 bytes of memory."""
+takes VALUE_BYTES of memory."""
 
 
+PlaceToBytes = Callable[[int, bytes], memoryview]
+"""Returns the bytes that a place stands for, from an extension's type and its bytes."""
 _PlaceOf = Callable[[Buffer], bytes | None]
 """Returns what stands for bytes in a message, None if they have to be in it."""
 
@@ -147,6 +151,54 @@ def _is_bulky(value: Any, depth: int) -> bool:
     return any(_is_bulky(item, depth - 1) for item in inner) if inner else False
 
 
+class Workbench:
+    """What the decoders of one thread share: where bytes are received, and what unpacks most messages.
+
+    A thousand connections would else have a room and an unpacker each, 100 KiB of memory. Only one decoder
+    has something here at a time: from when it is told what it `received` until it is told to `leave`.
+
+    Args:
+        max_message_bytes: a longer message is refused as soon as it is seen to be longer, and so is one with
+            more values than one for each BYTES_A_VALUE of these.
+        strict: structs have names of strings only, as XML-RPC has it (a server insists).
+    """
+
+    def __init__(self, max_message_bytes: int, *, strict: bool = False) -> None:
+        self.max_message_bytes = max_message_bytes
+        self.room = memoryview(bytearray(ROOM_BYTES))
+        self.lent: PlaceToBytes = _never_lent
+        """What the decoder that is at work takes for lent bytes."""
+        self.bounds: dict[str, Any] = {
+            "use_list": True,
+            "strict_map_key": strict,
+            "max_str_len": max_message_bytes,
+            "max_bin_len": max_message_bytes,
+            "max_array_len": LONGEST_ARRAY,
+            "max_map_len": LONGEST_MAP,
+        }
+        self.unpackers = {places: self.new_unpacker(places) for places in (False, True)}
+        """The one for messages that may have places, and the one for others."""
+
+    def renew(self, takes_places: bool) -> None:
+        """Forget what an unpacker has of a message that goes on elsewhere."""
+        self.unpackers[takes_places] = self.new_unpacker(takes_places)
+
+    def new_unpacker(self, takes_places: bool, **hooks: Any) -> msgpack.Unpacker:
+        """Return an unpacker within the bounds."""
+        longest = PLACE_BYTES if takes_places else 0
+        return msgpack.Unpacker(
+            read_size=ROOM_BYTES,
+            max_buffer_size=0,
+            max_ext_len=longest,
+            ext_hook=self._lent,
+            **hooks,
+            **self.bounds,
+        )
+
+    def _lent(self, code: int, place: bytes) -> memoryview:
+        return self.lent(code, place)
+
+
 class Decoder:
     """Cuts what arrives on one connection into messages.
 
@@ -155,39 +207,39 @@ class Decoder:
     of another one are received where they stay.
 
     Args:
-        max_message_bytes: a longer message is refused as soon as it is seen to be longer, and so is one with
-            more values than one for each BYTES_A_VALUE of these.
-        strict: structs have names of strings only, as XML-RPC has it (a server insists).
+        bench: what it shares with others of its thread, and the bounds of messages.
         lender: whose memory the long byte strings are received into, where it has room.
         may_hold: asked before memory is taken for a message of so many bytes or more. After a no, `next`
             returns None, and asks again when it is called the next time.
+
+    Attributes:
+        message_bytes: how long the message was that `next` returned last.
     """
 
     def __init__(
         self,
-        max_message_bytes: int,
+        bench: Workbench,
         *,
-        strict: bool = False,
         lender: Lender | None = None,
         may_hold: MayHold = always,
     ) -> None:
-        self._max_message_bytes = max_message_bytes
+        self._bench = bench
+        self._room = bench.room
+        self._max_message_bytes = bench.max_message_bytes
         self._lender = lender
         self._may_hold = may_hold
         self._lent_at: dict[int, Callable[[bytes], memoryview]] = {}
         """By extension type, what returns the bytes that a place stands for."""
-        self._bounds: dict[str, Any] = {
-            "use_list": True,
-            "strict_map_key": strict,
-            "max_str_len": max_message_bytes,
-            "max_bin_len": max_message_bytes,
-            "max_array_len": LONGEST_ARRAY,
-            "max_map_len": LONGEST_MAP,
-        }
-        self._room = memoryview(bytearray(ROOM_BYTES))
+        self._takes_places = False
+        """Whether there are any."""
+        self._kept = b""
+        """What nobody has taken yet, while the bench is left to others."""
         self._start = self._end = 0
-        """Where in the room what nobody has taken yet begins and ends."""
+        """Where in the bench's room it begins and ends, while it is not."""
         self._long: LongMessage | None = None
+        self._unpacker = bench.unpackers[False]
+        """The bench's, but for a message whose values are counted."""
+        self._fed_bytes = self._complete_bytes = 0
         self._fed_here = 0
         """How many bytes the unpacker was fed last; they are in the room still, up to `_fed_end`."""
         self._fed_end = 0
@@ -195,20 +247,7 @@ class Decoder:
         """Whether the message that has begun was a long one, and is not to become one again."""
         self._values = 0
         """How many values were unpacked of that message."""
-        self._counting = {"list_hook": self._count_list, "object_hook": self._count_map}
-        self._renew_unpacker()
-
-    def _renew_unpacker(self) -> None:
-        self._unpacker = msgpack.Unpacker(
-            read_size=ROOM_BYTES,
-            max_buffer_size=0,
-            max_ext_len=PLACE_BYTES if self._lent_at else 0,
-            ext_hook=self._lent,
-            **(self._counting if self._given_up else {}),
-            **self._bounds,
-        )
-        self._fed_bytes = self._complete_bytes = 0
-        self._fed_here = 0
+        self.message_bytes = 0
 
     def borrow(self, memory: Borrowed, code: int) -> None:
         """Say where the bytes are that messages refer to from now on, after the message returned last."""
@@ -219,10 +258,11 @@ class Decoder:
         self._take_places(ROOM_CODE, room.at)
 
     def _take_places(self, code: int, lent_at: Callable[[bytes], memoryview]) -> None:
-        self._lent_at[code] = lent_at
         if pending_bytes := self._fed_bytes - self._complete_bytes:
             self._start, self._end = self._fed_end - pending_bytes, self._fed_end
-        self._renew_unpacker()
+            self._forget_fed()
+        self._lent_at[code] = lent_at
+        self._takes_places = True
 
     def _lent(self, code: int, place: bytes) -> memoryview:
         """Return the bytes that a message refers to."""
@@ -243,28 +283,62 @@ class Decoder:
         if self._values > self._max_message_bytes // BYTES_A_VALUE:
             raise ValueError(f"more than {self._max_message_bytes // BYTES_A_VALUE} values")
 
-    def room(self) -> memoryview:
-        """Return where the next bytes are to be received; never empty after `next` has returned None."""
-        if self._long is None and not self._end:
-            return self._room
+    def room(self, most_bytes: int = ROOM_BYTES) -> memoryview:
+        """Return where the next bytes are to be received; never empty after `next` has returned None.
+
+        Args:
+            most_bytes: of what is not received where it stays. There may be more room where some is here.
+        """
         if self._long is not None and (place := self._long.room()) is not None:
             return place
         if self._start:
             rest = self._end - self._start
             self._room[:rest] = self._room[self._start : self._end]
             self._start, self._end = 0, rest
-        return self._room[self._end :]
-
-    def end(self) -> None:
-        """Give back what is held of a message of which no more comes."""
-        self._long, self._may_hold = None, always
+        begin = len(self._kept) or self._end
+        return self._room[begin : max(most_bytes, begin + _LEAST_ROOM_BYTES)]
 
     def received(self, count: int) -> None:
         """Say that so many bytes were received into what `room` returned last."""
         if self._long is not None and self._long.room() is not None:
             self._long.received(count)
         else:
+            if self._kept:
+                self._come_back()
             self._end += count
+
+    def leave(self) -> None:
+        """Leave the bench to other decoders. What is here of messages is kept."""
+        if self._fed_bytes != self._complete_bytes and not self._given_up:
+            begin = self._fed_end - (self._fed_bytes - self._complete_bytes)
+            self._kept = bytes(self._room[begin : self._fed_end])
+            self._forget_fed()
+        elif self._start != self._end:
+            self._kept = bytes(self._room[self._start : self._end])
+        self._start = self._end = 0
+
+    def _come_back(self) -> None:
+        self._start, self._end = 0, len(self._kept)
+        self._room[: self._end] = self._kept
+        self._kept = b""
+
+    def _forget_fed(self) -> None:
+        """Have an unpacker without what is in the room still, or in the parts of a long message."""
+        if self._unpacker is self._bench.unpackers[self._takes_places]:
+            self._bench.renew(self._takes_places)
+        self._use(self._bench.unpackers[self._takes_places])
+
+    def _use(self, unpacker: msgpack.Unpacker) -> None:
+        self._unpacker = unpacker
+        self._fed_bytes = self._complete_bytes = unpacker.tell()
+        self._fed_here = 0
+
+    def end(self) -> None:
+        """Give back what is held of a message of which no more comes."""
+        self._long, self._may_hold = None, always
+        self._kept = b""
+        self._start = self._end = 0
+        self._use(self._bench.unpackers[False])
 
     def next(self) -> list[Any] | None:
         """Return the next whole message, or None if there is none yet.
@@ -272,11 +346,15 @@ class Decoder:
         Raises:
             Malformed: what arrived is garbage or too long.
         """
+        if self._kept:
+            self._come_back()
         if self._long is None and self._complete_bytes == self._fed_bytes:
             if self._start == self._end:
                 return None
             if self._end - self._start == ROOM_BYTES:  # there is more of it, as it seems
                 self._long = self._begin_long()
+        if self._takes_places:
+            self._bench.lent = self._lent
         try:
             message = self._unpack_next() if self._long is None else _NOT_YET
             if self._long is not None:
@@ -292,6 +370,9 @@ class Decoder:
     def _unpack_next(self) -> Any:
         """Unpack a message. One that is not all here is begun again as a long one, if it can be."""
         if self._end:
+            if self._fed_bytes == self._complete_bytes:
+                self._unpacker = self._bench.unpackers[self._takes_places]
+                self._fed_bytes = self._complete_bytes = self._unpacker.tell()
             self._unpacker.feed(self._room[self._start : self._end])
             self._fed_here, self._fed_end = self._end - self._start, self._end
             self._fed_bytes += self._fed_here
@@ -304,20 +385,22 @@ class Decoder:
                 raise Malformed(f"a message of over {self._max_message_bytes} bytes") from None
             if 0 < pending_bytes <= self._fed_here and not self._given_up:
                 self._start, self._end = self._fed_end - pending_bytes, self._fed_end
-                self._renew_unpacker()
+                self._forget_fed()
                 self._long = self._begin_long()
             return _NOT_YET
-        self._complete_bytes = self._unpacker.tell()
-        self._given_up = False
-        if self._values:
+        complete_bytes = self._unpacker.tell()
+        self.message_bytes = complete_bytes - self._complete_bytes
+        self._complete_bytes = complete_bytes
+        if self._given_up:
+            self._given_up = False
             self._values = 0
-            if self._complete_bytes == self._fed_bytes:
-                self._renew_unpacker()  # one that does not count, which takes time
+            if complete_bytes == self._fed_bytes:
+                self._use(self._bench.unpackers[self._takes_places])  # its own keeps much memory
         return message
 
     def _begin_long(self) -> LongMessage:
         return LongMessage(
-            self._max_message_bytes, self._lender, takes_places=bool(self._lent_at), may_hold=self._may_hold
+            self._max_message_bytes, self._lender, takes_places=self._takes_places, may_hold=self._may_hold
         )
 
     def _take_long(self, long: LongMessage) -> Any:
@@ -330,16 +413,18 @@ class Decoder:
         if not long.done:
             return _NOT_YET
         self._long = None
+        self.message_bytes = long.pending_bytes
 
         def look_up(code: int, data: bytes) -> Buffer:
             return long.string(data) if len(data) == PLACEHOLDER_BYTES else self._lent(code, data)
 
-        return msgpack.unpackb(long.frame, ext_hook=look_up, max_ext_len=PLACE_BYTES, **self._bounds)
+        return msgpack.unpackb(long.frame, ext_hook=look_up, max_ext_len=PLACE_BYTES, **self._bench.bounds)
 
     def _unpack_given_up(self, long: LongMessage) -> Any:
         """Leave a message of many items to the unpacker, from its first byte on."""
         self._given_up = True
-        self._renew_unpacker()
+        hooks = {"list_hook": self._count_list, "object_hook": self._count_map}
+        self._use(self._bench.new_unpacker(self._takes_places, **hooks))
         for part in long.parts:
             self._unpacker.feed(part)
             self._fed_bytes += len(part)
@@ -348,13 +433,15 @@ class Decoder:
     @property
     def announced_bytes(self) -> int:
         """How much memory the message takes that is arriving, as far as is known."""
-        return max(self.pending_bytes, self._long.announced_bytes if self._long else 0)
+        long_bytes = self._long.announced_bytes if self._long else 0
+        return max(self.pending_bytes, long_bytes, self._values * VALUE_BYTES)
 
     @property
     def pending_bytes(self) -> int:
         """How many bytes have arrived after the last whole message."""
         long_bytes = self._long.pending_bytes if self._long else 0
-        return self._fed_bytes - self._complete_bytes + long_bytes + self._end - self._start
+        here_bytes = self._end - self._start + len(self._kept)
+        return self._fed_bytes - self._complete_bytes + long_bytes + here_bytes
 
 
 def error_of(fault: Any) -> QuorumfsError:
@@ -362,6 +449,10 @@ def error_of(fault: Any) -> QuorumfsError:
     if type(fault) is list and len(fault) == 3 and type(fault[0]) is int and type(fault[1]) is str:
         return from_fault(fault[0], fault[1], fault[2] if type(fault[2]) is dict else None)
     return QuorumfsError(f"an error that is none of ours: {fault!r:.200}")
+
+
+def _never_lent(code: int, place: bytes) -> memoryview:
+    raise ValueError("an extension type that is none of ours")
 
 
 _BYTES = frozenset((bytes, bytearray, memoryview))

@@ -17,14 +17,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wire.address import Address, TcpAddress, UnixAddress, from_socket_name, parse_address
+from wire.arrivals import SHORT_BYTES
 from wire.config import ConfigError
 from wire.connections import Connections
 from wire.dispatch import Dispatch, Send
 from wire.lending import Lender
 from wire.messages import Identity
-from wire.msgpack_codec import FIRST_BYTE, ROOM_BYTES
+from wire.msgpack_codec import FIRST_BYTE, Workbench
 from wire.open_files import most_open_files
-from wire.server_msgpack import MOST_CALLS_IN_FLIGHT, MsgpackConnection
+from wire.server_msgpack import MsgpackConnection
 from wire.shortcut import listen_beside, widen
 from wire.tcp import set_up_peer
 
@@ -46,7 +47,6 @@ class Server:
         max_message_bytes: the longest request.
         request_seconds: a request must have arrived whole within; also the first of a connection.
         lender: whose memory long byte strings are received into, for those that they are passed on to.
-        most_calls_in_flight: a MessagePack-RPC connection with so many is not read until one has ended.
 
     `address` is where it listens, once it does.
     """
@@ -58,14 +58,13 @@ class Server:
         max_message_bytes: int = MAX_MESSAGE_BYTES,
         request_seconds: float = 10.0,
         lender: Lender | None = None,
-        most_calls_in_flight: int = MOST_CALLS_IN_FLIGHT,
     ) -> None:
         self.identity = identity
         self.lender = lender
         self.address = ""
         self.max_message_bytes = max_message_bytes
         self.request_seconds = request_seconds
-        self.most_calls_in_flight = most_calls_in_flight
+        self.bench = Workbench(max_message_bytes, strict=True)
         self.dispatch = Dispatch()
         self.connections = Connections()
         self.most_connections = min(MOST_CONNECTIONS, most_open_files() // 2)
@@ -162,7 +161,6 @@ class _FirstByte(asyncio.BufferedProtocol):
         self._server = server
         self._transport: Any = None
         self._since = asyncio.get_running_loop().time()
-        self._buffer = memoryview(bytearray(ROOM_BYTES))
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport
@@ -179,34 +177,25 @@ class _FirstByte(asyncio.BufferedProtocol):
         self._server.connections.discard(self)
 
     def get_buffer(self, size_hint: int) -> memoryview:
-        return self._buffer
+        return self._server.bench.room[:SHORT_BYTES]
 
     def buffer_updated(self, count: int) -> None:
-        server, data = self._server, self._buffer[:count]
+        server, data = self._server, self._server.bench.room[:count]
         if data[0] == FIRST_BYTE:
-            caller = MsgpackConnection(
-                server.dispatch,
-                server.connections,
-                server.max_message_bytes,
-                server.lender,
-                server.most_calls_in_flight,
-            )
+            caller = MsgpackConnection(server.dispatch, server.connections, server.bench, server.lender)
             self._hand_over(caller)
             caller.take_first(data)
         elif ord("A") <= data[0] <= ord("Z"):
             browser = server.http_connection()
             self._hand_over(browser)
-            browser.data_received(bytes(data))
+            browser.take_first(bytes(data))
         else:
             self.abort(f"its first byte 0x{data[0]:02x} begins neither MessagePack-RPC nor HTTP")
 
     def _hand_over(self, protocol: MsgpackConnection | HttpConnection) -> None:
-        """Let another protocol have the connection. Reading begins anew: not all receive into a buffer."""
         self._server.connections.discard(self)
         protocol.connection_made(self._transport)
-        self._transport.pause_reading()
         self._transport.set_protocol(protocol)
-        self._transport.resume_reading()
 
     def overdue(self, now: float, request_seconds: float) -> bool:
         return now - self._since > request_seconds

@@ -14,7 +14,8 @@ from typing import Any
 from aiohttp import web
 
 from wire import xml_codec
-from wire.connections import Connections
+from wire.arrivals import SHORT_BYTES, call_bytes
+from wire.connections import Connections, has_more
 from wire.dispatch import Dispatch, as_quorumfs_error
 from wire.errors import BadRequest, Draining, QuorumfsError, Unavailable, to_fault
 from wire.fault_detail import HEADER, pack_detail
@@ -25,6 +26,10 @@ log = logging.getLogger("wire.http")
 _PATHS = ("/RPC2", "/")
 """A stock ServerProxy whose address ends in a slash posts to /, as the old test scripts do."""
 _XML_TYPES = frozenset({"text/xml", "application/xml"})
+_BODY_ROOM_BYTES = 256 * 1024
+"""What is received at once of a long body."""
+_FOR_A_LOOK, _FOR_ROOM = "for a look", "for room"
+"""Why we do not read on."""
 _IDLE_SECONDS = 300.0
 """An HTTP connection may be silent so long between two requests; clients connect again."""
 
@@ -39,6 +44,8 @@ class HttpFront:
         self._identity = identity
         self._max_message_bytes = max_message_bytes
         self.request_seconds = request_seconds
+        self.room = memoryview(bytearray(_BODY_ROOM_BYTES))
+        """Where what comes is received, by whichever connection."""
         self.draining = False
         self.handlers: dict[Any, HttpConnection] = {}  # by aiohttp's handler, while open
         self.web_server = web.Server(
@@ -87,13 +94,24 @@ class HttpFront:
             await connection.until_room(self._max_message_bytes if length is None else length)
         try:
             body = await self._read_body(request)
-        except (ConnectionError, web.RequestPayloadError):
+        except (ConnectionError, web.RequestPayloadError) as error:
+            error.__traceback__ = (
+                None  # aiohttp keeps the error, and it what was read, until they are collected
+            )
             return _refusal(400, "the request broke off")
         if connection is not None:
             connection.request_arrived()
         if body is None:
             return _refusal(413, f"a request has at most {self._max_message_bytes} bytes")
-        return await self._answer(body, connection)
+        try:
+            name, params = xml_codec.unpack_request(body)
+        except xml_codec.Malformed as error:
+            log.warning("refused an XML-RPC request: %s", error)
+            return _fault(BadRequest(f"not XML-RPC as it is read here: {error}"), close=True)
+        if connection is not None:
+            connection.request_read(call_bytes(len(body), params))
+        del body
+        return await self._answer(name, params, connection)
 
     async def _read_body(self, request: web.BaseRequest) -> bytes | None:
         """Return the body, or None if it is too long."""
@@ -109,18 +127,13 @@ class HttpFront:
                 return None
         return b"".join(chunks)
 
-    async def _answer(self, body: bytes, connection: HttpConnection | None) -> web.Response:
-        name: Any = "a request"
+    async def _answer(self, name: str, params: list[Any], connection: HttpConnection | None) -> web.Response:
         try:
             if self.draining:
                 raise Draining("the server is stopping")
-            name, params = xml_codec.unpack_request(body)
             if connection is not None:
                 await connection.until_made(self._dispatch.find(name).answer_bytes)
             return _xml(xml_codec.pack_answer(await self._dispatch.call(name, params)))
-        except xml_codec.Malformed as error:
-            log.warning("refused an XML-RPC request: %s", error)
-            return _fault(BadRequest(f"not XML-RPC as it is read here: {error}"), close=True)
         except Exception as error:
             return _fault(as_quorumfs_error(error, name))
 
@@ -133,7 +146,7 @@ class HttpFront:
         )
 
 
-class HttpConnection(asyncio.Protocol):
+class HttpConnection(asyncio.BufferedProtocol):
     """Hands one connection's events to aiohttp, and watches that each request arrives in time."""
 
     def __init__(self, front: HttpFront, connections: Connections) -> None:
@@ -164,10 +177,10 @@ class HttpConnection(asyncio.Protocol):
         self._transport: Any = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = transport
+        self._transport = _Transport(transport)
         self._connections.add(self)
         self._front.handlers[self._handler] = self
-        self._handler.connection_made(transport)
+        self._handler.connection_made(self._transport)
 
     def connection_lost(self, error: Exception | None) -> None:
         self._partial_since = None
@@ -185,7 +198,18 @@ class HttpConnection(asyncio.Protocol):
         if self._is_lost and self._idle.is_set():
             self._connections.discard(self)
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, size_hint: int) -> memoryview:
+        """Little is received before it is known how long the request is, and whether there is room."""
+        return self._front.room if self._arriving_bytes else self._front.room[:SHORT_BYTES]
+
+    def buffer_updated(self, count: int) -> None:
+        if count == SHORT_BYTES and not self._arriving_bytes:  # before more of it comes we look what it is
+            self._transport.stop(_FOR_A_LOOK)
+            self._loop.call_soon(self._transport.go_on, _FOR_A_LOOK)
+        self.take_first(bytes(self._front.room[:count]))
+
+    def take_first(self, data: bytes) -> None:
+        """Take what arrived; at first, before it was known what the connection speaks."""
         if self._arrived:
             self._more_arrived = True
         elif self._room is None:
@@ -216,10 +240,12 @@ class HttpConnection(asyncio.Protocol):
         """Wait until a request's body of so many bytes may be read."""
         while not self._is_lost and not self._arrivals.admit(self, length):
             self._partial_since = None  # the wait is ours, not the peer's
+            self._transport.stop(_FOR_ROOM)
             self._room = self._loop.create_future()
             await self._room
             self._room = None
             self._partial_since = self._loop.time()
+            self._transport.go_on(_FOR_ROOM)
         self._arriving_bytes = length
 
     async def until_made(self, answer_bytes: int) -> None:
@@ -237,6 +263,9 @@ class HttpConnection(asyncio.Protocol):
     def make_on(self) -> None:
         self.read_on()
 
+    def has_more(self) -> bool:
+        return has_more(self._transport)
+
     def read_on(self) -> None:
         if self._room is not None and not self._room.done():
             self._room.set_result(None)
@@ -249,6 +278,11 @@ class HttpConnection(asyncio.Protocol):
         self._held_bytes = self._arriving_bytes
         self._arriving_bytes = 0
         self._arrivals.hold(self._held_bytes)
+
+    def request_read(self, size: int) -> None:
+        """Note how much memory the call takes that the request is."""
+        self._arrivals.hold(size - self._held_bytes)
+        self._held_bytes = size
 
     def request_ended(self) -> None:
         """Note that a request is answered; what came meanwhile begins the next one."""
@@ -278,6 +312,34 @@ class HttpConnection(asyncio.Protocol):
         await self._idle.wait()
         self._handler.close()
         self._transport.close()  # writes out first what was answered
+
+
+class _Transport:
+    """A connection as aiohttp has it, which is read while neither it nor we want it to wait."""
+
+    def __init__(self, transport: Any) -> None:
+        self._transport = transport
+        self._reasons: set[str] = set()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def pause_reading(self) -> None:
+        self.stop("for aiohttp")
+
+    def resume_reading(self) -> None:
+        self.go_on("for aiohttp")
+
+    def stop(self, reason: str) -> None:
+        """Read no more until all who said so have said to go on."""
+        self._reasons.add(reason)
+        self._transport.pause_reading()
+
+    def go_on(self, reason: str) -> None:
+        """Read again, as far as it goes for this reason."""
+        self._reasons.discard(reason)
+        if not self._reasons and not self._transport.is_closing():
+            self._transport.resume_reading()
 
 
 class _OneLine(logging.LoggerAdapter[logging.Logger]):

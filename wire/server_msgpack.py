@@ -13,11 +13,12 @@ from functools import partial
 from types import CoroutineType
 from typing import Any, NamedTuple
 
-from wire.connections import Connections
+from wire.arrivals import SHORT_BYTES, call_bytes
+from wire.connections import Connections, has_more
 from wire.dispatch import Dispatch, Entry, as_quorumfs_error
 from wire.errors import Draining, QuorumfsError
 from wire.lending import CODE, LEND, LEND_ROOM, ROOM_CODE, Borrowed, Lender
-from wire.msgpack_codec import LARGEST_ID, REQUEST, Decoder, Encoder
+from wire.msgpack_codec import LARGEST_ID, REQUEST, ROOM_BYTES, Decoder, Encoder, Workbench
 from wire.msgpack_long import LONG_BYTES, Malformed
 
 log = logging.getLogger("wire.server")
@@ -27,13 +28,20 @@ _OFFERS = (LEND, LEND_ROOM)
 _STOPPING = "the server is stopping"
 
 
-class _Postponed(NamedTuple):
-    """A call whose answer may be long, and waits for room to be made in."""
+class _Call(NamedTuple):
+    """A call that was read; `message_bytes`: how long it was."""
 
     request_id: int
     entry: Entry
     arguments: list[Any]
-    params: list[Any]
+    message_bytes: int
+
+
+class _Postponed(NamedTuple):
+    """A call whose answer may be long, and waits for room to be made in."""
+
+    call: _Call
+    held_bytes: int
 
 
 class MsgpackConnection(asyncio.BufferedProtocol):
@@ -43,20 +51,20 @@ class MsgpackConnection(asyncio.BufferedProtocol):
         self,
         dispatch: Dispatch,
         connections: Connections,
-        max_message_bytes: int,
+        bench: Workbench,
         lender: Lender | None = None,
-        most_calls_in_flight: int = MOST_CALLS_IN_FLIGHT,
     ) -> None:
         self._dispatch = dispatch
         self._connections = connections
         self._arrivals = connections.arrivals
         self._has_room = True
-        """Whether the request that is arriving need not wait for others."""
-        self._decoder = Decoder(max_message_bytes, strict=True, lender=lender, may_hold=self._may_hold)
+        """Whether the request that is arriving, or the next one, need not wait for others."""
+        self._decoder = Decoder(bench, lender=lender, may_hold=self._may_hold)
         self._encoder = Encoder()
-        self._most_calls_in_flight = most_calls_in_flight
         self._loop = asyncio.get_running_loop()
         self._in_flight: set[asyncio.Future[Any]] = set()
+        self._waiting_calls = 0
+        """How many of them wait for other callers."""
         self._making = connections.making
         self._postponed: deque[_Postponed] = deque()
         self._written_bytes = 0
@@ -82,7 +90,7 @@ class MsgpackConnection(asyncio.BufferedProtocol):
         self._connections.unread.end(self)
         self._making.leave(self)
         while self._postponed:
-            self._arrivals.hold(-_long_bytes(self._postponed.popleft().params))
+            self._arrivals.hold(-self._postponed.popleft().held_bytes)
         self._arrivals.admit(self, 0)
         self._leave_if_done()
 
@@ -92,11 +100,20 @@ class MsgpackConnection(asyncio.BufferedProtocol):
             self._connections.discard(self)
 
     def get_buffer(self, size_hint: int) -> memoryview:
-        return self._decoder.room()
+        return self._decoder.room(SHORT_BYTES if self._arrivals.is_full else ROOM_BYTES)
 
     def buffer_updated(self, count: int) -> None:
         self._decoder.received(count)
         self._answer_what_arrived()
+        self._decoder.leave()
+        if count == ROOM_BYTES and self._reading:
+            self._let_others_go_on()
+
+    def _let_others_go_on(self) -> None:
+        """Read what is next at the loop's next turn: one busy peer would have all of this one."""
+        self._reading = False
+        self._transport.pause_reading()
+        self._loop.call_soon(self._read_on)
 
     def eof_received(self) -> bool:
         """Return whether the connection stays open for answers."""
@@ -123,15 +140,18 @@ class MsgpackConnection(asyncio.BufferedProtocol):
 
     def make_on(self) -> None:
         """Begin what was postponed, as far as there is room now, and read on."""
-        while self._postponed and self._may_make(self._postponed[0].entry.answer_bytes):
-            call = self._postponed.popleft()
-            self._arrivals.hold(-_long_bytes(call.params))
-            self._begin(*call)
+        while self._postponed and self._may_make(self._postponed[0].call.entry.answer_bytes):
+            call, held_bytes = self._postponed.popleft()
+            self._arrivals.hold(-held_bytes)
+            self._begin(call)
         self._read_on()
 
     def read_on(self) -> None:
         self._has_room = True
         self._read_on()
+
+    def has_more(self) -> bool:
+        return has_more(self._transport)
 
     def overdue(self, now: float, request_seconds: float) -> bool:
         return self._partial_since is not None and now - self._partial_since > request_seconds
@@ -144,8 +164,8 @@ class MsgpackConnection(asyncio.BufferedProtocol):
         self._draining = True
         self._making.leave(self)
         while self._postponed:
-            call = self._postponed.popleft()
-            self._arrivals.hold(-_long_bytes(call.params))
+            call, held_bytes = self._postponed.popleft()
+            self._arrivals.hold(-held_bytes)
             self._send_error(call.request_id, Draining(_STOPPING))
         while self._in_flight:
             await asyncio.wait(self._in_flight)
@@ -155,15 +175,17 @@ class MsgpackConnection(asyncio.BufferedProtocol):
         if not self._reading and self._may_read() and not self._transport.is_closing():
             self._reading = True
             self._answer_what_arrived()
+            self._decoder.leave()
             if self._reading:
                 self._transport.resume_reading()
 
     def _may_read(self) -> bool:
-        return (
-            self._peer_reads
-            and self._has_room
-            and len(self._in_flight) + len(self._postponed) < self._most_calls_in_flight
-        )
+        if not self._peer_reads or not self._has_room:
+            return False
+        calls = len(self._in_flight) - self._waiting_calls + len(self._postponed)
+        if calls and self._arrivals.is_full:
+            self._has_room = self._arrivals.admit_more(self)
+        return self._has_room and calls < MOST_CALLS_IN_FLIGHT
 
     def _answer_what_arrived(self) -> None:
         decoder = self._decoder
@@ -207,12 +229,13 @@ class MsgpackConnection(asyncio.BufferedProtocol):
                 self._send(request_id, True)
                 return
             entry = self._dispatch.find(name)
-            arguments = entry.arguments(params)
+            call = _Call(request_id, entry, entry.arguments(params), self._decoder.message_bytes)
             if entry.answer_bytes and (self._postponed or not self._may_make(entry.answer_bytes)):
-                self._postponed.append(_Postponed(request_id, entry, arguments, params))
-                self._arrivals.hold(_long_bytes(params))
+                held_bytes = call_bytes(call.message_bytes, call.arguments)
+                self._postponed.append(_Postponed(call, held_bytes))
+                self._arrivals.hold(held_bytes)
             else:
-                self._begin(request_id, entry, arguments, params)
+                self._begin(call)
         except Exception as error:
             self._send_error(request_id, as_quorumfs_error(error, name))
 
@@ -220,21 +243,26 @@ class MsgpackConnection(asyncio.BufferedProtocol):
         """Tell whether a long answer may be made now; what nobody reads need not be."""
         return self._peer_reads and self._making.begin(self, answer_bytes)
 
-    def _begin(self, request_id: int, entry: Entry, arguments: list[Any], params: list[Any]) -> None:
+    def _begin(self, call: _Call) -> None:
         """Carry out a call, for whose answer there is room."""
+        entry = call.entry
         try:
-            result = entry.function(*arguments)
+            result = entry.function(*call.arguments)
             if isinstance(result, CoroutineType):
                 result = self._loop.create_task(result)
             if isinstance(result, asyncio.Future):
-                held_bytes = _long_bytes(params)
                 self._in_flight.add(result)
+                if entry.waits_for_callers and self._arrivals.begin_waiting():
+                    self._waiting_calls += 1
+                    result.add_done_callback(partial(self._answer_one_that_waited, call.request_id, entry))
+                    return
+                held_bytes = call_bytes(call.message_bytes, call.arguments)
                 self._arrivals.hold(held_bytes)
-                result.add_done_callback(partial(self._answer_later, request_id, entry, held_bytes))
+                result.add_done_callback(partial(self._answer_later, call.request_id, entry, held_bytes))
                 return
-            self._send(request_id, result)
+            self._send(call.request_id, result)
         except Exception as error:
-            self._send_error(request_id, as_quorumfs_error(error, entry.name))
+            self._send_error(call.request_id, as_quorumfs_error(error, entry.name))
         if entry.answer_bytes:
             self._making.end(self, entry.answer_bytes)
 
@@ -243,6 +271,11 @@ class MsgpackConnection(asyncio.BufferedProtocol):
         self._decoder.borrow(memory, code)
         if code == ROOM_CODE:
             self._encoder.room = memory
+
+    def _answer_one_that_waited(self, request_id: int, entry: Entry, done: asyncio.Future[Any]) -> None:
+        self._waiting_calls -= 1
+        self._arrivals.end_waiting()
+        self._answer_later(request_id, entry, 0, done)
 
     def _answer_later(
         self, request_id: int, entry: Entry, held_bytes: int, done: asyncio.Future[Any]
@@ -282,10 +315,3 @@ class MsgpackConnection(asyncio.BufferedProtocol):
     def _send_error(self, request_id: int, error: QuorumfsError) -> None:
         if not self._transport.is_closing():
             self._transport.writelines(self._encoder.error(request_id, error))
-
-
-def _long_bytes(params: list[Any]) -> int:
-    """Return how many bytes the long byte strings among a request's parameters have."""
-    return sum(
-        len(each) for each in params if isinstance(each, bytes | memoryview) and len(each) >= LONG_BYTES
-    )

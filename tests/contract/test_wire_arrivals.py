@@ -157,7 +157,7 @@ def test_calls_that_stand_still_hold_a_bounded_number_of_blocks(
         peer.settimeout(60)
         sender.start()
     client = OnceCaller(address, "msgpack")
-    wait_until(lambda: most_mib(made) > 60, 20, "blocks are held")
+    wait_until(lambda: most_mib(made) > 45, 20, "blocks are held")
     assert client.call(20, DataMethods.count) == 7
     client.call(20, DataMethods.sync, [])
     for peer, sender in zip(peers, senders, strict=True):

@@ -25,7 +25,7 @@ from wire.digest import Buffer
 from wire.errors import BadRequest, DeadlineExceeded
 from wire.lending import LEAST_BYTES, LEND, SLOT_BYTES, Lender, make_lender
 from wire.methods import DataMethods
-from wire.msgpack_codec import Decoder, Encoder
+from wire.msgpack_codec import Decoder, Encoder, Workbench
 from wire.server import Server
 from wire.shortcut import connect_beside
 
@@ -209,7 +209,7 @@ def offer_by_hand(server: RunningServer, params: list[Any], rest: bytes = b"") -
     """Send an offer over a Unix socket, and other messages with it; return the answers until it is quiet."""
     with connected_beside(server) as raw:
         raw.sendall(b"".join(map(bytes, Encoder().request(1, LEND, params))) + rest)
-        decoder, answers = Decoder(2**20), []
+        decoder, answers = Decoder(Workbench(2**20)), []
         while len(answers) < 1 + rest.count(b"count") and (data := raw.recv(65536)):
             decoder.room()[: len(data)] = data
             decoder.received(len(data))

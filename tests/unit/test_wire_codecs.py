@@ -58,7 +58,7 @@ def feed(decoder: msgpack_codec.Decoder, data: bytes) -> int:
 
 
 def decode(data: bytes, pieces: random.Random | None = None) -> list[list[Any]]:
-    decoder = msgpack_codec.Decoder(2**22, strict=True)
+    decoder = msgpack_codec.Decoder(msgpack_codec.Workbench(2**22, strict=True))
     messages = []
     while data:
         length = len(data) if pieces is None else pieces.randrange(1, len(data) + 1)
@@ -119,7 +119,7 @@ def test_we_read_what_the_standard_library_writes(params: list[Any]) -> None:
 @settings(max_examples=300, deadline=None)
 @given(st.binary(max_size=200) | st.binary(max_size=100).map(lambda tail: b"\x94\x00\x01\xa1m" + tail))
 def test_random_bytes_are_malformed_at_worst(data: bytes) -> None:
-    decoder = msgpack_codec.Decoder(1000, strict=True)
+    decoder = msgpack_codec.Decoder(msgpack_codec.Workbench(1000, strict=True))
     feed(decoder, data)
     try:
         while decoder.next() is not None:
@@ -205,7 +205,7 @@ def test_an_extension_does_not_pass_for_long_bytes(code: int) -> None:
 
 
 def test_a_message_over_the_bound_is_malformed() -> None:
-    decoder = msgpack_codec.Decoder(1000)
+    decoder = msgpack_codec.Decoder(msgpack_codec.Workbench(1000))
     feed(decoder, b"\x94\x00\x01\xa1m\x91\xc5\x08\x00" + bytes(995))
     with pytest.raises(msgpack_long.Malformed, match="over 1000 bytes"):
         decoder.next()

@@ -31,7 +31,7 @@ from wire.errors import (
 from wire.locks import LAST
 from wire.messages import FileLock, Heartbeat, LockHolder, SessionInfo, Ticket
 from wire.methods import MediatorMethods, NamespaceMethods
-from wire.msgpack_codec import Decoder, Encoder
+from wire.msgpack_codec import Decoder, Encoder, Workbench
 from wire.server import MAX_MESSAGE_BYTES
 from wire.table import method_of
 
@@ -404,7 +404,7 @@ class Restarted:
             assert len(body) <= MAX_MESSAGE_BYTES
             return xml_codec.unpack_request(body)[1]
         data = b"".join(Encoder().request(1, name, params))
-        decoder = Decoder(MAX_MESSAGE_BYTES, strict=True)
+        decoder = Decoder(Workbench(MAX_MESSAGE_BYTES, strict=True))
         while (message := decoder.next()) is None:
             count = min(len(data), len(decoder.room()))
             decoder.room()[:count] = data[:count]
