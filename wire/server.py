@@ -95,11 +95,11 @@ class Server:
             await self._serve_unix(listening)
         else:
             parsed = from_socket_name(listening.getsockname())
+            if (beside := listen_beside(parsed)) is not None:  # first: who finds it lacking stays with TCP
+                await self._serve_unix(beside)
             self._listeners.append(
                 await loop.create_server(lambda: _FirstByte(self), sock=listening, backlog=_BACKLOG)
             )
-            if (beside := listen_beside(parsed)) is not None:
-                await self._serve_unix(beside)
         self._sweeper = asyncio.create_task(self._sweep_for_ever())
         self.address = str(parsed)
         return self.address
