@@ -95,9 +95,7 @@ class HttpFront:
         try:
             body = await self._read_body(request)
         except (ConnectionError, web.RequestPayloadError) as error:
-            error.__traceback__ = (
-                None  # aiohttp keeps the error, and it what was read, until they are collected
-            )
+            error.__traceback__ = None  # aiohttp keeps the error, and that what was read
             return _refusal(400, "the request broke off")
         if connection is not None:
             connection.request_arrived()

@@ -295,6 +295,8 @@ class MsgpackConnection(asyncio.BufferedProtocol):
             self._transport.close()  # writes out first what was answered
         elif self._postponed:
             self.make_on()
+        elif not self._reading and len(self._in_flight) == self._waiting_calls:
+            self.read_on()  # one call may go on whatever others have
         elif not self._reading:
             self._read_on()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import threading
 
@@ -9,11 +10,13 @@ import msgpack
 import pytest
 
 from tests.contract.test_wire_arrivals import MIB, PROMISED_MIB, connect, most_mib, process
-from tests.contract.wire_support import OnceCaller
+from tests.contract.wire_support import IDENTITY, LoopThread, OnceCaller
 from tests.support import wait_until
+from wire.arrivals import MOST_HELD_BYTES
 from wire.config import Encoding
 from wire.digest import BLOCK_BYTES
 from wire.methods import DataMethods
+from wire.server import Server
 from wire.xml_codec import pack_request
 
 __all__ = ["process"]
@@ -121,3 +124,36 @@ def test_short_calls_in_flight(size: int, process: tuple[subprocess.Popen[str], 
         peer.close()
     assert most_mib(made) < PROMISED_MIB
     client.close()
+
+
+class Slow:
+    """Answers a turn of the loop later."""
+
+    async def count(self) -> int:
+        await asyncio.sleep(0)
+        return 7
+
+
+def test_one_call_of_each_connection_goes_on_whatever_others_hold(loop: LoopThread) -> None:
+    """One that had come beside another of its connection was not read when that was answered."""
+
+    async def serve() -> Server:
+        server = Server(IDENTITY)
+        server.register(DataMethods, Slow(), only=["count"])
+        await server.start("127.0.0.1:0")
+        server.connections.arrivals.hold(MOST_HELD_BYTES)
+        return server
+
+    server = loop.run(serve())
+    with connect(server.address) as peer:
+        peer.sendall(b"".join(msgpack.packb([0, number, "count", []]) for number in range(20)))
+        peer.settimeout(10)
+        unpacker = msgpack.Unpacker()
+        answered: list[int] = []
+        while len(answered) < 20:
+            data = peer.recv(MIB)
+            assert data
+            unpacker.feed(data)
+            answered += [message[1] for message in unpacker]
+    assert answered == list(range(20))
+    loop.run(server.drain())
