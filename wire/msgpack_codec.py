@@ -336,6 +336,7 @@ class Decoder:
     def end(self) -> None:
         """Give back what is held of a message of which no more comes."""
         self._long, self._may_hold = None, always
+        self._lent_at = {}  # the bench may have this decoder still
         self._kept = b""
         self._start = self._end = 0
         self._use(self._bench.unpackers[False])
