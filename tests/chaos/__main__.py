@@ -1,5 +1,7 @@
 """`python -m tests.chaos --minutes 10 [--seed N]`: a real cluster, two mounts under load, and a nemesis.
 
+With `--mounts 1` a mount that is alone, whose rings of changes (decision 31) must then have been used.
+
 Exit status: 0 nothing was lost, wrong or late and everything is whole in the end; 1 something was; 2 it
 cannot run here. The timeline, the logs and the directories stay if something was found, or with --keep.
 """
@@ -26,6 +28,7 @@ def main() -> int:
     parser.add_argument(
         "--seed", type=int, default=0, help="of faults and load; drawn and printed if not given"
     )
+    parser.add_argument("--mounts", type=int, choices=(1, 2), default=2, help="1: one that is alone")
     parser.add_argument("--kinds", default="", metavar="A,B", help="these faults only, as: kill,cut off")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the summary there as well")
     parser.add_argument(
@@ -39,7 +42,7 @@ def main() -> int:
     base = Path(tempfile.mkdtemp(prefix="quorumfs-chaos-"))
     kinds = [kind for kind in arguments.kinds.split(",") if kind]
     seed, seconds = arguments.seed or take_seed(), arguments.minutes * 60
-    summary = Run(base, seed, seconds, kinds, arguments.history).run()
+    summary = Run(base, seed, seconds, kinds, arguments.mounts, arguments.history).run()
     if arguments.json:
         arguments.json.write_text(json.dumps(summary, indent=1) + "\n")
     print(render(summary))

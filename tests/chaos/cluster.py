@@ -103,6 +103,10 @@ class ChaosCluster(LocalCluster):
     def _check_address(self, name: str) -> None:
         """The address is of a namespace that nobody else is in."""
 
+    def kill_all(self, names: list[str]) -> None:
+        """Kill these at once, in this order, and wait until they have ended."""
+        self._kill_all(names)
+
     def data_directory(self, name: str) -> Path:
         """Return where a data server keeps its files."""
         return self._data_server(name).directory

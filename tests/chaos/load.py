@@ -1,4 +1,4 @@
-"""`python -m tests.chaos.load NUMBER SEED OWN OTHER`: all kinds of work on two mounts.
+"""`python -m tests.chaos.load NUMBER SEED OWN OTHER JOURNAL`: all kinds of work on two mounts, or one.
 
 Answers in lines of JSON: {"ready"}; a line on standard input, and the work stops: {"stopped"}; another
 line, when nothing is broken any more, and everything is checked by both mounts: the figures. One thread for
@@ -20,6 +20,7 @@ from tests.chaos.calls import Calls
 from tests.chaos.counter import CounterWork
 from tests.chaos.database import DatabaseWork
 from tests.chaos.files import FileWork
+from tests.chaos.names import NamesWork
 from tests.chaos.renames import RenameWork
 from tests.chaos.work import Work
 
@@ -35,8 +36,10 @@ def main() -> int:
     number, seed = int(sys.argv[1]), int(sys.argv[2])
     # A directory below the mount point: without the mount it is not there, and nothing is written beside it.
     mounts = [Path(word) / PLACE for word in sys.argv[3:5]]
+    journal = Path(sys.argv[5])
     calls, stopping = Calls(), threading.Event()
-    works = [kind(mounts, number, seed, calls) for kind in KINDS]
+    works: list[Work] = [kind(mounts, number, seed, calls) for kind in KINDS]
+    works.append(NamesWork(mounts, number, seed, calls, journal))
     threads = [threading.Thread(target=go_on, args=(work, calls, stopping), daemon=True) for work in works]
     say({"ready": number})
     for thread in threads:

@@ -28,7 +28,8 @@ WHOLE_SECONDS = 20.0
 LOOK_SECONDS = 0.5
 DAMAGES = (1, 12)
 METADATA, RESTORE, KILL_MOUNT, WIPE = "metadata", "restore", "kill mount", "wipe"
-ALONE = (METADATA, RESTORE)
+KILL_ALL, PAUSE_MOUNT, VISIT = "kill all", "pause mount", "visit"
+ALONE = (METADATA, RESTORE, KILL_ALL)
 """What comes of these is known only if nothing else is in its way."""
 PAGE = 4096
 
@@ -44,21 +45,31 @@ class Fault(NamedTuple):
     """Passes the time while it is kept."""
 
 
+Kinds = dict[str, tuple[int, Callable[[], Fault]]]
+"""How often each kind is drawn, beside the others, and what draws one."""
+
+
 class Nemesis:
-    """Draws faults and stages them on a cluster; `kinds` leaves only some in."""
+    """Draws faults and stages them on a cluster; `kinds` leaves only some in, `more` adds some."""
 
     def __init__(
-        self, cluster: ChaosCluster, mountpoints: list[Path], seed: int, timeline: Timeline, kinds: list[str]
+        self,
+        cluster: ChaosCluster,
+        mountpoints: list[Path],
+        seed: int,
+        timeline: Timeline,
+        kinds: list[str],
+        more: Callable[[random.Random, list[str]], Kinds] | None = None,
     ) -> None:
         self._cluster, self._network = cluster, cluster.network
         self._mountpoints = mountpoints
         self._dice = random.Random(f"{seed} nemesis")
         self._timeline = timeline
         self.found: list[str] = []
-        """What did not go as it must when the metadata server's files were damaged."""
+        """What did not go as it must when the metadata server's files were damaged, or on a visit."""
         self._data = [name for name in cluster.server_names if name.startswith("data-")]
         self._damaged = self._dice.sample(self._data, TOLERATED)
-        self._kinds: dict[str, tuple[int, Callable[[], Fault]]] = {
+        self._kinds: Kinds = {
             "kill": (6, self._kill),
             "pause": (4, self._pause),
             "slow": (2, self._slow),
@@ -72,6 +83,8 @@ class Nemesis:
             METADATA: (3, self._damage_metadata),
             RESTORE: (1, self._restore_metadata),
         }
+        if more is not None:
+            self._kinds |= more(self._dice, self.found)
         self._kinds = {kind: self._kinds[kind] for kind in kinds or self._kinds}
 
     def go_on(self, until: float, tell: Callable[[], object]) -> None:
@@ -123,7 +136,9 @@ class Nemesis:
             if all(fault.target != other.target for other in faults):
                 faults.append(fault)
         if alone := [fault for fault in faults if fault.kind in ALONE]:
-            return alone
+            return alone[:1]
+        if any(fault.kind == KILL_MOUNT for fault in faults):  # a visitor would take its name
+            faults = [fault for fault in faults if fault.kind != VISIT]
         # A wipe waits until all is whole, and would make the other fault last so long.
         return sorted(faults, key=lambda fault: fault.kind != WIPE)
 

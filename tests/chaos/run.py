@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,10 @@ from tests.chaos.cluster import NAMES, ChaosCluster
 from tests.chaos.counter import twice
 from tests.chaos.history import HistoryClients
 from tests.chaos.load import PLACE
+from tests.chaos.lone import kinds_of_one_mount
 from tests.chaos.nemesis import Nemesis
 from tests.chaos.network import Network
+from tests.chaos.rings import RingWatch
 from tests.chaos.timeline import Timeline
 from tests.support import ROOT
 from tools.health import await_writable
@@ -34,10 +37,15 @@ END_SECONDS = 60.0
 class LoadProcess:
     """`tests.chaos.load` as a child process."""
 
-    def __init__(self, number: int, seed: int, mounts: list[Path]) -> None:
-        words = [sys.executable, "-m", "tests.chaos.load", str(number), str(seed), *map(str, mounts)]
+    def __init__(self, number: int, seed: int, mounts: list[Path], journal: Path) -> None:
+        words = [sys.executable, "-m", "tests.chaos.load", str(number), str(seed)]
         self._child = subprocess.Popen(
-            words, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ
+            [*words, *map(str, mounts), str(journal)],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ,
         )
 
     def answer(self) -> dict[str, Any]:
@@ -62,18 +70,25 @@ class Run:
     """One run in the directory `base`; `run` returns its summary."""
 
     def __init__(
-        self, base: Path, seed: int, seconds: float, kinds: list[str], history: Path | None = None
+        self,
+        base: Path,
+        seed: int,
+        seconds: float,
+        kinds: list[str],
+        mounts: int = 2,
+        history: Path | None = None,
     ) -> None:
-        self._history = history
+        self._mounts, self._history = mounts, history
         self._base, self._seed, self._seconds, self._kinds = base, seed, seconds, kinds
         self._timeline = Timeline(base / "timeline.jsonl")
         self._found: list[str] = []
 
     def run(self) -> dict[str, Any]:
         """Run it all."""
-        mountpoints = [self._base / "one", self._base / "two"]
-        for place in mountpoints:
+        places = [self._base / "one", self._base / "two"]
+        for place in places:
             place.mkdir()
+        mountpoints = places[: self._mounts]
         with ExitStack() as stack:
             network = stack.enter_context(Network(NAMES))
             cluster = stack.enter_context(ChaosCluster.build(self._base / "cluster", network))
@@ -83,17 +98,25 @@ class Run:
             await_writable(cluster)
             for place in mountpoints:
                 cluster.mount(place)
+            rings = stack.enter_context(RingWatch(cluster.config.metaserver_directory))
             (mountpoints[0] / PLACE).mkdir()
+            orders = [mountpoints[0], mountpoints[-1]], [mountpoints[-1], mountpoints[0]]
+            journals = [self._base / f"names-{number}" for number in range(len(orders))]
             loads = [
-                LoadProcess(number, self._seed, order)
-                for number, order in enumerate((mountpoints, mountpoints[::-1]))
+                LoadProcess(number, self._seed, order, journal)
+                for number, (order, journal) in enumerate(zip(orders, journals, strict=True))
             ]
             for load in loads:
                 stack.callback(load.kill)
             for load in loads:
                 load.answer()
             clients = self._history and HistoryClients(self._base, mountpoints, self._seconds, stack)
-            nemesis = Nemesis(cluster, mountpoints, self._seed, self._timeline, self._kinds)
+            more = (
+                partial(kinds_of_one_mount, cluster, places[0], places[1], journals)
+                if self._mounts == 1
+                else None
+            )
+            nemesis = Nemesis(cluster, mountpoints, self._seed, self._timeline, self._kinds, more)
             bar.describe(f"breaking things, seed {self._seed}")
             self._phase("faults")
             self._stage(nemesis, bar.advance)
@@ -102,6 +125,9 @@ class Run:
             figures = self._end(nemesis, cluster, loads)
             if clients and self._history:
                 figures["wrong"] += clients.end(self._history)
+            figures["told"] = rings.told
+            if self._mounts == 1 and not rings.told:
+                self._note(["no change was told without a call"])
             bar.advance(END_SECONDS, 1)
             self._phase("stopping")
             cluster.close()
@@ -152,6 +178,7 @@ class Run:
         faults = {kind: count for kind, count in self._timeline.counts.items() if kind not in NO_FAULTS}
         return {
             "seed": self._seed,
+            "mounts": self._mounts,
             "minutes": round(self._seconds / 60, 2),
             "faults": dict(sorted(faults.items())),
             "skipped": self._timeline.counts["skipped"],

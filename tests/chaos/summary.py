@@ -14,9 +14,10 @@ def render(summary: dict[str, Any]) -> str:
     """Return the table in Markdown, and what was found below it."""
     longest = ", ".join(f"{kind} {seconds:.1f} s" for kind, seconds in summary["longest_seconds"].items())
     rows = [
-        ("seed, minutes", f"{summary['seed']}, {summary['minutes']:g}"),
+        ("seed, minutes, mounts", f"{summary['seed']}, {summary['minutes']:g}, {summary['mounts']}"),
         ("faults", f"{sum(summary['faults'].values())} ({_counts(summary['faults'])})"),
         ("work acknowledged", _counts(summary["done"])),
+        ("changes told without a call", str(summary["told"])),
         ("calls", f"{sum(summary['calls'].values())} ({_counts(summary['calls'])})"),
         ("calls that failed", f"{sum(summary['failed'].values())} ({_counts(summary['failed'])})"),
         ("longest call", longest),
