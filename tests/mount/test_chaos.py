@@ -13,14 +13,17 @@ from pathlib import Path
 
 import pytest
 
+from metaserver.rings import prefix
 from tests.chaos.appends import AppendWork
 from tests.chaos.calls import Calls
 from tests.chaos.counter import CounterWork, twice
 from tests.chaos.database import DatabaseWork
 from tests.chaos.files import FileWork
 from tests.chaos.metadata import LOG, MetadataDamage, spoil
-from tests.chaos.nemesis import KILL_MOUNT, WIPE, Fault, Nemesis, damage
+from tests.chaos.names import Journal, Known, NamesWork, content_of, look_at, path_of
+from tests.chaos.nemesis import KILL_MOUNT, VISIT, WIPE, Fault, Nemesis, damage
 from tests.chaos.renames import RenameWork
+from tests.chaos.rings import RingWatch
 from tests.chaos.timeline import Timeline
 from tests.chaos.verify import bad_copies
 from tests.chaos.work import Work
@@ -29,6 +32,7 @@ from tests.fault_sweep.outcomes import write
 from tests.support import ROOT, take_seed
 from tools.access import ClientAccess
 from tools.health import await_writable
+from wire.ring import Head, pack_head
 
 SEVERAL = 30
 
@@ -62,7 +66,7 @@ def test_what_was_wiped_begins_when_its_disk_has_room_again(tmp_path: Path) -> N
         assert ended[2:] == [WIPE, KILL_MOUNT]
 
 
-@pytest.mark.parametrize("kind", [FileWork, AppendWork, RenameWork, CounterWork])
+@pytest.mark.parametrize("kind", [FileWork, AppendWork, RenameWork, CounterWork, NamesWork])
 def test_a_file_that_is_gone_is_lost(tmp_path: Path, kind: type[Work]) -> None:
     work, calls = worked(kind, tmp_path)
     for path in tmp_path.rglob("*"):
@@ -72,7 +76,7 @@ def test_a_file_that_is_gone_is_lost(tmp_path: Path, kind: type[Work]) -> None:
     assert calls.lost
 
 
-@pytest.mark.parametrize("kind", [FileWork, AppendWork, RenameWork, CounterWork])
+@pytest.mark.parametrize("kind", [FileWork, AppendWork, RenameWork, CounterWork, NamesWork])
 def test_a_file_with_other_bytes_is_wrong(tmp_path: Path, kind: type[Work]) -> None:
     work, calls = worked(kind, tmp_path)
     for path in tmp_path.rglob("*"):
@@ -82,6 +86,79 @@ def test_a_file_with_other_bytes_is_wrong(tmp_path: Path, kind: type[Work]) -> N
             path.write_bytes(data)
     work.check()
     assert calls.wrong
+
+
+def test_a_name_that_returns_is_wrong(tmp_path: Path) -> None:
+    work, calls = worked(NamesWork, tmp_path)
+    assert calls.done["removed"]
+    present = {path.name for path in (tmp_path / "names" / "0").iterdir()}
+    gone = next(number for number in range(10_000) if f"{number:07d}" not in present)
+    path_of(tmp_path, 0, gone).write_bytes(content_of(gone, 0))
+    work.check()
+    assert len(calls.wrong) == 1, calls.wrong
+    assert "back" in calls.wrong[0]
+
+
+def test_a_visit_knows_what_was_acknowledged_before_it(tmp_path: Path) -> None:
+    file = tmp_path / "journal"
+    journal = Journal(file)
+    path_of(tmp_path, 0, 0).parent.mkdir(parents=True)
+    for number in range(4):
+        path_of(tmp_path, 0, number).write_bytes(content_of(number, 0))
+        journal.note("+", number)
+    for number in (0, 1):
+        journal.note("?", number)
+    journal.note("-", 0)
+    before = Journal.read(file)
+    assert before == Known(frozenset({2, 3}), frozenset({0}))
+
+    def found() -> tuple[int, int]:
+        seen = look_at(tmp_path, 0, before, lambda: Journal.read(file), 10)
+        return len(seen.lost), len(seen.wrong)
+
+    assert found() == (0, 1)  # 0 is back
+    path_of(tmp_path, 0, 0).unlink()
+    assert found() == (0, 0)  # of 1, whose removal has begun, nobody knows
+    path_of(tmp_path, 0, 2).unlink()
+    assert found() == (1, 0)
+    journal.note("?", 2)
+    assert found() == (0, 0)
+    path_of(tmp_path, 0, 3).write_bytes(content_of(3, 0) + b"more")
+    assert found() == (0, 1)
+
+
+def test_nobody_visits_while_the_mount_is_killed(tmp_path: Path) -> None:
+    cluster = types.SimpleNamespace(network=None, server_names=["data-1", "data-2", "data-3"])
+
+    def visit() -> Fault:
+        return Fault(VISIT, "visitor", lambda: None, lambda: None)
+
+    drawn = set()
+    for seed in range(100):
+        nemesis = Nemesis(
+            cluster,  # type: ignore[arg-type]
+            [tmp_path],
+            seed,
+            Timeline(tmp_path / "timeline"),
+            [VISIT, KILL_MOUNT],
+            lambda _dice, _found: {VISIT: (1, visit)},
+        )
+        drawn.add(tuple(fault.kind for fault in nemesis._draw()))
+    assert drawn == {(VISIT,), (KILL_MOUNT,)}
+
+
+def test_changes_told_are_counted_over_all_rings(tmp_path: Path) -> None:
+    (tmp_path / "meta").mkdir()
+    watch = RingWatch(tmp_path / "meta", tmp_path)
+    watch.look()
+    assert watch.told == 0
+    rings = [tmp_path / f"{prefix(tmp_path / 'meta')}{session}" for session in (7, 8)]
+    for session, taken in ((0, 20), (0, 25), (1, 3)):
+        rings[session].write_bytes(pack_head(Head(bytes(36), session, 1, taken, 0)))
+        watch.look()
+    rings[0].unlink()
+    watch.look()
+    assert watch.told == 28
 
 
 def test_a_value_given_twice_is_found() -> None:
@@ -151,12 +228,29 @@ def test_a_damaged_copy_counts_only_if_it_is_committed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("minutes", "kinds"), [("0.05", "kill"), pytest.param("0.35", "", marks=pytest.mark.long)]
+    ("minutes", "kinds", "mounts"),
+    [
+        ("0.05", "kill", "2"),
+        ("0.1", "pause mount", "1"),
+        pytest.param("0.35", "", "2", marks=pytest.mark.long),
+        pytest.param("0.7", "", "1", marks=pytest.mark.long),
+    ],
 )
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can make network namespaces and small disks")
-def test_a_short_run(tmp_path: Path, fuse_device: None, minutes: str, kinds: str) -> None:
+def test_a_short_run(tmp_path: Path, fuse_device: None, minutes: str, kinds: str, mounts: str) -> None:
     seed, answer = take_seed(), tmp_path / "summary.json"
-    words = ["--minutes", minutes, "--kinds", kinds, "--seed", str(seed), "--json", str(answer)]
+    words = [
+        "--mounts",
+        mounts,
+        "--minutes",
+        minutes,
+        "--kinds",
+        kinds,
+        "--seed",
+        str(seed),
+        "--json",
+        str(answer),
+    ]
     done = subprocess.run(
         [sys.executable, "-m", "tests.chaos", *words],
         cwd=ROOT,
@@ -168,7 +262,10 @@ def test_a_short_run(tmp_path: Path, fuse_device: None, minutes: str, kinds: str
     assert done.returncode == 0, done.stdout + done.stderr
     summary = json.loads(answer.read_text())
     assert sum(summary["faults"].values()) > 0
-    assert all(summary["done"].get(kind) for kind in ("files", "appends", "renames", "counter", "database"))
+    assert all(
+        summary["done"].get(kind) for kind in ("files", "appends", "renames", "counter", "database", "made")
+    )
+    assert mounts == "2" or summary["told"] > 0
 
 
 def test_a_database_is_wrong_if_it_is_malformed_in_the_end(tmp_path: Path) -> None:
