@@ -19,6 +19,7 @@ from tests.chaos.calls import Calls
 from tests.chaos.counter import CounterWork, twice
 from tests.chaos.database import DatabaseWork
 from tests.chaos.files import FileWork
+from tests.chaos.load import TURN_SECONDS, has_turn
 from tests.chaos.metadata import LOG, MetadataDamage, spoil
 from tests.chaos.names import Journal, Known, NamesWork, content_of, look_at, path_of
 from tests.chaos.nemesis import KILL_MOUNT, VISIT, WIPE, Fault, Nemesis, damage
@@ -159,6 +160,15 @@ def test_changes_told_are_counted_over_all_rings(tmp_path: Path) -> None:
     rings[0].unlink()
     watch.look()
     assert watch.told == 28
+
+
+def test_names_have_a_lone_mount_for_themselves_for_a_while(tmp_path: Path) -> None:
+    lone, other = [tmp_path, tmp_path], [tmp_path, tmp_path / "other"]
+    names, renames = (kind(lone, 0, 1, Calls()) for kind in (NamesWork, RenameWork))
+    times = [TURN_SECONDS * part for part in (0.5, 1.5, 2.5, 3.5)]
+    assert [has_turn(names, now) for now in times] == [True] * 4
+    assert [has_turn(renames, now) for now in times] == [True, False, True, False]
+    assert [has_turn(RenameWork(other, 0, 1, Calls()), now) for now in times] == [True] * 4
 
 
 def test_a_value_given_twice_is_found() -> None:
