@@ -87,6 +87,7 @@ fault-sweep: .venv/test.stamp
 	@$(BIN)/python -m tests.fault_sweep $(if $(PART),--part $(PART)) --update docs/reliability.md
 
 # A real cluster and two mounts under load for MINUTES, while processes, disks and the network are broken; by root.
+# CHAOS_OPTIONS="--mounts 1": with one mount, which tells its changes without a call.
 MINUTES ?= 10
 chaos: .venv/test.stamp
 	@$(BIN)/python -m tests.chaos --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(CHAOS_OPTIONS)
