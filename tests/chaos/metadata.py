@@ -10,20 +10,26 @@ from __future__ import annotations
 
 import os
 import random
+from contextlib import suppress
 from pathlib import Path
 
 from metaserver import log_mark, sums
 from metaserver.frames import FRAME_HEADER_BYTES, LOG_HEADER_BYTES, PAGE_BYTES, decode_log_header
 from tests.chaos import verify
+from tests.support import wait_until
 from tools.cluster import LocalCluster
 from tools.processes import ClusterError
+from wire.blocking import BlockingClient
 from wire.config import ConfigError
+from wire.errors import QuorumfsError
+from wire.methods import CommonMethods
 
 DATABASE = "meta.sqlite"
 LOG = DATABASE + "-wal"
 BESIDE = (sums.SUFFIX, log_mark.SUFFIX, "-shm")
 FRAME = FRAME_HEADER_BYTES + PAGE_BYTES
 MOST_PAGES = 20
+GRANT_SECONDS = 10.0
 
 
 def spoil(path: Path, dice: random.Random) -> str:
@@ -98,10 +104,11 @@ class MetadataDamage:
         """Copy the database, damage it, see what a start says, and put the copy back.
 
         The mediator is down from before the copy until after it is back, so that nothing is acknowledged
-        that the copy has not.
+        that the copy has not; nor by a mount that is alone, whose grant ends before.
         """
-        for name in ("mediator", "metaserver"):
-            self._cluster.kill(name)
+        self._cluster.kill("mediator")
+        self._await_end_of_grant()
+        self._cluster.kill("metaserver")
         found = self._run("backup", str(self._backup))
         how = spoil(self._directory / DATABASE, self._dice)
         refused = self._is_refused()
@@ -110,6 +117,23 @@ class MetadataDamage:
         found += self._run("restore", str(self._backup)) + self._run("restore", "--release")
         self._backup.unlink(missing_ok=True)
         return f"{how}, {'refused' if refused else 'started'}", found
+
+    def _await_end_of_grant(self) -> None:
+        """Wait until no mount may tell changes without a call, and the metadata server has taken them in.
+
+        A copy of the database of a killed server is without what waits in a ring.
+        """
+        client = BlockingClient([self._cluster.address("metaserver")])
+
+        def is_over() -> bool:
+            with suppress(QuorumfsError):
+                return not client.call(GRANT_SECONDS, CommonMethods.status)["alone_seconds_left"]
+            return False
+
+        try:
+            wait_until(is_over, 2 * GRANT_SECONDS, "no mount is alone")
+        finally:
+            client.close()
 
     def _is_refused(self) -> bool:
         """Try to start the metadata server; it is down afterwards.

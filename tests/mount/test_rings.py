@@ -10,7 +10,10 @@ from typing import Any
 
 import pytest
 
+from metaserver import offline
 from metaserver.rings import SHARED_MEMORY, prefix
+from tests.chaos import metadata
+from tests.chaos.metadata import MetadataDamage
 from tests.conftest import ClusterFactory
 from tests.mount.conftest import SMALL
 from tests.mount.kills import kill_at_random
@@ -18,6 +21,7 @@ from tests.mount.test_alone import await_grant, cluster, names
 from tests.mount.test_several_mounts import counted_mount
 from tests.support import wait_until
 from tools.cluster import LocalCluster
+from tools.health import await_writable
 
 __all__ = ["cluster"]
 
@@ -123,6 +127,34 @@ def test_all_that_are_killed_at_once_lose_none(cluster: LocalCluster, place: Pat
     for name in ("metaserver", "mediator"):
         cluster.restart(name)
     assert names(another_mount(cluster, tmp_path)) == set()
+
+
+def test_chaos_copies_the_metadata_with_all_that_was_told(
+    cluster: LocalCluster, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(5):  # on a busy machine the second may be far behind the first
+        if removed_beside(cluster, place):
+            break
+        place.rmdir()
+        filled(cluster, place.parent)
+    copied = []
+
+    def run(_damage: MetadataDamage, *words: str) -> list[str]:
+        if words[0] == "backup":
+            with offline.opened(cluster.config.metaserver_directory, cluster.config.cluster) as connection:
+                names_there = connection.execute("SELECT name FROM entries").fetchall()
+                copied.extend(name for (name,) in names_there if name.startswith(b"f"))
+        return []
+
+    monkeypatch.setattr(MetadataDamage, "_run", run)
+    monkeypatch.setattr(MetadataDamage, "_is_refused", lambda _damage: True)
+    monkeypatch.setattr(metadata, "spoil", lambda *_: "left")
+    threading.Timer(0.5, cluster.resume, ["metaserver"]).start()
+    assert MetadataDamage(cluster, 1.0, tmp_path / "backup").restore() == ("left, refused", [])
+    assert not copied
+    cluster.start()
+    await_writable(cluster)
+    assert names(place) == set()
 
 
 REMOVER = """
