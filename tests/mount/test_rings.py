@@ -137,6 +137,8 @@ def test_chaos_copies_the_metadata_with_all_that_was_told(
             break
         place.rmdir()
         filled(cluster, place.parent)
+    else:
+        raise AssertionError("removals wait for the metadata server")
     copied = []
 
     def run(_damage: MetadataDamage, *words: str) -> list[str]:
