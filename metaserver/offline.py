@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 
-from metaserver import pages
+from metaserver import pages, rings
 from metaserver.directory import PARTIAL_SUFFIX, Directory, remove_unfinished
 from metaserver.log_mark import LogMark
 from metaserver.schema import APPLICATION_ID, FORMAT_VERSION
@@ -87,6 +87,21 @@ def refuse_foreign(connection: sqlite3.Connection, database: Path, advice: str =
             f"{database} has format {version}, this release reads {FORMAT_VERSION} only; "
             "use the release that made it"
         )
+
+
+def left_changes(connection: sqlite3.Connection, directory: Path) -> int:
+    """Return how many changes of names, which a mount has answered, the database lacks until a server starts.
+
+    Raises OSError.
+    """
+
+    def taken(session: int) -> int | None:
+        if connection.execute("SELECT 1 FROM sessions WHERE session = ?", (session,)).fetchone() is None:
+            return None
+        row = connection.execute("SELECT taken FROM rings WHERE session = ?", (session,)).fetchone()
+        return 0 if row is None else int(row[0])
+
+    return rings.left_changes(directory, taken)
 
 
 def committed_blocks(connection: sqlite3.Connection) -> list[BlockRecord]:

@@ -15,13 +15,25 @@ import os
 import secrets
 import sqlite3
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
 from metaserver.ring_file import RingFile
 from metaserver.store import Store
 from wire.errors import InternalError, NoSpace, QuorumfsError
-from wire.ring import HEAD_READ_BYTES, RING_BYTES, Change, Entry, Head, unpack_head
+from wire.ring import (
+    HEAD_READ_BYTES,
+    RING_BYTES,
+    SLOT_BYTES,
+    SLOTS,
+    Change,
+    Entry,
+    Head,
+    slot_offset,
+    unpack_entry,
+    unpack_head,
+)
 
 SHARED_MEMORY = Path("/dev/shm")
 """Where rings are: see shm_overview(7)."""
@@ -83,7 +95,7 @@ class Rings:
         for path in sorted(SHARED_MEMORY.glob(f"{self._prefix}*")):
             content = path.read_bytes()
             head = unpack_head(content[:HEAD_READ_BYTES])
-            if head is not None and head.term and self._is_of_this(path, head):
+            if head is not None and self._is_of_this(path, head):
                 self._ring = RingFile(path, head)
                 self._ring.say(self._taken(head.session), 0)
             elif head is not None and len(content) == RING_BYTES:
@@ -92,15 +104,9 @@ class Rings:
                 path.unlink()
 
     def _is_of_this(self, path: Path, head: Head) -> bool:
-        """Tell whether a ring goes on: not after a power loss, nor if the database is an older one."""
-        return (
-            self._boot != b""
-            and head.boot == self._boot
-            and path == self._path(head.session)
-            and head.session in self._store.sessions
-            and head.taken <= self._taken(head.session)
-            and self._ring is None
-        )
+        known = head.session in self._store.sessions
+        taken = self._taken(head.session) if known else None
+        return self._ring is None and path == self._path(head.session) and goes_on(head, self._boot, taken)
 
     def _taken(self, session: int) -> int:
         return self._store.read(self._find_taken, session)
@@ -239,6 +245,50 @@ class Rings:
         if self._ring is not None:
             self._ring.close()
             self._ring = None
+
+
+def goes_on(head: Head, boot: bytes, taken: int | None) -> bool:
+    """Tell whether a server that starts takes a ring in: not after a power loss, nor with an older database.
+
+    Args:
+        head: the ring's.
+        boot: what names this start of the machine.
+        taken: which change of the ring's session the database has had last; None if it has no such session.
+    """
+    is_of_this_boot = boot != b"" and head.boot == boot
+    return head.term != 0 and is_of_this_boot and taken is not None and head.taken <= taken
+
+
+def left_changes(directory: Path, taken_of: Callable[[int], int | None]) -> int:
+    """Return how many changes a stopped server has not taken in yet, and will when it starts.
+
+    Args:
+        directory: the server's.
+        taken_of: tells which change of a session its database has had last; None of one that it has not.
+
+    Raises:
+        OSError: a ring cannot be read.
+    """
+    begin = prefix(directory)
+    for path in SHARED_MEMORY.glob(f"{begin}*"):
+        content = path.read_bytes()
+        head = unpack_head(content[:HEAD_READ_BYTES])
+        if head is None or path.name != f"{begin}{head.session}":
+            continue
+        taken = taken_of(head.session)
+        if taken is not None and goes_on(head, _boot(), taken):
+            return _told_after(taken, content, head.term)
+    return 0
+
+
+def _told_after(taken: int, ring: bytes, term: int) -> int:
+    """Return how many changes follow one in a ring."""
+    for count in range(SLOTS):
+        number = taken + 1 + count
+        at = slot_offset(number)
+        if unpack_entry(ring[at : at + SLOT_BYTES], number, term) is None:
+            return count
+    return SLOTS
 
 
 def _is_of_the_disk(error: Exception) -> bool:

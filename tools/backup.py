@@ -38,6 +38,11 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     """Add backup."""
     parser = subparsers.add_parser("backup", help="copy the metadata to a file, running or stopped")
     parser.add_argument("file", metavar="FILE", type=Path, help="the copy; it must not exist")
+    parser.add_argument(
+        "--incomplete",
+        action="store_true",
+        help="copy the database of a stopped server that cannot be started, though it lacks the last changes",
+    )
     add_state_option(parser)
     add_json_option(parser)
     parser.set_defaults(run=run)
@@ -57,7 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
                 fetch_running(cluster.config, partial, watch)
             else:
                 with cluster.lock():
-                    _copy_stopped(cluster.config, partial, watch)
+                    _copy_stopped(cluster.config, partial, watch, arguments.incomplete, arguments.state)
             found = copies.inspect(partial, cluster.config.cluster, watch)
         give_name(partial, target)  # of two backups that come here at once, one has the name
     except FileExistsError:
@@ -141,8 +146,17 @@ def _fetch(read: Callable[[int], bytes], write: Callable[[bytes], object], size:
         watch("fetching", done, size)
 
 
-def _copy_stopped(config: ClusterConfig, target: Path, watch: Watch) -> None:
+def _copy_stopped(
+    config: ClusterConfig, target: Path, watch: Watch, may_lack: bool, state: Path | None
+) -> None:
     with offline.opened(config.metaserver_directory, config.cluster) as connection:
+        left = offline.left_changes(connection, config.metaserver_directory)
+        if left and not may_lack:
+            raise ClusterError(
+                f"the stopped metadata server's database lacks the last {left} changes of names, which a "
+                f"mount has answered: `{typed('up', state)}` takes them in, then try again; or --incomplete, "
+                "which copies it as it is"
+            )
         try:
             copies.write(connection, target, time.time_ns(), watch)
         except sqlite3.OperationalError as error:

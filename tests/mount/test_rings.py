@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import threading
 from pathlib import Path
@@ -19,7 +20,7 @@ from tests.mount.conftest import SMALL
 from tests.mount.kills import kill_at_random
 from tests.mount.test_alone import await_grant, cluster, names
 from tests.mount.test_several_mounts import counted_mount
-from tests.support import wait_until
+from tests.support import run_command, wait_until
 from tools.cluster import LocalCluster
 from tools.health import await_writable
 
@@ -113,15 +114,19 @@ def removed_beside(cluster: LocalCluster, directory: Path) -> bool:
     return True
 
 
+def remove_beside(cluster: LocalCluster, directory: Path) -> None:
+    """Remove all while the metadata server is stopped, which it stays."""
+    for _ in range(5):  # on a busy machine the second may be far behind the first
+        if removed_beside(cluster, directory):
+            return
+        directory.rmdir()
+        filled(cluster, directory.parent)
+    raise AssertionError("removals wait for the metadata server")
+
+
 def test_all_that_are_killed_at_once_lose_none(cluster: LocalCluster, place: Path, tmp_path: Path) -> None:
     (mount,) = cluster.mount_names()
-    for _ in range(5):  # on a busy machine the second may be far behind the first
-        if removed_beside(cluster, place):
-            break
-        place.rmdir()
-        filled(cluster, place.parent)
-    else:
-        raise AssertionError("removals wait for the metadata server")
+    remove_beside(cluster, place)
     for name in (mount, "mediator", "metaserver"):
         cluster.kill(name)
     for name in ("metaserver", "mediator"):
@@ -129,16 +134,31 @@ def test_all_that_are_killed_at_once_lose_none(cluster: LocalCluster, place: Pat
     assert names(another_mount(cluster, tmp_path)) == set()
 
 
+def test_no_copy_of_a_killed_servers_database_lacks_what_was_told(
+    cluster: LocalCluster, place: Path, tmp_path: Path
+) -> None:
+    """It was copied without a word, and all that had been removed was back after a restore."""
+    remove_beside(cluster, place)
+    for name in (*cluster.mount_names(), "mediator", "metaserver"):
+        cluster.kill(name)
+    copy, state = tmp_path / "copy", str(cluster.directory)
+    said = run_command(tmp_path, "backup", str(copy), "--state", state)
+    assert said.returncode == 1
+    assert re.search(rf"lacks the last \d+ changes.*quorumfs up --state {state}", said.stderr), said.stderr
+    assert not copy.exists()
+    incomplete = tmp_path / "incomplete"
+    assert run_command(tmp_path, "backup", str(incomplete), "--incomplete", "--state", state).returncode == 0
+    cluster.start()
+    assert names(another_mount(cluster, tmp_path)) == set()
+    for name in (*cluster.mount_names(), "mediator", "metaserver"):
+        cluster.kill(name)
+    assert run_command(tmp_path, "backup", str(copy), "--state", state).returncode == 0
+
+
 def test_chaos_copies_the_metadata_with_all_that_was_told(
     cluster: LocalCluster, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for _ in range(5):  # on a busy machine the second may be far behind the first
-        if removed_beside(cluster, place):
-            break
-        place.rmdir()
-        filled(cluster, place.parent)
-    else:
-        raise AssertionError("removals wait for the metadata server")
+    remove_beside(cluster, place)
     copied = []
 
     def run(_damage: MetadataDamage, *words: str) -> list[str]:
