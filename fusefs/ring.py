@@ -17,17 +17,8 @@ from contextlib import contextmanager
 from io import FileIO
 
 from fusefs.grant import Grant
-from wire.ring import (
-    HEAD_READ_BYTES,
-    SLOTS,
-    Change,
-    Entry,
-    Head,
-    NewFile,
-    pack_entry,
-    slot_offset,
-    unpack_head,
-)
+from wire.ring import SLOTS, Change, Entry, NewFile, pack_entry, slot_offset
+from wire.ring_head import HEAD_READ_BYTES, Head, unpack_head
 
 LOCK_SECONDS = 0.1
 """Who waits longer for others has the change made by a call."""

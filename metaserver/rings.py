@@ -19,31 +19,26 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
-from metaserver.ring_file import RingFile
 from metaserver.store import Store
 from wire.errors import InternalError, NoSpace, QuorumfsError
-from wire.ring import (
+from wire.ring import RING_BYTES, SLOT_BYTES, SLOTS, Change, Entry, slot_offset, unpack_entry
+from wire.ring_file import RingFile, own_files
+from wire.ring_head import (
+    BOOT_FILE,
+    CHANGES,
     HEAD_READ_BYTES,
-    RING_BYTES,
-    SLOT_BYTES,
-    SLOTS,
-    Change,
-    Entry,
+    SHARED_MEMORY,
+    TERM_NUMBERS,
     Head,
-    slot_offset,
-    unpack_entry,
+    boot_in,
+    prefix,
     unpack_head,
 )
 
-SHARED_MEMORY = Path("/dev/shm")
-"""Where rings are: see shm_overview(7)."""
-BOOT_FILE = Path("/proc/sys/kernel/random/boot_id")
-"""Names the machine's start; see random(4)."""
 LOOK_SECONDS = 0.005
 """While a mount changes names, its ring is looked into so often, though nobody asks for anything."""
 ACTIVE_SECONDS = 0.3
 """So long after the last change it is."""
-TERM_NUMBERS = 2**62
 
 logger = logging.getLogger("metaserver")
 
@@ -74,8 +69,8 @@ class Rings:
 
     def __init__(self, store: Store, work: Work) -> None:
         self._store, self._work = store, work
-        self._prefix = prefix(store.path.parent)
-        self._boot = _boot()
+        self._prefix = prefix(store.path.parent, CHANGES)
+        self._boot = boot_in(BOOT_FILE)
         self._ring: RingFile | None = None
         self._is_fresh = False
         """Whether the ring's term is of this life of the server."""
@@ -92,14 +87,14 @@ class Rings:
         Raises:
             OSError, InternalError: one cannot be read, or the database: what was changed is not known.
         """
-        for path in sorted(SHARED_MEMORY.glob(f"{self._prefix}*")):
+        for path in own_files(SHARED_MEMORY, self._prefix):
             content = path.read_bytes()
             head = unpack_head(content[:HEAD_READ_BYTES])
             if head is not None and self._is_of_this(path, head):
-                self._ring = RingFile(path, head)
+                self._ring = RingFile(path, head, RING_BYTES)
                 self._ring.say(self._taken(head.session), 0)
             elif head is not None and len(content) == RING_BYTES:
-                RingFile(path, head).end()  # a mount may have it open still
+                RingFile(path, head, RING_BYTES).end()  # a mount may have it open still
             else:
                 path.unlink()
 
@@ -137,7 +132,7 @@ class Rings:
         path = self._path(session)
         try:
             head = Head(self._boot, session, 1 + secrets.randbelow(TERM_NUMBERS), self._taken(session), 0)
-            ring = RingFile(path, head)
+            ring = RingFile(path, head, RING_BYTES)
             ring.write(head)
         except (OSError, QuorumfsError) as error:
             if not self._was_refused:
@@ -172,11 +167,11 @@ class Rings:
             QuorumfsError: it cannot be; then nothing may be answered either.
         """
         ring = self._ring
-        if ring is None or self._taking or ring.first() is None:
+        if ring is None or self._taking or _first_of(ring) is None:
             return
         self._taking = True
         try:
-            self._take_in_parts(ring, ring.waiting())
+            self._take_in_parts(ring, _waiting_in(ring))
         finally:
             self._taking = False
         self._stay_active()
@@ -269,14 +264,14 @@ def left_changes(directory: Path, taken_of: Callable[[int], int | None]) -> int:
     Raises:
         OSError: a ring cannot be read.
     """
-    begin = prefix(directory)
-    for path in SHARED_MEMORY.glob(f"{begin}*"):
+    begin = prefix(directory, CHANGES)
+    for path in own_files(SHARED_MEMORY, begin):
         content = path.read_bytes()
         head = unpack_head(content[:HEAD_READ_BYTES])
         if head is None or path.name != f"{begin}{head.session}":
             continue
         taken = taken_of(head.session)
-        if taken is not None and goes_on(head, _boot(), taken):
+        if taken is not None and goes_on(head, boot_in(BOOT_FILE), taken):
             return _told_after(taken, content, head.term)
     return 0
 
@@ -296,19 +291,18 @@ def _is_of_the_disk(error: Exception) -> bool:
     return isinstance(error, InternalError) and not isinstance(error.__cause__, sqlite3.IntegrityError)
 
 
-def prefix(directory: Path) -> str:
-    """Return what the names of the rings of one metadata server's directory begin with.
-
-    A copy of the directory is another one: what is in the rings is done once.
-    """
-    found = directory.stat()
-    return f"quorumfs-ring-{found.st_dev:x}-{found.st_ino:x}-"
+def _first_of(ring: RingFile) -> Entry | None:
+    """Return the change that is to be taken in next, if there is one. Raises InternalError."""
+    return _entry_at(ring, ring.head.taken + 1)
 
 
-def _boot() -> bytes:
-    """Return what names this start of the machine; b"" where nothing does."""
-    try:
-        boot = BOOT_FILE.read_text().strip().encode()
-    except OSError:
-        return b""
-    return boot if len(boot) == 36 else b""
+def _waiting_in(ring: RingFile) -> list[Entry]:
+    """Return all changes that are to be taken in, in their order. Raises InternalError."""
+    found: list[Entry] = []
+    while len(found) < SLOTS and (entry := _entry_at(ring, ring.head.taken + len(found) + 1)) is not None:
+        found.append(entry)
+    return found
+
+
+def _entry_at(ring: RingFile, number: int) -> Entry | None:
+    return unpack_entry(ring.read(SLOT_BYTES, slot_offset(number)), number, ring.head.term)

@@ -1,11 +1,8 @@
 """The ring of changes: the file in which a mount that is alone tells what it has changed, without a call.
 
-The metadata server makes it and writes its head, the mount of the same machine its slots: change number S is
-in slot S modulo SLOTS. Each is written by one system call and has a checksum, so that a reader sees a whole
-one or none. The file is in shared memory (tmpfs): it survives the kill of any process, waits for no disk, and
-goes with the power, as any change does that no fsync made durable. Formats only; the rules are in
-fusefs.ring and metaserver.rings, and in docs/decisions/0031-changes-without-a-call.md. Pure; safe in any
-thread.
+The metadata server owns it (wire.ring_head), and the mount of the same machine writes its slots. Formats
+only; the rules are in fusefs.ring and metaserver.rings, and in docs/decisions/0031-changes-without-a-call.md.
+Pure; safe in any thread.
 """
 
 from __future__ import annotations
@@ -14,36 +11,17 @@ import struct
 import zlib
 from typing import NamedTuple
 
-MAGIC = b"qfsring2"
+from wire.ring_head import HEAD_BYTES
+
 SLOTS = 512
 SLOT_BYTES = 512
-HEAD_BYTES = 4096
-"""The slots begin here."""
 RING_BYTES = HEAD_BYTES + SLOTS * SLOT_BYTES
 
-_HEAD = struct.Struct("<8s36sQQQQ")
 _ENTRY = struct.Struct("<QQBH")
 _REMOVAL = struct.Struct("<QQq")
 _NEW_FILE = struct.Struct("<QQQQIIIQqqq16s32s")
 _CHECKSUM = struct.Struct("<I")
 _IS_REMOVAL, _IS_NEW_FILE = 1, 2
-HEAD_READ_BYTES = _HEAD.size + _CHECKSUM.size
-
-
-class Head(NamedTuple):
-    """What the server says of a ring.
-
-    `boot` names the machine's start: of another one nothing in the file is good for anything. While `term` is
-    not 0, and the session counts as alone by a grant that has told this very number, the mount may write.
-    `taken` changes were carried out, and their slots may be used again. There is room on the server's disk
-    for new files whose number is at most `room_until`.
-    """
-
-    boot: bytes
-    session: int
-    term: int
-    taken: int
-    room_until: int
 
 
 class Removal(NamedTuple):
@@ -91,23 +69,6 @@ class Entry(NamedTuple):
 def slot_offset(number: int) -> int:
     """Return where in the file the change of this number is, in bytes."""
     return HEAD_BYTES + number % SLOTS * SLOT_BYTES
-
-
-def pack_head(head: Head) -> bytes:
-    """Return the bytes that the file begins with."""
-    packed = _HEAD.pack(MAGIC, *head)
-    return packed + _CHECKSUM.pack(zlib.crc32(packed))
-
-
-def unpack_head(data: bytes) -> Head | None:
-    """Return what the bytes at the beginning of a file say; None if they are no whole head."""
-    if len(data) < HEAD_READ_BYTES or data[: len(MAGIC)] != MAGIC:
-        return None
-    (checksum,) = _CHECKSUM.unpack_from(data, _HEAD.size)
-    if zlib.crc32(data[: _HEAD.size]) != checksum:
-        return None
-    _, boot, session, term, taken, room_until = _HEAD.unpack_from(data)
-    return Head(boot, session, term, taken, room_until)
 
 
 def pack_entry(entry: Entry) -> bytes:

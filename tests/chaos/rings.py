@@ -9,8 +9,7 @@ import threading
 from pathlib import Path
 from typing import Self
 
-from metaserver.rings import SHARED_MEMORY, prefix
-from wire.ring import HEAD_READ_BYTES, unpack_head
+from wire.ring_head import CHANGES, HEAD_READ_BYTES, SHARED_MEMORY, prefix, unpack_head
 
 LOOK_SECONDS = 0.1
 
@@ -19,7 +18,7 @@ class RingWatch:
     """Looks at the rings of one metadata server's directory within its context."""
 
     def __init__(self, directory: Path, shared_memory: Path = SHARED_MEMORY) -> None:
-        self._shared_memory, self._prefix = shared_memory, prefix(directory)
+        self._shared_memory, self._prefix = shared_memory, prefix(directory, CHANGES)
         self._most: dict[str, int] = {}
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._go_on, daemon=True)

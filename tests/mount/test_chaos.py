@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from metaserver.rings import prefix
 from tests.chaos.appends import AppendWork
 from tests.chaos.calls import Calls
 from tests.chaos.counter import CounterWork, twice
@@ -33,7 +32,7 @@ from tests.fault_sweep.outcomes import write
 from tests.support import ROOT, take_seed
 from tools.access import ClientAccess
 from tools.health import await_writable
-from wire.ring import Head, pack_head
+from wire.ring_head import CHANGES, Head, pack_head, prefix
 
 SEVERAL = 30
 
@@ -153,7 +152,7 @@ def test_changes_told_are_counted_over_all_rings(tmp_path: Path) -> None:
     watch = RingWatch(tmp_path / "meta", tmp_path)
     watch.look()
     assert watch.told == 0
-    rings = [tmp_path / f"{prefix(tmp_path / 'meta')}{session}" for session in (7, 8)]
+    rings = [tmp_path / f"{prefix(tmp_path / 'meta', CHANGES)}{session}" for session in (7, 8)]
     for session, taken in ((0, 20), (0, 25), (1, 3)):
         rings[session].write_bytes(pack_head(Head(bytes(36), session, 1, taken, 0)))
         watch.look()

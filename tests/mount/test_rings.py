@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 
 from metaserver import offline
-from metaserver.rings import SHARED_MEMORY, prefix
 from tests.chaos import metadata
 from tests.chaos.metadata import MetadataDamage
 from tests.conftest import ClusterFactory
@@ -23,6 +22,7 @@ from tests.mount.test_several_mounts import counted_mount
 from tests.support import run_command, wait_until
 from tools.cluster import LocalCluster
 from tools.health import await_writable
+from wire.ring_head import CHANGES, SHARED_MEMORY, prefix
 
 __all__ = ["cluster"]
 
@@ -256,4 +256,4 @@ def test_without_the_grant_all_take_calls(make_cluster: ClusterFactory, tmp_path
     for number in range(5):
         (mountpoint / f"f{number}").unlink()
     assert names(mountpoint) == set()
-    assert not list(SHARED_MEMORY.glob(f"{prefix(lonely.config.metaserver_directory)}*"))
+    assert not list(SHARED_MEMORY.glob(f"{prefix(lonely.config.metaserver_directory, CHANGES)}*"))

@@ -11,14 +11,13 @@ from typing import Any
 
 import pytest
 
-from metaserver.rings import SHARED_MEMORY, prefix
 from tests.conftest import ClusterFactory
 from tests.mount.conftest import SMALL
 from tests.mount.kills import kill_at_random
 from tests.mount.test_alone import GRANT_SECONDS, await_grant, cluster, names
 from tests.mount.test_several_mounts import counted_mount
 from tools.cluster import LocalCluster
-from wire.ring import HEAD_READ_BYTES, unpack_head
+from wire.ring_head import CHANGES, HEAD_READ_BYTES, SHARED_MEMORY, prefix, unpack_head
 
 __all__ = ["cluster"]
 
@@ -52,7 +51,7 @@ def make(directory: Path, first: int = 0, last: int = FILES) -> None:
 
 def taken(cluster: LocalCluster) -> int:
     """Return how many changes of the ring were carried out."""
-    (path,) = SHARED_MEMORY.glob(f"{prefix(cluster.config.metaserver_directory)}*")
+    (path,) = SHARED_MEMORY.glob(f"{prefix(cluster.config.metaserver_directory, CHANGES)}*")
     head = unpack_head(path.read_bytes()[:HEAD_READ_BYTES])
     assert head is not None
     return head.taken

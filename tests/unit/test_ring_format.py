@@ -7,22 +7,18 @@ import random
 import pytest
 
 from wire.ring import (
-    HEAD_BYTES,
-    HEAD_READ_BYTES,
     RING_BYTES,
     SLOT_BYTES,
     SLOTS,
     Change,
     Entry,
-    Head,
     NewFile,
     Removal,
     pack_entry,
-    pack_head,
     slot_offset,
     unpack_entry,
-    unpack_head,
 )
+from wire.ring_head import HEAD_BYTES, HEAD_READ_BYTES, Head, pack_head, unpack_head
 
 LARGEST = 2**64 - 1
 HEAD = Head(b"0" * 36, 7, 2**62, 5, 69)

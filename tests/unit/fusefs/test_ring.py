@@ -14,17 +14,8 @@ from fusefs.grant import Grant
 from fusefs.ring import ChangeRing
 from tests.unit.fusefs.test_grant import Clock
 from wire.errors import Unavailable
-from wire.ring import (
-    RING_BYTES,
-    SLOTS,
-    Change,
-    Head,
-    NewFile,
-    Removal,
-    pack_head,
-    slot_offset,
-    unpack_entry,
-)
+from wire.ring import RING_BYTES, SLOTS, Change, NewFile, Removal, slot_offset, unpack_entry
+from wire.ring_head import Head, pack_head
 
 SESSION, TERM = 7, 99
 HEAD = Head(b"0" * 36, SESSION, TERM, 3, 5)

@@ -12,19 +12,14 @@ import pytest
 
 import metaserver.rings
 from metaserver.grants import QUIET_SECONDS, Grants
-from metaserver.ring_file import RingFile
 from metaserver.store import Store
 from tests.unit.metaserver.harness import DIRECTORY, FILE, Harness
 from tests.unit.metaserver.told import SECONDS, Told, go_on
 from wire.errors import InternalError, NoSpace, StaleFile
 from wire.messages import ROOT_INODE, AttributeChanges
-from wire.ring import (
-    RING_BYTES,
-    SLOTS,
-    Change,
-    Head,
-    pack_head,
-)
+from wire.ring import RING_BYTES, SLOTS, Change
+from wire.ring_file import RingFile
+from wire.ring_head import CHANGES, Head, pack_head, prefix
 
 LOOKS: dict[str, Callable[[Harness], object]] = {
     "resolve": lambda meta: meta.service.resolve(ROOT_INODE, [b"a"]),
@@ -202,10 +197,10 @@ def test_an_older_database_has_nothing_of_it_carried_out(meta: Harness) -> None:
 
 def test_rings_of_sessions_that_are_gone_and_what_is_none_are_removed(meta: Harness) -> None:
     told = Told(meta)
-    memory, prefix = told.path.parent, metaserver.rings.prefix(meta.path.parent)
+    memory, begin = told.path.parent, prefix(meta.path.parent, CHANGES)
     for name, content in (("99", told.path.read_bytes()), ("x", b"x"), ("1", b"")):
-        (memory / f"{prefix}{name}").write_bytes(content)
-    (memory / f"{prefix}{meta.session + 1}").write_bytes(
+        (memory / f"{begin}{name}").write_bytes(content)
+    (memory / f"{begin}{meta.session + 1}").write_bytes(
         pack_head(told.head._replace(session=meta.session + 1)).ljust(RING_BYTES, b"\0")
     )
     go_on(meta)

@@ -8,16 +8,8 @@ from pathlib import Path
 from metaserver.grants import QUIET_SECONDS, Grants
 from tests.unit.metaserver.harness import Harness
 from wire.messages import ROOT_INODE, Attributes
-from wire.ring import (
-    HEAD_READ_BYTES,
-    Change,
-    Entry,
-    Head,
-    Removal,
-    pack_entry,
-    slot_offset,
-    unpack_head,
-)
+from wire.ring import Change, Entry, Removal, pack_entry, slot_offset
+from wire.ring_head import HEAD_READ_BYTES, Head, unpack_head
 
 SECONDS = 2.5
 
