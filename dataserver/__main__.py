@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from dataserver.block_rings import BlockRings
 from dataserver.directory import DataDirectory
 from dataserver.lab import LabRefused, LabService
 from dataserver.marks import Milestones, ScrubMark
@@ -69,11 +70,13 @@ async def _serve_one_life(
         stack.callback(store.close)
         identity = Identity("dataserver", config.cluster, own.number, time.time_ns())
         milestones = Milestones(directory.path)
-        service = DataService(store, identity, ScrubMark(directory.path), milestones, store.quarantine)
+        rings = _open_rings(directory.path, store)
+        scrub = ScrubMark(directory.path)
+        service = DataService(store, identity, scrub, milestones, store.quarantine, rings)
         stack.callback(service.close)
         server = Server(identity, request_seconds=config.deadlines.request_seconds)
         server.register(CommonMethods, service)
-        server.register(DataMethods, service)
+        server.register(DataMethods, service, before=service.bring_in)
 
         def restart(blank: bool) -> None:
             here = [] if arguments.listen else ["--listen", server.address]
@@ -86,7 +89,7 @@ async def _serve_one_life(
                 os.execv(sys.executable, [sys.executable, "-m", "dataserver", *sys.argv[1:], *here])
 
         lab = LabService(store, own.number, restart) if arguments.lab else LabRefused()
-        server.register(LabMethods, lab)
+        server.register(LabMethods, lab, before=service.bring_in)
         maintenance = asyncio.create_task(service.maintain_for_ever())
         stack.callback(maintenance.cancel)
         await serve(server, address, stop, ended)
@@ -106,6 +109,13 @@ def _open_store(directory: Path, config: ClusterConfig, on_damaged_index: Callab
         raise ConfigError(
             f"{directory}: cannot be opened: {error}; look at its rights and its disk"
         ) from None
+
+
+def _open_rings(directory: Path, store: SegmentStore) -> BlockRings:
+    try:
+        return BlockRings(directory, store)
+    except (OSError, InternalError) as error:
+        raise ConfigError(f"what {directory} was given last cannot be read: {error}") from None
 
 
 def _find(config: ClusterConfig, number: int) -> DataServerConfig:

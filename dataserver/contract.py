@@ -29,6 +29,12 @@ class BlockStore(Protocol):
             DigestMismatch, BlockConflict, NoSpace, MessageTooLarge (over 1 MiB), BadRequest.
         """
 
+    def take(self, block: bytes, digest: bytes, data: Buffer) -> None:
+        """As `put`, of a block that was promised to be kept: what is reserved for repairs may be used."""
+
+    def has_room_for(self, blocks: int, length: int) -> bool:
+        """Tell whether so many blocks of so many bytes can certainly be taken, whatever is put meanwhile."""
+
     def get(self, block: bytes, first_piece: int, piece_count: int, room: Buffer | None = None) -> BlockPart:
         """Return pieces as they are now (piece_count 0: all from first_piece on), with the recorded digests.
 

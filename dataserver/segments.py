@@ -116,8 +116,14 @@ class SegmentStore:
     # -- blocks in
 
     def put(self, block: bytes, digest: bytes, data: Buffer) -> None:
+        self._put(block, digest, data, is_promised=False)
+
+    def take(self, block: bytes, digest: bytes, data: Buffer) -> None:
+        self._put(block, digest, data, is_promised=True)
+
+    def _put(self, block: bytes, digest: bytes, data: Buffer, *, is_promised: bool) -> None:
         pieces = check_put(block, digest, data)
-        while not self._append_new(block, digest, pieces, data, repairing=False):
+        while not self._append_new(block, digest, pieces, data, repairing=is_promised):
             entry = self._index.get(block)
             if entry is None:
                 continue
@@ -308,6 +314,17 @@ class SegmentStore:
 
     def count(self) -> int:
         return self._index.blocks
+
+    def has_room_for(self, blocks: int, length: int) -> bool:
+        active = self._active
+        if active is None or self._failure is not None:
+            return False
+        if blocks * record_bytes(length) > self._reserve.size // 2:  # repairs may use half, and so may these
+            return False
+        try:
+            return self._reserve.leaves(active, 0)
+        except OSError:
+            return False
 
     def status(self) -> dict[str, Any]:
         usage, totals = shutil.disk_usage(self._segment_directory), self._index.totals

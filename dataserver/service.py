@@ -15,9 +15,11 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
+from dataserver.block_rings import BlockRings
 from dataserver.contract import BlockStore
 from dataserver.marks import Milestones, ScrubMark
 from dataserver.quarantine import Quarantine
+from wire.block_ring import MOST_BYTES
 from wire.digest import BLOCK_BYTES, PIECE_BYTES, Buffer
 from wire.errors import BadRequest, BlockDamaged, BlockMissing, InternalError
 from wire.lending import is_borrowed
@@ -26,6 +28,7 @@ from wire.messages import (
     SMALL_FILES_AT_ONCE,
     BlockPart,
     BlockRecord,
+    BlockRing,
     Identity,
     Milestone,
     SmallReplicas,
@@ -41,6 +44,8 @@ INLINE_BYTES = 64 * 1024
 """Calls that move more bytes go to a thread."""
 THREADS = 4
 MAINTAIN_SECONDS = 2.0
+LOOK_SECONDS = 0.01
+"""While blocks are given without calls, the rings are looked into so often."""
 
 
 class DataService:
@@ -53,9 +58,13 @@ class DataService:
         scrub: ScrubMark,
         milestones: Milestones,
         quarantine: Quarantine,
+        rings: BlockRings,
     ) -> None:
         self._quarantine = quarantine
         self._store = store
+        self._rings = rings
+        self._bringing: asyncio.Future[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
         self._scrub = scrub
         self._milestones = milestones
         self._noting = asyncio.Lock()
@@ -95,7 +104,39 @@ class DataService:
             "scrub": self._scrub.value,
         }
 
+    def bring_in(self) -> Awaitable[None] | None:
+        """Take in what mediators have given without a call. To be done before each call is carried out."""
+        if self._bringing is None and self._rings.has_waiting():
+            if not self._writing:
+                self._rings.take_in()
+                self._look_later()
+                return None
+            loop = asyncio.get_running_loop()
+            self._bringing = loop.run_in_executor(self._threads, self._rings.take_in)
+            self._bringing.add_done_callback(self._brought)
+        return None if self._bringing is None else asyncio.shield(self._bringing)
+
+    def _brought(self, done: asyncio.Future[None]) -> None:
+        self._bringing = None
+        self._look_later()
+
+    def _look_later(self) -> None:
+        if self._timer is None and time.monotonic() < self._rings.active_until:
+            self._timer = asyncio.get_running_loop().call_later(LOOK_SECONDS, self._look)
+
+    def _look(self) -> None:
+        self._timer = None
+        self.bring_in()
+        self._look_later()
+
+    def open_ring(self) -> BlockRing:
+        ring = self._rings.open()
+        self._look_later()
+        return ring
+
     def put(self, block: bytes, digest: bytes, data: Buffer, durable: bool) -> Awaitable[None] | None:
+        if len(data) <= MOST_BYTES and not durable and self._rings.expect_more():
+            self._look_later()
         if len(data) > INLINE_BYTES or self._writing:
             return self._put_in_thread(block, digest, data, durable)
         self._store.put(block, digest, data)
@@ -228,6 +269,9 @@ class DataService:
             await asyncio.sleep(MAINTAIN_SECONDS)
             self._maintaining = True
             try:
+                while (wait := self.bring_in()) is not None:
+                    await wait
+                self._rings.end_idle()
                 await self._in_thread(self._store.maintain)
                 failed = False
             except OSError as error:
@@ -246,5 +290,8 @@ class DataService:
                 self._maintaining = False
 
     def close(self) -> None:
-        """Wait for the threads. The store is its owner's to close."""
+        """Wait for the threads, and take in what was given. The store is its owner's to close."""
+        if self._timer is not None:
+            self._timer.cancel()
         self._threads.shutdown()
+        self._rings.close()

@@ -159,6 +159,7 @@ class Mediator:
     async def stop(self) -> None:
         """Stop what runs in the background and close all connections."""
         await self.background.stop()
+        self.write_path.close()
         for server in (*self.health.servers, self.health.metaserver):
             await server.client.close()
 

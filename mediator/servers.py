@@ -30,6 +30,9 @@ class Caller(Protocol):
     def begin(self, deadline_seconds: float, request: Request[Any], then: Then) -> None:
         """Send a request; `then` is called once, with the result or the QuorumfsError that came."""
 
+    def is_open(self) -> bool:
+        """Tell whether a connection stands at this moment; False where that is not known."""
+
     async def close(self) -> None:
         """Close the connections."""
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from mediator.block_rings import BlockRings
 from mediator.fanout import Background, outcome_of, until_decided
 from mediator.health import Health
 from mediator.lag import LagKeeper
@@ -64,12 +65,19 @@ def are_durable(quorum: Quorum, answers: Mapping[int, Any]) -> bool:
 class _Put:
     """One block on its way to several servers, until Qw of them hold it or too few can."""
 
-    __slots__ = ("_block", "_path", "_request", "_stored", "_targets", "answers", "decided")
+    __slots__ = ("_block", "_given", "_path", "_request", "_stored", "_targets", "answers", "decided")
 
     def __init__(
-        self, path: WritePath, block: bytes, request: Request[None], targets: Sequence[Server]
+        self,
+        path: WritePath,
+        block: bytes,
+        request: Request[None],
+        targets: Sequence[Server],
+        given: Collection[int],
     ) -> None:
         self._path, self._block, self._request, self._targets = path, block, request, targets
+        self._given = given
+        """The numbers of the servers that have it by now."""
         self._stored = 0
         self.answers: dict[int, QuorumfsError | None] = {}
         self.decided: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -77,7 +85,10 @@ class _Put:
     def begin(self) -> None:
         self._look()
         for server in self._targets:
-            self._path.ask(self._request, server, partial(self._note, server))
+            if server.number in self._given:
+                self._note(server, None)
+            else:
+                self._path.ask(self._request, server, partial(self._note, server))
 
     def _note(self, server: Server, stored: QuorumfsError | None) -> None:
         self._path.note_put(server, self._block, stored)
@@ -122,6 +133,11 @@ class WritePath:
         self._numbers = [server.number for server in health.servers]
         self._fills = asyncio.Semaphore(IN_FLIGHT)
         self._open_puts = {server.number: 0 for server in health.servers}
+        self._rings = BlockRings(health.servers, vote_seconds)
+
+    def close(self) -> None:
+        """Leave what servers take blocks from. Nothing is to be put any more."""
+        self._rings.close()
 
     async def check_writable(self) -> None:
         """Raise WriteRefused while fewer than Qw data servers are up; the message says what to do."""
@@ -168,7 +184,7 @@ class WritePath:
             raise DigestMismatch(f"block {block.hex()}: its bytes do not match its digest")
         request = request_of(DataMethods.put, block, digest, data, durable)
         record = BlockRecord(block, len(data), digest)
-        answers = await self._put(record, request)
+        answers = await self._put(record, request, None if durable else data)
         if self._is_quorum(answers):
             return
         if self._failed_for_room(answers):
@@ -178,25 +194,33 @@ class WritePath:
                 raise NoSpace(self._room.reason())
         self._require(f"block {block.hex()}", answers, lambda stored: stored is None)
 
-    async def _put(self, record: BlockRecord, request: Request[None]) -> dict[int, Any]:
+    async def _put(
+        self, record: BlockRecord, request: Request[None], data: Buffer | None = None
+    ) -> dict[int, Any]:
         """Put a block to all targets; return the answers so far when Qw hold it, or too few can.
 
-        If too few can, and a server is up that was left out or came up meanwhile, all that are up are asked.
+        Its `data` is given without a call to those that take it so. If too few can, and a server is up that
+        was left out or came up meanwhile, all that are up are asked.
         """
         targets = self._targets(record.block)
-        answers = await self._put_to(targets, record, request)
+        given = () if data is None else self._rings.give(targets, record, data)
+        answers = await self._put_to(targets, record, request, given)
         if not self._is_quorum(answers) and set(everybody := self._holders_up(record.block)) - set(targets):
             answers |= await self._put_to(everybody, record, request)
         return answers
 
     async def _put_to(
-        self, targets: Sequence[Server], record: BlockRecord, request: Request[None]
+        self,
+        targets: Sequence[Server],
+        record: BlockRecord,
+        request: Request[None],
+        given: Collection[int] = (),
     ) -> dict[int, Any]:
         chosen = [server.number for server in targets]
         self._lag.begin(record, holders(record.block, self._numbers), chosen)
         for number in chosen:
             self._open_puts[number] += 1
-        put = _Put(self, record.block, request, targets)
+        put = _Put(self, record.block, request, targets, given)
         put.begin()
         await put.decided
         return dict(put.answers)

@@ -19,10 +19,9 @@ import hypothesis
 import pytest
 
 import tools.addresses
-from metaserver.rings import SHARED_MEMORY, prefix
 from tools.cluster import LocalCluster
 from tools.processes import ENDINGS
-from tools.state_directory import CONFIG_NAME
+from tools.state_directory import CONFIG_NAME, forget_rings
 from tools.whole import DIFFERING, LACKING, UNSEEN, check_stopped
 from wire.config import load
 
@@ -88,16 +87,9 @@ def make_cluster(tmp_path: Path) -> Iterator[ClusterFactory]:
     with ExitStack() as stack:
         for cluster in made:
             stack.callback(cluster.close)
-            stack.callback(forget_rings, cluster)
+            stack.callback(forget_rings, cluster.config)
     unexpected = [line for cluster in made for line in unexpected_lines(cluster)]
     assert not unexpected, "unexpected lines in the logs:\n" + "\n".join(unexpected)
-
-
-def forget_rings(cluster: LocalCluster) -> None:
-    """Remove the rings that a killed metadata server, which will not be started again, has left."""
-    directory = cluster.config.metaserver_directory
-    for ring in SHARED_MEMORY.glob(f"{prefix(directory)}*") if directory.exists() else ():
-        ring.unlink(missing_ok=True)
 
 
 @pytest.fixture

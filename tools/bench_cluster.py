@@ -11,6 +11,7 @@ from typing import Any
 from tools import mounts
 from tools.cluster import LocalCluster
 from tools.health import await_writable
+from tools.state_directory import forget_rings
 from wire.config import ConfigError
 
 
@@ -26,7 +27,9 @@ def fresh_cluster(parent: Path, **settings: Any) -> Iterator[LocalCluster]:
     with ExitStack() as stack:
         temporary = tempfile.TemporaryDirectory(prefix="quorumfs-bench-", dir=parent.resolve())
         directory = Path(stack.enter_context(temporary))
-        cluster = stack.enter_context(LocalCluster.create(directory / "cluster", **settings))
+        cluster = LocalCluster.create(directory / "cluster", **settings)
+        stack.callback(forget_rings, cluster.config)
+        stack.enter_context(cluster)
         cluster.start()
         await_writable(cluster)
         yield cluster

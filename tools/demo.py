@@ -25,6 +25,7 @@ from pathlib import Path
 from tools.cluster import LocalCluster
 from tools.mounts import check_fuse
 from tools.processes import interruptible
+from tools.state_directory import forget_rings
 from wire.config import ConfigError
 
 MARKERS = ("<!-- story: begin -->\n", "<!-- story: end -->\n")
@@ -291,7 +292,9 @@ def _play_in_a_throwaway_directory() -> list[str]:
                 print(line, flush=True)
         finally:
             if (directory / ".quorumfs" / "cluster.toml").exists():
-                LocalCluster.open(directory / ".quorumfs").close()
+                cluster = LocalCluster.open(directory / ".quorumfs")
+                cluster.close()
+                forget_rings(cluster.config)
     print(f"Every step was as promised, in {time.monotonic() - began:.0f} s.")
     return lines
 

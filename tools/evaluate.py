@@ -23,6 +23,7 @@ from tools.measure import Laboratory, Provenance
 from tools.output import check_writable, console
 from tools.progress import Bar, progress_bar
 from tools.records import PUBLISHED_SETTINGS, Cell, Record, dumps, plan_cells
+from tools.state_directory import forget_rings
 from tools.tables import print_tables
 from tools.version import describe_version
 from wire.config import ConfigError, Deadlines, Encoding
@@ -155,6 +156,8 @@ def _measure_setting(
         deadlines=DEADLINES,
     )
     with ExitStack() as stack:
+        if plan.keep is None:
+            stack.callback(forget_rings, cluster.config)
         stack.enter_context(cluster)
         cluster.start()
         access = MountAccess(cluster) if plan.through_mount else ClientAccess(cluster)

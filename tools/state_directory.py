@@ -18,6 +18,8 @@ from tools.addresses import PORTS, free_addresses
 from tools.processes import ClusterError
 from wire.config import ClusterConfig, ConfigError, DataServerConfig, Encoding
 from wire.quorum import Quorum
+from wire.ring_file import own_files
+from wire.ring_head import BLOCKS, CHANGES, SHARED_MEMORY, prefix
 
 CONFIG_NAME = "cluster.toml"
 LOCK_NAME = "lock"
@@ -50,6 +52,14 @@ def remove_contents(directory: Path) -> None:
             shutil.rmtree(entry)
         else:
             entry.unlink()
+
+
+def forget_rings(config: ClusterConfig) -> None:
+    """Remove what servers that were killed have left in shared memory: their directories go too."""
+    left = [(config.metaserver_directory, CHANGES), *((s.directory, BLOCKS) for s in config.data_servers)]
+    for directory, kind in left:
+        for path in own_files(SHARED_MEMORY, prefix(directory, kind)) if directory.exists() else ():
+            path.unlink(missing_ok=True)
 
 
 def refuse_strangers(directory: Path) -> None:

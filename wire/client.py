@@ -28,6 +28,8 @@ class Link(Protocol):
     @property
     def connected(self) -> bool: ...
 
+    def is_open(self) -> bool: ...
+
     def begin(self, deadline_seconds: float, request: Request[Any], then: Then) -> None: ...
 
     async def close(self) -> None: ...
@@ -67,6 +69,10 @@ class Client:
     def connected(self) -> bool:
         """Whether a connection stands now, as far as is known (False before the first call)."""
         return self._link.connected
+
+    def is_open(self) -> bool:
+        """Tell whether a connection stands, as the kernel says now; False where that is not asked."""
+        return self._link.is_open()
 
     async def call(
         self,

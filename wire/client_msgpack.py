@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import logging
+import select
 import socket
 from collections import deque
 from collections.abc import Callable
@@ -67,6 +68,10 @@ class MsgpackLink:
     @property
     def connected(self) -> bool:
         return self._connection is not None
+
+    def is_open(self) -> bool:
+        """Tell whether a connection stands, as the kernel says at this moment."""
+        return self._connection is not None and self._connection.is_open()
 
     def begin(self, deadline_seconds: float, request: Request[Any], then: Then) -> None:
         """Send one call; `then` gets the raw result, or the error. See Client.call."""
@@ -229,13 +234,20 @@ class _Connection(asyncio.BufferedProtocol):
         self._reason = "the connection broke"
         self.stands = False
         self.writable = True
+        self._hang_ups = select.poll()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport
         self.stands = True
         endpoint = transport.get_extra_info("socket")
-        if endpoint is not None and endpoint.family != socket.AF_UNIX:
-            set_up_caller(endpoint)
+        if endpoint is not None:
+            self._hang_ups.register(endpoint.fileno(), select.POLLRDHUP)
+            if endpoint.family != socket.AF_UNIX:
+                set_up_caller(endpoint)
+
+    def is_open(self) -> bool:
+        """Tell whether nothing has been heard of its end, even if the loop has not read that yet."""
+        return self.stands and not self._transport.is_closing() and not self._hang_ups.poll(0)
 
     def connection_lost(self, error: Exception | None) -> None:
         self.stands = False

@@ -42,6 +42,10 @@ class XmlLink:
         self.connected = False
         self._url = f"http://{'localhost' if isinstance(address, UnixAddress) else address}/RPC2"
 
+    def is_open(self) -> bool:
+        """Return False: whether a connection stands is not asked of the kernel here."""
+        return False
+
     def begin(self, deadline_seconds: float, request: Request[Any], then: Then) -> None:
         """Send one call; `then` gets the raw result, or the error. See Client.call."""
         task = asyncio.get_running_loop().create_task(self._call_then(deadline_seconds, request, then))

@@ -41,6 +41,8 @@ _WAIT_FOR_CALLERS = frozenset({"wait_lock"})
 """Methods whose calls wait for what other callers do: they must not keep those from being read."""
 
 Send = Callable[[str, list[Any]], Awaitable[Any]]
+Before = Callable[[], Awaitable[None] | None]
+"""Does something that calls have to come after; returns what is to be waited for, None if nothing is."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -70,7 +72,13 @@ class Dispatch:
             function = getattr(self, "_" + name)
             self._add(_entry(f"system.{name}", method, function))
 
-    def register(self, table: type, implementation: object, only: Collection[str] | None = None) -> None:
+    def register(
+        self,
+        table: type,
+        implementation: object,
+        only: Collection[str] | None = None,
+        before: Before | None = None,
+    ) -> None:
         """Offer the methods of a table, carried out by an object's methods of the same names.
 
         Args:
@@ -78,6 +86,7 @@ class Dispatch:
             implementation: has a plain or async method, with the same parameters, for each. A plain one may
                 return a coroutine or future of its result, where only some calls have to wait.
             only: names of the methods to offer; all if None.
+            before: is called before each of them, and what it returns waited for, until it returns None.
 
         Raises:
             TypeError: a method is missing, takes other parameters, or is offered twice.
@@ -87,7 +96,8 @@ class Dispatch:
             if function is None:
                 raise TypeError(f"{implementation!r} lacks {method.name} of {table.__name__}")
             check_implementation(method, function)
-            self._add(_entry(method.name, method, function))
+            chosen = function if before is None else _after(before, function)
+            self._add(_entry(method.name, method, chosen))
 
     def forward(self, table: type, send: Send, *, exclude: Collection[str] = ()) -> None:
         """Offer the methods of a table by passing raw parameters on and the raw result back.
@@ -213,6 +223,23 @@ def _entry(name: str, method: Method, function: Callable[..., Any]) -> Entry:
     answer_bytes = _LONG_ANSWERS.get(name, 0)
     waits = name in _WAIT_FOR_CALLERS
     return Entry(name, answer_bytes, waits, method.arguments, function, method.help, method.signatures)
+
+
+def _after(before: Before, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that does something first. What waits for nothing costs no coroutine."""
+
+    def call(*args: Any) -> Any:
+        wait = before()
+        return function(*args) if wait is None else call_later(wait, args)
+
+    async def call_later(wait: Awaitable[None] | None, args: tuple[Any, ...]) -> Any:
+        while wait is not None:
+            await wait
+            wait = before()
+        result = function(*args)
+        return await result if inspect.isawaitable(result) else result
+
+    return call
 
 
 def _forwarding(method: Method, send: Send) -> Entry:

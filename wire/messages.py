@@ -248,6 +248,13 @@ class SmallReplicas(NamedTuple):
     digests: list[bytes | None]
 
 
+class BlockRing(NamedTuple):
+    """Where a data server's ring of blocks for a mediator is (wire.block_ring), and its term; 0: nowhere."""
+
+    place: bytes
+    term: int
+
+
 class Commit(NamedTuple):
     """New contents of a file, applied in one transaction, in this order.
 

@@ -20,7 +20,7 @@ from wire.address import Address, TcpAddress, UnixAddress, from_socket_name, par
 from wire.arrivals import SHORT_BYTES
 from wire.config import ConfigError
 from wire.connections import Connections
-from wire.dispatch import Dispatch, Send
+from wire.dispatch import Before, Dispatch, Send
 from wire.lending import Lender
 from wire.messages import Identity
 from wire.msgpack_codec import FIRST_BYTE, Workbench
@@ -73,9 +73,16 @@ class Server:
         self._sweeper: asyncio.Task[None] | None = None
         self._unix_path: Path | None = None
 
-    def register(self, table: type, implementation: object, *, only: Collection[str] | None = None) -> None:
+    def register(
+        self,
+        table: type,
+        implementation: object,
+        *,
+        only: Collection[str] | None = None,
+        before: Before | None = None,
+    ) -> None:
         """Offer a table's methods (or only some of them), carried out by an object; see Dispatch.register."""
-        self.dispatch.register(table, implementation, only)
+        self.dispatch.register(table, implementation, only, before)
 
     def forward(self, table: type, send: Send, *, exclude: Collection[str] = ()) -> None:
         """Offer a table's methods by passing raw parameters on to `send(name, params)`."""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from dataserver.block_rings import BlockRings
 from dataserver.contract import INVENTORY_LIMIT, BlockStore
 from dataserver.marks import Milestones, ScrubMark
 from dataserver.memory import MemoryStore
@@ -207,7 +208,12 @@ def test_what_came_after_a_sync_had_begun_is_not_told_to_be_durable(
     monkeypatch.setattr(store, "sync", sync_and_take_another)
     identity = Identity("dataserver", "test", 1, 1)
     service = DataService(
-        store, identity, ScrubMark(tmp_path), Milestones(tmp_path), Quarantine(tmp_path / "losers", 1, 1.0)
+        store,
+        identity,
+        ScrubMark(tmp_path),
+        Milestones(tmp_path),
+        Quarantine(tmp_path / "losers", 1, 1.0),
+        BlockRings(tmp_path, store),
     )
     assert asyncio.run(service.sync([kept, block_id(2)])) == [block_id(2)]
     service.close()
@@ -224,7 +230,12 @@ def test_small_replicas_are_told_together(store: BlockStore, tmp_path: Path) -> 
     small, full, long = (put(store, length, some_bytes(length, length)) for length in lengths)
     identity = Identity("dataserver", "test", 1, 1)
     service = DataService(
-        store, identity, ScrubMark(tmp_path), Milestones(tmp_path), Quarantine(tmp_path / "losers", 1, 1.0)
+        store,
+        identity,
+        ScrubMark(tmp_path),
+        Milestones(tmp_path),
+        Quarantine(tmp_path / "losers", 1, 1.0),
+        BlockRings(tmp_path, store),
     )
     sent = [full.block, block_id(1), small.block, long.block]
     voted = [small.block, block_id(1), full.block, long.block, small.block]
@@ -244,6 +255,7 @@ def test_many_votes_are_what_each_is_alone(store: BlockStore, tmp_path: Path) ->
         ScrubMark(tmp_path),
         Milestones(tmp_path),
         Quarantine(tmp_path / "losers", 1, 1.0),
+        BlockRings(tmp_path, store),
     )
     parts = [VotedPart(r.block, first, count) for r in records for first, count in ((0, 0), (1, 1), (0, 2))]
     parts += [VotedPart(block_id(99), 0, 1), parts[0]]

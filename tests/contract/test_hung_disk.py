@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from dataserver.block_rings import BlockRings
 from dataserver.marks import Milestones, ScrubMark
 from dataserver.memory import MemoryStore
 from dataserver.quarantine import Quarantine
@@ -42,7 +43,12 @@ class HungStore(MemoryStore):
 def test_a_heartbeat_is_answered_while_more_puts_wait_than_are_held(tmp_path: Path, rpc: Encoding) -> None:
     identity, store = Identity("dataserver", "test", 1, 1), HungStore()
     service = DataService(
-        store, identity, ScrubMark(tmp_path), Milestones(tmp_path), Quarantine(tmp_path / "losers", 1, 1.0)
+        store,
+        identity,
+        ScrubMark(tmp_path),
+        Milestones(tmp_path),
+        Quarantine(tmp_path / "losers", 1, 1.0),
+        BlockRings(tmp_path, store),
     )
     data = bytes(BLOCK_BYTES)
 

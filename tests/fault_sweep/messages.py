@@ -61,6 +61,10 @@ class LinkedCluster(LocalCluster):
         return command
 
 
+RESERVE_BYTES = 4 * 1024 * 1024
+"""With a reserve of so little, data servers are given no blocks without a call: here messages are lost."""
+
+
 class LinkedBench(Bench):
     """A cluster between links."""
 
@@ -71,6 +75,7 @@ class LinkedBench(Bench):
             read_quorum=READ_QUORUM,
             write_quorum=SERVERS,
             deadlines=DEADLINES,
+            reserve_bytes=RESERVE_BYTES,
             **QUIET,
         )
         servers = made.config.data_servers

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ def kill_at_random(
     prepare: Prepare,
     judge: Judge,
     most_seconds: float,
+    data_servers: Sequence[str] = (),
 ) -> None:
     """Play rounds, each with a mount of its own, and kill up to three processes at any moment of it.
 
@@ -37,6 +38,7 @@ def kill_at_random(
         prepare: begins a round.
         judge: ends it.
         most_seconds: so long after the first dot at most.
+        data_servers: those of them that may be killed too.
     """
     cluster = make_cluster(**SMALL, alone_seconds=GRANT_SECONDS, lease_seconds=6.0)
     cluster.start()
@@ -48,7 +50,7 @@ def kill_at_random(
         first.mkdir(), again.mkdir()
         command = prepare(cluster, first)
         (mount,) = cluster.mount_names()
-        victims = draw.sample([mount, "mediator", "metaserver"], draw.randint(1, 3))
+        victims = draw.sample([mount, "mediator", "metaserver", *data_servers], draw.randint(1, 3))
         dots = _kill_while_it_runs(cluster, command, victims, draw.random() * most_seconds)
         cluster.mount(again)
         wrong = judge(again, dots)

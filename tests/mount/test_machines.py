@@ -25,6 +25,8 @@ import pytest
 from tests.chaos.network import Network
 from tests.support import ROOT, wait_until
 from tools import mounts
+from wire.ring_file import own_files
+from wire.ring_head import BLOCKS, SHARED_MEMORY, prefix
 
 PAGE = (ROOT / "docs" / "machines.md").read_text()
 STATE = "/srv/quorumfs"
@@ -71,6 +73,11 @@ class Machine:
         done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=60, check=False)
         assert done.returncode == 0, done
         return done.stdout
+
+    def lose_memory(self) -> None:
+        """Lose what the data server was given and had not taken in when it was killed."""
+        for path in own_files(SHARED_MEMORY, prefix(self.state / "data", BLOCKS)):
+            path.unlink()
 
     def is_healthy(self) -> bool:
         words = self._words(["quorumfs", "status", "--state", STATE])
@@ -154,6 +161,7 @@ def live(base: Path) -> None:
             wait_until(three.is_healthy, HEAL_SECONDS, "it was refilled")
             # Its disk is replaced by an empty one.
             two.stop("data", by=signal.SIGKILL)
+            two.lose_memory()
             shutil.rmtree(two.state / "data")
             two.start("data")
             wait_until(three.is_healthy, HEAL_SECONDS, "the new disk was filled")
@@ -161,6 +169,7 @@ def live(base: Path) -> None:
             two.type(block("sh", "quorumfs backup").strip())
         # The machine with the metadata is lost for good.
         one.stop(by=signal.SIGKILL)
+        one.lose_memory()
         for machine in (two, three):
             machine.stop("mediator")
         (given,) = re.findall(r"\(`(listen = \"[^`]*)`\)", PAGE)

@@ -109,6 +109,8 @@ class World:
         """Whether clients also change files together; their syncs hide what was not made durable."""
         self.lost_answers, self.requests_twice = self.rng.choice([(0.0, 0.0), (0.05, 0.3), (0.25, 0.6)])
         """How often a change is carried out and its answer lost, or arrives once more, later."""
+        self.told: list[str] = []
+        """The names of files that were made, and not durably, for visitors to see."""
         self._install()
 
     def _disk_seconds(self) -> float:

@@ -1,11 +1,14 @@
-"""Bugs of changes without a call, put in on purpose (see tests.sim.mutants). One thread."""
+"""Bugs of changes and puts without a call, put in on purpose (see tests.sim.mutants). One thread."""
 
 from __future__ import annotations
 
 import types
 from typing import Any
 
+import dataserver.block_rings
+import dataserver.service
 import fusefs.ring
+import mediator.block_rings
 import metaserver.rings
 from tests.sim.changes import change
 
@@ -52,3 +55,27 @@ def rings_are_forgotten_at_a_start() -> None:
         pass
 
     change(metaserver.rings.Rings, "_adopt", lambda _: nothing)
+
+
+def given_blocks_are_taken_in_when_there_is_time() -> None:
+    def nothing(self: Any) -> None:
+        pass
+
+    change(dataserver.service.DataService, "bring_in", lambda _: nothing)
+
+
+def given_blocks_are_forgotten_at_a_start() -> None:
+    def forgotten(self: Any) -> None:
+        for path in dataserver.block_rings.own_files(dataserver.block_rings.SHARED_MEMORY, self._prefix):
+            path.unlink()
+
+    change(dataserver.block_rings.BlockRings, "_adopt", lambda _: forgotten)
+
+
+def blocks_are_given_to_servers_that_are_gone() -> None:
+    """What is written into a ring counts, whatever its head says by then, and whoever is there."""
+
+    def has_it(self: Any, now: float) -> bool:
+        return True
+
+    change(mediator.block_rings._Ring, "has_it", lambda _: has_it)

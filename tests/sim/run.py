@@ -18,7 +18,7 @@ from typing import Any
 from dataserver.offline import locate
 from dataserver.offline import read as read_directory
 from mediator import manifest
-from tests.sim import indexes
+from tests.sim import indexes, told
 from tests.sim.actors import Actor
 from tests.sim.cluster import Failure, World
 from tests.sim.deletions import Deletions
@@ -232,6 +232,8 @@ def _finish(world: World, actors: list[Actor], shared: Shared) -> None:
 
 def _inspect(world: World, filesystem: Any, actors: list[Actor], shared: Shared) -> None:
     place = LibraryPlace(filesystem, "")
+    if world.may_lose_all_power:
+        told.remove_all(world, place)
     # Older metadata that came back may refer to blocks that no server has any more: they refill for ever.
     _wait_writable(world, ("up", "refilling") if world.put_backs.count else ("up",))
     for actor in actors:

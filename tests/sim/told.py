@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import random
 import stat
+from contextlib import suppress
 
 from tests.sim.cluster import World
 from tests.twins import LibraryPlace
@@ -16,7 +17,7 @@ from wire.errors import NotFound, QuorumfsError
 from wire.messages import AttributeChanges, Attributes
 
 FILES = 6
-SLOT = 22
+SLOT, READ_SLOT = 22, 23
 MODE = 0o4711
 MOST_LOOKS = 7
 """A second apart: a client that is alone is told so after three."""
@@ -40,6 +41,7 @@ class Told:
         for _ in range(count):
             name = f"{self._name}-{self.count}"
             self.count += 1
+            self._world.told.append(name)
             try:
                 place.open(SLOT, name, os.O_CREAT | os.O_RDWR)
                 place.pwrite(SLOT, 0, name.encode())
@@ -72,6 +74,9 @@ class Told:
             is_whole = found is not None and (found.size, stat.S_IMODE(found.mode)) == (len(name), MODE)
             if not is_whole and name in self._made:
                 self._complain(f"{name} was made, and a visitor finds {found}")
+            content = self._read(place, name) if is_whole else b""
+            if is_whole and content != name.encode() and name in self._made:
+                self._complain(f"{name} was made, and a visitor reads {content!r}")
 
     @staticmethod
     def _find(place: LibraryPlace, name: str) -> Attributes | None:
@@ -79,6 +84,14 @@ class Told:
             return place.filesystem.names.resolve(name.encode(), fresh=True)
         except NotFound:
             return None
+
+    @staticmethod
+    def _read(place: LibraryPlace, name: str) -> bytes:
+        place.open(READ_SLOT, name, os.O_RDONLY)
+        try:
+            return bytes(place.pread(READ_SLOT, 0, 2 * len(name)))
+        finally:
+            place.close(READ_SLOT)
 
     def _complain(self, problem: str) -> None:
         if self._losses == self._world.power_losses:
@@ -105,3 +118,13 @@ def clear_out(world: World, place: LibraryPlace, name: str, rng: random.Random) 
         told.remove(place, rng, told.count)
     except QuorumfsError as error:
         world.note("failed", f"{name} are cleared out: {type(error).__name__}: {error}")
+
+
+def remove_all(world: World, place: LibraryPlace) -> None:
+    """Remove what visits have left: nobody made it durable, so a loss of all power may take its bytes alone.
+
+    Raises QuorumfsError.
+    """
+    for name in world.told:
+        with suppress(NotFound, FileNotFoundError):
+            place.unlink(name)

@@ -333,6 +333,9 @@ class FakeClient:
         self.target = target
         self.open_calls = open_calls
 
+    def is_open(self) -> bool:
+        return not self.target.down
+
     def begin(self, deadline_seconds: float, request: Request[Any], then: Then) -> None:
         async def call() -> None:
             try:

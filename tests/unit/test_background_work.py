@@ -14,6 +14,7 @@ import pytest
 import dataserver.segment
 import dataserver.service
 from dataserver import durable
+from dataserver.block_rings import BlockRings
 from dataserver.marks import Milestones, ScrubMark
 from dataserver.quarantine import Quarantine
 from dataserver.segments import SegmentStore
@@ -55,6 +56,7 @@ def test_a_failure_is_told_once_without_a_traceback_and_the_work_goes_on(
         ScrubMark(tmp_path),
         Milestones(tmp_path),
         Quarantine(tmp_path / "q", 1, 1.0),
+        BlockRings(tmp_path, store),
     )
     tries = 0
     maintain = store.maintain

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import dataserver.marks
+from dataserver.block_rings import BlockRings
 from dataserver.durable import write_file
 from dataserver.marks import Milestones, ScrubMark
 from dataserver.memory import MemoryStore
@@ -34,12 +35,14 @@ def test_two_mediators_do_not_write_one_file_at_the_same_time(
         write_file(path, content)
 
     monkeypatch.setattr(dataserver.marks, "write_file", write_together)
+    store = MemoryStore()
     service = DataService(
-        MemoryStore(),
+        store,
         Identity("dataserver", "test", 1, 1),
         ScrubMark(tmp_path),
         Milestones(tmp_path),
         Quarantine(tmp_path / "q", 1, 1.0),
+        BlockRings(tmp_path, store),
     )
 
     async def keep(number: int) -> None:

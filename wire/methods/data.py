@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from wire.digest import Buffer
-from wire.messages import BlockPart, BlockRecord, Milestone, SmallReplicas, VotedPart
+from wire.messages import BlockPart, BlockRecord, BlockRing, Milestone, SmallReplicas, VotedPart
 
 
 class DataMethods:
@@ -24,6 +24,13 @@ class DataMethods:
             DigestMismatch: the bytes that arrived are not those that were sent.
             BlockConflict: the id is taken by other bytes; they are left as they are.
             NoSpace: the disk is full; nothing was kept.
+        """
+        raise NotImplementedError
+
+    def open_ring(self) -> BlockRing:
+        """Return a ring into which the caller alone may write blocks, as `put` takes them (wire.block_ring).
+
+        It may be ended at any time: the caller looks at its head again when it has written.
         """
         raise NotImplementedError
 
