@@ -44,6 +44,8 @@ from wire.ring_head import (
 
 MOST_RINGS = 3
 """One for each mediator of this machine. A further one has the place of the one least recently used."""
+IN_USE_SECONDS = 5.0
+"""One that was used so long ago is not taken from its mediator for another."""
 IDLE_SECONDS = 60.0
 """A ring into which nothing was written for so long is ended: whose it was may be gone."""
 ACTIVE_SECONDS = 0.5
@@ -102,7 +104,7 @@ class BlockRings:
         while len(self._rings) >= MOST_RINGS:
             oldest = min(self._rings, key=lambda ring: ring.used)
             self._take_from(oldest)
-            if not self._end(oldest):
+            if time.monotonic() - oldest.used < IN_USE_SECONDS or not self._end(oldest):
                 return BlockRing(b"", 0)
         path = SHARED_MEMORY / f"{self._prefix}{secrets.token_hex(8)}"
         head = Head(self._boot, 0, 1 + secrets.randbelow(TERM_NUMBERS), 0, SLOTS)

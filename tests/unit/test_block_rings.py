@@ -14,7 +14,7 @@ import pytest
 import dataserver.block_rings
 import dataserver.service
 import mediator.block_rings
-from dataserver.block_rings import AGAIN_SECONDS, IDLE_SECONDS, MOST_RINGS
+from dataserver.block_rings import AGAIN_SECONDS, IDLE_SECONDS, IN_USE_SECONDS, MOST_RINGS
 from dataserver.marks import Milestones, ScrubMark
 from dataserver.memory import MemoryStore
 from dataserver.quarantine import Quarantine
@@ -334,11 +334,14 @@ def test_a_ring_that_nobody_uses_is_ended(machine: Machine, memory: Path) -> Non
 def test_there_are_only_so_many_and_the_oldest_goes(machine: Machine, memory: Path) -> None:
     machine.begin_run()
     given = machine.give(1)
-    for _ in range(MOST_RINGS):
+    for _ in range(MOST_RINGS - 1):
         machine.clock.now += 1
         assert machine.rings.open().term
-    assert machine.has(given) and len(list(memory.iterdir())) == MOST_RINGS
-    assert not machine.offer()[1]
+    given += [record for record, counts in [machine.offer(after=0.1)] if counts]
+    assert not machine.rings.open().term and len(list(memory.iterdir())) == MOST_RINGS
+    machine.clock.now += IN_USE_SECONDS
+    assert machine.rings.open().term and len(list(memory.iterdir())) == MOST_RINGS
+    assert machine.has(given)
 
 
 def test_that_of_another_start_of_the_machine_is_removed(
