@@ -248,3 +248,20 @@ class _Ring:
     def leave(self) -> None:
         with suppress(OSError):
             self._file.close()
+
+
+def left_blocks(directory: Path) -> int:
+    """Return how many blocks a server that was killed was given, and takes in when it starts.
+
+    Raises OSError: its rings cannot be read.
+    """
+    count = 0
+    for path in own_files(SHARED_MEMORY, prefix(directory, BLOCKS)):
+        ring = path.read_bytes()
+        head = unpack_head(ring[:HEAD_READ_BYTES])
+        if head is None or head.boot != boot_in(BOOT_FILE):
+            continue
+        for number in range(head.taken + 1, head.taken + 1 + SLOTS):
+            record = ring[record_offset(number) :][:RECORD_BYTES]
+            count += unpack_record(record, number, head.term) is not None
+    return count

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from dataserver.block_rings import left_blocks
 from dataserver.directory import read_identity
 from dataserver.record import PAGE_BYTES, Header
 from dataserver.recovery import is_whole, winner
@@ -48,10 +49,14 @@ class Region(NamedTuple):
 
 @dataclass
 class Listing:
-    """What a directory holds: replicas in the order of their ids, and damage in the order of its place."""
+    """What a directory holds: replicas in the order of their ids, and damage in the order of its place.
+
+    `given` blocks more lie beside it in shared memory, for the server to take in.
+    """
 
     cluster: str
     number: int
+    given: int = 0
     replicas: list[Replica] = field(default_factory=list)
     damage: list[Region] = field(default_factory=list)
 
@@ -82,7 +87,7 @@ def read(directory: Path, *, verify: bool, looked_at: LookedAt = lambda size: No
     """
     identity = read_identity(directory)
     allow_open_files()  # there are two for each segment
-    listing = Listing(str(identity["cluster"]), int(str(identity["number"])))
+    listing = Listing(str(identity["cluster"]), int(str(identity["number"])), left_blocks(directory))
     current: dict[bytes, tuple[Segment, Header]] = {}
     for segment in _open_segments(directory):
         for finding in scan(segment.fileno(), segment.number, PAGE_BYTES):

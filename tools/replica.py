@@ -111,12 +111,15 @@ def _show_end(listing: Listing, more: str) -> None:
         f"data server {listing.number} of cluster {listing.cluster}: {len(listing.replicas)} blocks, "
         f"{total}{more}, {len(listing.damage)} damaged regions"
     )
+    if listing.given:
+        print(f"{listing.given} more lie in shared memory: the server takes them in when it is started")
 
 
 def _plain_listing(listing: Listing) -> dict[str, Any]:
     return {
         "cluster": listing.cluster,
         "number": listing.number,
+        "given": listing.given,
         "healthy": listing.healthy,
         "replicas": [_plain_replica(replica) for replica in listing.replicas],
         "damage": [_plain_region(region) for region in listing.damage],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import threading
 from pathlib import Path
@@ -13,7 +14,7 @@ from dataserver import offline
 from tests.conftest import ClusterFactory
 from tests.mount.conftest import SMALL
 from tests.mount.kills import kill_at_random
-from tests.support import wait_until
+from tests.support import run_command, wait_until
 from tools.cluster import LocalCluster
 from tools.health import await_writable
 from wire.block_ring import RECORD_BYTES, record_offset, unpack_record
@@ -131,10 +132,14 @@ def make_beside(cluster: LocalCluster, directory: Path) -> None:
     raise AssertionError("puts wait for the data servers")
 
 
-def test_all_that_are_killed_at_once_lose_none(cluster: LocalCluster, place: Path, mountpoint: Path) -> None:
+def test_all_that_are_killed_at_once_lose_none(
+    cluster: LocalCluster, place: Path, mountpoint: Path, tmp_path: Path
+) -> None:
     make_beside(cluster, place)
     for name in (*cluster.mount_names(), "mediator", "metaserver", *DATA_SERVERS):
         cluster.kill(name)
+    look = ("replica", "verify", str(cluster.config.data_servers[0].directory))
+    assert re.search(r"^\d+ more lie in shared memory", run_command(tmp_path, *look).stdout, re.MULTILINE)
     cluster.start(*DATA_SERVERS)
     for name in DATA_SERVERS:
         cluster.stop(name)
@@ -142,6 +147,7 @@ def test_all_that_are_killed_at_once_lose_none(cluster: LocalCluster, place: Pat
         {(replica.block, replica.verdict) for replica in offline.read(s.directory, verify=True).replicas}
         for s in cluster.config.data_servers
     ]
+    assert "shared memory" not in run_command(tmp_path, *look).stdout
     assert blocks[0] == blocks[1] == blocks[2] and {verdict for _, verdict in blocks[0]} == {"good"}
     assert not rings_of(cluster)
     cluster.clear_dead_mounts()
