@@ -106,6 +106,8 @@ class DataService:
 
     def bring_in(self) -> Awaitable[None] | None:
         """Take in what mediators have given without a call. To be done before each call is carried out."""
+        if self._bringing is not None and self._bringing.done():
+            self._bringing = None  # also before its callback: who awaits what is done goes on at once
         if self._bringing is None and self._rings.has_waiting():
             if not self._writing:
                 self._rings.take_in()
