@@ -64,7 +64,9 @@ class Deletions:
     def _lose_power(self) -> None:
         self._world.note("fault", "meta loses its power as it hears of deletions")
         self._world.fail_in_a_write("meta", 0, "", power=True)
-        away_seconds = self._rng.uniform(0.0, AWAY_SECONDS)
+        self._start_later(self._rng.uniform(0.0, AWAY_SECONDS))
+
+    def _start_later(self, away_seconds: float) -> None:
         self._world.loop.call_later(away_seconds, self._start, context=Context())
 
     def end(self) -> None:
@@ -77,3 +79,5 @@ class Deletions:
     def _start(self) -> None:
         if not self._world.alive("meta"):
             self._world.start("meta")
+        elif self._world.disks["meta"].failure is not None:
+            self._start_later(AWAY_SECONDS)  # its next write has not come yet
