@@ -27,7 +27,7 @@ from wire.block_ring import (
     unpack_record,
 )
 from wire.digest import Buffer, block_digest
-from wire.errors import BlockConflict, DigestMismatch, QuorumfsError
+from wire.errors import BlockConflict, DigestMismatch, NoSpace, QuorumfsError
 from wire.messages import BlockRing
 from wire.ring_file import RingFile, own_files
 from wire.ring_head import (
@@ -149,7 +149,8 @@ class BlockRings:
         try:
             count = ring.take_in(self._store)
         except (QuorumfsError, OSError) as error:
-            _log.error("blocks that were given cannot be kept: %s; it is tried again", error)
+            level = logging.WARNING if isinstance(error, NoSpace) else logging.ERROR
+            _log.log(level, "blocks that were given cannot be kept: %s; it is tried again", error)
             self._not_before = time.monotonic() + AGAIN_SECONDS
             ring.refuse()
             return
