@@ -42,7 +42,7 @@ from wire.ring_head import (
     unpack_head,
 )
 
-MOST_RINGS = 3
+MOST_RINGS = 2
 """One for each mediator of this machine. A further one has the place of the one least recently used."""
 IN_USE_SECONDS = 5.0
 """One that was used so long ago is not taken from its mediator for another."""
@@ -93,13 +93,13 @@ class BlockRings:
                 path.unlink()
                 continue
             ring = _Ring(RingFile(path, head, RING_BYTES))
-            ring.refuse()
             self._rings.append(ring)
-        self.take_in()
+        for ring in list(self._rings):
+            self._end(ring)
 
     def open(self) -> BlockRing:
         """Make a ring for a mediator; the term is 0 if it gets none."""
-        if not self._boot or not self._has_room():
+        if not self._boot or not self._has_room() or time.monotonic() < self._not_before:
             return BlockRing(b"", 0)
         while len(self._rings) >= MOST_RINGS:
             oldest = min(self._rings, key=lambda ring: ring.used)
@@ -152,7 +152,8 @@ class BlockRings:
             level = logging.WARNING if isinstance(error, NoSpace) else logging.ERROR
             _log.log(level, "blocks that were given cannot be kept: %s; it is tried again", error)
             self._not_before = time.monotonic() + AGAIN_SECONDS
-            ring.refuse()
+            for each in self._rings:  # what comes by the others would wait, too
+                each.refuse()
             return
         if count:
             self._stay_active()
@@ -172,7 +173,7 @@ class BlockRings:
         now = time.monotonic()
         for ring in list(self._rings):
             self._take_from(ring)
-            if ring.is_refusing or now - ring.used > IDLE_SECONDS:
+            if ring.is_refusing or now - ring.used > IDLE_SECONDS or not ring.has_name:
                 self._end(ring)
 
     def close(self) -> None:
@@ -201,6 +202,10 @@ class _Ring:
         self._file = file
         self.used = time.monotonic()
         self.is_refusing = False
+
+    @property
+    def has_name(self) -> bool:
+        return self._file.has_name
 
     def has_next(self) -> bool:
         return self._record() is not None

@@ -8,11 +8,21 @@ from __future__ import annotations
 import errno
 import os
 import time
+from enum import Enum
 from typing import Protocol
 
 RESERVE_BYTES = 16 * 1024 * 1024
 PLENTY_BYTES, PLENTY_SECONDS = 1024 * 1024 * 1024, 0.05
 """With so much free beyond the reserve, it is not reached before so long has passed, whoever writes."""
+
+
+class Purpose(Enum):
+    """What is written for. The value: so many halves of the reserve it leaves alone."""
+
+    PUT = 2
+    REPAIR = 1
+    PROMISE = 0
+    """What was promised to be kept, and has its share of the second half."""
 
 
 class _OnDisk(Protocol):
@@ -32,13 +42,13 @@ class Reserve:
         self.size = size
         self._plenty_until = 0.0
 
-    def require(self, file: _OnDisk, size: int, *, repairing: bool) -> None:
+    def require(self, file: _OnDisk, size: int, purpose: Purpose = Purpose.PUT) -> None:
         """Refuse what would touch the reserve. With plenty of room the disk is asked only now and then.
 
         Args:
             file: on the disk.
             size: how many bytes are to be written.
-            repairing: a repair may use half of the reserve.
+            purpose: how much of the reserve it may use.
 
         Raises:
             OSError: ENOSPC, there is less room; or the disk failed.
@@ -47,7 +57,7 @@ class Reserve:
         if now < self._plenty_until:
             return
         free = _free_bytes(file)
-        if free < size + (self.size // 2 if repairing else self.size):
+        if free < size + self.size * purpose.value // 2:
             raise OSError(errno.ENOSPC, "the reserve is reached")
         if free >= size + self.size + PLENTY_BYTES:
             self._plenty_until = now + PLENTY_SECONDS

@@ -26,7 +26,7 @@ from dataserver.quarantine import DAY_SECONDS, Quarantine
 from dataserver.reading import Record
 from dataserver.record import PAGE_BYTES, Header, record_bytes
 from dataserver.recovery import recover, segment_rows
-from dataserver.room import RESERVE_BYTES, Reserve
+from dataserver.room import RESERVE_BYTES, Purpose, Reserve
 from dataserver.segment import AHEAD_BYTES, Segment, create_segment
 from wire.digest import Buffer
 from wire.directories import sync_directory
@@ -116,14 +116,14 @@ class SegmentStore:
     # -- blocks in
 
     def put(self, block: bytes, digest: bytes, data: Buffer) -> None:
-        self._put(block, digest, data, is_promised=False)
+        self._put(block, digest, data, Purpose.PUT)
 
     def take(self, block: bytes, digest: bytes, data: Buffer) -> None:
-        self._put(block, digest, data, is_promised=True)
+        self._put(block, digest, data, Purpose.PROMISE)
 
-    def _put(self, block: bytes, digest: bytes, data: Buffer, *, is_promised: bool) -> None:
+    def _put(self, block: bytes, digest: bytes, data: Buffer, purpose: Purpose) -> None:
         pieces = check_put(block, digest, data)
-        while not self._append_new(block, digest, pieces, data, repairing=is_promised):
+        while not self._append_new(block, digest, pieces, data, purpose=purpose):
             entry = self._index.get(block)
             if entry is None:
                 continue
@@ -139,7 +139,7 @@ class SegmentStore:
     def _repair(self, block: bytes, digest: bytes, pieces: bytes, data: Buffer, note: str) -> str:
         with self._repairs:
             while True:
-                if self._append_new(block, digest, pieces, data, repairing=True):
+                if self._append_new(block, digest, pieces, data, purpose=Purpose.REPAIR):
                     return "filled"
                 entry = self._index.get(block)
                 if entry is None:
@@ -159,13 +159,13 @@ class SegmentStore:
                     return "replaced"
 
     def _append_new(
-        self, block: bytes, digest: bytes, pieces: bytes, data: Buffer, *, repairing: bool
+        self, block: bytes, digest: bytes, pieces: bytes, data: Buffer, *, purpose: Purpose
     ) -> bool:
         """Append a block that is not here; return False, with nothing done, if it is."""
         with self._appends:
             if self._index.get(block) is not None:
                 return False
-            self._append(block, digest, pieces, data, None, repairing=repairing)
+            self._append(block, digest, pieces, data, None, purpose=purpose)
         return True
 
     def _replace(self, loser: Entry, digest: bytes, pieces: bytes, data: Buffer) -> bool:
@@ -173,7 +173,7 @@ class SegmentStore:
         with self._appends:
             if self._index.get(loser.block) != loser:
                 return False
-            self._append(loser.block, digest, pieces, data, loser, repairing=True)
+            self._append(loser.block, digest, pieces, data, loser, purpose=Purpose.REPAIR)
         self.sync()
         self._index.free(loser)
         return True
@@ -186,13 +186,13 @@ class SegmentStore:
         data: Buffer,
         before: Entry | None,
         *,
-        repairing: bool,
+        purpose: Purpose,
     ) -> None:
         self._refuse_if_failed()
         size = record_bytes(len(data))
         try:
             segment = self._segment_for(size)
-            self._reserve.require(segment, size, repairing=repairing)
+            self._reserve.require(segment, size, purpose=purpose)
             header = segment.append(block, digest, pieces, data)
             if not is_as_lent(data):
                 segment.cut(header.offset)
@@ -248,7 +248,7 @@ class SegmentStore:
         try:
             if segment:
                 needed = record_bytes(length) + _NOTE_BYTES + winner_bytes
-                self._reserve.require(segment, needed, repairing=True)
+                self._reserve.require(segment, needed, purpose=Purpose.REPAIR)
             self.quarantine.keep(entry.block, raw, expected, found, note)
         except OSError as error:
             if error.errno in _NO_ROOM:
@@ -319,7 +319,7 @@ class SegmentStore:
         active = self._active
         if active is None or self._failure is not None:
             return False
-        if blocks * record_bytes(length) > self._reserve.size // 2:  # repairs may use half, and so may these
+        if blocks * record_bytes(length) > self._reserve.size // 2:  # repairs leave this half
             return False
         try:
             return self._reserve.leaves(active, 0)

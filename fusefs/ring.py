@@ -125,7 +125,7 @@ class ChangeRing:
             entry = Entry(self._told[1] + 1, self._term, change)
             if not self._write(entry):
                 return False
-            if self._grant.era() == era:
+            if self._grant.era() == era and os.fstat(self._file.fileno()).st_nlink:
                 self._told = entry.term, entry.number
                 return True
             self._asking, descriptor = True, os.dup(self._file.fileno())

@@ -2,9 +2,10 @@
 
 A block that lies in a server's ring is the server's: it takes it in before it answers anybody, whoever is
 killed meanwhile (wire.block_ring, dataserver.block_rings). So it counts as put once it is written, if the
-head, read after that, says still that it will be taken in, and the server's connection stands. If not,
-nobody knows, and it is put by a call, which changes nothing where it is already. Decides nothing about
-quorums. One event loop. See docs/decisions/0032-puts-without-a-call.md.
+head, read after that, says still that it will be taken in, the file has a name still, and the connection
+stands by which the server told of it. If not, nobody knows, and it is put by a call, which changes nothing
+where it is already. Decides nothing about quorums. One event
+loop. See docs/decisions/0032-puts-without-a-call.md.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import os
 import stat
 import time
 from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import Any
 
 from mediator.servers import Server
@@ -21,7 +23,7 @@ from wire.digest import Buffer
 from wire.messages import BlockRecord, BlockRing
 from wire.methods import DataMethods
 from wire.request import request_of
-from wire.ring_head import HEAD_READ_BYTES, unpack_head
+from wire.ring_head import BLOCKS, HEAD_READ_BYTES, NAMES, unpack_head
 
 RUN_SECONDS = 0.25
 """A block so soon after another one is of the same run; the first of a run is put by a call."""
@@ -71,6 +73,8 @@ class _Ring:
         self.server = server
         self._deadline_seconds = deadline_seconds
         self._handle = -1
+        self._connection = 0
+        """By which the ring was told of: another may be to another life of the server, on another disk."""
         self._term = self._number = self._taken = self._room_until = 0
         self._moved = 0.0
         """When the server was last seen to have taken something in, or nothing waited for it."""
@@ -99,7 +103,15 @@ class _Ring:
 
     def has_it(self, now: float) -> bool:
         """Tell whether the server is certain to take in what was written last."""
-        return self._look(now) and self._number <= self._room_until and self.server.client.is_open()
+        return self._look(now) and self._number <= self._room_until and self._is_reached(now)
+
+    def _is_reached(self, now: float) -> bool:
+        """Tell whether the server that owns the ring lives, and its next life will find it; else leave it."""
+        lives = self.server.client.open_connection() == self._connection
+        if lives and os.fstat(self._handle).st_nlink:
+            return True
+        self._leave(now)
+        return False
 
     def _is_behind(self, now: float) -> bool:
         return self._number > self._taken and now - self._moved > BEHIND_SECONDS
@@ -108,6 +120,8 @@ class _Ring:
         """Read what the server says of the ring; False if it takes in nothing more, and the ring is left."""
         try:
             head = unpack_head(os.pread(self._handle, HEAD_READ_BYTES, 0))
+            if head is None:  # it was being written
+                head = unpack_head(os.pread(self._handle, HEAD_READ_BYTES, 0))
         except OSError:
             head = None
         if head is None or head.term != self._term or not head.room_until:
@@ -128,7 +142,7 @@ class _Ring:
             self._handle = -1
 
     def _ask(self, now: float) -> None:
-        if now < self._ask_from or not self.server.client.is_open():
+        if now < self._ask_from or not self.server.client.open_connection():
             return
         self._ask_from = now + self._deadline_seconds + ASK_AGAIN_SECONDS
         self.server.begin(self._deadline_seconds, request_of(DataMethods.open_ring), self._enter)
@@ -137,7 +151,10 @@ class _Ring:
         """Open the ring that a server tells of; not that of another machine, which has another term."""
         now = time.monotonic()
         self._ask_from = now + ASK_AGAIN_SECONDS
-        if not isinstance(answer, BlockRing) or not answer.term:
+        connection = self.server.client.open_connection()
+        if self._handle >= 0 or not isinstance(answer, BlockRing) or not answer.term or not connection:
+            return
+        if not Path(os.fsdecode(answer.place)).name.startswith(f"{NAMES}{BLOCKS}-"):
             return
         try:
             handle = os.open(answer.place, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
@@ -150,5 +167,6 @@ class _Ring:
             os.close(handle)
             self._ask_from = now + NONE_HERE_SECONDS
             return
-        self._handle, self._term, self._number, self._taken, self._room_until = handle, answer.term, 0, 0, 0
+        self._handle, self._connection = handle, connection
+        self._term, self._number, self._taken, self._room_until = answer.term, 0, 0, 0
         self._moved = now

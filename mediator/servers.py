@@ -30,8 +30,8 @@ class Caller(Protocol):
     def begin(self, deadline_seconds: float, request: Request[Any], then: Then) -> None:
         """Send a request; `then` is called once, with the result or the QuorumfsError that came."""
 
-    def is_open(self) -> bool:
-        """Tell whether a connection stands at this moment; False where that is not known."""
+    def open_connection(self) -> int:
+        """Return the number of the connection that stands at this moment; 0: none does, or nobody knows."""
 
     async def close(self) -> None:
         """Close the connections."""

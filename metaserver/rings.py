@@ -121,12 +121,16 @@ class Rings:
         """Return the term in which a session that counts as alone may use its ring; 0 if it may not."""
         if not self._boot:
             return 0
-        if self._ring is None or not self._is_fresh or self._ring.head.session != session:
+        if self._ring is None or not self._is_fresh or not self._is_of(self._ring, session):
             self.end()
             self._begin(session)
         if self._ring is not None:
             self._ring.say(self._ring.head.taken, self._room_after(self._ring.head.taken))
         return 0 if self._ring is None else self._ring.head.term
+
+    @staticmethod
+    def _is_of(ring: RingFile, session: int) -> bool:
+        return ring.head.session == session and ring.has_name
 
     def _begin(self, session: int) -> None:
         path = self._path(session)

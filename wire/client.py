@@ -28,7 +28,7 @@ class Link(Protocol):
     @property
     def connected(self) -> bool: ...
 
-    def is_open(self) -> bool: ...
+    def open_connection(self) -> int: ...
 
     def begin(self, deadline_seconds: float, request: Request[Any], then: Then) -> None: ...
 
@@ -70,9 +70,12 @@ class Client:
         """Whether a connection stands now, as far as is known (False before the first call)."""
         return self._link.connected
 
-    def is_open(self) -> bool:
-        """Tell whether a connection stands, as the kernel says now; False where that is not asked."""
-        return self._link.is_open()
+    def open_connection(self) -> int:
+        """Return the number of the connection that stands, as the kernel says now; 0: none, or not asked.
+
+        Each connection has another number: with the same one as before, the server has lived on.
+        """
+        return self._link.open_connection()
 
     async def call(
         self,

@@ -64,14 +64,16 @@ class MsgpackLink:
         self._refused: Unavailable | None = None
         self._refused_until = 0.0
         self._closed = False
+        self._count = 0
+        """How many connections there were."""
 
     @property
     def connected(self) -> bool:
         return self._connection is not None
 
-    def is_open(self) -> bool:
-        """Tell whether a connection stands, as the kernel says at this moment."""
-        return self._connection is not None and self._connection.is_open()
+    def open_connection(self) -> int:
+        """Return the number of the connection that stands, as the kernel says now; 0 if none does."""
+        return self._count if self._connection is not None and self._connection.is_open() else 0
 
     def begin(self, deadline_seconds: float, request: Request[Any], then: Then) -> None:
         """Send one call; `then` gets the raw result, or the error. See Client.call."""
@@ -143,6 +145,7 @@ class MsgpackLink:
         except OSError as error:
             raise self._refuse(error.strerror or str(error)) from None
         self._connection = made if made.stands else None
+        self._count += 1
         self._refused = None
         if self._lender is not None:
             made.offer(self._lender, self._connect_seconds)

@@ -42,9 +42,9 @@ class XmlLink:
         self.connected = False
         self._url = f"http://{'localhost' if isinstance(address, UnixAddress) else address}/RPC2"
 
-    def is_open(self) -> bool:
-        """Return False: whether a connection stands is not asked of the kernel here."""
-        return False
+    def open_connection(self) -> int:
+        """Return 0: whether a connection stands is not asked of the kernel here."""
+        return 0
 
     def begin(self, deadline_seconds: float, request: Request[Any], then: Then) -> None:
         """Send one call; `then` gets the raw result, or the error. See Client.call."""

@@ -42,12 +42,27 @@ class RingFile:
         self.path, self.head = path, head
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
-            if os.fstat(self._descriptor).st_uid != os.geteuid():
+            found = os.fstat(self._descriptor)
+            if found.st_uid != os.geteuid():
                 raise PermissionError(errno.EPERM, "it is another user's", os.fspath(path))
-            os.posix_fallocate(self._descriptor, 0, size)  # no write into it lacks room
+            self._allocate(size, is_new=not found.st_size)
         except OSError:
             os.close(self._descriptor)
             raise
+
+    def _allocate(self, size: int, *, is_new: bool) -> None:
+        """Take all its room, so that no write lacks any. Raises OSError, and leaves no new file then."""
+        try:
+            os.posix_fallocate(self._descriptor, 0, size)
+        except OSError:
+            if is_new:
+                self.path.unlink(missing_ok=True)
+            raise
+
+    @property
+    def has_name(self) -> bool:
+        """Whether a next life would find it: some login managers remove what users who left have there."""
+        return os.fstat(self._descriptor).st_nlink > 0
 
     def write(self, head: Head) -> None:
         """Say something else. Raises OSError."""
@@ -75,6 +90,7 @@ class RingFile:
         """
         with suppress(OSError):
             self.write(self.head._replace(term=0))
+        with suppress(OSError):
             self.path.unlink(missing_ok=True)
         self.close()
 

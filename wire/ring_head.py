@@ -22,6 +22,8 @@ SHARED_MEMORY = Path("/dev/shm")
 """Where rings are: see shm_overview(7)."""
 BOOT_FILE = Path("/proc/sys/kernel/random/boot_id")
 """Names the machine's start; see random(4)."""
+NAMES = "quorumfs-"
+"""What all their names begin with."""
 CHANGES, BLOCKS = "ring", "blocks"
 """Kinds of rings, as their files' names tell."""
 TERM_NUMBERS = 2**62
@@ -71,7 +73,7 @@ def prefix(directory: Path, kind: str) -> str:
     A copy of the directory is another one: what is in the rings is done once. Raises OSError.
     """
     found = directory.stat()
-    return f"quorumfs-{kind}-{found.st_dev:x}-{found.st_ino:x}-"
+    return f"{NAMES}{kind}-{found.st_dev:x}-{found.st_ino:x}-"
 
 
 def boot_in(file: Path) -> bytes:

@@ -333,8 +333,8 @@ class FakeClient:
         self.target = target
         self.open_calls = open_calls
 
-    def is_open(self) -> bool:
-        return not self.target.down
+    def open_connection(self) -> int:
+        return 0 if self.target.down else self.target.epoch
 
     def begin(self, deadline_seconds: float, request: Request[Any], then: Then) -> None:
         async def call() -> None:

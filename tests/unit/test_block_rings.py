@@ -88,8 +88,8 @@ class Client:
         self._machine.asked += 1
         then(self._machine.rings.open() if self._machine.is_open else Unavailable("gone"))
 
-    def is_open(self) -> bool:
-        return self._machine.is_open
+    def open_connection(self) -> int:
+        return self._machine.lives if self._machine.is_open else 0
 
     async def close(self) -> None:
         pass
@@ -103,13 +103,14 @@ class Machine:
         self._place, self.clock = place, clock
         self.store = FailingStore()
         self.is_open = True
-        self.asked = 0
+        self.asked = self.lives = 0
         self.start()
         self._server = Server(1, "127.0.0.1:1", lambda address, lost: Client(self))
         self._mediator = mediator.block_rings.BlockRings([self._server], 1.0)
 
     def start(self) -> None:
         """Begin a life of the data server; what an earlier one had open is as a kill leaves it."""
+        self.lives += 1
         self.rings = dataserver.block_rings.BlockRings(self._place, self.store)
 
     def offer(self, data: bytes | None = None, after: float = 0.001) -> tuple[BlockRecord, bool]:
@@ -381,11 +382,11 @@ def test_what_others_have_put_there_is_left_alone_and_what_is_no_ring_removed(
     other.unlink()
 
 
-@pytest.mark.parametrize("planted", ["link", "other user's", "short", "other term"])
+@pytest.mark.parametrize("planted", ["link", "other user's", "short", "other term", "other name"])
 def test_a_file_that_is_not_the_ring_is_not_written(
     machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, planted: str
 ) -> None:
-    path = tmp_path / "planted"
+    path = tmp_path / "quorumfs-blocks-planted"
     path.write_bytes(pack_head(Head(b"0" * 36, 0, 5, 0, SLOTS)).ljust(RING_BYTES, b"\0"))
     before = path.read_bytes()
     if planted == "other user's":
@@ -394,8 +395,10 @@ def test_a_file_that_is_not_the_ring_is_not_written(
         path.write_bytes(before[:-1])
         before = before[:-1]
     elif planted == "link":
-        (tmp_path / "link").symlink_to(path)
-        path = tmp_path / "link"
+        (tmp_path / "quorumfs-blocks-link").symlink_to(path)
+        path = tmp_path / "quorumfs-blocks-link"
+    elif planted == "other name":
+        path = path.rename(tmp_path / "quorumfs-ring-planted")
     monkeypatch.setattr(
         machine.rings, "open", lambda: BlockRing(os.fsencode(path), 5 + (planted == "other term"))
     )
@@ -407,7 +410,7 @@ def test_a_file_that_is_not_the_ring_is_not_written(
 def test_a_mediator_asks_no_more_where_there_is_none(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(machine.rings, "open", lambda: BlockRing(b"/nowhere/at-all", 5))
+    monkeypatch.setattr(machine.rings, "open", lambda: BlockRing(b"/nowhere/quorumfs-blocks-1", 5))
     for _ in range(100):
         machine.offer(after=0.2)
     assert machine.asked == 1

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from dataserver.room import PLENTY_BYTES, PLENTY_SECONDS, Reserve
+from dataserver.room import PLENTY_BYTES, PLENTY_SECONDS, Purpose, Reserve
 
 SIZE = 1000
 
@@ -43,16 +43,19 @@ def file(tmp_path: Path) -> Iterator[object]:
         yield opened
 
 
-@pytest.mark.parametrize(("repairing", "least"), [(False, SIZE + 10), (True, SIZE // 2 + 10)])
+LEAST = {Purpose.PUT: SIZE + 10, Purpose.REPAIR: SIZE // 2 + 10, Purpose.PROMISE: 10}
+
+
+@pytest.mark.parametrize(("purpose", "least"), LEAST.items())
 def test_what_would_touch_the_reserve_is_refused(
-    disk: Disk, file: object, repairing: bool, least: int
+    disk: Disk, file: object, purpose: Purpose, least: int
 ) -> None:
     reserve = Reserve(SIZE)
     disk.free = least
-    reserve.require(file, 10, repairing=repairing)
+    reserve.require(file, 10, purpose)
     disk.free -= 1
     with pytest.raises(OSError, match="reserve") as caught:
-        reserve.require(file, 10, repairing=repairing)
+        reserve.require(file, 10, purpose)
     assert caught.value.errno == errno.ENOSPC
 
 
@@ -60,10 +63,10 @@ def test_only_with_plenty_of_room_the_disk_is_asked_now_and_then(disk: Disk, fil
     reserve = Reserve(SIZE)
     for free, asked in ((SIZE + 10 + PLENTY_BYTES - 1, 5), (SIZE + 10 + PLENTY_BYTES, 1)):
         disk.free, disk.asked = free, 0
-        for repairing in (True, False, True, False, False):
-            reserve.require(file, 10, repairing=repairing)
+        for purpose in (Purpose.REPAIR, Purpose.PUT, Purpose.REPAIR, Purpose.PUT, Purpose.PUT):
+            reserve.require(file, 10, purpose)
         assert disk.asked == asked
     disk.free = 0
     disk.seconds += PLENTY_SECONDS
     with pytest.raises(OSError, match="reserve"):
-        reserve.require(file, 10, repairing=True)
+        reserve.require(file, 10, Purpose.REPAIR)
