@@ -73,3 +73,16 @@ def _kill_while_it_runs(cluster: LocalCluster, command: list[Any], victims: list
     dots += len(program.communicate(timeout=60)[0])
     cluster.clear_dead_mounts()
     return dots
+
+
+def judge_files(directory: Path, contents: Sequence[str], made: int) -> str:
+    """Say what is wrong with files f0, f1 and so on, of which so many were made for certain; remove them."""
+    wrong = []
+    for number, content in enumerate(contents):
+        path = directory / f"f{number}"
+        found = path.read_text() if path.exists() else None
+        may_be = [content] if number < made else [content, "", None]
+        if found not in may_be:
+            wrong.append((number, found))
+        path.unlink(missing_ok=True)
+    return f"{made} were made: {wrong}" if wrong else ""

@@ -13,7 +13,7 @@ import pytest
 from dataserver import offline
 from tests.conftest import ClusterFactory
 from tests.mount.conftest import SMALL
-from tests.mount.kills import kill_at_random
+from tests.mount.kills import judge_files, kill_at_random
 from tests.support import run_command, wait_until
 from tools.cluster import LocalCluster
 from tools.health import await_writable
@@ -235,15 +235,7 @@ def prepare(cluster: LocalCluster, mountpoint: Path) -> list[Any]:
 
 
 def judge(mountpoint: Path, made: int) -> str:
-    wrong = []
-    for number in range(FILES):
-        path = mountpoint / "d" / f"f{number}"
-        found = path.read_text() if path.exists() else None
-        may_be = [content(number)] if number < made else [content(number), "", None]
-        if found not in may_be:
-            wrong.append((number, found))
-        path.unlink(missing_ok=True)
-    return f"{made} were made: {wrong}" if wrong else ""
+    return judge_files(mountpoint / "d", [content(number) for number in range(FILES)], made)
 
 
 def test_kills_at_any_moment_lose_none(make_cluster: ClusterFactory, tmp_path: Path) -> None:
