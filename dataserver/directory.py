@@ -16,11 +16,10 @@ from pathlib import Path
 from dataserver.durable import write_file
 from dataserver.marks import MILESTONES_NAME, SCRUB_NAME
 from wire.config import FORMAT_VERSION, ConfigError
-from wire.directories import make_directory, refuse_too_long, sync_directory
+from wire.directories import IDENTITY_NAME, make_directory, refuse_too_long, sync_directory
 
 _log = logging.getLogger(__name__)
 
-IDENTITY_NAME = "server.json"
 INDEX_NAME = "index.sqlite"
 _DISCARDED = "discarded-"
 _STORE_NAMES = (

@@ -25,7 +25,7 @@ from pathlib import Path
 
 from metaserver import log_mark, sums
 from wire.config import FORMAT_VERSION, ConfigError
-from wire.directories import make_directory, refuse_too_long, sync_directory
+from wire.directories import IDENTITY_NAME, make_directory, refuse_too_long, sync_directory
 
 KIND = "metaserver"
 DATABASE_NAME = "meta.sqlite"
@@ -94,7 +94,7 @@ class Directory:
 
     def _check_description(self) -> bool:
         """Return whether server.json is there; raise ConfigError if it is not of this cluster and format."""
-        path = self.path / "server.json"
+        path = self.path / IDENTITY_NAME
         try:
             found = json.loads(path.read_text())
             kind, cluster, version = found["kind"], found["cluster"], found["format"]
@@ -147,12 +147,12 @@ class Directory:
     def describe(self) -> None:
         """Write server.json durably, once the database beside it is durable."""
         description = {"kind": KIND, "cluster": self._cluster, "format": FORMAT_VERSION}
-        partial = self.path / "server.json.partial"
+        partial = self.path / f"{IDENTITY_NAME}{PARTIAL_SUFFIX}"
         with partial.open("w") as file:
             file.write(json.dumps(description) + "\n")
             file.flush()
             os.fsync(file.fileno())
-        partial.rename(self.path / "server.json")
+        partial.rename(self.path / IDENTITY_NAME)
         self.sync()
         self.complete = True
 

@@ -18,7 +18,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dataserver.directory import IDENTITY_NAME
 from dataserver.segment import segment_paths
 from metaserver.directory import DATABASE_NAME, RESTORED_NAME
 from tools import mounts
@@ -29,6 +28,7 @@ from tools.output import add_json_option, nice_path, print_json
 from tools.processes import ClusterError, python_command, python_environment
 from tools.state_directory import CONFIG_NAME
 from wire.config import ClusterConfig, ConfigError, load
+from wire.directories import IDENTITY_NAME
 from wire.hints import how_to_start
 
 DEFAULT_MOUNTPOINT = Path("mnt")

@@ -17,6 +17,7 @@ from typing import Any
 from tools.addresses import PORTS, free_addresses
 from tools.processes import ClusterError
 from wire.config import ClusterConfig, ConfigError, DataServerConfig, Encoding
+from wire.directories import IDENTITY_NAME
 from wire.quorum import Quorum
 from wire.ring_file import own_files
 from wire.ring_head import BLOCKS, CHANGES, SHARED_MEMORY, prefix
@@ -66,7 +67,7 @@ def refuse_strangers(directory: Path) -> None:
     """Raise ConfigError if a directory has more in it than a command that was killed would leave."""
     left = {LOCK_NAME, f"{CONFIG_NAME}.tmp"}
     if directory.exists() and any(entry.name not in left for entry in directory.iterdir()):
-        if (directory / "meta" / "server.json").exists() or any(directory.glob("data-*/server.json")):
+        if any((place / IDENTITY_NAME).exists() for place in (directory / "meta", *directory.glob("data-*"))):
             raise ConfigError(
                 f"{directory} holds a cluster without its {CONFIG_NAME}: write that again from what "
                 "`quorumfs config --from PATH` prints (PATH: meta/, a backup, or a data server's directory)"

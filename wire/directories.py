@@ -8,6 +8,8 @@ from pathlib import Path
 
 from wire.config import ConfigError
 
+IDENTITY_NAME = "server.json"
+"""The file in a server's directory that tells whose it is: the cluster, and which of its servers."""
 DATABASE_PATH_BYTES = 504
 """SQLite has room for paths of 512 bytes, with a suffix as "-journal": https://www.sqlite.org/vfs.html."""
 

@@ -15,6 +15,9 @@ import zlib
 from pathlib import Path
 from typing import NamedTuple
 
+from wire.digest import block_digest
+from wire.directories import IDENTITY_NAME
+
 MAGIC = b"qfsring2"
 HEAD_BYTES = 4096
 """The slots begin here."""
@@ -70,10 +73,15 @@ def unpack_head(data: bytes) -> Head | None:
 def prefix(directory: Path, kind: str) -> str:
     """Return what the names of the rings of one server's directory begin with.
 
-    A copy of the directory is another one: what is in the rings is done once. Raises OSError.
+    It tells which server it is, and which inode: the same when its disk is mounted again, whatever number the
+    device has then, and another one for other servers and for a copy of the directory, as what is in the
+    rings is done once. Raises OSError.
     """
-    found = directory.stat()
-    return f"{NAMES}{kind}-{found.st_dev:x}-{found.st_ino:x}-"
+    try:
+        server = (directory / IDENTITY_NAME).read_bytes()
+    except FileNotFoundError:
+        server = b""
+    return f"{NAMES}{kind}-{block_digest(server).hex()[:16]}-{directory.stat().st_ino:x}-"
 
 
 def boot_in(file: Path) -> bytes:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
+import shutil
 import signal
+import subprocess
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +128,71 @@ def test_a_kill_again_and_again_takes_nothing(start: Start) -> None:
         server.end(signal.SIGKILL)
         server = start()
     assert by_a_client(server.ready(), lambda client: has(client, given))
+
+
+@contextmanager
+def mounted(layers: Path, at: Path) -> Iterator[None]:
+    """Mount a file system that gets another device number with each mount, as a loop device may."""
+    names = [layers / name for name in ("lower", "upper", "work")]
+    for path in (*names, at):
+        path.mkdir(parents=True, exist_ok=True)
+    options = "lowerdir={},upperdir={},workdir={}".format(*names)
+    subprocess.run(["mount", "-t", "overlay", "overlay", "-o", options, at], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", at], check=True)
+
+
+def test_a_disk_that_is_mounted_again_with_another_number_brings_what_was_given(
+    start: Start, tmp_path: Path
+) -> None:
+    data = tmp_path / "server" / "data"
+    with mounted(tmp_path / "disk", data):
+        server = start()
+        ring = by_a_client(server.ready(), open_ring)
+        server.process.send_signal(signal.SIGSTOP)
+        given = [write(ring, number) for number in range(1, 6)]
+        server.end(signal.SIGKILL)
+        device = data.stat().st_dev
+    with mounted(tmp_path / "other", tmp_path / "elsewhere"), mounted(tmp_path / "disk", data):
+        assert data.stat().st_dev != device
+        server = start()
+        assert by_a_client(server.ready(), lambda client: has(client, given))
+        server.end(signal.SIGTERM)
+        assert not ring_files(server)
+
+
+@pytest.mark.parametrize("how", ["another cluster's", "a copy"])
+def test_what_was_given_is_for_the_very_server_and_directory(start: Start, how: str) -> None:
+    """The other one starts first: in a directory of the same number, or with all that the server had."""
+    server = start()
+    ring = by_a_client(server.ready(), open_ring)
+    server.process.send_signal(signal.SIGSTOP)
+    given = write(ring, 1)
+    server.end(signal.SIGKILL)
+    data, aside = server.directory / "data", server.directory / "aside"
+    if how == "a copy":
+        data.rename(aside)
+        shutil.copytree(aside, data)
+        other = start()
+    else:
+        shutil.copytree(data, aside)
+        for entry in data.iterdir():
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        other = start(cluster="another")
+    with pytest.raises(BlockMissing):
+        by_a_client(other.ready(), lambda client: has(client, [given]))
+    other.end(signal.SIGTERM)
+    assert Path(os.fsdecode(ring.place)).exists()
+    if how == "a copy":
+        shutil.rmtree(data)
+        aside.rename(data)
+    else:
+        for entry in data.iterdir():
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        shutil.copytree(aside, data, dirs_exist_ok=True)
+    assert by_a_client(start().ready(), lambda client: has(client, [given]))
 
 
 def test_the_end_takes_in_all_and_leaves_no_ring(start: Start) -> None:
