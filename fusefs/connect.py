@@ -36,7 +36,7 @@ def connect(config: ClusterConfig, name: str) -> Iterator[FileSystem]:
     """
     deadlines = config.deadlines
     with ExitStack() as stack:
-        patience = Patience(config.unavailable)
+        patience = Patience(config.unavailable, deadlines)
         client = BlockingClient(
             config.mediators,
             config.rpc,

@@ -93,7 +93,7 @@ class FileSystem:
             self.attributes.is_special,
             self._forget,
         )
-        self.locks = FileLocks(namespace, opens, self._writeback, self._pages, patience.look)
+        self.locks = FileLocks(namespace, opens, self._writeback, self._pages, patience)
         self.files = Files(
             namespace,
             blocks,

@@ -19,7 +19,7 @@ from typing import NamedTuple
 from fusefs.handles import Handle, OpenInodes
 from fusefs.inodes import Inode
 from fusefs.pages import PageLedger
-from fusefs.patience import CallLock
+from fusefs.patience import CallLock, Patience
 from fusefs.ports import NamespacePort
 from fusefs.writeback import Writeback
 from wire.errors import (
@@ -54,7 +54,7 @@ class _Before(NamedTuple):
 
 
 class FileLocks:
-    """All locks of one mount. `look` raises Interrupted, as for fusefs.patience.CallLock."""
+    """All locks of one mount."""
 
     def __init__(
         self,
@@ -62,8 +62,9 @@ class FileLocks:
         opens: OpenInodes,
         writeback: Writeback,
         pages: PageLedger,
-        look: Callable[[], None],
+        patience: Patience,
     ) -> None:
+        self._is_over = patience.is_over
         self._namespace, self._opens, self._writeback, self._pages = namespace, opens, writeback, pages
         self._mutex = threading.Lock()
         self._held: dict[tuple[int, bool], list[Lock]] = {}
@@ -71,7 +72,7 @@ class FileLocks:
         self._users: dict[Handle, set[tuple[bool, int]]] = {}
         self._left: dict[tuple[int, bool, int], Handle] = {}
         """Whose locks on which inode could not be given up at a close, and by which handle he had them."""
-        self._giving_up = CallLock(look)
+        self._giving_up = CallLock(patience.look)
         """Held while what is left is given up."""
         self._unlocking = 0
         """So many calls are under way that give up locks."""
@@ -272,6 +273,8 @@ class FileLocks:
             try:
                 epoch = call(handle.inode, lock)
             except (SessionUnknown, StaleEpoch):
+                if self._is_over():
+                    break
                 continue
             if self._note(handle, lock, change, generation, epoch):
                 return

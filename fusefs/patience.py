@@ -1,14 +1,18 @@
-"""Waiting for servers that are away, where the setting `unavailable = "wait"` asks for it, or a signal.
+"""How long the mount's threads wait for servers: each request as a whole, and each call in it.
+
+Where the setting `unavailable = "wait"` asks for it, servers that are away are waited for until a signal.
 
 A call that fails because servers are away is made again and again, the very same call, so that one with a
 ticket is carried out once. A thread that answers a program's request says so (`asked`): its wait ends when
-the program is sent a signal. All others wait until the servers are back or the mount ends. Safe in any
-thread.
+the program is sent a signal. All others wait until the servers are back or the mount ends. Where nobody waits
+so, a thread that answers a request says how long that may take in all (`begin`): it may be many calls, and
+their deadlines do not add up (promise P7). Safe in any thread.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,8 +20,9 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import TypeVar
 
+from wire.blocking import LEAST_SECONDS
 from wire.blocking_links import Duty, NoDuty
-from wire.config import Unavailability
+from wire.config import Deadlines, Unavailability
 from wire.errors import (
     GracePeriod,
     Interrupted,
@@ -92,10 +97,14 @@ class Patience:
 
     Args:
         unavailable: "fail": they do not, but for what their calls do before the deadline.
+        deadlines: of these calls.
     """
 
-    def __init__(self, unavailable: Unavailability = "fail") -> None:
+    def __init__(self, unavailable: Unavailability = "fail", deadlines: Deadlines | None = None) -> None:
+        self.deadlines = deadlines or Deadlines()
         self._ended = threading.Event()
+        self._until: dict[int, float] = {}
+        """By thread: until when the request that it answers may take."""
         self._askers: dict[int, Callable[[], bool]] = {}
         self._waiting: set[int] = set()
         self.duty = SharedDuty()
@@ -110,6 +119,27 @@ class Patience:
     def end(self) -> None:
         """From now on nobody waits: who does gets the error that he waits about."""
         self._ended.set()
+
+    def begin(self, seconds: float) -> None:
+        """Note that this thread begins to answer a request, which may take so long unless calls wait."""
+        if self._ended.is_set():
+            self._until[threading.get_ident()] = time.monotonic() + seconds
+
+    def done(self) -> None:
+        """Note that this thread has answered it."""
+        self._until.pop(threading.get_ident(), None)
+
+    def left(self, seconds: float) -> float:
+        """Return how long a call of this thread may take: `seconds`, or what is left of its request's time.
+
+        It is tried for LEAST_SECONDS in any case: what it waited for may be over.
+        """
+        until = self._until.get(threading.get_ident())
+        return seconds if until is None else min(seconds, max(LEAST_SECONDS, until - time.monotonic()))
+
+    def is_over(self) -> bool:
+        """Tell whether the request that this thread answers has taken all its time."""
+        return self._until.get(threading.get_ident(), math.inf) <= time.monotonic()
 
     @contextmanager
     def asked(self, is_interrupted: Callable[[], bool]) -> Iterator[None]:
@@ -190,7 +220,7 @@ class Patience:
         """Take a semaphore. Raises Unavailable, which says `otherwise`, if it is not free in time."""
 
         def take() -> None:
-            until = time.monotonic() + seconds
+            until = time.monotonic() + self.left(seconds)
             while not lock.acquire(timeout=LOOK_SECONDS):
                 self.look()
                 if time.monotonic() > until:

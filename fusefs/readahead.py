@@ -162,7 +162,9 @@ class BlockReader:
     def _result_of(self, future: Future[memoryview]) -> memoryview:
         if not future.done():
             self._patience.duty.pass_on()
-        return self._patience.result_of(future) if self._patience.waits else future.result(self._wait_seconds)
+        if self._patience.waits:
+            return self._patience.result_of(future)
+        return future.result(self._patience.left(self._wait_seconds))
 
     def _fetch_for(self, future: Future[memoryview], ino: int, record: BlockRecord) -> None:
         try:

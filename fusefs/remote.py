@@ -59,7 +59,9 @@ class RemoteNamespace:
         return self._call(method, *args, **kwargs)
 
     def _call(self, method: Callable[Concatenate[Any, P], R], *args: P.args, **kwargs: P.kwargs) -> R:
-        return self._patience.persist(lambda: self._client.call(self._seconds, method, *args, **kwargs))
+        return self._patience.persist(
+            lambda: self._client.call(self._patience.left(self._seconds), method, *args, **kwargs)
+        )
 
     def _renew(self, dead: int) -> None:
         self._patience.persist(lambda: self._session.renew_after(dead))
@@ -257,7 +259,9 @@ class RemoteBlocks:
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> R:
-        return self._patience.persist(lambda: self._client.call(seconds, method, *args, **kwargs))
+        return self._patience.persist(
+            lambda: self._client.call(self._patience.left(seconds), method, *args, **kwargs)
+        )
 
     def new_block(self) -> bytes:
         return self._session.new_block()

@@ -12,7 +12,7 @@ import struct
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from typing import NamedTuple, TypeVar
+from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 from fusefs.clock import seconds_passed
 from fusefs.grant import Grant, is_certain
@@ -33,6 +33,7 @@ from wire.errors import (
 from wire.messages import FileLock, Heartbeat, Ticket
 from wire.methods import MediatorMethods, NamespaceMethods
 
+P = ParamSpec("P")
 R = TypeVar("R")
 
 log = logging.getLogger(__name__)
@@ -125,11 +126,17 @@ class Session:
         self._lease_seconds = 0.0
         self._alive_until = 0.0
 
+    def _call(
+        self, seconds: float, method: Callable[Concatenate[Any, P], R], *args: P.args, **kwargs: P.kwargs
+    ) -> R:
+        """Make a call for which there are so many seconds, or what the request of this thread has left."""
+        return self._client.call(self._patience.left(seconds), method, *args, **kwargs)
+
     def begin(self, seconds: float) -> None:
         """Open the session within so many seconds. Raises what open_session raises."""
         self.grant.end()
         asked = seconds_passed()
-        info = self._client.call(seconds, NamespaceMethods.open_session, self._name)
+        info = self._call(seconds, NamespaceMethods.open_session, self._name)
         self._lease_seconds = info.lease_ms / 1000
         self._alive_until = asked + self._lease_seconds
         self.number = info.session
@@ -242,7 +249,7 @@ class Session:
             if self._not_settled is not None and self._not_settled[0] > begun_before and self._unsettled:
                 error = self._not_settled[1]
                 raise type(error)(error.message)
-            self._settle_all(self._client.call, seconds)
+            self._settle_all(self._call, seconds)
         finally:
             self._settling.release()
 
@@ -251,7 +258,8 @@ class Session:
         try:
             self._settle_each(call, seconds)
         except TransportError as error:
-            self._not_settled = self._settlings, error
+            if not self._patience.is_over():  # it was tried for as long as others would try it
+                self._not_settled = self._settlings, error
             raise
 
     def _settle_each(self, call: Callable[..., None], seconds: float) -> None:
@@ -386,6 +394,6 @@ class Session:
         *first, last = [*runs(self.open_inodes(), INODES_A_CALL)] or [[]]
         locks = list(self.held_locks(epoch))
         for inodes in first:  # not by `reclaim`, after which the server awaits no more
-            self._client.call(seconds, NamespaceMethods.tell_open, session, inodes, 0, closes)
-        self._client.call(seconds, NamespaceMethods.reclaim, session, epoch, last, locks, closes)
+            self._call(seconds, NamespaceMethods.tell_open, session, inodes, 0, closes)
+        self._call(seconds, NamespaceMethods.reclaim, session, epoch, last, locks, closes)
         self._reclaimed_at = epoch

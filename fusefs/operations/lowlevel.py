@@ -30,6 +30,7 @@ from fusefs.operations.attributes import SET_SIZE, changes_of, entry_of, room_of
 from fusefs.operations.directories import DirectoryRequests
 from fusefs.operations.dropping import PageDrops
 from fusefs.operations.late import LateAnswers
+from fusefs.operations.limits import limit_seconds
 from fusefs.operations.locking import Waiters, lock_range, record_lock, signed
 from fusefs.operations.moved import MovedDirectories
 from fusefs.operations.reading_ahead import let_read_ahead
@@ -144,9 +145,11 @@ class Mount:
         self._library.drop_pages(session, ino, 0, 0)
 
     def _guarded(self, name: str, method: Callable[..., None]) -> Callable[..., None]:
-        library = self._library
+        library, patience = self._library, self._fs.patience
+        most_seconds = limit_seconds(name, patience.deadlines)
 
         def answer(request: int, *arguments: Any) -> None:
+            patience.begin(most_seconds)
             try:
                 method(request, *arguments)
             except BaseException as error:
@@ -154,8 +157,10 @@ class Mount:
                 if number == errno.ESTALE:
                     self._fs.names.walk_anew(self._library.walker(request))
                 library.reply_error(request, number)
+            finally:
+                patience.done()
 
-        return self._interruptible(answer) if self._fs.patience.waits else answer
+        return self._interruptible(answer) if patience.waits else answer
 
     def _interruptible(self, answer: Callable[..., None]) -> Callable[..., None]:
         """Return what answers as `answer` does, and stops waiting when the request is interrupted."""

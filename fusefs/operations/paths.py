@@ -19,6 +19,7 @@ import fuse
 from fusefs.filesystem import FileSystem
 from fusefs.handles import DirectoryHandle, Handle
 from fusefs.operations import BLOCK_SIZE_TOLD, ROOM_UNIT_BYTES, MountOptions, errno_of
+from fusefs.operations.limits import limit_seconds
 from wire.config import ConfigError
 from wire.messages import AttributeChanges, Attributes
 
@@ -104,7 +105,12 @@ class PathOperations:
         self._numbers = itertools.count(1)
 
     def __call__(self, operation: str, *arguments: Any) -> Any:
-        return getattr(self, operation)(*arguments)
+        patience = self._fs.patience
+        patience.begin(limit_seconds(operation, patience.deadlines))
+        try:
+            return getattr(self, operation)(*arguments)
+        finally:
+            patience.done()
 
     def init(self, _path: str) -> None:
         self._options.ready()

@@ -11,17 +11,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from fusefs.operations.limits import limit_seconds
 from tests.chaos.cluster import DEADLINES
 
 GRACE_SECONDS = 3.0
 """What a busy machine may add to a deadline."""
 LIMIT_SECONDS = {
     # A walk of the path, then the call itself; each may just make it but the last.
-    "name": 2 * DEADLINES.metadata_seconds + GRACE_SECONDS,
-    "lock": DEADLINES.metadata_seconds + DEADLINES.write_seconds + GRACE_SECONDS,
-    "read": DEADLINES.metadata_seconds + DEADLINES.read_seconds + GRACE_SECONDS,
-    # The blocks are put, then the commit is made.
-    "write": 2 * DEADLINES.write_seconds + DEADLINES.metadata_seconds + GRACE_SECONDS,
+    "name": 2 * limit_seconds("lookup", DEADLINES) + GRACE_SECONDS,
+    "lock": limit_seconds("setlk", DEADLINES) + GRACE_SECONDS,
+    "read": limit_seconds("read", DEADLINES) + GRACE_SECONDS,
+    "write": limit_seconds("write", DEADLINES) + GRACE_SECONDS,
 }
 """How long a system call may take, by its class."""
 SHOWN = 20

@@ -13,13 +13,14 @@ import pytest
 
 from fusefs.filesystem import FileSystem
 from fusefs.handles import Handle
+from fusefs.locks import ATTEMPTS
 from fusefs.patience import Patience
 from fusefs.remote import RemoteNamespace
 from fusefs.session import Session
 from tests.unit.fusefs.fakes import FakeServer
 from tests.unit.fusefs.work import close, make, read, write
 from wire.config import Deadlines
-from wire.errors import LocksLost, NotFound, QuorumfsError, SessionUnknown
+from wire.errors import LocksLost, NotFound, QuorumfsError, SessionUnknown, Unavailable
 from wire.messages import Attributes, FileLock, LockGrant, Opened, SessionInfo
 
 OWNER = 7
@@ -185,6 +186,25 @@ class Expired:
         self.done.append(method.__name__)
         attributes = Attributes(2, 0o100644, 1, 0, 0, 4, 0, 0, 0, 0, 0, 1)
         return Opened(attributes, None, None) if method.__name__ == "open" else attributes  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("in_time", [True, False])
+def test_a_lock_is_asked_for_again_in_new_sessions_only_while_there_is_time(
+    fs: FileSystem, server: FakeServer, lock_file: Handle, monkeypatch: pytest.MonkeyPatch, in_time: bool
+) -> None:
+    """As while the metadata is put back several times, and with it the server forgets its sessions."""
+    asked: list[FileLock] = []
+
+    def forget(lock: FileLock) -> LockGrant:
+        asked.append(lock)
+        raise SessionUnknown("it expired")
+
+    monkeypatch.setattr(server, "set_lock", forget, raising=False)
+    fs.patience.begin(60.0 if in_time else 0.0)
+    with pytest.raises(Unavailable):
+        fs.locks.set(lock_file, of(lock_file))
+    fs.patience.done()
+    assert len(asked) == (ATTEMPTS if in_time else 1)
 
 
 @pytest.mark.parametrize("lost", [True, False])

@@ -52,6 +52,9 @@ class Mount:
     def renew_after(self, dead: int) -> None:
         self.renewed = True
 
+    def left(self, seconds: float) -> float:
+        return seconds
+
     def persist(self, call: Callable[[], Any]) -> Any:
         return call()
 
