@@ -16,6 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from tests.chaos.nemesis import UnknownKind
 from tests.chaos.run import Run
 from tests.chaos.summary import is_good, render
 from tests.support import take_seed
@@ -42,7 +43,12 @@ def main() -> int:
     base = Path(tempfile.mkdtemp(prefix="quorumfs-chaos-"))
     kinds = [kind for kind in arguments.kinds.split(",") if kind]
     seed, seconds = arguments.seed or take_seed(), arguments.minutes * 60
-    summary = Run(base, seed, seconds, kinds, arguments.mounts, arguments.history).run()
+    try:
+        summary = Run(base, seed, seconds, kinds, arguments.mounts, arguments.history).run()
+    except UnknownKind as error:
+        shutil.rmtree(base)
+        print(f"chaos: {error}")
+        return 2
     if arguments.json:
         arguments.json.write_text(json.dumps(summary, indent=1) + "\n")
     print(render(summary))

@@ -49,6 +49,10 @@ Kinds = dict[str, tuple[int, Callable[[], Fault]]]
 """How often each kind is drawn, beside the others, and what draws one."""
 
 
+class UnknownKind(ValueError):
+    """A kind of fault that is not staged here."""
+
+
 class Nemesis:
     """Draws faults and stages them on a cluster; `kinds` leaves only some in, `more` adds some."""
 
@@ -85,6 +89,8 @@ class Nemesis:
         }
         if more is not None:
             self._kinds |= more(self._dice, self.found)
+        if unknown := sorted(set(kinds) - set(self._kinds)):
+            raise UnknownKind(f"no such faults: {', '.join(unknown)}; there are {', '.join(self._kinds)}")
         self._kinds = {kind: self._kinds[kind] for kind in kinds or self._kinds}
 
     def go_on(self, until: float, tell: Callable[[], object]) -> None:
