@@ -223,7 +223,9 @@ class _Ring:
             try:
                 store.take(given.block, given.digest, data)
             except (BlockConflict, DigestMismatch) as error:
-                _log.error("a block that was given cannot be kept, the others are asked for it: %s", error)
+                _log.error(
+                    "a block that was given cannot be kept: %s; a repair brings what was committed", error
+                )
             self._file.head = self._file.head._replace(taken=given.number)
             count += 1
         if count:

@@ -26,6 +26,8 @@ def own_files(memory: Path, begin: str) -> Iterator[Path]:
             found = path.lstat()
             if stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid():
                 yield path
+            else:
+                logger.warning("%s is another user's, or no file: what may be in it is not taken in", path)
 
 
 class RingFile:

@@ -366,7 +366,7 @@ def test_without_a_name_of_the_machines_start_there_is_none(
 
 
 def test_what_others_have_put_there_is_left_alone_and_what_is_no_ring_removed(
-    machine: Machine, memory: Path, tmp_path: Path
+    machine: Machine, memory: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     begin = next(iter(memory.glob("*")), None) or Path(os.fsdecode(machine.rings.open().place))
     stem = begin.name.rpartition("-")[0]
@@ -379,6 +379,7 @@ def test_what_others_have_put_there_is_left_alone_and_what_is_no_ring_removed(
     machine.start()
     machine.rings.end_idle()
     assert {path.name.rpartition("-")[2] for path in memory.iterdir()} == {"directory", "link", "other"}
+    assert f"{other} is another user's" in caplog.text, "a server that another user ran has its blocks in it"
     other.unlink()
 
 
