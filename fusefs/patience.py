@@ -137,6 +137,12 @@ class Patience:
         until = self._until.get(threading.get_ident())
         return seconds if until is None else min(seconds, max(LEAST_SECONDS, until - time.monotonic()))
 
+    def go_on(self, seconds: float) -> None:
+        """Leave the request that this thread answers so long at least: what took its time was done."""
+        thread = threading.get_ident()
+        if (until := self._until.get(thread)) is not None:
+            self._until[thread] = max(until, time.monotonic() + seconds)
+
     def is_over(self) -> bool:
         """Tell whether the request that this thread answers has taken all its time."""
         return self._until.get(threading.get_ident(), math.inf) <= time.monotonic()

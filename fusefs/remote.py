@@ -244,7 +244,10 @@ class RemoteNamespace:
 
 
 class RemoteBlocks:
-    """BlockPort over a BlockingClient."""
+    """BlockPort over a BlockingClient.
+
+    What is written has its deadline, however long the request has taken: there may be much of it.
+    """
 
     def __init__(
         self, client: BlockingClient, session: Session, deadlines: Deadlines, patience: Patience
@@ -259,9 +262,13 @@ class RemoteBlocks:
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> R:
-        return self._patience.persist(
-            lambda: self._client.call(self._patience.left(seconds), method, *args, **kwargs)
-        )
+        return self._patience.persist(lambda: self._client.call(seconds, method, *args, **kwargs))
+
+    def _put(self, method: Callable[Concatenate[Any, P], R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Make a call of which nobody can tell how long it takes; those after it have their time then."""
+        result = self._ask(self._deadlines.write_seconds, method, *args, **kwargs)
+        self._patience.go_on(self._deadlines.metadata_seconds)
+        return result
 
     def new_block(self) -> bytes:
         return self._session.new_block()
@@ -270,23 +277,15 @@ class RemoteBlocks:
         return self._session.owns(block)
 
     def put_block(self, block: bytes, digest: bytes, data: bytes | bytearray, durable: bool) -> None:
-        self._ask(
-            self._deadlines.write_seconds,
-            MediatorMethods.put_block,
-            block,
-            digest,
-            data,
-            durable,
-        )
+        self._put(MediatorMethods.put_block, block, digest, data, durable)
 
     def read_block(self, ino: int, witness: BlockRecord, first_piece: int, piece_count: int) -> BlockPart:
-        return self._ask(
-            self._deadlines.read_seconds, MediatorMethods.read_block, ino, witness, first_piece, piece_count
-        )
+        seconds = self._patience.left(self._deadlines.read_seconds)
+        return self._ask(seconds, MediatorMethods.read_block, ino, witness, first_piece, piece_count)
 
     def sync_blocks(self, blocks: Sequence[bytes]) -> None:
         for some in runs(blocks, BLOCKS_A_CALL):
-            self._ask(self._deadlines.write_seconds, MediatorMethods.sync_blocks, some)
+            self._put(MediatorMethods.sync_blocks, some)
 
     def abandon(self, records: Sequence[BlockRecord]) -> None:
         session, seconds = self._session.number, self._deadlines.metadata_seconds
@@ -306,17 +305,17 @@ class RemoteBlocks:
     def _write(
         self, ticket: Ticket, ino: int, commit: Commit, payload: list[Buffer], birth: Birth | None
     ) -> Attributes:
-        seconds, method = self._deadlines.write_seconds, MediatorMethods.write_file
+        method = MediatorMethods.write_file
         file = None if birth is None else new_file(ticket, ino, commit, birth, 0)
         if file is None or not self._session.ring.is_run():
-            return _known(self._ask(seconds, method, ticket, ino, commit, payload, birth))
+            return _known(self._put(method, ticket, ino, commit, payload, birth))
         if payload:
-            made = self._ask(seconds, method, ticket, ino, commit, payload, birth, True)
+            made = self._put(method, ticket, ino, commit, payload, birth, True)
             if made is not None:
                 return made
         return self._tell(
             file._replace(told_ns=time.time_ns()),
-            lambda: _known(self._ask(seconds, method, ticket, ino, commit, [], birth)),
+            lambda: _known(self._put(method, ticket, ino, commit, [], birth)),
         )
 
     def _tell(self, file: NewFile, commit: Callable[[], Attributes]) -> Attributes:

@@ -11,12 +11,12 @@ import pytest
 from fusefs import patience as module
 from fusefs.operations.limits import limit_seconds
 from fusefs.patience import Patience
-from fusefs.remote import RemoteNamespace
+from fusefs.remote import RemoteBlocks, RemoteNamespace
 from fusefs.session import Session
 from wire.blocking import LEAST_SECONDS
 from wire.config import Deadlines
 from wire.errors import DeadlineExceeded, QuorumfsError, SessionUnknown, Unavailable
-from wire.messages import Attributes, FileLock, SessionInfo
+from wire.messages import AttributeChanges, Attributes, Commit, FileLock, SessionInfo
 
 DEADLINES = Deadlines(metadata_seconds=12.0, read_seconds=8.0, write_seconds=12.0)
 ANSWER = Attributes(2, 0o100644, 1, 0, 0, 4, 0, 0, 0, 0, 0, 1)
@@ -131,6 +131,27 @@ def test_what_failed_for_want_of_time_is_not_told_to_others_who_have_more(time: 
             namespace.getattr(2)
         patience.done()
         assert (namespace._session._not_settled is not None) == told
+
+
+def test_what_is_written_has_its_whole_time_and_so_has_what_comes_after_it(time: Time) -> None:
+    """As at the end of an fsync of very much, on slow disks: nobody was away."""
+
+    def well(_name: str) -> Iterator[Any]:
+        while True:
+            yield ANSWER
+
+    patience = Patience("fail", DEADLINES)
+    client = Slow(time, well)
+    namespace = mount_of(client, patience)
+    blocks = RemoteBlocks(client, namespace._session, DEADLINES, patience)  # type: ignore[arg-type]
+    patience.begin(limit_seconds("fsync", DEADLINES))
+    time.now += 300.0  # blocks are put in the background
+    blocks.write_file(2, Commit(None, [], 0, [], AttributeChanges(), True), [], None)
+    namespace.sync_metadata()
+    blocks.sync_blocks([bytes(16)])
+    namespace.sync_metadata()
+    assert [seconds for _, seconds in client.calls] == [12.0] * 4
+    assert patience.left(12.0) == LEAST_SECONDS
 
 
 def test_only_the_thread_that_answers_a_request_is_limited(time: Time) -> None:

@@ -52,8 +52,7 @@ class Mount:
     def renew_after(self, dead: int) -> None:
         self.renewed = True
 
-    def left(self, seconds: float) -> float:
-        return seconds
+    def go_on(self, seconds: float) -> None: ...
 
     def persist(self, call: Callable[[], Any]) -> Any:
         return call()
