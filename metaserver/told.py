@@ -58,6 +58,7 @@ class ToldChanges:
         if isinstance(change, NewFile):
             ticket = Ticket(session, change.slot, change.sequence)
             self._store.once_within(ticket, self._make, change)
+            self._hold(session, change.ino)  # at once: its removal may be the next
         elif not self._namespace.remove_known(change.parent, change.name, change.ino, change.removed_ns):
             raise NotFound(f"{change.name!r} is not the name of inode {change.ino}")
 
@@ -69,16 +70,18 @@ class ToldChanges:
         born = self._namespace.bear(session, file.ino, birth, file.told_ns)
         return self._contents.commit(session, file.ino, commit, born, file.told_ns)
 
-    def carried_out(self, session: int, changes: list[Change]) -> None:
-        """Note what is kept in memory only.
+    def _hold(self, session: int, ino: int) -> None:
+        """Count a new file as open, in memory: if the transaction fails, the same file is made by the next.
 
         A session that has not reclaimed since a restart tells then which of its files are open still.
         """
-        tells_later = not self._sessions.has_reclaimed(session)
+        if self._sessions.has_reclaimed(session):
+            self._sessions.hold(session, ino)
+
+    def carried_out(self, session: int, changes: list[Change]) -> None:
+        """Note what is kept in memory only, and does not matter to the next change."""
         for file in (change for change in changes if isinstance(change, NewFile)):
             self._lag.remember(_blocks_of(file))
-            if not tells_later:
-                self._sessions.hold(session, file.ino)
         if any(isinstance(change, Removal) for change in changes):
             self._remove_soon()
 

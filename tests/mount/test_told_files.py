@@ -230,3 +230,23 @@ def test_kills_at_any_moment_lose_none(make_cluster: ClusterFactory, tmp_path: P
 @pytest.mark.long
 def test_many_kills_at_any_moment_lose_none(make_cluster: ClusterFactory, tmp_path: Path) -> None:
     kill_at_random(make_cluster, tmp_path, 12, prepare, judge, 0.1)
+
+
+def test_what_is_open_without_a_name_lives_until_it_is_closed(cluster: LocalCluster, place: Path) -> None:
+    """As temporary files: the server hears of the file and of its end at once."""
+    opened = []
+    for number in range(FILES):
+        file = os.open(place / f"f{number}", os.O_RDWR | os.O_CREAT | os.O_EXCL)
+        if number % 2:
+            os.write(file, content(number).encode())
+        (place / f"f{number}").unlink()
+        opened.append(file)
+    assert names(place) == set()
+    for number, file in enumerate(opened):
+        os.pwrite(file, b"and more", 4096)
+        os.fsync(file)
+        expected = (content(number).encode() if number % 2 else b"").ljust(4096, b"\0") + b"and more"
+        found = os.fstat(file)
+        assert (found.st_nlink, found.st_size) == (0, len(expected))
+        assert os.pread(file, 2 * len(expected), 0) == expected
+        os.close(file)

@@ -82,6 +82,37 @@ def test_its_block_is_among_the_newest_and_it_is_open(meta: Harness, mount: Moun
     meta.close_files(meta.session, [told.ino, empty.ino])
 
 
+@pytest.mark.parametrize("length", [0, 1000])
+def test_one_whose_name_goes_with_the_next_change_is_open_until_it_is_closed(
+    meta: Harness, mount: Mount, length: int
+) -> None:
+    """As a program's temporary file: both are taken in at once."""
+    told = mount.make(b"a", length)
+    mount.remove(attributes_of(told), b"a")
+    assert meta.names(ROOT_INODE) == []
+    assert meta.service.getattr(told.ino).nlink == 0
+    assert meta.extents(told.ino) == ([(0, length, told.block, 0)] if length else [])
+    meta.close_files(meta.session, [told.ino])
+    with pytest.raises(StaleFile):
+        meta.service.getattr(told.ino)
+
+
+@pytest.mark.parametrize("is_open", [True, False])
+def test_one_whose_name_goes_before_a_restart_is_open_if_the_mount_says_so(
+    meta: Harness, mount: Mount, is_open: bool
+) -> None:
+    told = mount.make(b"a")
+    mount.remove(attributes_of(told), b"a")
+    go_on(meta)
+    meta.reclaim(meta.session, [told.ino] if is_open else [])
+    assert meta.names(ROOT_INODE) == []
+    if is_open:
+        assert meta.service.getattr(told.ino).nlink == 0
+        meta.close_files(meta.session, [told.ino])
+    with pytest.raises(StaleFile):
+        meta.service.getattr(told.ino)
+
+
 def test_a_close_that_comes_behind_it_closes_it(meta: Harness, mount: Mount) -> None:
     told = mount.make(b"a")
     meta.close_files(meta.session, [told.ino])
