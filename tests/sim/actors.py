@@ -21,6 +21,7 @@ from tests.sim.neighbours import Neighbours
 from tests.sim.put_backs import look_at_remains
 from tests.sim.recorded import Deeds
 from tests.sim.shared import Shared
+from tests.sim.temporary import Temporary
 from tests.sim.told import clear_out
 from tests.sim.visits import Visits
 from tests.twins import LibraryPlace
@@ -60,6 +61,7 @@ class Actor:
         self._is_keen = self.rng.random() < KEEN
         self.neighbours = Neighbours(world, self.home, self.rng)
         self.links = Links(world, self.home, self.rng)
+        self.temporary = Temporary(world, self.home, self.rng)
         self.stop = self.leaving = False
         """Whether its process is to end for ever; or to unmount in good order, after what it does now."""
         self.idle = False
@@ -101,7 +103,7 @@ class Actor:
         self.left.append((self.home, self.model))
         self._moves += 1
         self.home, self.model = f"home-{self.number}-{self._moves}", model.Model()
-        self.neighbours.home = self.links.home = self.home
+        self.neighbours.home = self.links.home = self.temporary.home = self.home
         self._ready, self._look_from = False, self.world.loop.now
 
     def _begin_after_put_back(self) -> None:
@@ -143,7 +145,7 @@ class Actor:
         elif self.world.with_shared and self.rng.random() < 0.5:
             self.rng.choice(self._shared_deeds())(place)
         else:
-            self.rng.choice([self.neighbours.go_through, self.links.use])(place)
+            self.rng.choice([self.neighbours.go_through, self.links.use, self.temporary.use])(place)
 
     def _choose_deed(self) -> Callable[[LibraryPlace], None]:
         """Draw one; while somebody is cut off, the others are keen on the lock that may have been lost."""
@@ -169,6 +171,7 @@ class Actor:
             self._use_without_name,
             self.neighbours.go_through,
             self.links.use,
+            self.temporary.use,
             *shared,
         ]
 
@@ -416,8 +419,10 @@ class Actor:
         return self._look_at(place, self.home, self.model)
 
     def look_back(self, place: LibraryPlace) -> bool:
-        """Do so with the homes that it has left, too, and remove what is left there of links."""
-        self.links.remove_left(place, [self.home, *(home for home, _ in self.left)])
+        """Do so with the homes that it has left, too, and remove what is left there of links and the like."""
+        homes = [self.home, *(home for home, _ in self.left)]
+        self.links.remove_left(place, homes)
+        self.temporary.remove_left(place, homes)
         while self._remains:
             if wrong := look_at_remains(place, self._remains[0], self.number):
                 self.world.problem(wrong)

@@ -74,6 +74,7 @@ MUTANTS = [
         ring_bugs.removal_is_answered_though_the_grant_is_over,
         ring_bugs.removals_are_told_again_after_a_restart,
         ring_bugs.rings_are_forgotten_at_a_start,
+        ring_bugs.new_files_are_open_when_all_changes_are_taken_in,
         ring_bugs.given_blocks_are_taken_in_when_there_is_time,
         ring_bugs.given_blocks_are_forgotten_at_a_start,
         ring_bugs.blocks_are_given_to_servers_that_are_gone,

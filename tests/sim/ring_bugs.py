@@ -10,7 +10,9 @@ import dataserver.service
 import fusefs.ring
 import mediator.block_rings
 import metaserver.rings
+import metaserver.told
 from tests.sim.changes import change
+from wire.ring import NewFile
 
 
 def removals_are_taken_in_when_there_is_time() -> None:
@@ -48,6 +50,22 @@ def removals_are_told_again_after_a_restart() -> None:
         return 0
 
     change(metaserver.rings.Rings, "_taken", lambda _: taken)
+
+
+def new_files_are_open_when_all_changes_are_taken_in() -> None:
+    """Their removals may be among these."""
+
+    def make(usual: Any) -> Any:
+        def carried_out(self: Any, session: int, changes: list[Any]) -> None:
+            usual(self, session, changes)
+            for file in changes:
+                if isinstance(file, NewFile) and self._sessions.has_reclaimed(session):
+                    self._sessions.hold(session, file.ino)
+
+        return carried_out
+
+    change(metaserver.told.ToldChanges, "carried_out", make)
+    change(metaserver.told.ToldChanges, "_hold", lambda _: lambda self, session, ino: None)
 
 
 def rings_are_forgotten_at_a_start() -> None:
