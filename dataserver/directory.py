@@ -9,6 +9,7 @@ import fcntl
 import json
 import logging
 import os
+import secrets
 import shutil
 import time
 from pathlib import Path
@@ -17,6 +18,8 @@ from dataserver.durable import write_file
 from dataserver.marks import MILESTONES_NAME, SCRUB_NAME
 from wire.config import FORMAT_VERSION, ConfigError
 from wire.directories import IDENTITY_NAME, make_directory, refuse_too_long, sync_directory
+from wire.ring_file import own_files
+from wire.ring_head import BLOCKS, SHARED_MEMORY, prefix
 
 _log = logging.getLogger(__name__)
 
@@ -75,7 +78,12 @@ class DataDirectory:
                     f"{self.path} has no {IDENTITY_NAME} but other things in it ({strangers[0]}); "
                     "choose an empty directory"
                 )
-            told = {"format": FORMAT_VERSION, "cluster": cluster, "number": number}
+            told = {
+                "format": FORMAT_VERSION,
+                "cluster": cluster,
+                "number": number,
+                "id": secrets.token_hex(8),  # no other directory's: wire.ring_head.prefix
+            }
             write_file(file, json.dumps(told, indent=1).encode())
             return
         _refuse_another(self.path, read_identity(self.path), cluster, number)
@@ -105,6 +113,7 @@ class DataDirectory:
 def empty(path: Path, cluster: str, number: int) -> None:
     """Remove all that lies in the directory of a data server which is stopped, damaged or not.
 
+    What the server was given in shared memory goes too: nothing that is begun here would find it.
     The directory itself stays: it may be a link, or a disk's mount point, with the disk's own lost+found.
 
     Args:
@@ -127,6 +136,8 @@ def empty(path: Path, cluster: str, number: int) -> None:
             _refuse_strangers(path)
         else:
             _refuse_another(path, found, cluster, number)
+            for ring in own_files(SHARED_MEMORY, prefix(path, BLOCKS)):
+                ring.unlink()
         for entry in path.iterdir():
             if entry.name == _OF_THE_DISK:
                 continue

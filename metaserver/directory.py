@@ -1,7 +1,7 @@
 """The metadata server's directory: whose it is, and that only one process uses it.
 
-    server.json     {"kind": "metaserver", "cluster": NAME, "format": VERSION}; written last, so that a
-                    directory with it once had a whole database
+    server.json     {"kind": "metaserver", "cluster": NAME, "format": VERSION, "id": RANDOM}; written last, so
+                    that a directory with it once had a whole database
     meta.sqlite     the database (metaserver.schema), with -wal and -shm beside it while in use
     meta.sqlite-sums        the checksums that its pages must have (metaserver.sums)
     meta.sqlite-mark        how far its log is durable (metaserver.log_mark)
@@ -21,6 +21,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import secrets
 from pathlib import Path
 
 from metaserver import log_mark, sums
@@ -146,7 +147,12 @@ class Directory:
 
     def describe(self) -> None:
         """Write server.json durably, once the database beside it is durable."""
-        description = {"kind": KIND, "cluster": self._cluster, "format": FORMAT_VERSION}
+        description = {
+            "kind": KIND,
+            "cluster": self._cluster,
+            "format": FORMAT_VERSION,
+            "id": secrets.token_hex(8),  # no other directory's: wire.ring_head.prefix
+        }
         partial = self.path / f"{IDENTITY_NAME}{PARTIAL_SUFFIX}"
         with partial.open("w") as file:
             file.write(json.dumps(description) + "\n")

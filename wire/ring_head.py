@@ -73,9 +73,10 @@ def unpack_head(data: bytes) -> Head | None:
 def prefix(directory: Path, kind: str) -> str:
     """Return what the names of the rings of one server's directory begin with.
 
-    It tells which server it is, and which inode: the same when its disk is mounted again, whatever number the
-    device has then, and another one for other servers and for a copy of the directory, as what is in the
-    rings is done once. Raises OSError.
+    It tells what its server.json says, with the random id in there, and which inode: the same when its disk
+    is mounted again, whatever number the device has then, and another one for other servers, for what is
+    begun in its place, and for a copy with another inode number, as what is in the rings is done once.
+    Raises OSError.
     """
     try:
         server = (directory / IDENTITY_NAME).read_bytes()

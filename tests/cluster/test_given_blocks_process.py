@@ -163,7 +163,7 @@ def test_a_disk_that_is_mounted_again_with_another_number_brings_what_was_given(
         assert not ring_files(server)
 
 
-@pytest.mark.parametrize("how", ["another cluster's", "a copy"])
+@pytest.mark.parametrize("how", ["another cluster's", "a blank one", "a copy"])
 def test_what_was_given_is_for_the_very_server_and_directory(start: Start, how: str) -> None:
     """The other one starts first: in a directory of the same number, or with all that the server had."""
     server = start()
@@ -180,7 +180,7 @@ def test_what_was_given_is_for_the_very_server_and_directory(start: Start, how: 
         shutil.copytree(data, aside)
         for entry in data.iterdir():
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-        other = start(cluster="another")
+        other = start(cluster="another" if how == "another cluster's" else "test")
     with pytest.raises(BlockMissing):
         by_a_client(other.ready(), lambda client: has(client, [given]))
     other.end(signal.SIGTERM)

@@ -14,6 +14,7 @@ import pytest
 from metaserver import offline
 from tests.chaos import metadata
 from tests.chaos.metadata import MetadataDamage
+from tests.cluster.test_given_blocks_process import mounted
 from tests.conftest import ClusterFactory
 from tests.mount.conftest import SMALL
 from tests.mount.kills import kill_at_random
@@ -132,6 +133,27 @@ def test_all_that_are_killed_at_once_lose_none(cluster: LocalCluster, place: Pat
     for name in ("metaserver", "mediator"):
         cluster.restart(name)
     assert names(another_mount(cluster, tmp_path)) == set()
+
+
+def test_a_metadata_disk_that_is_mounted_again_with_another_number_loses_none(
+    make_cluster: ClusterFactory, tmp_path: Path
+) -> None:
+    cluster, mountpoint = make_cluster(**SMALL), tmp_path / "mnt"
+    mountpoint.mkdir()
+    place = cluster.config.metaserver_directory
+    with mounted(tmp_path / "disk", place):
+        cluster.start()
+        cluster.mount(mountpoint)
+        remove_beside(cluster, filled(cluster, mountpoint))
+        for name in (*cluster.mount_names(), "mediator", "metaserver"):
+            cluster.kill(name)
+        device = place.stat().st_dev
+    with mounted(tmp_path / "more", tmp_path / "elsewhere"), mounted(tmp_path / "disk", place):
+        assert place.stat().st_dev != device
+        for name in ("metaserver", "mediator"):
+            cluster.restart(name)
+        assert names(another_mount(cluster, tmp_path)) == set()
+        cluster.stop()
 
 
 def test_no_copy_of_a_killed_servers_database_lacks_what_was_told(

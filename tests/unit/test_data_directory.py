@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
+import dataserver.directory
 from dataserver.directory import DataDirectory, empty
 from dataserver.segments import SegmentStore
 from wire.config import FORMAT_VERSION, ConfigError
 from wire.digest import block_digest
+from wire.ring_head import BLOCKS, prefix
 
 
 @pytest.fixture
@@ -25,8 +27,29 @@ def claim(place: Path, cluster: str = "c", number: int = 1) -> None:
 def test_a_blank_directory_becomes_this_servers(place: Path) -> None:
     claim(place)
     told = json.loads((place / "server.json").read_text())
-    assert told == {"format": FORMAT_VERSION, "cluster": "c", "number": 1}
+    assert told == {"format": FORMAT_VERSION, "cluster": "c", "number": 1, "id": told["id"]}
     claim(place)
+    assert json.loads((place / "server.json").read_text()) == told
+
+
+def test_one_that_is_begun_in_its_place_is_another(place: Path) -> None:
+    claim(place)
+    before = prefix(place, BLOCKS)
+    (place / "server.json").unlink()
+    claim(place)
+    assert prefix(place, BLOCKS) != before
+
+
+def test_what_a_killed_server_was_given_goes_when_its_directory_is_emptied(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dataserver.directory, "SHARED_MEMORY", tmp_path)
+    claim(place)
+    own, others = tmp_path / f"{prefix(place, BLOCKS)}1", tmp_path / "quorumfs-blocks-2"
+    own.touch()
+    others.touch()
+    empty(place, "c", 1)
+    assert not own.exists() and others.exists()
 
 
 def test_what_a_killed_start_leaves_is_blank(place: Path) -> None:

@@ -6,11 +6,13 @@ import asyncio
 import os
 import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 import metaserver.rings
+from metaserver.directory import Directory
 from metaserver.grants import QUIET_SECONDS, Grants
 from metaserver.store import Store
 from tests.unit.metaserver.harness import DIRECTORY, FILE, Harness
@@ -221,6 +223,49 @@ def test_a_copy_of_the_directory_has_no_part_in_it(meta: Harness, tmp_path: Path
     assert other.look_up(b"a") is not None and told.path.exists()
     other.close()
     assert meta.look_up(b"a") is None
+    told.close()
+
+
+def test_a_database_begun_in_its_place_leaves_it_to_the_old_one(tmp_path: Path, meta: Harness) -> None:
+    """As on a blank disk, whose directory has the number of the old one: all that ext4 makes begin with 2."""
+    place, aside = tmp_path / "meta", tmp_path / "aside"
+
+    def begun() -> Harness:
+        with closing(Directory(place, "test")) as claimed:
+            claimed.describe()
+        return Harness(place)
+
+    def swapped() -> None:
+        """Have what is in the directory and what is aside change places; the directory stays."""
+        here, there = list(place.iterdir()), list(aside.iterdir())
+        moved = tmp_path / "moved"
+        moved.mkdir(exist_ok=True)
+        for entry in here:
+            entry.rename(moved / entry.name)
+        for entry in there:
+            entry.rename(place / entry.name)
+        for entry in moved.iterdir():
+            entry.rename(aside / entry.name)
+
+    def killed(harness: Harness) -> None:
+        harness.service.rings._ring = None
+        harness.stop()
+
+    aside.mkdir()
+    old = begun()
+    file = old.create(ROOT_INODE, b"a")
+    told = Told(old)
+    told.remove(file, b"a")
+    killed(old)
+    swapped()
+    new = begun()
+    new.create(ROOT_INODE, b"b")
+    assert told.path.exists()
+    killed(new)
+    swapped()
+    old.start()
+    assert old.look_up(b"a") is None
+    old.close()
     told.close()
 
 
