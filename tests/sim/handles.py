@@ -32,6 +32,14 @@ def replace_file(place: LibraryPlace, slot: int, path: str, content: bytes, *, s
             place.fsync(slot)
 
 
+def remove_named(place: LibraryPlace, homes: list[str], begin: str) -> None:
+    """Remove the files in some directories whose names begin so."""
+    for home in homes:
+        for name in place.list(home):
+            if name.startswith(begin):
+                place.unlink(f"{home}/{name}")
+
+
 def read_if_there(place: LibraryPlace, slot: int, path: str) -> bytes | None:
     """Return the contents of a file; None if there is none."""
     try:

@@ -9,7 +9,7 @@ import os
 import random
 from typing import Any
 
-from tests.sim.handles import MOST_BYTES, opened, replace_file
+from tests.sim.handles import MOST_BYTES, opened, remove_named, replace_file
 from tests.twins import LibraryPlace
 from wire.errors import AlreadyExists, NotFound, QuorumfsError
 
@@ -40,10 +40,7 @@ class Links:
 
     def remove_left(self, place: LibraryPlace, homes: list[str]) -> None:
         """Remove what is left of failed calls, killed clients, and removals that a power loss undid."""
-        for home in homes:
-            for name in place.list(home):
-                if name.startswith(NAMED):
-                    place.unlink(f"{home}/{name}")
+        remove_named(place, homes, NAMED)
 
     def _go(self, place: LibraryPlace, names: list[str]) -> None:
         losses = self.world.power_losses

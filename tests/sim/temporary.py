@@ -9,7 +9,7 @@ import os
 import random
 from typing import Any
 
-from tests.sim.handles import MOST_BYTES, opened
+from tests.sim.handles import MOST_BYTES, opened, remove_named
 from tests.twins import LibraryPlace
 from wire.errors import AlreadyExists, NotFound, QuorumfsError, StaleFile
 
@@ -38,10 +38,7 @@ class Temporary:
 
     def remove_left(self, place: LibraryPlace, homes: list[str]) -> None:
         """Remove what is left of failed calls, killed clients, and removals that a power loss undid."""
-        for home in homes:
-            for name in place.list(home):
-                if name.startswith(NAMED):
-                    place.unlink(f"{home}/{name}")
+        remove_named(place, homes, NAMED)
 
     def _since(self, place: LibraryPlace) -> tuple[int, int, int]:
         """Return what ends the lives of open files when it changes."""
