@@ -261,7 +261,8 @@ class World:
         context = copy_context()
         context.run(PROCESS.set, process)
         task = context.run(self.loop.create_task, main())
-        task.add_done_callback(lambda done: self._ended(process, done))
+        # In a context of nobody: who has it started may be a process itself, and be killed before it ends.
+        task.add_done_callback(lambda done: self._ended(process, done), context=Context())
         self.note("start", name)
         return process
 
