@@ -120,10 +120,10 @@ class Process:
         place: str = "",
         keeps: Sequence[str] = (),
     ) -> None:
-        """Start the process in a session of its own, with standard output and error in the log.
+        """Start the process in a session of its own and in /, with standard output and error in the log.
 
         Args:
-            command: what to run.
+            command: what to run. Paths in it are absolute.
             environment: with these variables alone.
             place: the mount point of a mount.
             keeps: the command that it runs in turn, and again whenever that dies.
@@ -147,6 +147,7 @@ class Process:
                         stdout=log,
                         stderr=log,
                         env=dict(environment),
+                        cwd="/",  # it keeps no file system busy that it does not use
                         start_new_session=True,
                     )
                 self._note(self._child.pid, command, place, keeps)
@@ -317,9 +318,9 @@ def python_command(module: str) -> list[str]:
 
 def python_environment() -> dict[str, str]:
     """Return this environment, in which Python finds the packages that this process runs from."""
-    root = str(Path(wire.__file__).parent.parent)
-    paths = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    given = map(Path, filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)))
+    paths = [Path(wire.__file__).parent.parent, *given]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(str(path.absolute()) for path in paths)}
 
 
 ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

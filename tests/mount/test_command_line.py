@@ -72,6 +72,7 @@ def test_who_stands_in_the_mount_can_look_and_start_again(up: Path) -> None:
     assert f"mounted on {up}/mnt" in shell.stdout
     assert shell.stderr == ""
     assert list(inside.iterdir()) == []
+    ok(run_command(up, "down"))  # what was started from in there does not stand in there
 
 
 def healthy(here: Path) -> bool:

@@ -59,6 +59,19 @@ def assert_on_all_five(cluster: LocalCluster) -> None:
     assert not check_stopped(cluster.config).findings
 
 
+def mounted_again(cluster: LocalCluster, mountpoint: Path) -> Path:
+    """Return the directory of `mounted` on a new mount."""
+    mountpoint.mkdir()
+    cluster.mount(mountpoint)
+    return mountpoint / "d"
+
+
+def assert_whole(directory: Path, files: int, found: str = "") -> None:
+    """Read the first files in a directory; `found` says what a failure is of."""
+    for number in range(files):
+        assert (directory / f"f{number}").read_text() == content(number), f"{found} file {number} of {files}"
+
+
 def go_on(cluster: LocalCluster) -> None:
     """Start the servers, which take in what they were given, and end them again, before any can be healed."""
     cluster.start("metaserver", *DATA_SERVERS)
@@ -93,11 +106,7 @@ def test_five_that_are_stopped_in_a_run_and_killed_with_all_others_have_each_clo
     writer.join()
     acknowledged = max(acknowledged, closed)
     go_on(cluster)
-    again = tmp_path / "again"
-    again.mkdir()
-    cluster.mount(again)
-    for number in range(acknowledged):
-        assert (again / "d" / f"f{number}").read_text() == content(number)
+    assert_whole(mounted_again(cluster, tmp_path / "again"), acknowledged)
 
 
 def test_one_of_five_that_is_killed_refuses_later_writes_and_loses_nothing(
@@ -111,10 +120,10 @@ def test_one_of_five_that_is_killed_refuses_later_writes_and_loses_nothing(
             make(place, 1000, 1001)
         cluster.start(name)
         await_writable(cluster)
-    for number in range(20 * len(DATA_SERVERS)):
-        assert (place / f"f{number}").read_text() == content(number)
-    for name in everything(cluster)[1:]:
-        cluster.stop(name)
+    assert_whole(place, 20 * len(DATA_SERVERS))
+    for name in cluster.mount_names():
+        cluster.unmount(name)  # while there is a server to take leave of: it would wait for one
+    cluster.stop()
     assert_on_all_five(cluster)
 
 
@@ -136,13 +145,9 @@ def kill_all_at_random(cluster: LocalCluster, base: Path, rounds: int) -> None:
                 cluster.kill(name)
             dots += len(program.communicate(timeout=60)[0])
         go_on(cluster)
-        again = base / f"again-{turn}"
-        again.mkdir()
-        cluster.mount(again)
-        for number in range(dots):
-            path = again / "d" / f"f{number}"
-            assert path.read_text() == content(number), f"seed {seed}, round {turn}, file {number} of {dots}"
-        for path in (again / "d").iterdir():
+        directory = mounted_again(cluster, base / f"again-{turn}")
+        assert_whole(directory, dots, f"seed {seed}, round {turn}:")
+        for path in directory.iterdir():
             path.unlink()
         for name in cluster.mount_names():
             cluster.unmount(name)
@@ -191,8 +196,4 @@ def test_two_mediators_give_to_the_same_servers(make_cluster: ClusterFactory, tm
     for name in everything(cluster):
         cluster.kill(name)
     go_on(cluster)
-    again = tmp_path / "again"
-    again.mkdir()
-    cluster.mount(again)
-    for number in range(made):
-        assert (again / "d" / f"f{number}").read_text() == content(number)
+    assert_whole(mounted_again(cluster, tmp_path / "again"), made)
