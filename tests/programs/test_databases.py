@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -116,8 +117,10 @@ class Postgres:
         """Kill all of its processes at once."""
         main = int((self.data / "postmaster.pid").read_text().split()[0])
         children = Path(f"/proc/{main}/task/{main}/children").read_text().split()
-        for process in (main, *map(int, children)):
-            os.kill(process, signal.SIGKILL)
+        os.kill(main, signal.SIGKILL)
+        for process in map(int, children):
+            with suppress(ProcessLookupError):  # a worker that ended meanwhile
+                os.kill(process, signal.SIGKILL)
         wait_until(lambda: not Path(f"/proc/{main}").exists(), 20, "PostgreSQL has ended")
 
     def ask(self, query: str) -> str:
