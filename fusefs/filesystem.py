@@ -32,8 +32,9 @@ from fusefs.ports import BlockPort, NamespacePort, WritePermission
 from fusefs.readahead import BlockReader
 from fusefs.removals import Removals
 from fusefs.walks import Walks
-from fusefs.writeback import SET_ID, Writeback
+from fusefs.writeback import Writeback
 from fusefs.xattrs import ExtendedAttributes
+from wire.attribute_rules import without_set_id
 from wire.errors import AlreadyExists, NotFound, QuorumfsError, StaleFile, WriteRefused
 from wire.messages import AttributeChanges, Attributes, Birth, Usage
 
@@ -172,24 +173,17 @@ class FileSystem:
         handle, keep = self._open(ino, flags, walker)
         if flags & os.O_TRUNC:
             try:
-                self.drop_set_id(handle, uid)
+                self.drop_set_id(handle.inode.base(), uid)
             except QuorumfsError as error:
                 self._writeback.fail(handle.inode, error)
                 self.files.release(handle)
                 raise
         return handle, keep
 
-    def drop_set_id(self, handle: Handle, uid: int) -> None:
-        """Take the set-id bits off a file that a user other than root changes, as write(2) says.
-
-        The kernel does so by itself, but for O_TRUNC and for writes past its pages (O_APPEND, O_DIRECT).
-        """
-        mode = handle.inode.base().mode
-        if not uid or not mode & SET_ID:
-            return
-        kept = mode & ~(SET_ID if mode & stat.S_IXGRP else stat.S_ISUID)
-        if kept != mode:
-            self.attributes.set(handle.inode.ino, AttributeChanges(mode=stat.S_IMODE(kept)))
+    def drop_set_id(self, attributes: Attributes, uid: int) -> None:
+        """Take the set-id bits off a file that a user other than root changes, as write(2) says."""
+        if uid and (kept := without_set_id(attributes.mode)) != attributes.mode:
+            self.attributes.set(attributes.ino, AttributeChanges(mode=stat.S_IMODE(kept)))
 
     def _open(self, ino: int, flags: int, walker: int) -> tuple[Handle, bool]:
         walk = self._walks.take(walker, ino)

@@ -12,8 +12,9 @@ import stat
 from fusefs.cache import NameCache
 from fusefs.grant import Grant
 from fusefs.handles import OpenInodes
-from fusefs.writeback import SET_ID
 from wire.messages import Attributes
+
+SET_ID = stat.S_ISUID | stat.S_ISGID
 
 
 class Keeping:

@@ -9,7 +9,6 @@ Safe in any thread; an inode's lock is never held while a server is called.
 from __future__ import annotations
 
 import logging
-import stat
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
@@ -32,7 +31,6 @@ from wire.messages import AttributeChanges, Attributes, Birth, BlockRecord
 
 log = logging.getLogger(__name__)
 
-SET_ID = stat.S_ISUID | stat.S_ISGID
 UPLOADS = 4
 """So many blocks are put at the same time."""
 MAP_RUN_EXTENTS = 4096

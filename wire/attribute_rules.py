@@ -15,12 +15,12 @@ IDS = 2**32 - 1
 
 
 def without_set_id(mode: int) -> int:
-    """Return a mode as it is after a change of owner.
+    """Return a mode as it is after a change of owner, or of contents by who is not root.
 
-    A regular file loses set-user-id, and set-group-id if its group may execute it (without that, the
+    What is no directory loses set-user-id, and set-group-id if its group may execute it (without that, the
     bit means something else).
     """
-    if not stat.S_ISREG(mode):
+    if stat.S_ISDIR(mode):
         return mode
     mode &= ~stat.S_ISUID
     return mode & ~stat.S_ISGID if mode & stat.S_IXGRP else mode

@@ -29,6 +29,7 @@ from fusefs.operations import MountOptions, errno_of
 from fusefs.operations.attributes import SET_SIZE, changes_of, entry_of, room_of, status_of
 from fusefs.operations.directories import DirectoryRequests
 from fusefs.operations.dropping import PageDrops
+from fusefs.operations.handshake import shake_hands
 from fusefs.operations.late import LateAnswers
 from fusefs.operations.limits import limit_seconds
 from fusefs.operations.locking import Waiters, lock_range, record_lock, signed
@@ -63,7 +64,7 @@ WANTED = (
 )
 RENAME_EXCHANGE = 2
 UNWANTED = AUTO_INVAL_DATA | READDIRPLUS_AUTO | HANDLE_KILLPRIV
-"""Pages are dropped at open instead; the kernel clears the set-id bits, but for FileSystem.drop_set_id."""
+"""Pages are dropped at open instead; of set-id bits fusefs.operations.handshake says more."""
 
 
 def mount(filesystem: FileSystem, options: MountOptions) -> None:
@@ -122,6 +123,7 @@ class Mount:
                         f"{self._options.mountpoint} cannot be mounted; libfuse's own message is above"
                     )
                 let_read_ahead(self._options.mountpoint, REQUEST_BYTES)
+                shake_hands(library, session)
                 self._serve(session, serving)
                 library.unmount(session)
         finally:
@@ -269,8 +271,11 @@ class Mount:
         values = new.contents
         attributes = None
         if to_set & SET_SIZE:
-            if file:
-                self._files.truncate(self._handles[file.contents.fh], values.st_size)
+            handle = self._handles[file.contents.fh] if file else None
+            if uid := self._library.context(request).contents.uid:
+                self._fs.drop_set_id(handle.inode.base() if handle else self._fs.attributes.get(ino), uid)
+            if handle:
+                self._files.truncate(handle, values.st_size)
             else:
                 attributes = self._files.truncate_unopened(ino, values.st_size)
         changes = changes_of(values, to_set, time.time_ns())
@@ -352,7 +357,7 @@ class Mount:
         info = file.contents
         handle = self._handles[info.fh]
         who = self._library.context(request).contents
-        self._fs.drop_set_id(handle, who.uid)
+        self._fs.drop_set_id(handle.inode.base(), who.uid)
         direct, appending = _is_direct(info), bool(info.flags & os.O_APPEND)
         thread = who.pid if appending else 0
         self._files.write(handle, offset, data, thread, direct=direct, appending=appending)
@@ -382,7 +387,9 @@ class Mount:
         self._library.reply_error(request, 0)
 
     def fallocate(self, request: int, _ino: int, mode: int, offset: int, length: int, file: Any) -> None:
-        self._files.allocate(self._handles[file.contents.fh], mode, offset, length)
+        handle = self._handles[file.contents.fh]
+        self._fs.drop_set_id(handle.inode.base(), self._library.context(request).contents.uid)
+        self._files.allocate(handle, mode, offset, length)
         self._library.reply_error(request, 0)
 
     def lseek(self, request: int, _ino: int, offset: int, whence: int, file: Any) -> None:

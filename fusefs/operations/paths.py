@@ -215,7 +215,7 @@ class PathOperations:
 
     def write(self, _path: str | None, data: bytes, offset: int, number: int) -> int:
         handle = self._handles[number]
-        self._fs.drop_set_id(handle, fuse.fuse_get_context()[0])
+        self._fs.drop_set_id(handle.inode.base(), fuse.fuse_get_context()[0])
         self._files.write(handle, offset, memoryview(data))
         return len(data)
 

@@ -23,6 +23,7 @@ from tests.mount.work import listing, run
 FAR = 2**63 - 1
 """The largest offset that there is; a file has at most so many bytes."""
 LIBRARY = ctypes.CDLL(None, use_errno=True)
+NOBODY = 65534
 KEEP_SIZE, PUNCH_HOLE, COLLAPSE, ZERO, INSERT = 0x01, 0x02, 0x08, 0x10, 0x20
 ACCESS_LIST = struct.pack("<I", 2) + b"".join(
     struct.pack("<HHI", *entry) for entry in ((1, 6, 2**32 - 1), (4, 4, 2**32 - 1), (32, 4, 2**32 - 1))
@@ -226,11 +227,14 @@ def test_set_id_bits_and_sticky_directories(here: Path) -> None:
         """
         as_user() { setpriv --reuid 65534 --regid 65534 --clear-groups bash -c "$1"; }
         for change in 'echo more >> file' 'truncate -s 1 file' ': > file' 'printf x 1<> file' \
+            'fallocate -l 9000 file' "perl -e 'truncate(\\"file\\", 1) or die'" \
             'dd if=/dev/zero of=file oflag=direct conv=notrunc bs=4096 count=1 2> /dev/null'; do
             rm -f file; echo start > file; chown 65534:65534 file; chmod 6755 file
             test "$(stat -c %a file)" = 6755
             as_user "$change"
             test "$(stat -c %a file)" = 755
+            chmod 6755 file; bash -c "$change"
+            test "$(stat -c %a file)" = 6755
         done
         chmod 6755 file; chown 1:1 file; test "$(stat -c %a file)" = 755
         mkdir sticky; chmod 1777 sticky; echo roots > sticky/roots
@@ -242,6 +246,25 @@ def test_set_id_bits_and_sticky_directories(here: Path) -> None:
         """,
     )
     assert os.listdir(here / "sticky") == ["roots"]  # noqa: PTH208
+
+
+def test_a_write_takes_away_what_was_given_since_the_last_one(here: Path) -> None:
+    """The kernel notes that there was nothing to take away, and need not ask again."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can become somebody else")
+    capability = struct.pack("<5I", 0x02000001, 1 << 13, 0, 0, 0)  # CAP_NET_RAW, as in capability.h
+
+    def write() -> None:
+        subprocess.run(["printf", "x"], stdout=file, user=NOBODY, group=NOBODY, extra_groups=[], check=True)
+
+    with (here / "a").open("wb", buffering=0) as file:
+        for _ in range(3):
+            write()
+            (here / "a").chmod(0o6755)
+            os.setxattr(here / "a", "security.capability", capability)
+            write()
+            assert stat.S_IMODE((here / "a").stat().st_mode) == 0o755
+            assert os.listxattr(here / "a") == []
 
 
 def test_extended_attributes_of_other_kinds_are_refused(here: Path) -> None:

@@ -343,6 +343,7 @@ def test_setattr(meta: Harness) -> None:
         (stat.S_IFREG | 0o6755, stat.S_IFREG | 0o755),
         (stat.S_IFREG | 0o6745, stat.S_IFREG | 0o2745),
         (stat.S_IFDIR | 0o6755, stat.S_IFDIR | 0o6755),
+        (stat.S_IFIFO | 0o6755, stat.S_IFIFO | 0o755),
     ],
 )
 def test_a_new_owner_does_not_inherit_set_id_bits(meta: Harness, mode: int, after: int) -> None:
