@@ -18,12 +18,13 @@ from fusefs.ahead import FilesAhead
 from fusefs.attributes import InodeAttributes
 from fusefs.births import Births
 from fusefs.cache import Asked, NameCache
+from fusefs.callers import ROOT, Caller
 from fusefs.contents import Contents
 from fusefs.directories import Directories
 from fusefs.files import Files
 from fusefs.grant import Grant
 from fusefs.handles import Handle, OpenInodes
-from fusefs.keeping import Keeping
+from fusefs.keeping import SET_ID, Keeping
 from fusefs.locks import FileLocks
 from fusefs.names import Names, check_name
 from fusefs.pages import PageDropper, PageLedger
@@ -162,10 +163,10 @@ class FileSystem:
             return  # what waits may still be committed later: trying now would drop it
         self._writeback.write_out_old(self._opens.all())
 
-    def open(self, ino: int, flags: int, walker: int = 0, uid: int = 0) -> tuple[Handle, bool]:
+    def open(self, ino: int, flags: int, walker: int = 0, who: Caller = ROOT) -> tuple[Handle, bool]:
         """Open a file as Files.open; if `walker` came through the cache, only if its path leads there.
 
-        `uid` is the user who opens it.
+        `who` opens it.
 
         Raises:
             StaleFile: it does not; a new walk will find what is there now.
@@ -173,16 +174,19 @@ class FileSystem:
         handle, keep = self._open(ino, flags, walker)
         if flags & os.O_TRUNC:
             try:
-                self.drop_set_id(handle.inode.base(), uid)
+                self.drop_set_id(handle.inode.base(), who)
             except QuorumfsError as error:
                 self._writeback.fail(handle.inode, error)
                 self.files.release(handle)
                 raise
         return handle, keep
 
-    def drop_set_id(self, attributes: Attributes, uid: int) -> None:
+    def drop_set_id(self, attributes: Attributes, who: Caller) -> None:
         """Take the set-id bits off a file that a user other than root changes, as write(2) says."""
-        if uid and (kept := without_set_id(attributes.mode)) != attributes.mode:
+        mode = attributes.mode
+        if not who.uid or not mode & SET_ID:
+            return
+        if (kept := without_set_id(mode, in_group=who.is_in(attributes.gid))) != mode:
             self.attributes.set(attributes.ino, AttributeChanges(mode=stat.S_IMODE(kept)))
 
     def _open(self, ino: int, flags: int, walker: int) -> tuple[Handle, bool]:
@@ -250,7 +254,7 @@ class FileSystem:
             attributes = self.names.ask(parent, name)
             if not stat.S_ISREG(attributes.mode) or uid not in (0, attributes.uid):
                 raise StaleFile(os.fsdecode(name)) from None
-            handle, _ = self.open(attributes.ino, flags, uid=uid)
+            handle, _ = self.open(attributes.ino, flags, who=Caller(uid, gid, walker))
             return self.attributes.seen(attributes), handle
         handle = self._adopt(token, attributes, flags, parent, name)
         self._cache.entered(parent, attributes.ctime_ns)

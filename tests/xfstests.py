@@ -33,9 +33,6 @@ EXCLUDED = {
     "generic/504": "the kernel lists no locks of FUSE in /proc/locks",
     "generic/568": "fallocate reserves no room",
     "generic/633": "mounted with nosuid",
-    "generic/683": "the kernel leaves S_ISGID on a file that its group may not execute",
-    "generic/684": "the same",
-    "generic/685": "the same",
 }
 
 MOUNT = """\

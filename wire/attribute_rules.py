@@ -14,16 +14,16 @@ IDS = 2**32 - 1
 """(uid_t) -1 is nobody's number: chown(2) reads it as "leave it"."""
 
 
-def without_set_id(mode: int) -> int:
+def without_set_id(mode: int, *, in_group: bool = True) -> int:
     """Return a mode as it is after a change of owner, or of contents by who is not root.
 
-    What is no directory loses set-user-id, and set-group-id if its group may execute it (without that, the
-    bit means something else).
+    What is no directory loses set-user-id, and set-group-id if its group may execute it. Without that, the
+    bit means something else: it stays if who makes the change is in the group.
     """
     if stat.S_ISDIR(mode):
         return mode
     mode &= ~stat.S_ISUID
-    return mode & ~stat.S_ISGID if mode & stat.S_IXGRP else mode
+    return mode if in_group and not mode & stat.S_IXGRP else mode & ~stat.S_ISGID
 
 
 def changed(old: Attributes, changes: AttributeChanges, now_ns: int) -> Attributes:

@@ -12,6 +12,7 @@ from wire.messages import AttributeChanges, Attributes, Usage
 SET_MODE, SET_UID, SET_GID, SET_SIZE = 1 << 0, 1 << 1, 1 << 2, 1 << 3
 SET_ATIME, SET_MTIME, SET_ATIME_NOW, SET_MTIME_NOW = 1 << 4, 1 << 5, 1 << 7, 1 << 8
 """FUSE_SET_ATTR_* of include/fuse_lowlevel.h: what of the new attributes is to be set."""
+TAKES_SET_ID = SET_SIZE | SET_UID | SET_GID
 
 
 def changes_of(values: Any, to_set: int, now_ns: int) -> AttributeChanges:

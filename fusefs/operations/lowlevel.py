@@ -26,7 +26,7 @@ from fusefs.files import PAGE_BYTES
 from fusefs.filesystem import FileSystem
 from fusefs.handles import Handle
 from fusefs.operations import MountOptions, errno_of
-from fusefs.operations.attributes import SET_SIZE, changes_of, entry_of, room_of, status_of
+from fusefs.operations.attributes import SET_SIZE, TAKES_SET_ID, changes_of, entry_of, room_of, status_of
 from fusefs.operations.directories import DirectoryRequests
 from fusefs.operations.dropping import PageDrops
 from fusefs.operations.handshake import shake_hands
@@ -270,10 +270,10 @@ class Mount:
     def _set_attributes(self, request: int, ino: int, new: Any, to_set: int, file: Any) -> None:
         values = new.contents
         attributes = None
+        handle = self._handles[file.contents.fh] if file else None
+        if to_set & TAKES_SET_ID and (who := self._library.caller(request)).uid:
+            self._fs.drop_set_id(handle.inode.base() if handle else self._fs.attributes.get(ino), who)
         if to_set & SET_SIZE:
-            handle = self._handles[file.contents.fh] if file else None
-            if uid := self._library.context(request).contents.uid:
-                self._fs.drop_set_id(handle.inode.base() if handle else self._fs.attributes.get(ino), uid)
             if handle:
                 self._files.truncate(handle, values.st_size)
             else:
@@ -317,8 +317,8 @@ class Mount:
 
     def open(self, request: int, ino: int, file: Any) -> None:
         info = file.contents
-        who = self._library.context(request).contents
-        handle, keep = self._fs.open(ino, info.flags, who.pid, who.uid)
+        who = self._library.caller(request)
+        handle, keep = self._fs.open(ino, info.flags, who.thread, who)
         info.fh, info.keep_cache = self._keep(handle), keep
         info.direct_io = handle.uncached = _past_pages(handle)
         answer = FileInfo.from_buffer_copy(info)
@@ -356,10 +356,10 @@ class Mount:
         data = memoryview((ctypes.c_char * size).from_address(address)).cast("B")
         info = file.contents
         handle = self._handles[info.fh]
-        who = self._library.context(request).contents
-        self._fs.drop_set_id(handle.inode.base(), who.uid)
+        who = self._library.caller(request)
+        self._fs.drop_set_id(handle.inode.base(), who)
         direct, appending = _is_direct(info), bool(info.flags & os.O_APPEND)
-        thread = who.pid if appending else 0
+        thread = who.thread if appending else 0
         self._files.write(handle, offset, data, thread, direct=direct, appending=appending)
         if handle.uncached and info.flags & os.O_DSYNC:  # which is a part of O_SYNC
             self._files.fsync(handle)  # after other writes the kernel itself asks for that
@@ -388,7 +388,7 @@ class Mount:
 
     def fallocate(self, request: int, _ino: int, mode: int, offset: int, length: int, file: Any) -> None:
         handle = self._handles[file.contents.fh]
-        self._fs.drop_set_id(handle.inode.base(), self._library.context(request).contents.uid)
+        self._fs.drop_set_id(handle.inode.base(), self._library.caller(request))
         self._files.allocate(handle, mode, offset, length)
         self._library.reply_error(request, 0)
 

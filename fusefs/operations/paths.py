@@ -16,6 +16,7 @@ from typing import Any
 
 import fuse
 
+from fusefs.callers import Caller
 from fusefs.filesystem import FileSystem
 from fusefs.handles import DirectoryHandle, Handle
 from fusefs.operations import BLOCK_SIZE_TOLD, ROOM_UNIT_BYTES, MountOptions, errno_of
@@ -203,7 +204,7 @@ class PathOperations:
 
     def open(self, path: str, flags: int) -> int:
         ino = self._fs.names.resolve(path.encode("latin-1"), fresh=True).ino
-        return self._keep(self._fs.open(ino, flags, uid=fuse.fuse_get_context()[0])[0])
+        return self._keep(self._fs.open(ino, flags, who=Caller(*fuse.fuse_get_context()))[0])
 
     def _keep(self, handle: Handle) -> int:
         number = next(self._numbers)
@@ -215,7 +216,7 @@ class PathOperations:
 
     def write(self, _path: str | None, data: bytes, offset: int, number: int) -> int:
         handle = self._handles[number]
-        self._fs.drop_set_id(handle.inode.base(), fuse.fuse_get_context()[0])
+        self._fs.drop_set_id(handle.inode.base(), Caller(*fuse.fuse_get_context()))
         self._files.write(handle, offset, memoryview(data))
         return len(data)
 

@@ -12,6 +12,8 @@ import os
 from ctypes import POINTER, c_char_p, c_double, c_int, c_short, c_size_t, c_uint, c_uint32, c_uint64, c_void_p
 from typing import Any
 
+from fusefs.callers import Caller
+
 LIBRARIES = ("libfuse3.so.4", "libfuse3.so.3")
 
 
@@ -216,6 +218,11 @@ class Library:
     def walker(self, request: int) -> int:
         """Return which thread a request is of: it came by the names that it looked up."""
         return int(self.context(request).contents.pid)
+
+    def caller(self, request: int) -> Caller:
+        """Return who makes a request."""
+        who = self.context(request).contents
+        return Caller(who.uid, who.gid, who.pid)
 
 
 def _function(name: str, result: Any, *parameters: Any) -> Any:

@@ -237,6 +237,12 @@ def test_set_id_bits_and_sticky_directories(here: Path) -> None:
             test "$(stat -c %a file)" = 6755
         done
         chmod 6755 file; chown 1:1 file; test "$(stat -c %a file)" = 755
+        for groups in --clear-groups '--groups 7'; do
+            chown 65534:7 file; chmod 6745 file
+            setpriv --reuid 65534 --regid 65534 $groups bash -c 'echo more >> file'
+            stat -c %a file >> kept
+        done
+        test "$(cat kept)" = $'745\n2745'
         mkdir sticky; chmod 1777 sticky; echo roots > sticky/roots
         as_user 'echo mine > sticky/mine'
         ! as_user 'rm -f sticky/roots' 2> said; grep 'not permitted' said
