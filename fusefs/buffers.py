@@ -76,10 +76,12 @@ class _Buffer:
 class DirtyBuffers:
     """What was written and not yet made into blocks. `bytes` counts the dirty bytes."""
 
-    __slots__ = ("_buffers", "bytes")
+    __slots__ = ("_buffers", "_full", "bytes")
 
     def __init__(self) -> None:
         self._buffers: dict[int, _Buffer] = {}
+        self._full: set[int] = set()
+        """Which of them have become full; they may be so no more."""
         self.bytes = 0
 
     def write(self, offset: int, data: memoryview) -> int:
@@ -92,6 +94,8 @@ class DirtyBuffers:
             if buffer is None:
                 buffer = self._buffers[index] = _Buffer()
             added += buffer.write(start, chunk)
+            if buffer.is_full():
+                self._full.add(index)
             position += len(chunk)
         self.bytes += added
         return added
@@ -142,13 +146,17 @@ class DirtyBuffers:
 
     def take_full(self) -> Iterator[tuple[bytearray, list[Placement]]]:
         """Take out every full buffer, as a block's bytes and where they belong in the file."""
-        for index in [index for index, buffer in self._buffers.items() if buffer.is_full()]:
-            self.bytes -= BLOCK_BYTES
-            yield self._buffers.pop(index).segments[0], [Placement(index * BLOCK_BYTES, BLOCK_BYTES, 0)]
+        full, self._full = self._full, set()
+        for index in sorted(full):
+            buffer = self._buffers.get(index)
+            if buffer is not None and buffer.is_full():
+                del self._buffers[index]
+                self.bytes -= BLOCK_BYTES
+                yield buffer.segments[0], [Placement(index * BLOCK_BYTES, BLOCK_BYTES, 0)]
 
     def take_all(self) -> Iterator[tuple[bytearray, list[Placement]]]:
         """Take everything out, scattered ranges packed into blocks."""
-        buffers, self._buffers, self.bytes = self._buffers, {}, 0
+        buffers, self._buffers, self._full, self.bytes = self._buffers, {}, set(), 0
         segments = {
             index * BLOCK_BYTES + start: segment
             for index in sorted(buffers)

@@ -12,10 +12,11 @@ from __future__ import annotations
 import logging
 import os
 import threading
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from fusefs.cache import Asked
+from fusefs.cache import Asked, keep_newest
 from fusefs.inodes import Inode, Learnt
 from fusefs.patience import LOOK_SECONDS
 from fusefs.ports import NamespacePort
@@ -26,6 +27,7 @@ from wire.messages import Attributes, Entry, FileMap, Opened
 log = logging.getLogger(__name__)
 
 MOST_WAITING_CLOSES = 64
+MOST_DURABLE = 4096
 TELLING_SECONDS = 1.0
 """A heartbeat waits so long for another thread that tells what is open; the server will ask again."""
 
@@ -125,6 +127,8 @@ class OpenInodes:
         self._being_told: frozenset[int] = frozenset()
         self._telling = threading.Lock()
         self._removing = 0
+        self._durable: OrderedDict[int, int] = OrderedDict()
+        """Of files that were closed last: the version that is known to survive a power loss."""
 
     def get(self, ino: int) -> Inode | None:
         """Return an inode if it is open here."""
@@ -140,8 +144,9 @@ class OpenInodes:
             return [inode for inode in self._inodes.values() if inode.attributes is not None]
 
     def numbers(self) -> list[int]:
-        """Return the inodes that the server must hold open for this mount."""
+        """Return the inodes that the server, to which this mount is new, must hold open for it."""
         with self._lock:
+            self._durable.clear()  # it may have an older database
             self._untold.update(dict.fromkeys(self._untold, True))
             return [*self._inodes, *self._waiting]
 
@@ -195,7 +200,7 @@ class OpenInodes:
         with self._lock:
             if self._removing or ino in self._inodes or ino in self._closing or not is_right():
                 return None
-            inode = self._inodes[ino] = Inode(ino, self._look)
+            inode = self._begin(ino)
             inode.references = 1
             if ino in self._waiting:
                 self._waiting.discard(ino)
@@ -266,6 +271,8 @@ class OpenInodes:
             if inode.references:
                 return
             del self._inodes[inode.ino]
+            if inode.attributes is not None and inode.attributes.version == inode.durable_version:
+                keep_newest(self._durable, inode.ino, inode.durable_version, MOST_DURABLE)
             if self._untold.pop(inode.ino, True) is False:
                 return  # the server never heard of it
             self._waiting.add(inode.ino)
@@ -328,6 +335,11 @@ class OpenInodes:
             self._waiting.discard(ino)
             inode = self._inodes.get(ino)
             if inode is None:
-                inode = self._inodes[ino] = Inode(ino, self._look)
+                inode = self._begin(ino)
             inode.references += 1
             return inode
+
+    def _begin(self, ino: int) -> Inode:
+        inode = self._inodes[ino] = Inode(ino, self._look)
+        inode.durable_version = self._durable.get(ino, inode.durable_version)
+        return inode

@@ -138,6 +138,16 @@ def test_a_full_buffer_is_a_block_of_its_own() -> None:
     assert tested.bytes == BLOCK_BYTES // 2
 
 
+def test_a_buffer_that_was_full_is_no_block_once_a_part_is_erased() -> None:
+    tested = DirtyBuffers()
+    tested.write(0, memoryview(b"a" * BLOCK_BYTES))
+    tested.erase(5, 6)
+    assert list(tested.take_full()) == []
+    tested.write(5, memoryview(b"b"))
+    assert [len(data) for data, _ in tested.take_full()] == [BLOCK_BYTES]
+    assert list(tested.take_full()) == []
+
+
 def test_dirty_bytes_of_a_sparse_file_are_found_without_looking_everywhere() -> None:
     tested = DirtyBuffers()
     tested.write(2**63 - 2, memoryview(b"z"))

@@ -83,6 +83,45 @@ def test_fsync_is_durable_once_and_for_all(fs: FileSystem, server: FakeServer) -
     assert server.committed(attributes.ino) == b"y" + b"x" * MIB
 
 
+def make_durable(fs: FileSystem, name: bytes, content: bytes) -> int:
+    attributes, handle = fs.create(1, name, 0o644, 0, 0, os.O_WRONLY)
+    write(fs, handle, 0, content)
+    fs.files.fsync(handle)
+    close(fs, handle)
+    return attributes.ino
+
+
+def append_durably(fs: FileSystem, server: FakeServer, ino: int) -> set[str]:
+    """Return what is called for it, but for opening and closing the file."""
+    handle, _ = fs.files.open(ino, os.O_WRONLY)
+    server.calls.clear()
+    write(fs, handle, server.getattr(ino).size, b"more")
+    fs.files.fsync(handle)
+    called = set(server.calls) - {"getattr"}
+    close(fs, handle)
+    return called
+
+
+def test_what_was_made_durable_stays_so_when_it_is_opened_again(fs: FileSystem, server: FakeServer) -> None:
+    ino = make_durable(fs, b"a", b"x" * (MIB + 1))
+    for _ in range(3):
+        assert append_durably(fs, server, ino) == {"write_file"}
+        assert server.durable == set(server.blocks)
+    assert server.committed(ino) == b"x" * (MIB + 1) + b"more" * 3
+
+
+def test_what_was_changed_since_is_made_durable(fs: FileSystem, server: FakeServer) -> None:
+    ino = make_durable(fs, b"a", b"old")
+    handle, _ = fs.files.open(ino, os.O_WRONLY)
+    write(fs, handle, 0, b"new")
+    close(fs, handle)
+    assert "sync_blocks" in append_durably(fs, server, ino)
+    assert append_durably(fs, server, ino) == {"write_file"}
+    server.replace(ino, b"by another mount")
+    assert "sync_blocks" in append_durably(fs, server, ino)
+    assert server.durable >= set(server.blocks)
+
+
 def test_fsync_of_a_file_replaced_under_it_syncs_the_newer_one(fs: FileSystem, server: FakeServer) -> None:
     ino = make(fs, b"a", b"old")
     handle, _ = fs.files.open(ino, os.O_RDWR)

@@ -222,3 +222,16 @@ def test_who_waits_for_a_call_of_another_thread_is_interrupted(server: Server, w
         other.result(10)
         assert done, "it waits no longer than until a signal"
         assert isinstance(interrupted.exception(10), Interrupted)
+
+
+def test_a_server_that_is_new_may_have_an_older_database(opens: OpenInodes) -> None:
+    """What was durable before is known only at the server that was told so."""
+    known = []
+    for is_new in (False, False, True):
+        if is_new:
+            opens.numbers()
+        inode = open_known(opens, 5)
+        known.append(inode.durable_version)
+        inode.durable_version = inode.base().version
+        opens.release(inode)
+    assert known == [-1, inode.base().version, -1]
