@@ -452,8 +452,10 @@ class Disk:
         self.blank()
         self.has_lost = True
         for path, content in self._old.items():
-            (self.root / path).parent.mkdir(parents=True, exist_ok=True)
-            (self.root / path).write_bytes(content)
+            file = self.root / path
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(content)
+            self._made[str(file)] = file.stat().st_ino  # its name is durable
         return True
 
     def blank(self) -> None:
@@ -463,6 +465,7 @@ class Disk:
         self.undo.clear()
         self.dropped.clear()
         self.names.clear()
+        self._made.clear()
 
 
 def _without(change: Change, written: list[Change]) -> list[Change]:

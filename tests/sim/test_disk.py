@@ -289,3 +289,21 @@ def test_a_new_directory_stays_only_once_its_name_is_synced(tmp_path: Path) -> N
         disk.lose_power()
         left.add(tuple(sorted(path.name for path in place.rglob("*"))))
     assert left == {(), ("new",), ("file", "new")}
+
+
+def test_the_names_of_an_older_state_that_was_put_back_are_durable(tmp_path: Path) -> None:
+    """Also those of files that SQLite empties and writes anew."""
+    root = tmp_path / "meta"
+    root.mkdir()
+    disk, file = Disk(root, random.Random(take_seed())), root / "meta.sqlite-wal"
+    file.write_bytes(b"old")
+    disk.note_new(str(file))
+    disk.snapshot()
+    assert disk.roll_back()
+    disk.note_new(str(file))
+    disk.lose_power()
+    assert file.read_bytes() == b"old"
+    disk.blank()
+    file.touch()
+    disk.note_new(str(file))
+    assert disk.names
