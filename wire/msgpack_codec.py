@@ -39,6 +39,7 @@ _LEAST_ROOM_BYTES = 8 * 1024
 Buffer = bytes | bytearray | memoryview
 
 _FEW_ITEMS = 64
+_LISTS = (list, tuple)
 _PACKER_BYTES = 64 * 1024
 """What a packer may keep from one message to the next."""
 BYTES_A_VALUE = 16
@@ -132,7 +133,7 @@ class Encoder:
             head += b"\xc6" + len(value).to_bytes(4, "big")
             buffers += (head, value)
             return bytearray()
-        if depth == 0 or not isinstance(value, list | tuple) or len(value) > _FEW_ITEMS:
+        if depth == 0 or not isinstance(value, _LISTS) or len(value) > _FEW_ITEMS:
             head += self._long(self._packer.pack(value))
             return head
         head += self._packer.pack_array_header(len(value))
@@ -145,7 +146,7 @@ def _is_bulky(value: Any, depth: int) -> bool:
     """Tell whether a value has a long byte string near its top, worth not copying."""
     if type(value) in _BYTES:
         return len(value) >= LONG_BYTES
-    if depth == 0 or not isinstance(value, list | tuple) or len(value) > _FEW_ITEMS:
+    if depth == 0 or not isinstance(value, _LISTS) or len(value) > _FEW_ITEMS:
         return False
     inner = [item for item in value if type(item) not in _SMALL]
     return any(_is_bulky(item, depth - 1) for item in inner) if inner else False
