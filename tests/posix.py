@@ -14,7 +14,6 @@ import itertools
 import os
 import shutil
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from pathlib import Path
 
 from tests.conftest import unexpected_lines
 from tests.programs.mounted import five_servers
+from tests.support import run_as_program
 from tools.cluster import LocalCluster
 
 PROGRAMS = ("prove", "openssl")
@@ -103,4 +103,4 @@ def why_not(suite: Path) -> str | None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_as_program(main)

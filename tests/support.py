@@ -4,18 +4,30 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
+
+from tools.processes import interruptible
 
 ROOT = Path(__file__).parents[1]
 
 T = TypeVar("T")
 
 LOOK_SECONDS = 0.02
+
+
+def run_as_program(main: Callable[[], int]) -> NoReturn:
+    """Exit with what `main` returns. A signal that ends it has it stop what it started, as Ctrl-C does."""
+    try:
+        with interruptible():
+            sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
 
 
 def take_seed() -> int:

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from tests.conftest import unexpected_lines
 from tests.programs.mounted import five_servers
-from tests.support import ROOT
+from tests.support import ROOT, run_as_program
 
 USERS = ("fsgqa", "fsgqa2", "123456-fsgqa")
 EXCLUDED = {
@@ -133,4 +133,4 @@ def why_not(suite: Path) -> str | None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_as_program(main)

@@ -12,14 +12,13 @@ import argparse
 import json
 import os
 import shutil
-import sys
 import tempfile
 from pathlib import Path
 
 from tests.chaos.nemesis import UnknownKind
 from tests.chaos.run import Run
 from tests.chaos.summary import is_good, render
-from tests.support import take_seed
+from tests.support import run_as_program, take_seed
 
 
 def main() -> int:
@@ -49,6 +48,9 @@ def main() -> int:
         shutil.rmtree(base)
         print(f"chaos: {error}")
         return 2
+    except KeyboardInterrupt:
+        print(f"ended before its time; timeline and logs so far: {base}")
+        raise
     if arguments.json:
         arguments.json.write_text(json.dumps(summary, indent=1) + "\n")
     print(render(summary))
@@ -60,4 +62,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_as_program(main)

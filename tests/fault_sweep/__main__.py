@@ -8,13 +8,13 @@ outcome of what was tried (tests.fault_sweep.outcomes). Exit status 1 if anythin
 from __future__ import annotations
 
 import argparse
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 from tests.fault_sweep import disks, files, messages, metadata
 from tests.fault_sweep.outcomes import BAD, Cell, put_into, render
+from tests.support import run_as_program
 
 PARTS = {
     "files": ("file", files.sweep),
@@ -48,4 +48,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_as_program(main)
