@@ -12,6 +12,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,6 +24,9 @@ MOUNTS_FILE = Path("/proc/self/mountinfo")
 TYPE = "fuse.quorumfs"
 LINKS_MAX = 40
 UNMOUNT_SECONDS = 40.0
+PASSING_SECONDS = 2.0
+"""A mount is busy for a moment while somebody looks at all mounts, as df and monitors do."""
+LOOK_SECONDS = 0.05
 
 
 class Mount(NamedTuple):
@@ -172,9 +176,23 @@ def unmount(place: Path, *, lazy: bool = False) -> None:
     command = unmount_command()
     if command is None:
         raise ClusterError("fusermount3 is not installed; install it with: apt-get install fuse3")
+    words = [command, "-u", *(["-z"] if lazy else []), str(place)]
+    end = time.monotonic() + PASSING_SECONDS
+    while (said := _try_to_unmount(words, place)) is not None:
+        if users := users_of(place):
+            raise ClusterError(
+                f"{place} is in use by {', '.join(users[:5])}; end or leave these first, or use --force"
+            )
+        if "busy" not in said or time.monotonic() > end:
+            raise ClusterError(f"{place} cannot be unmounted: {said}")
+        time.sleep(LOOK_SECONDS)
+
+
+def _try_to_unmount(words: list[str], place: Path) -> str | None:
+    """Run a command that unmounts `place`; return what it said if that is mounted still, else None."""
     try:
         done = subprocess.run(
-            [command, "-u", *(["-z"] if lazy else []), str(place)],
+            words,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -184,12 +202,8 @@ def unmount(place: Path, *, lazy: bool = False) -> None:
     except subprocess.TimeoutExpired:
         raise ClusterError(f"{place} was not unmounted within {UNMOUNT_SECONDS:g} s; try --force") from None
     if done.returncode == 0 or mount_at(place) is None:
-        return
-    if users := users_of(place):
-        raise ClusterError(
-            f"{place} is in use by {', '.join(users[:5])}; end or leave these first, or use --force"
-        )
-    raise ClusterError(f"{place} cannot be unmounted: {done.stderr.strip() or done.returncode}")
+        return None
+    return done.stderr.strip() or f"exit status {done.returncode}"
 
 
 def users_of(place: Path) -> list[str]:

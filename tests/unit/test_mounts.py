@@ -9,6 +9,7 @@ import pytest
 
 from tools import mounts
 from tools.mounts import Mount
+from tools.processes import ClusterError
 from wire.config import ConfigError
 
 
@@ -92,3 +93,42 @@ def test_links_to_a_mount_point_are_followed(tmp_path: Path) -> None:
     (tmp_path / "ring").symlink_to("ring")
     assert mounts.place_of(tmp_path / "link") == tmp_path / "real" / "mnt"
     assert mounts.place_of(tmp_path / "ring") == tmp_path / "ring"
+
+
+UNMOUNTER = """#!/bin/sh
+echo "$@" >> tried
+test $(wc -l < tried) -gt {failures} && exit 0
+echo "fusermount3: failed to unmount $2: {reason}" >&2
+exit 1
+"""
+
+
+def try_to_unmount(place: Path, monkeypatch: pytest.MonkeyPatch, failures: int, reason: str) -> int:
+    """Unmount by a command that fails so often; return how often it ran."""
+    command = place / "fusermount3"
+    command.write_text(UNMOUNTER.format(failures=failures, reason=reason))
+    command.chmod(0o755)
+    monkeypatch.chdir(place)
+    monkeypatch.setattr(mounts, "unmount_command", lambda: str(command))
+    monkeypatch.setattr(mounts, "mount_at", lambda _: Mount(place, "fuse.quorumfs", "quorumfs"))
+    monkeypatch.setattr(mounts, "users_of", lambda _: [])
+    monkeypatch.setattr(mounts, "PASSING_SECONDS", 0.3 if failures > 5 else 20.0)
+    try:
+        mounts.unmount(place)
+    finally:
+        tries = len((place / "tried").read_text().splitlines())
+    return tries
+
+
+def test_a_mount_that_is_busy_for_a_moment_is_unmounted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert try_to_unmount(tmp_path, monkeypatch, 3, "Device or resource busy") == 4
+
+
+@pytest.mark.parametrize("reason", ["Device or resource busy", "Operation not permitted"])
+def test_a_mount_that_stays_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reason: str) -> None:
+    with pytest.raises(ClusterError, match=f"cannot be unmounted: .*{reason}"):
+        try_to_unmount(tmp_path, monkeypatch, 1000, reason)
+    tries = len((tmp_path / "tried").read_text().splitlines())
+    assert (tries > 1) == ("busy" in reason)
