@@ -77,11 +77,13 @@ class Serving:
         self._on_duty = 0
         """The thread that takes the next request; 0: none, as all are busy."""
         self._taken = 0
+        self._done = 0
+        """As many as are taken, unless who is on duty answers one."""
         self._crowded = 0
         """In so many waits the duty is passed on at once."""
-        self._is_busy = self._is_watch_asleep = False
         self._lacks_thread = False
         """Whether nobody may be on duty, for want of a thread."""
+        self._is_watch_asleep = False
         self._wake_watch = threading.Event()
         self._ended = threading.Event()
         self._end_told, self._tells_end = os.pipe()
@@ -94,7 +96,8 @@ class Serving:
         """Answer requests until it is unmounted or a signal ends it; return when all are answered."""
         self._descriptor = self._library.descriptor(self._session)
         self._flags = fcntl.fcntl(self._descriptor, fcntl.F_GETFL)
-        self._begin_server()
+        with self._lock:
+            self._begin_server()
         watch = threading.Thread(target=self._watch, name="watch", daemon=True)
         watch.start()
         while not self._ended.is_set():
@@ -193,7 +196,7 @@ class Serving:
 
     def _promote(self) -> None:
         """Put another thread on duty than the one that is. Call with the lock."""
-        self._is_busy, self._on_duty = False, 0
+        self._done, self._on_duty = self._taken, 0
         if self._idle:
             server = self._idle.pop()  # the one that was busy last
             self._on_duty = server.ident
@@ -202,7 +205,7 @@ class Serving:
             self._begin_server()
 
     def _begin_server(self) -> None:
-        """Begin a thread, which goes on duty if nobody is.
+        """Begin a thread, which goes on duty if nobody is. Call with the lock.
 
         If the system has none left, the first one that has answered its request goes on duty, or one that the
         watch can begin meanwhile.
@@ -214,6 +217,8 @@ class Serving:
             if not self._lacks_thread:
                 log.warning("no more threads can be started: %d answer requests", len(self._servers))
             self._lacks_thread = True
+            if self._is_watch_asleep:
+                self._wake_watch.set()
         else:
             self._lacks_thread = False
             self._servers.append(server)
@@ -232,13 +237,12 @@ class Serving:
             count = 1 if is_there else receive(session, place)
             is_there = False
             if count > 0:
-                self._taken += 1
-                self._is_busy = True
+                self._taken = number = self._taken + 1
                 if self._is_watch_asleep:
                     self._wake_watch.set()
                 self._library.process(session, place)
                 if self._on_duty == me:
-                    self._is_busy = False
+                    self._done = number
             elif not self._goes_on(count):
                 return
 
@@ -283,9 +287,9 @@ class Serving:
             taken = self._taken
             if taken != seen:
                 seen, quiet = taken, 0
-            elif self._is_busy or self._lacks_thread:
+            elif self._done != taken or self._lacks_thread:
                 with self._lock:
-                    if taken == self._taken and (self._is_busy or not self._on_duty):
+                    if taken == self._taken and (self._done != taken or not self._on_duty):
                         self._promote()
                     self._lacks_thread = self._lacks_thread and not self._on_duty
             else:
@@ -293,7 +297,7 @@ class Serving:
             if quiet >= QUIET_TICKS:
                 quiet = 0
                 self._is_watch_asleep = True
-                if self._taken == seen:
+                if self._taken == seen and not self._lacks_thread:
                     self._wake_watch.wait()
                 self._is_watch_asleep = False
                 self._wake_watch.clear()

@@ -164,13 +164,15 @@ def test_requests_are_answered_also_while_no_thread_can_be_started(
     kernel: Kernel, waiting: bytes, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     start, allowed = threading.Thread.start, threading.Event()
-    refused, refusals = threading.Semaphore(0), []
+    refused, tried, refusals = threading.Semaphore(0), [], []
 
     def start_if_allowed(thread: threading.Thread) -> None:
-        if thread.name == "request" and kernel.serving._servers and not allowed.is_set():
-            refusals.append(thread)
-            refused.release()
-            raise RuntimeError("can't start new thread")
+        if thread.name == "request":
+            tried.append(thread)
+            if len(tried) > 1 and not allowed.is_set():
+                refusals.append(thread)
+                refused.release()
+                raise RuntimeError("can't start new thread")
         start(thread)
 
     monkeypatch.setattr(threading.Thread, "start", start_if_allowed)
@@ -195,6 +197,30 @@ def test_requests_are_answered_also_while_no_thread_can_be_started(
     assert len(kernel.threads) == 5
     # Once each time that there are too few: on a busy machine also when an answer takes longer than a tick.
     assert 0 < caplog.text.count("no more threads") < len(refusals)
+
+
+def test_a_thread_is_tried_again_also_if_the_watch_falls_asleep_meanwhile(
+    kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start, tried = threading.Thread.start, []
+
+    def start_but_the_second(thread: threading.Thread) -> None:
+        if thread.name == "request":
+            tried.append(thread)
+            if len(tried) == 2:
+                wait_until(lambda: kernel.serving._is_watch_asleep, 10, "the watch sleeps")
+                raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_but_the_second)
+
+    def program() -> None:
+        kernel.library.send(b"w")
+        kernel.ask(b"a")  # while the first one waits
+        kernel.released.set()
+        assert kernel.answered.acquire(timeout=10)
+
+    kernel.while_serving(program, kernel.library.unmount)
 
 
 def test_a_signal_ends_it_when_what_is_under_way_is_answered(kernel: Kernel) -> None:
