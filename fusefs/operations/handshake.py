@@ -2,28 +2,31 @@
 
 That is FUSE_HANDLE_KILLPRIV_V2: who serves takes set-id bits off a file that is written, and the kernel need
 not ask before each write whether the file has a capability. libfuse before 3.17 knows nothing of it. To be
-called when it is mounted, before any other thread takes requests. Without the answer of a kernel that can do
-it, nothing changes. Source: include/uapi/linux/fuse.h, protocol 7.33
+called when it is mounted, before any other thread takes requests. If the kernel cannot do it, libfuse answers
+alone. Whoever looks at a mount waits until the kernel has an answer; so without one the mount fails. Source:
+include/uapi/linux/fuse.h, protocol 7.33
 """
 
 from __future__ import annotations
 
 import ctypes
 import errno
-import logging
 import os
 import select
 from ctypes import byref
 from typing import Any
 
 from fusefs.operations.structures import Library, RequestBuffer, free, opcode_of
-
-log = logging.getLogger(__name__)
+from wire.config import ConfigError
 
 INIT = 26
 HANDLE_KILLPRIV_V2 = 1 << 28
 ANSWER_BYTES_MAX = 4096
 """Of a pipe so many are written at once, or none."""
+
+
+UNMOUNTED = (errno.ENODEV, errno.ENOENT)
+"""What a write to the device says if the mount, or who asked, is gone: the next request tells it too."""
 
 
 class InitRequest(ctypes.Structure):
@@ -64,7 +67,10 @@ def amended(answer: bytes) -> bytes:
 
 
 def shake_hands(library: Library, session: Any) -> None:
-    """Have libfuse answer the kernel's first request, and pass its answer on with what it lacks."""
+    """Have libfuse answer the kernel's first request, and pass its answer on with what it lacks.
+
+    Raises ConfigError if the kernel gets no answer.
+    """
     buffer = RequestBuffer()
     try:
         count = -errno.EINTR
@@ -93,10 +99,12 @@ def _answer_amended(library: Library, session: Any, buffer: RequestBuffer) -> No
             library.process(session, byref(buffer))
         finally:
             os.dup2(kernel, device, inheritable=False)
-        if select.select([told], [], [], 0)[0]:
-            os.write(kernel, amended(os.read(told, ANSWER_BYTES_MAX)))
+        if not select.select([told], [], [], 0)[0]:
+            raise ConfigError("libfuse does not answer the kernel's first request")
+        os.write(kernel, amended(os.read(told, ANSWER_BYTES_MAX)))
     except OSError as error:
-        log.error("the kernel does not take the answer to its first request: %s", error)
+        if error.errno not in UNMOUNTED:
+            raise ConfigError(f"the kernel does not take the answer to its first request: {error}") from error
     finally:
         for descriptor in (kernel, told, tells):
             os.close(descriptor)

@@ -122,10 +122,12 @@ class Mount:
                     raise ConfigError(
                         f"{self._options.mountpoint} cannot be mounted; libfuse's own message is above"
                     )
-                let_read_ahead(self._options.mountpoint, REQUEST_BYTES)
-                shake_hands(library, session)
-                self._serve(session, serving)
-                library.unmount(session)
+                try:
+                    let_read_ahead(self._options.mountpoint, REQUEST_BYTES)
+                    shake_hands(library, session)
+                    self._serve(session, serving)
+                finally:
+                    library.unmount(session)
         finally:
             library.destroy_session(session)
 

@@ -6,11 +6,13 @@ import ctypes
 import errno
 import os
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 
 from fusefs.operations.handshake import HANDLE_KILLPRIV_V2, INIT, shake_hands
+from wire.config import ConfigError
 
 GETATTR = 3
 OTHER_FLAGS = 1 << 18 | 1
@@ -51,7 +53,8 @@ class FakeLibrary:
 
     def process(self, _session: Any, _place: Any) -> None:
         self.processed += 1
-        os.write(self._device, self._answered)
+        if self._answered:
+            os.write(self._device, self._answered)
 
 
 @pytest.fixture
@@ -68,8 +71,10 @@ def told(device: tuple[int, int], received: bytes | int, answered: bytes) -> byt
     """Return what the kernel is told."""
     library: Any = FakeLibrary(device[0], received, answered)
     before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
-    shake_hands(library, 1)
-    assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+    try:
+        shake_hands(library, 1)
+    finally:
+        assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
     assert not os.get_inheritable(device[0]) or received == -errno.ENODEV
     try:
         return os.read(device[1], 4096)
@@ -99,3 +104,28 @@ def test_another_request_is_answered_as_it_is(device: tuple[int, int]) -> None:
 
 def test_what_is_unmounted_at_once_is_told_nothing(device: tuple[int, int]) -> None:
     assert told(device, -errno.ENODEV, b"") == b""
+
+
+def test_a_kernel_without_an_answer_fails_the_mount(device: tuple[int, int]) -> None:
+    with pytest.raises(ConfigError, match="libfuse does not answer"):
+        told(device, request(INIT, HANDLE_KILLPRIV_V2), b"")
+    os.write(device[0], b"next")
+    assert os.read(device[1], 64) == b"next"
+
+
+@pytest.mark.parametrize(
+    ("number", "fails"), [(errno.EINVAL, True), (errno.ENODEV, False), (errno.ENOENT, False)]
+)
+def test_an_answer_that_the_kernel_does_not_take_fails_the_mount(
+    device: tuple[int, int], monkeypatch: pytest.MonkeyPatch, number: int, fails: bool
+) -> None:
+    writes, written = os.write, answer(OTHER_FLAGS)
+
+    def write(to: int, data: bytes) -> int:
+        if data != written:
+            raise OSError(number, os.strerror(number))
+        return writes(to, data)
+
+    monkeypatch.setattr(os, "write", write)
+    with pytest.raises(ConfigError, match="does not take") if fails else nullcontext():
+        assert told(device, request(INIT, HANDLE_KILLPRIV_V2), written) == b""
