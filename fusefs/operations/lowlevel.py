@@ -125,6 +125,7 @@ class Mount:
                 try:
                     let_read_ahead(self._options.mountpoint, REQUEST_BYTES)
                     shake_hands(library, session)
+                    self._options.ready()
                     self._serve(session, serving)
                 finally:
                     library.unmount(session)
@@ -186,7 +187,6 @@ class Mount:
             info.max_write = info.max_read = REQUEST_BYTES
             info.max_readahead = REQUEST_BYTES
             info.max_background, info.congestion_threshold = BACKGROUND_REQUESTS, BACKGROUND_REQUESTS * 3 // 4
-            self._options.ready()
         except Exception:
             log.exception("setting up the connection to the kernel failed")
 
