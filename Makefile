@@ -56,7 +56,7 @@ bench-curves: .venv/run.stamp
 	@$(BIN)/quorumfs bench --curves docs/performance --cluster $(BENCH_DIR) $(BENCH_OPTIONS)
 
 # So many at a time, since most of them wait; each module stays together, as do the clusters that its tests share.
-TEST_JOBS ?= 2
+TEST_JOBS ?= 3
 test: .venv/test.stamp
 	@$(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadscope $(TESTS)
 
