@@ -11,7 +11,7 @@ import socket
 import struct
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -195,13 +195,22 @@ def test_lent_bytes_of_a_late_call_stay_until_its_answer(
 
 
 def test_lent_bytes_of_a_broken_connection_stay_for_a_while(
-    slow: SlowServer, lender: Lender, monkeypatch: pytest.MonkeyPatch
+    loop: LoopThread, slow: SlowServer, lender: Lender, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(client_msgpack, "LENT_SECONDS", 1.0)
+    begin_timer, ends_of_while = loop.loop.call_later, []
+
+    def call_later(seconds: float, end: Callable[[], object], **context: Any) -> asyncio.TimerHandle:
+        if seconds == client_msgpack.LENT_SECONDS:
+            ends_of_while.append(end)
+        return begin_timer(seconds, end, **context)
+
+    monkeypatch.setattr(loop.loop, "call_later", call_later)
     slow.put_late(lender)
     slow.caller.close()
+    wait_until(lambda: bool(ends_of_while), 5, "the connection is broken")
     gc.collect()
     assert free_slots(lender) == SLOTS - 1
+    loop.loop.call_soon_threadsafe(ends_of_while.pop())
     wait_until(lambda: free_slots(lender) == SLOTS, 5, "the memory of a broken connection is free")
 
 
