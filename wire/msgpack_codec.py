@@ -53,19 +53,30 @@ _PlaceOf = Callable[[Buffer], bytes | None]
 """Returns what stands for bytes in a message, None if they have to be in it."""
 
 
+class Packing:
+    """The packer that the encoders of one thread share: a thousand connections would have 64 MiB of them."""
+
+    def __init__(self) -> None:
+        self.renew()
+
+    def renew(self) -> None:
+        """Give up the memory of the longest value that was packed."""
+        self.packer = msgpack.Packer(unicode_errors="backslashreplace", buf_size=_PACKER_BYTES)
+
+
 class Encoder:
     """Packs messages. Long byte strings are handed through, not copied into the message.
+
+    Args:
+        packing: what it shares with others of its thread.
 
     Attributes:
         room: memory of the caller: of answers that lie there only the place is sent.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, packing: Packing | None = None) -> None:
         self.room: Borrowed | None = None
-        self._renew_packer()
-
-    def _renew_packer(self) -> None:
-        self._packer = msgpack.Packer(unicode_errors="backslashreplace", buf_size=_PACKER_BYTES)
+        self._packing = packing or Packing()
 
     def request(self, request_id: int, method: str, params: Sequence[Any]) -> list[Buffer]:
         """Return the buffers of a request, to be sent one after the other.
@@ -84,31 +95,31 @@ class Encoder:
             lent: whether the server has mapped the lender's memory, so that it is only told where bytes are.
         """
         try:
-            return self._pack(self._packer.pack(method), params, Lender.place_of if lent else None)
+            return self._pack(self._packing.packer.pack(method), params, Lender.place_of if lent else None)
         except _UNPACKABLE as error:
             raise BadRequest(f"{method}: a parameter cannot be sent: {error}") from None
 
     def addressed(self, request_id: int, body: list[Buffer]) -> list[Buffer]:
         """Return the buffers of a request of a body that was packed before."""
-        return [b"\x94\x00" + self._packer.pack(request_id) + body[0], *body[1:]]
+        return [b"\x94\x00" + self._packing.packer.pack(request_id) + body[0], *body[1:]]
 
     def answer(self, request_id: int, result: Any) -> list[Buffer]:
         """Return the buffers of a result. Raises TypeError, ValueError or OverflowError if it cannot."""
         place_of = self.room.place_of if self.room else None
-        return self._pack(b"\x94\x01" + self._packer.pack(request_id) + b"\xc0", result, place_of)
+        return self._pack(b"\x94\x01" + self._packing.packer.pack(request_id) + b"\xc0", result, place_of)
 
     def error(self, request_id: int, error: QuorumfsError) -> list[Buffer]:
         """Return the buffers of an error. A detail that cannot cross is left out."""
         fault = to_fault(error)
         try:
-            return [self._packer.pack((ANSWER, request_id, fault, None))]
+            return [self._packing.packer.pack((ANSWER, request_id, fault, None))]
         except _UNPACKABLE:
-            return [self._packer.pack((ANSWER, request_id, (fault[0], str(fault[1]), {}), None))]
+            return [self._packing.packer.pack((ANSWER, request_id, (fault[0], str(fault[1]), {}), None))]
 
     def _pack(self, head: bytes, value: Any, place_of: _PlaceOf | None) -> list[Buffer]:
         """Return the buffers of what was packed already and a value after it."""
         if not _is_bulky(value, 2):
-            packed = self._packer.pack(value)
+            packed = self._packing.packer.pack(value)
             return [head + packed] if len(packed) < LONG_BYTES else [head, self._long(packed)]
         buffers: list[Buffer] = []
         rest = self._pack_bulky(value, 2, bytearray(head), buffers, place_of)
@@ -119,7 +130,7 @@ class Encoder:
     def _long(self, packed: bytes) -> bytes:
         """Return what was packed; a packer keeps the memory of the longest value that it has packed."""
         if len(packed) > _PACKER_BYTES:
-            self._renew_packer()
+            self._packing.renew()
         return packed
 
     def _pack_bulky(
@@ -134,9 +145,9 @@ class Encoder:
             buffers += (head, value)
             return bytearray()
         if depth == 0 or not isinstance(value, _LISTS) or len(value) > _FEW_ITEMS:
-            head += self._long(self._packer.pack(value))
+            head += self._long(self._packing.packer.pack(value))
             return head
-        head += self._packer.pack_array_header(len(value))
+        head += self._packing.packer.pack_array_header(len(value))
         for item in value:
             head = self._pack_bulky(item, depth - 1, head, buffers, place_of)
         return head
@@ -153,7 +164,7 @@ def _is_bulky(value: Any, depth: int) -> bool:
 
 
 class Workbench:
-    """What the decoders of one thread share: where bytes are received, and what unpacks most messages.
+    """What decoders and encoders of one thread share: where bytes are received, what packs and unpacks most.
 
     A thousand connections would else have a room and an unpacker each, 100 KiB of memory. Only one decoder
     has something here at a time: from when it is told what it `received` until it is told to `leave`.
@@ -167,6 +178,7 @@ class Workbench:
     def __init__(self, max_message_bytes: int, *, strict: bool = False) -> None:
         self.max_message_bytes = max_message_bytes
         self.room = memoryview(bytearray(ROOM_BYTES))
+        self.packing = Packing()
         self.lent: PlaceToBytes = _never_lent
         """What the decoder that is at work takes for lent bytes."""
         self.bounds: dict[str, Any] = {
@@ -238,8 +250,8 @@ class Decoder:
         self._start = self._end = 0
         """Where in the bench's room it begins and ends, while it is not."""
         self._long: LongMessage | None = None
-        self._unpacker = bench.unpackers[False]
-        """The bench's, but for a message whose values are counted."""
+        self._unpacker: msgpack.Unpacker | None = None
+        """The bench's while this is at work there, or one for a message whose values are counted."""
         self._fed_bytes = self._complete_bytes = 0
         self._fed_here = 0
         """How many bytes the unpacker was fed last; they are in the room still, up to `_fed_end`."""
@@ -317,6 +329,8 @@ class Decoder:
         elif self._start != self._end:
             self._kept = bytes(self._room[self._start : self._end])
         self._start = self._end = 0
+        if not self._given_up:
+            self._unpacker = None  # the bench may have another one soon: each keeps 44 KiB
 
     def _come_back(self) -> None:
         self._start, self._end = 0, len(self._kept)
@@ -333,6 +347,11 @@ class Decoder:
         self._unpacker = unpacker
         self._fed_bytes = self._complete_bytes = unpacker.tell()
         self._fed_here = 0
+
+    def _feed(self, data: Buffer) -> None:
+        assert self._unpacker is not None
+        self._unpacker.feed(data)
+        self._fed_bytes += len(data)
 
     def end(self) -> None:
         """Give back what is held of a message of which no more comes."""
@@ -373,14 +392,14 @@ class Decoder:
         """Unpack a message. One that is not all here is begun again as a long one, if it can be."""
         if self._end:
             if self._fed_bytes == self._complete_bytes:
-                self._unpacker = self._bench.unpackers[self._takes_places]
-                self._fed_bytes = self._complete_bytes = self._unpacker.tell()
-            self._unpacker.feed(self._room[self._start : self._end])
+                self._use(self._bench.unpackers[self._takes_places])
+            self._feed(self._room[self._start : self._end])
             self._fed_here, self._fed_end = self._end - self._start, self._end
-            self._fed_bytes += self._fed_here
             self._start = self._end = 0
+        unpacker = self._unpacker
+        assert unpacker is not None
         try:
-            message = self._unpacker.unpack()
+            message = unpacker.unpack()
         except msgpack.OutOfData:
             pending_bytes = self._fed_bytes - self._complete_bytes
             if pending_bytes > self._max_message_bytes:
@@ -390,7 +409,7 @@ class Decoder:
                 self._forget_fed()
                 self._long = self._begin_long()
             return _NOT_YET
-        complete_bytes = self._unpacker.tell()
+        complete_bytes = unpacker.tell()
         self.message_bytes = complete_bytes - self._complete_bytes
         self._complete_bytes = complete_bytes
         if self._given_up:
@@ -428,8 +447,7 @@ class Decoder:
         hooks = {"list_hook": self._count_list, "object_hook": self._count_map}
         self._use(self._bench.new_unpacker(self._takes_places, **hooks))
         for part in long.parts:
-            self._unpacker.feed(part)
-            self._fed_bytes += len(part)
+            self._feed(part)
         return self._unpack_next()
 
     @property

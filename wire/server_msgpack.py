@@ -60,7 +60,7 @@ class MsgpackConnection(asyncio.BufferedProtocol):
         self._has_room = True
         """Whether the request that is arriving, or the next one, need not wait for others."""
         self._decoder = Decoder(bench, lender=lender, may_hold=self._may_hold)
-        self._encoder = Encoder()
+        self._encoder = Encoder(bench.packing)
         self._loop = asyncio.get_running_loop()
         self._in_flight: set[asyncio.Future[Any]] = set()
         self._waiting_calls = 0
@@ -100,7 +100,7 @@ class MsgpackConnection(asyncio.BufferedProtocol):
             self._connections.discard(self)
 
     def get_buffer(self, size_hint: int) -> memoryview:
-        return self._decoder.room(SHORT_BYTES if self._arrivals.is_full else ROOM_BYTES)
+        return self._decoder.room(SHORT_BYTES if self._arrivals.is_busy else ROOM_BYTES)
 
     def buffer_updated(self, count: int) -> None:
         self._decoder.received(count)
