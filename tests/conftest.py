@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -38,6 +39,7 @@ if _worker and _workers:
     tools.addresses.PORTS = tools.addresses.PORTS[int(_worker.removeprefix("gw")) :: int(_workers)]
 
 ClusterFactory = Callable[..., LocalCluster]
+SmallDisk = Callable[[Path, int], None]
 
 
 def unexpected_lines(cluster: LocalCluster) -> list[str]:
@@ -90,6 +92,20 @@ def make_cluster(tmp_path: Path) -> Iterator[ClusterFactory]:
             stack.callback(forget_rings, cluster.config)
     unexpected = [line for cluster in made for line in unexpected_lines(cluster)]
     assert not unexpected, "unexpected lines in the logs:\n" + "\n".join(unexpected)
+
+
+@pytest.fixture
+def small_disk() -> Iterator[SmallDisk]:
+    """Mount a file system of so many bytes on an empty directory; all go when the cluster has stopped."""
+    with ExitStack() as stack:
+
+        def mount(place: Path, size: int) -> None:
+            subprocess.run(
+                ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)], check=True, timeout=10
+            )
+            stack.callback(subprocess.run, ["umount", "-l", str(place)], check=True, timeout=10)
+
+        yield mount
 
 
 @pytest.fixture

@@ -251,7 +251,7 @@ def _forwarding(method: Method, send: Send) -> Entry:
     return replace(_entry(method.name, method, partial(send, method.name)), arguments=listed)
 
 
-def as_quorumfs_error(error: Exception, name: Any) -> QuorumfsError:
+def as_quorumfs_error(error: BaseException, name: Any) -> QuorumfsError:
     """Return the error to answer; one that is none of ours is a defect: logged once, with its traceback."""
     if isinstance(error, QuorumfsError):
         return error

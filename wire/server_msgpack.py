@@ -282,12 +282,7 @@ class MsgpackConnection(asyncio.BufferedProtocol):
     ) -> None:
         self._in_flight.discard(done)
         self._arrivals.hold(-held_bytes)
-        try:
-            self._send(request_id, done.result())
-        except asyncio.CancelledError:
-            pass  # the server stops
-        except Exception as error:
-            self._send_error(request_id, as_quorumfs_error(error, entry.name))
+        self._send_outcome(request_id, entry, done)
         if entry.answer_bytes:
             self._making.end(self, entry.answer_bytes)
         self._leave_if_done()
@@ -299,6 +294,22 @@ class MsgpackConnection(asyncio.BufferedProtocol):
             self.read_on()  # one call may go on whatever others have
         elif not self._reading:
             self._read_on()
+
+    def _send_outcome(self, request_id: int, entry: Entry, done: asyncio.Future[Any]) -> None:
+        """Answer a call that has ended, unless the server stops.
+
+        Nothing is raised that `done` keeps: it would keep this frame, so `done` and what the call had,
+        until the collector comes.
+        """
+        if done.cancelled():
+            return
+        if (failure := done.exception()) is not None:
+            self._send_error(request_id, as_quorumfs_error(failure, entry.name))
+            return
+        try:
+            self._send(request_id, done.result())
+        except Exception as error:
+            self._send_error(request_id, as_quorumfs_error(error, entry.name))
 
     def _send(self, request_id: int, result: Any) -> None:
         buffers = self._encoder.answer(request_id, result)

@@ -6,13 +6,11 @@ import errno
 import os
 import random
 import subprocess
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import ClusterFactory
+from tests.conftest import ClusterFactory, SmallDisk
 from tests.support import take_seed, wait_until
 from tools.cluster import LocalCluster
 from tools.status import take
@@ -20,22 +18,6 @@ from tools.status import take
 MIB = 1024 * 1024
 SECONDS = 30.0
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small disk")
-
-SmallDisk = Callable[[Path, int], None]
-
-
-@pytest.fixture
-def small_disk() -> Iterator[SmallDisk]:
-    """Mount a file system of so many bytes on an empty directory; all go when the cluster has stopped."""
-    with ExitStack() as stack:
-
-        def mount(place: Path, size: int) -> None:
-            subprocess.run(
-                ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)], check=True, timeout=10
-            )
-            stack.callback(subprocess.run, ["umount", "-l", str(place)], check=True, timeout=10)
-
-        yield mount
 
 
 @pytest.fixture

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import random
+import tracemalloc
 from typing import Any
 
 import msgpack
 import pytest
 
-from wire.msgpack_codec import ROOM_BYTES, Decoder, Malformed, Workbench
+from wire.msgpack_codec import ROOM_BYTES, Decoder, Encoder, Malformed, Workbench
 
 LENGTHS = (0, 1, 10, 1000, 16 * 1024, 40_000, ROOM_BYTES, 100_000)
 
@@ -115,3 +117,24 @@ def test_values_count_before_their_message_is_whole() -> None:
         assert decoder.next() is None
         decoder.leave()
     assert decoder.announced_bytes > 2 * 60_000 * 64
+
+
+def test_one_that_waits_for_room_keeps_little_but_what_came() -> None:
+    """Each kept an unpacker and had a packer: 125 KiB of each of 900 peers that put."""
+    bench, peers, came = Workbench(2**24, strict=True), 100, 8_000
+    begun = msgpack.packb([0, 1, "put", [os.urandom(2**20)]])[:came]
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        kept = []
+        for _ in range(peers):
+            decoder = Decoder(bench, may_hold=lambda _: False)
+            decoder.room()[:came] = begun
+            decoder.received(came)
+            assert decoder.next() is None
+            decoder.leave()
+            kept.append((decoder, Encoder(bench.packing)))
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert (after - before) / peers < came + 6_000
