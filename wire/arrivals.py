@@ -14,7 +14,6 @@ from typing import Any, Protocol
 from wire.sizes import memory_bytes
 
 MOST_HELD_BYTES = 32 * 1024 * 1024
-BUSY_BYTES = MOST_HELD_BYTES // 2
 SHORT_BYTES = 16 * 1024
 """A request of at most so many bytes does not count while it arrives."""
 CALL_BYTES = 6 * 1024
@@ -76,11 +75,6 @@ class Arrivals:
     def is_full(self) -> bool:
         """Whether no more is to be held."""
         return self._called_bytes + self._arriving_bytes >= MOST_HELD_BYTES
-
-    @property
-    def is_busy(self) -> bool:
-        """Whether so much is held that a long request may have to wait."""
-        return self._called_bytes + self._arriving_bytes >= BUSY_BYTES
 
     def admit(self, holder: Holder, size: int) -> bool:
         """Tell whether a connection may be read on, of whose request of `size` bytes some have come.

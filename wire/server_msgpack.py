@@ -100,7 +100,7 @@ class MsgpackConnection(asyncio.BufferedProtocol):
             self._connections.discard(self)
 
     def get_buffer(self, size_hint: int) -> memoryview:
-        return self._decoder.room(SHORT_BYTES if self._arrivals.is_busy else ROOM_BYTES)
+        return self._decoder.room(SHORT_BYTES if self._arrivals.is_full else ROOM_BYTES)
 
     def buffer_updated(self, count: int) -> None:
         self._decoder.received(count)
