@@ -66,6 +66,8 @@ class Inode:
         self.dirty_since: float | None = None
         self.uploads: list[PendingBlock] = []
         """What servers may have been sent, and is neither committed nor abandoned."""
+        self.used_uploads = 0
+        """How many of them waiting changes used when that was looked at last; 0 after a commit."""
         self.handles: set[Handle] = set()
         self.references = 0
         self.birth: Birth | None = None

@@ -36,6 +36,8 @@ UPLOADS = 4
 MAP_RUN_EXTENTS = 4096
 MOST_PENDING_EXTENTS = 50_000
 """A file that gathers more is committed early."""
+MOST_UNUSED_UPLOADS = 64
+"""A file that is overwritten again and again keeps room for so many blocks more than twice what it needs."""
 INLINE_BYTES = BLOCK_BYTES
 """So many bytes of a commit's last blocks ride on the commit's own call."""
 
@@ -105,6 +107,9 @@ class Writeback:
             self.budget.take(added)
             self._start_uploads(inode, inode.seal_full())
             crowded = len(inode.changes.map) > MOST_PENDING_EXTENTS
+            wasteful = len(inode.uploads) > 2 * inode.used_uploads + MOST_UNUSED_UPLOADS
+        if wasteful:
+            self._abandon_unused(inode)
         if crowded and not inode.hides_old_content():
             self.commit(inode, durable=False, spares_rewrites=True)
         if self.budget.is_exceeded():
@@ -249,6 +254,7 @@ class Writeback:
             ended = [b for b in inode.uploads if b not in used and (b.upload is None or b.upload.done())]
             gone = set(ended)
             inode.uploads = [block for block in inode.uploads if block not in gone]
+            inode.used_uploads = len(inode.uploads)
         if records := [block.tried for block in ended if block.tried is not None]:
             with suppress(RuntimeError):  # the mount is ending, and its session with it
                 self._pool.submit(self._abandon, records)
@@ -431,6 +437,7 @@ def _keep(inode: Inode, blocks: Iterable[PendingBlock]) -> None:
     with inode.lock:
         kept = set(blocks) if inode.uploads else set()
         inode.uploads = [block for block in inode.uploads if block not in kept]
+        inode.used_uploads = 0
 
 
 def _blocks_of(change: ChangeSet | None) -> list[PendingBlock]:

@@ -11,6 +11,7 @@ import pytest
 from fusefs.filesystem import FileSystem
 from fusefs.handles import Handle
 from fusefs.inodes import Inode
+from fusefs.writeback import MOST_UNUSED_UPLOADS
 from tests.support import wait_until
 from tests.unit.fusefs.fakes import FakeServer
 from tests.unit.fusefs.work import close, make, read, write
@@ -193,6 +194,42 @@ def test_blocks_that_were_overwritten_before_their_commit_are_abandoned(
     close(fs, handle)
     wait_until(lambda: len(server.abandoned) == 2, 5, "the first two are abandoned")
     assert server.committed(ino) == bytes([2]) * MIB
+
+
+def most_blocks(fs: FileSystem, server: FakeServer, handle: Handle, places: int) -> int:
+    """Overwrite a file's first blocks 128 times, each once the one before is put; tell how many were kept."""
+    most = 0
+    for turn in range(2 * MOST_UNUSED_UPLOADS):
+        put = server.calls["put_block"]
+        write(fs, handle, turn % places * MIB, bytes([turn]) * MIB)
+        wait_until(lambda: server.calls["put_block"] > put, 5, "the block is put")  # noqa: B023
+        most = max(most, len(server.blocks))
+    return most
+
+
+def test_a_file_that_is_overwritten_on_and_on_takes_no_more_room_for_it(
+    fs: FileSystem, server: FakeServer
+) -> None:
+    ino = make(fs, b"a", b"old")
+    handle, _ = fs.files.open(ino, os.O_WRONLY)
+    commits, before = server.calls["write_file"], set(server.blocks)
+    assert most_blocks(fs, server, handle, 3) < MOST_UNUSED_UPLOADS + 10
+    assert server.calls["write_file"] == commits
+    close(fs, handle)
+    wait_until(lambda: len(server.blocks.keys() - before) == 3, 5, "all that was overwritten is abandoned")
+    assert server.committed(ino) == b"".join(bytes([turn]) * MIB for turn in (126, 127, 125))
+
+
+def test_what_a_file_needed_before_a_commit_is_no_measure_after_it(
+    fs: FileSystem, server: FakeServer
+) -> None:
+    handle, _ = fs.files.open(make(fs, b"a", b"old"), os.O_WRONLY)
+    for place in range(2 * MOST_UNUSED_UPLOADS):
+        write(fs, handle, place * MIB, b"x" * MIB)
+    fs.files.fsync(handle)
+    committed = len(server.blocks)
+    assert most_blocks(fs, server, handle, 1) < committed + MOST_UNUSED_UPLOADS + 10
+    close(fs, handle)
 
 
 def test_a_write_with_all_servers_full_is_refused_at_the_call(fs: FileSystem, server: FakeServer) -> None:
