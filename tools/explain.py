@@ -16,6 +16,7 @@ from rich.markup import escape
 
 from tools.locate import CALL_SECONDS, add_state_option, as_typed, find_cluster, find_inode, mediator_client
 from tools.output import add_json_option, bytes_text, coloured, console, print_json, table
+from wire.hints import how_to_change_quorum
 from wire.methods.common import CommonMethods
 from wire.methods.mediator import MediatorMethods
 
@@ -53,12 +54,23 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json(report)
     else:
-        show(arguments.path, report, arguments.state, everything=arguments.all)
+        change = how_to_change_quorum(cluster.config)
+        show(arguments.path, report, change, arguments.state, everything=arguments.all)
     return 0
 
 
-def show(path: Path, report: dict[str, Any], state: Path | None = None, *, everything: bool) -> None:
-    """Print an explanation for people."""
+def show(
+    path: Path, report: dict[str, Any], change: str, state: Path | None = None, *, everything: bool
+) -> None:
+    """Print an explanation for people.
+
+    Args:
+        path: the file, as the user named it.
+        report: what the mediator answered, and whether files can be written.
+        change: how another Qr or Qw comes to hold.
+        state: the --state option.
+        everything: list all blocks.
+    """
     out = console()
     quorum, blocks = report["quorum"], report["blocks"]
     names = ", ".join(_text(name) for name in report["paths"]) or "no name any more"
@@ -71,7 +83,7 @@ def show(path: Path, report: dict[str, Any], state: Path | None = None, *, every
             out.print(f"... and {left} more blocks, all replicas good (--all lists them)")
     else:
         out.print("It has no blocks: it is empty, a hole, or no regular file.")
-    if hint := advice([block["verdicts"] for block in blocks], quorum):
+    if hint := advice([block["verdicts"] for block in blocks], quorum, change):
         out.print(f"\n{as_typed(hint, state)}", markup=False)
     if report.get("cut"):
         out.print("The file has more blocks: only the first ones were asked to vote.")
@@ -86,12 +98,13 @@ def show(path: Path, report: dict[str, Any], state: Path | None = None, *, every
             out.print(f"  {json.dumps(refusal['detail'], default=str)}", markup=False)
 
 
-def advice(votes: Sequence[Mapping[str, str]], quorum: Mapping[str, int]) -> str:
+def advice(votes: Sequence[Mapping[str, str]], quorum: Mapping[str, int], change: str) -> str:
     """Say how replicas that are not good become so, "" if nothing is to be said.
 
     Args:
         votes: the verdict of each server, for each block.
         quorum: N, Qr and Qw.
+        change: how another Qr or Qw comes to hold.
     """
     blocks = [list(verdicts.values()) for verdicts in votes]
     if any("good" not in block and "down" not in block for block in blocks):
@@ -99,7 +112,7 @@ def advice(votes: Sequence[Mapping[str, str]], quorum: Mapping[str, int]) -> str
     if any(block.count("corrupt") > quorum["N"] - quorum["Qr"] for block in blocks):
         return (
             "More replicas are corrupt than Qr bears, and yet a good one may be left. It is taken if Qr = 1 "
-            f"and Qw = {quorum['N']} stand in cluster.toml: `quorumfs down`, change that, `quorumfs up`, "
+            f"and Qw = {quorum['N']} stand in cluster.toml: {change}, "
             "read the file, which has it repaired, and change it back likewise."
         )
     if any("down" in block and not _is_enough(block, quorum["Qr"]) for block in blocks):

@@ -9,6 +9,7 @@ import pytest
 
 from tools.explain import ROWS, select, show
 
+CHANGE = "restart the mediators"
 ALL_NOW = "all of them now by"
 HINTS = (
     ALL_NOW,
@@ -57,7 +58,7 @@ def test_verdicts_and_refusal_are_shown(capsys: pytest.CaptureFixture[str]) -> N
         "message": "1 of [Qr]=2",
         "detail": {"votes": {}},
     }
-    show(Path("[a].txt"), told, everything=False)
+    show(Path("[a].txt"), told, CHANGE, everything=False)
     said = capsys.readouterr().out
     for word in ("[a].txt", "inode 7", "/[a].txt", "N=2", "corrupt", "1.0 MiB", "read: 1 of [Qr]=2", "votes"):
         assert word in said
@@ -89,17 +90,19 @@ def test_how_replicas_become_good(
     given = verdicts.split()
     told["quorum"] = {"N": len(given), "Qr": read_quorum, "Qw": len(given)}
     told["blocks"][0]["verdicts"] = {str(n): word for n, word in enumerate(given, 1)}
-    show(Path("a"), told, Path("s"), everything=False)
+    show(Path("a"), told, CHANGE, Path("s"), everything=False)
     said = capsys.readouterr().out.replace("\n", " ")
     assert [each for each in HINTS if each in said] == ([hint] if hint else [])
     assert ("scrub --now --state s" in said) == (hint == ALL_NOW)
+    assert (CHANGE in said) == (hint == "Qr = 1")
 
 
 def test_why_nothing_can_be_written_now(capsys: pytest.CaptureFixture[str]) -> None:
-    show(Path("a"), report(1) | {"writable": False, "reason": "1 of 2 data servers is up"}, everything=False)
+    told = report(1) | {"writable": False, "reason": "1 of 2 data servers is up"}
+    show(Path("a"), told, CHANGE, everything=False)
     assert "Writes are refused now: 1 of 2 data servers is up" in capsys.readouterr().out
 
 
 def test_a_file_without_blocks(capsys: pytest.CaptureFixture[str]) -> None:
-    show(Path("empty"), report(0), everything=False)
+    show(Path("empty"), report(0), CHANGE, everything=False)
     assert "no blocks" in capsys.readouterr().out
