@@ -96,11 +96,11 @@ class Contents:
 
     def _is_outdated(self, inode: Inode, plan: _Plan, offset: int) -> bool:
         """Tell whether a read that failed may succeed by another plan."""
-        if any(isinstance(span.source, PendingBlock) for span in plan.spans):
+        if pending := _pending_of(plan.spans):
             with inode.lock:
                 inode.await_end_of_commit()  # if it fails, it is about to drop what was planned with
-                if inode.drops != plan.drops:
-                    return True
+                if inode.drops != plan.drops or _pending_of(inode.plan(offset, plan.end)) != pending:
+                    return True  # what is overwritten before its commit is deleted
         return self.is_superseded(inode, plan.version, offset)
 
     def is_superseded(self, inode: Inode, version: int, offset: int) -> bool:
@@ -167,3 +167,7 @@ class Contents:
             if whence == os.SEEK_HOLE and position < end:
                 return position
             position, window = end, 2 * window
+
+
+def _pending_of(spans: list[Span[Source]]) -> list[PendingBlock]:
+    return [span.source for span in spans if isinstance(span.source, PendingBlock)]

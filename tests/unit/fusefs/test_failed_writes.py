@@ -220,6 +220,25 @@ def test_a_file_that_is_overwritten_on_and_on_takes_no_more_room_for_it(
     assert server.committed(ino) == b"".join(bytes([turn]) * MIB for turn in (126, 127, 125))
 
 
+def test_what_is_overwritten_and_deleted_while_it_is_read_is_read_anew(
+    fs: FileSystem, server: FakeServer
+) -> None:
+    handle, _ = fs.files.open(make(fs, b"a", b"old"), os.O_RDWR)
+    write(fs, handle, 0, b"x" * MIB)
+    wait_until(lambda: server.calls["put_block"] == 1, 5, "the block is put")
+    wait_until(lambda: handle.inode.changes.map.find(0, 1)[0].source.data is None, 5, "its bytes are let go")
+
+    def overwrite() -> None:
+        server.hooks.clear()
+        most_blocks(fs, server, handle, 1)
+        wait_until(lambda: bool(server.abandoned), 5, "what was overwritten is deleted")
+
+    server.hooks["read_block"] = overwrite
+    assert bytes(fs.files.read(handle, 0, 5)) == bytes([2 * MOST_UNUSED_UPLOADS - 1]) * 5
+    assert not server.hooks, "it was overwritten in the midst of the read"
+    close(fs, handle)
+
+
 def test_what_a_file_needed_before_a_commit_is_no_measure_after_it(
     fs: FileSystem, server: FakeServer
 ) -> None:
