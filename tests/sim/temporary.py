@@ -59,6 +59,8 @@ class Temporary:
                     place.fsync(SLOT)
                 place.fstat(SLOT)
                 seen = place.pread(SLOT, 0, MOST_BYTES)
+                if (error := place.slots[SLOT].error) is not None:
+                    raise error  # what waited could not be committed: the next write or fsync tells
                 if seen != expected and before == self._since(place):
                     self.world.problem(f"{name}, open without a name: {len(seen)} bytes, not {len(expected)}")
 
