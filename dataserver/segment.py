@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar, TypeVar
 
-from dataserver.durable import punch_hole, write_all, write_pages
+from dataserver.durable import count_links, punch_hole, write_all, write_pages
 from dataserver.record import (
     FREED,
     HEADER_BYTES,
@@ -132,7 +132,7 @@ class Segment:
         self._handle = -1
         self._direct: DirectFile | None = None
         self._handle = os.open(path, os.O_RDWR if writable else os.O_RDONLY)
-        self._must_have_name = os.fstat(self._handle).st_nlink > 0  # not all file systems count names
+        self._must_have_name = count_links(self._handle) > 0  # not all file systems count names
         head = self._read_head()
         self.identity = head.identity if head and head.number == number else b""
         self.end = max(PAGE_BYTES, aligned(self.size()))
@@ -365,7 +365,7 @@ class Segment:
 
     def require_name(self) -> None:
         """Raise OSError if somebody else removed the file: no start would find what is in it."""
-        if self._must_have_name and os.fstat(self._handle).st_nlink == 0:
+        if self._must_have_name and count_links(self._handle) == 0:
             raise OSError(errno.ENOENT, f"{self.path.name} was removed")
 
     def remove(self) -> None:

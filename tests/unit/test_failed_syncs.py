@@ -122,3 +122,17 @@ def test_a_segment_that_the_store_removes_itself_is_no_failed_disk(tmp_path: Pat
     first.sync()  # as one that was under way
     assert store.status()["disk_failure"] is None
     store.close()
+
+
+def test_names_of_an_open_file_are_counted(tmp_path: Path) -> None:
+    file, other = tmp_path / "file", tmp_path / "other"
+    with file.open("wb") as opened:
+        assert durable.count_links(opened.fileno()) == 1
+        other.hardlink_to(file)
+        assert durable.count_links(opened.fileno()) == 2
+        file.unlink()
+        other.unlink()
+        assert durable.count_links(opened.fileno()) == 0
+        closed = opened.fileno()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        durable.count_links(closed)
