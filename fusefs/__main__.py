@@ -22,7 +22,7 @@ from fusefs.connect import connect
 from fusefs.operations import Binding, MountOptions, serve
 from fusefs.supervisor import supervise
 from wire.config import ClusterConfig, ConfigError, load
-from wire.memory import keep_freed_memory
+from wire.memory import give_back_unneeded_memory, keep_freed_memory
 from wire.open_files import allow_open_files
 from wire.process import EXIT_BAD_SETTINGS, print_ready, set_up_logging
 
@@ -61,6 +61,7 @@ def run(
 ) -> None:
     """Connect, mount, and serve until unmounted; `directory` has the configuration. Raises ConfigError."""
     name = f"mount {mountpoint} of {getpass.getuser()} on {socket.gethostname()} (pid {os.getpid()})"
+    give_back_unneeded_memory()
     with connect(config, name) as filesystem:
         ready = partial(_tell_ready, mountpoint)
         options = MountOptions(str(mountpoint), str(directory), others_allowed(), refused, ready)
