@@ -9,7 +9,7 @@ PEERS ?=
 PARTS := setup.cfg pyproject.toml tools/setup.sh
 
 .DEFAULT_GOAL := help
-.PHONY: help up down status test test-long soak fault-sweep chaos sim sim-mutants programs posix xfstests demo transcript story-xml evaluate bench bench-micro bench-curves lint format types imports clean distclean
+.PHONY: help up down status test test-long soak fault-sweep chaos sim sim-mutants programs posix xfstests ltp demo transcript story-xml evaluate bench bench-micro bench-curves lint format types imports clean distclean
 
 help:
 	@echo 'make up     start a local cluster and mount it on ./$(MOUNTPOINT)'
@@ -17,7 +17,7 @@ help:
 	@echo 'make test   run all tests but the longest'
 	@echo 'make demo   play the story of the README on a throwaway cluster'
 	@echo 'make sim    simulate SEEDS=1000 lives of a whole cluster with faults'
-	@echo 'others:     status test-long soak fault-sweep chaos sim-mutants evaluate bench bench-micro bench-curves programs posix xfstests transcript story-xml lint format types clean distclean'
+	@echo 'others:     status test-long soak fault-sweep chaos sim-mutants evaluate bench bench-micro bench-curves programs posix xfstests ltp transcript story-xml lint format types clean distclean'
 
 up: .venv/run.stamp
 	@$(BIN)/quorumfs up $(if $(filter command line environment,$(origin MOUNTPOINT)),"$(MOUNTPOINT)")
@@ -99,6 +99,10 @@ posix: .venv/test.stamp
 # xfstests, built in the directory that XFSTESTS names: see docs/posix.md. TESTS="generic/001 ...": only these.
 xfstests: .venv/test.stamp
 	@$(BIN)/python -m tests.xfstests $(XFSTESTS) $(TESTS)
+
+# The Linux Test Project's tests of files, built in the directory that LTP names: see docs/posix.md. TESTS="lseek01 fs": only these.
+ltp: .venv/test.stamp
+	@$(BIN)/python -m tests.ltp $(LTP) $(TESTS)
 
 lint: .venv/test.stamp
 	@$(BIN)/ruff check .
