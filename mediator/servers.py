@@ -7,6 +7,7 @@ noted in one place. It must not decide about quorums. For use on one event loop.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable
 from functools import partial
@@ -17,6 +18,8 @@ from wire.errors import Draining, QuorumfsError, TransportError, Unavailable
 from wire.messages import BlockRecord
 from wire.methods import BookkeepingMethods
 from wire.request import Request, Then, raw_request, request_of, settle
+
+log = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -63,6 +66,10 @@ class Server:
         """When it last answered anything, on the monotonic clock."""
         self.look = asyncio.Event()
         """Set to have health look at this server at once."""
+
+    def __str__(self) -> str:
+        """Return what people call it."""
+        return f"{f'data server {self.number}' if self.number else 'the metadata server'} ({self.address})"
 
     @property
     def state(self) -> State:
@@ -114,12 +121,14 @@ class Server:
         if not self.up:
             self.up, self.error, self.since_ns = True, "", time.time_ns()
             self.reads, self.votes = no_times(), no_times()  # how slow it was before says nothing of now
+            log.info("%s is up", self)
 
     def mark_down(self, error: str) -> None:
         """Do not use it until health finds it up; `error` says why, for people."""
+        self.error = error.removeprefix(f"{self.address}: ")
         if self.up:
             self.up, self.since_ns = False, time.time_ns()
-        self.error = error.removeprefix(f"{self.address}: ")
+            log.warning("%s is down: %s", self, self.error)
 
 
 class Metadata:

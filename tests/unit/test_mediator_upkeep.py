@@ -96,6 +96,28 @@ def test_late_heartbeats_count_only_in_a_row_without_other_answers() -> None:
     run(scenario())
 
 
+def test_the_log_tells_when_a_server_goes_and_comes_once_each(caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario() -> None:
+        async with world() as w:
+            await w.settle()
+            server = w.mediator.health.servers[0]
+            caplog.clear()
+            w.data[1].down = True
+            for _ in range(3):
+                await w.mediator.health.run_once(server)
+            w.data[1].down = False
+            for _ in range(2):
+                await w.mediator.health.run_once(server)
+            await w.settle()
+
+    with caplog.at_level("INFO", "mediator.servers"):
+        run(scenario())
+    told = [(record.levelname, record.getMessage()) for record in caplog.records]
+    assert [level for level, _ in told] == ["WARNING", "INFO"]
+    assert "data server 1 (" in told[0][1] and ") is down: " in told[0][1]
+    assert told[1][1].endswith(") is up")
+
+
 @pytest.mark.parametrize("wrong", [{}, {"free_bytes": 1}, {"free_bytes": "all", "total_bytes": -1}])
 def test_a_server_that_does_not_tell_its_room_is_left_out(wrong: dict[str, Any]) -> None:
     async def scenario() -> None:
