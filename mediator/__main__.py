@@ -45,6 +45,7 @@ def client_maker(
             address,
             config.rpc,
             connect_seconds=config.deadlines.connect_seconds,
+            silence_seconds=config.deadlines.silence_seconds,
             on_disconnect=on_disconnect,
             lender=lender,
         )

@@ -48,7 +48,9 @@ class Mediator:
         servers.sort(key=lambda server: server.number)
         metaserver = Server(0, config.metaserver_listen, make_client)
         self.metadata = Metadata(metaserver, config.deadlines.metadata_seconds, vote_seconds)
-        self.health = Health(config.cluster, quorum, servers, metaserver, self._came_up)
+        self.health = Health(
+            config.cluster, quorum, servers, metaserver, config.deadlines.silence_seconds, self._came_up
+        )
         self.ledger = Ledger(self.metadata)
         self.repairs = Repairs(quorum, self.health, self.metadata, self.background, self.ledger, vote_seconds)
         self.milestones = Milestones(quorum, self.health, self.metadata, self._metadata_is_older)

@@ -1,7 +1,7 @@
 """Who is up: a heartbeat to every server, and what follows from it for writes.
 
-A server is down when its connection is refused or breaks (at once), when it leaves heartbeats
-unanswered, or when it is not the one that the configuration names. It moves no blocks. One loop.
+A server is down when its connection is refused or breaks (at once), when it leaves heartbeats and all else
+unanswered for a while, or when it is not the one that the configuration names. It moves no blocks. One loop.
 """
 
 from __future__ import annotations
@@ -23,8 +23,6 @@ from wire.quorum import Quorum
 HEARTBEAT_SECONDS = 0.5
 PROBE_SECONDS = 1.5
 """A heartbeat must be answered within."""
-MISSES = 2
-"""So many late heartbeats in a row, without any other answer, mean down: one alone may be a busy disk."""
 FIRST_SECONDS = 0.05
 """A server that this mediator has not reached yet is looked at so often: a cluster starts all at once."""
 RECHECK_SECONDS = 0.25
@@ -77,7 +75,13 @@ def _how_to_start(down: Sequence[Server]) -> str:
 
 
 class Health:
-    """Keeps the state of all servers true. `came_up` is told of each that is back or was restarted."""
+    """Keeps the state of all servers true.
+
+    Args:
+        cluster, quorum, servers, metaserver: of the configuration.
+        silence_seconds: who answers nothing for so long is down; less may be a busy disk.
+        came_up: is told of each server that is back or was restarted.
+    """
 
     def __init__(
         self,
@@ -85,6 +89,7 @@ class Health:
         quorum: Quorum,
         servers: Sequence[Server],
         metaserver: Server,
+        silence_seconds: float,
         came_up: Callable[[Server], None],
     ) -> None:
         self.cluster = cluster
@@ -92,7 +97,9 @@ class Health:
         self.servers = servers
         self.metaserver = metaserver
         self._came_up = came_up
-        self._misses = {server.number: 0 for server in (*servers, metaserver)}
+        self._silence_seconds = silence_seconds
+        self._silent_since: dict[int, float] = {}
+        """By server: since when it has answered nothing; only of those with heartbeats unanswered."""
         self._recheck: asyncio.Task[None] | None = None
 
     @property
@@ -116,15 +123,12 @@ class Health:
         try:
             identity = await server.call(deadline_seconds, CommonMethods.identity)
         except DeadlineExceeded:
-            if server.answered < begun:
-                self._missed(server)
-            else:
-                self._misses[server.number] = 0
+            self._note_late(server, begun)
             return
         except QuorumfsError as error:
             server.mark_down(error.message)
             return
-        self._misses[server.number] = 0
+        self._silent_since.pop(server.number, None)
         if wrong := misplaced(identity, kind, self.cluster, server.number):
             server.mark_down(wrong)
             return
@@ -134,9 +138,13 @@ class Health:
         if back:
             self._came_up(server)
 
-    def _missed(self, server: Server) -> None:
-        self._misses[server.number] += 1
-        if self._misses[server.number] >= MISSES or not server.up:
+    def _note_late(self, server: Server, begun: float) -> None:
+        """Note a heartbeat of then that is not answered."""
+        if server.answered >= begun:  # but another call since
+            self._silent_since.pop(server.number, None)
+            return
+        since = self._silent_since.setdefault(server.number, begun)
+        if time.monotonic() - since >= self._silence_seconds or not server.up:
             server.mark_down("it does not answer")
 
     async def run_forever(self) -> None:

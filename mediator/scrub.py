@@ -193,15 +193,16 @@ class Scrubs:
     async def _turn(self, server: Server) -> None:
         """Do the next batch's worth of work, or wait until there is some."""
         try:
-            if server.up and self._health.metaserver.up and await self._has_work(server):
+            if server.up and await self._has_work(server):
                 await self._run_page(server)
                 return
         except QuorumfsError as error:
-            log.info("scrub of server %d: %s; it goes on later", server.number, error.message)
+            if self._health.metaserver.up:  # else that it is down is known
+                log.info("scrub of server %d: %s; it goes on later", server.number, error.message)
             self._passes.pop(server.number, None)  # it may come back with another directory
             await self._pause(server, RETRY_SECONDS)
             return
-        await self._pause(server, LOOK_SECONDS if self._health.metaserver.up else RETRY_SECONDS)
+        await self._pause(server, LOOK_SECONDS)
 
     async def _has_work(self, server: Server) -> bool:
         state = self._passes.get(server.number)

@@ -29,7 +29,9 @@ from tools.version import describe_version
 from wire.config import ConfigError, Deadlines, Encoding
 from wire.quorum import Quorum
 
-DEADLINES = Deadlines(metadata_seconds=10.0, read_seconds=5.0, write_seconds=5.0, vote_seconds=2.0)
+DEADLINES = Deadlines(
+    metadata_seconds=10.0, read_seconds=5.0, write_seconds=5.0, vote_seconds=2.0, silence_seconds=3.0
+)
 """Shorter than usual, so that a call which ends at its deadline does not end the evaluation's."""
 
 START_SECONDS = 4.0

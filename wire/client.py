@@ -42,6 +42,8 @@ class Client:
         address: "HOST:PORT", "[IPV6]:PORT" or "unix:PATH".
         rpc: the encoding to speak.
         connect_seconds: a connection must be established within.
+        silence_seconds: one on which a call is late, and nothing came for so long, is given up: it may be
+            half-open (the other end is gone and could not say so), and the next call makes a new one.
         on_disconnect: called (on the event loop) as soon as an established connection is seen broken.
         lender: whose memory is offered to the server, if it is one of this machine.
     """
@@ -52,6 +54,7 @@ class Client:
         rpc: Encoding = "msgpack",
         *,
         connect_seconds: float = 2.0,
+        silence_seconds: float = 10.0,
         on_disconnect: Callable[[], None] | None = None,
         lender: Lender | None = None,
     ) -> None:
@@ -59,7 +62,7 @@ class Client:
         parsed = parse_address(address)
         self._link: Link
         if rpc == "msgpack":
-            self._link = MsgpackLink(parsed, connect_seconds, on_disconnect, lender)
+            self._link = MsgpackLink(parsed, connect_seconds, silence_seconds, on_disconnect, lender)
         else:
             from wire.client_xml import XmlLink  # brings aiohttp, which takes longer than all the rest
 

@@ -31,9 +31,6 @@ log = logging.getLogger("wire.client")
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
 REFUSED_SECONDS = 0.05
 """For so long after a failed attempt to connect, calls fail with its error instead of trying again."""
-SILENT_SECONDS = 3.0
-"""A connection on which a call is late, and nothing has come for so long, is given up: it may be half-open
-(the other end is gone and could not say so), and the next call makes a new one."""
 MOST_SENT_BYTES = 8 * 1024 * 1024
 """Of the long calls that a server has not answered, so much is on its way at a time, so that it need not stop
 reading (wire.arrivals): short calls go past those that wait here. Bytes that are lent do not count."""
@@ -51,12 +48,13 @@ class MsgpackLink:
         self,
         address: Address,
         connect_seconds: float,
+        silence_seconds: float,
         on_disconnect: Callable[[], None] | None = None,
         lender: Lender | None = None,
     ) -> None:
         self._address = address
         self._lender = lender
-        self._connect_seconds = connect_seconds
+        self._connect_seconds, self._silence_seconds = connect_seconds, silence_seconds
         self._on_disconnect = on_disconnect
         self._connection: _Connection | None = None
         self._connecting: asyncio.Task[_Connection] | None = None
@@ -189,7 +187,7 @@ class MsgpackLink:
             task.exception()  # every caller may have gone meanwhile
 
     def _new_connection(self) -> _Connection:
-        return _Connection(str(self._address), self._lost)
+        return _Connection(str(self._address), self._silence_seconds, self._lost)
 
     def _lost(self, connection: _Connection) -> None:
         if self._connection is connection:
@@ -210,8 +208,8 @@ class _Call(NamedTuple):
 class _Connection(asyncio.BufferedProtocol):
     """One established connection and the calls in flight on it. One timer serves all their deadlines."""
 
-    def __init__(self, address: str, lost: Callable[[_Connection], None]) -> None:
-        self._address = address
+    def __init__(self, address: str, silence_seconds: float, lost: Callable[[_Connection], None]) -> None:
+        self._address, self._silence_seconds = address, silence_seconds
         self._lost = lost
         self._loop = asyncio.get_running_loop()
         self._transport: Any = None
@@ -384,8 +382,9 @@ class _Connection(asyncio.BufferedProtocol):
             if call.lent is not None:
                 self._late[request_id] = call.lent
             call.then(DeadlineExceeded(f"{call.name}: no answer of {self._address} in time"))
-        if self._silent_since is not None and now - self._silent_since >= SILENT_SECONDS:
-            log.warning("gave up the connection to %s: nothing came for %g s", self._address, SILENT_SECONDS)
+        seconds = self._silence_seconds
+        if self._silent_since is not None and now - self._silent_since >= seconds:
+            log.warning("gave up the connection to %s: nothing came for %g s", self._address, seconds)
             self.abort("nothing came any more")
         elif self._pending and self._timer is None:
             self._watch(min(call.until for call in self._pending.values()))

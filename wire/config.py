@@ -47,12 +47,14 @@ class Deadlines:
 
     metadata_seconds: float = 30.0
     """A namespace call of the mount, with waiting for restarted servers."""
-    read_seconds: float = 15.0
+    read_seconds: float = 30.0
     """A block read of the mount, with waiting for a restarted mediator."""
     write_seconds: float = 30.0
     """A block write or a commit of the mount, with waiting for a restarted mediator."""
-    vote_seconds: float = 5.0
-    """One data server's answer to the mediator; later it counts as down."""
+    vote_seconds: float = 20.0
+    """One data server's answer to the mediator; later it does not count. A disk may be busy for long."""
+    silence_seconds: float = 10.0
+    """A server that has answered nothing for so long, not even heartbeats, is down."""
     connect_seconds: float = 2.0
     """A connection must be established within."""
     request_seconds: float = 10.0

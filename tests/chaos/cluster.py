@@ -24,7 +24,9 @@ TOLERATED = SERVERS - READ_QUORUM
 PORT = 7000
 SMALL_DISK = "768m"
 FILLER = "filler"
-DEADLINES = Deadlines(metadata_seconds=12.0, read_seconds=8.0, write_seconds=12.0, vote_seconds=3.0)
+DEADLINES = Deadlines(
+    metadata_seconds=12.0, read_seconds=8.0, write_seconds=12.0, vote_seconds=3.0, silence_seconds=3.0
+)
 NAMES = ("mediator", "metaserver", *(f"data-{k}" for k in range(1, SERVERS + 1)), "mount-1", "mount-2")
 SETTINGS: dict[str, Any] = {"lease_seconds": 15.0, "garbage_grace_seconds": 1.0, "commit_age_seconds": 5.0}
 

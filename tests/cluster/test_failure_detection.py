@@ -20,7 +20,7 @@ from tests.support import wait_until
 from wire.config import Deadlines
 from wire.errors import QuorumfsError
 
-DEADLINES = Deadlines(vote_seconds=1.0, connect_seconds=1.0)
+DEADLINES = Deadlines(vote_seconds=1.0, silence_seconds=3.0, connect_seconds=1.0)
 READ_SECONDS = 1.0
 """Another server is asked for the bytes after half a second at the latest; the rest is for a busy machine."""
 WRITE_SECONDS = DEADLINES.vote_seconds + 1.0

@@ -32,7 +32,7 @@ def test_a_refusal_does_not_rest_on_an_attempt_to_connect_from_before(tmp_path: 
         identity = Identity("dataserver", "test", 1, 7)
         server = Server(1, address, lambda to, broken: Client(to, on_disconnect=broken))
         metaserver = Server(0, address, lambda to, broken: Client(to, on_disconnect=broken))
-        health = Health("test", Quorum(1, 1, 1), [server], metaserver, lambda _: None)
+        health = Health("test", Quorum(1, 1, 1), [server], metaserver, 10.0, lambda _: None)
         end = WireServer(identity)
         end.register(CommonMethods, Answers(identity), only=["identity"])
         await health.run_once(server)

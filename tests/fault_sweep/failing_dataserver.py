@@ -1,7 +1,8 @@
 """`python -m tests.fault_sweep.failing_dataserver ...`: the data server, with a disk that fails when told to.
 
 The modules that touch the disk get another `os`; the rest is the real process. What fails is told by a file
-beside the server's directory, looked at before each call.
+beside the server's directory, looked at before each call. A disk that is told to stall fails nothing: one
+call takes STALL_SECONDS, as on a disk that others keep busy.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import time
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +20,8 @@ from dataserver import __main__, durable, quarantine, segment
 
 CALLS = {"read": ("pread", "preadv"), "write": ("pwrite",), "sync": ("fsync", "fdatasync")}
 FAULTS = ("read EIO", "write EIO", "write ENOSPC", "sync EIO", "sync ENOSPC")
+STALLS = ("read stall", "write stall", "sync stall")
+STALL_SECONDS = 6.5
 
 
 def fault_file(directory: Path, number: int) -> Path:
@@ -43,7 +47,10 @@ class FailingOs(types.SimpleNamespace):
                 kind, name = told.read_text().split()
             except (FileNotFoundError, ValueError):
                 return usual(*values)
-            if call in CALLS[kind]:
+            if call in CALLS[kind] and name == "stall":
+                told.unlink(missing_ok=True)
+                time.sleep(STALL_SECONDS)
+            elif call in CALLS[kind]:
                 number = getattr(errno, name)
                 raise OSError(number, os.strerror(number))
             return usual(*values)

@@ -24,7 +24,9 @@ SERVERS, READ_QUORUM = 3, 2
 TOLERATED = SERVERS - READ_QUORUM
 COUNTS = (1, 2, 3)
 OPERATIONS = ("read", "update", "refill")
-DEADLINES = Deadlines(metadata_seconds=4.0, read_seconds=4.0, write_seconds=4.0, vote_seconds=1.5)
+DEADLINES = Deadlines(
+    metadata_seconds=4.0, read_seconds=4.0, write_seconds=4.0, vote_seconds=1.5, silence_seconds=3.0
+)
 QUIET: dict[str, Any] = {"metadata_copy_seconds": 0.0}
 """No copies of the metadata, whose blocks would be counted with those of files."""
 OLD, NEW = "old bytes " * 100, "new bytes " * 100

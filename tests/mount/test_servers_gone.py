@@ -16,7 +16,9 @@ from tests.support import run_command, wait_until
 from tools.health import await_writable
 from wire.config import Deadlines
 
-DEADLINES = Deadlines(metadata_seconds=2.0, read_seconds=2.0, write_seconds=3.0, vote_seconds=1.0)
+DEADLINES = Deadlines(
+    metadata_seconds=2.0, read_seconds=2.0, write_seconds=3.0, vote_seconds=1.0, silence_seconds=3.0
+)
 CALL_SECONDS = DEADLINES.metadata_seconds + DEADLINES.write_seconds + 2.0
 """A system call may need two calls of the servers: the kernel asks for attributes before it writes."""
 BACK_SECONDS = 20

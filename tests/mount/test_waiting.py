@@ -19,7 +19,9 @@ from tools.cluster import LocalCluster
 from tools.status import take
 from wire.config import Deadlines
 
-DEADLINES = Deadlines(metadata_seconds=1.0, read_seconds=1.0, write_seconds=1.0, vote_seconds=0.5)
+DEADLINES = Deadlines(
+    metadata_seconds=1.0, read_seconds=1.0, write_seconds=1.0, vote_seconds=0.5, silence_seconds=3.0
+)
 PROMPT_SECONDS = 5.0
 BACK_SECONDS = 20.0
 

@@ -57,7 +57,7 @@ def configure(rng: random.Random, directory: Path, quorum: Quorum, calls_wait: b
         directory / "meta",
         servers,
         more_mediators=("mediator-2:7000",) if rng.random() < 0.3 else (),
-        deadlines=Deadlines(*((2.0, 2.0, 2.0) if calls_wait else (8.0, 5.0, 8.0)), 1.5, 1.0, 5.0),
+        deadlines=Deadlines(*((2.0, 2.0, 2.0) if calls_wait else (8.0, 5.0, 8.0)), 1.5, 3.0, 1.0, 5.0),
         lease_seconds=10.0,
         dirty_bytes=8 * 1024 * 1024,
         commit_age_seconds=5.0,

@@ -48,6 +48,7 @@ from wire.request import Request, Then
 
 CLUSTER = "test"
 VOTE_SECONDS = 0.4
+SILENCE_SECONDS = 0.2
 
 
 class Fake:
@@ -387,7 +388,9 @@ class World:
             data_servers=tuple(
                 DataServerConfig(n, f"127.0.0.1:{8000 + n}", Path(f"data-{n}")) for n in self.data
             ),
-            deadlines=Deadlines(vote_seconds=VOTE_SECONDS, metadata_seconds=VOTE_SECONDS),
+            deadlines=Deadlines(
+                vote_seconds=VOTE_SECONDS, silence_seconds=SILENCE_SECONDS, metadata_seconds=VOTE_SECONDS
+            ),
             more_mediators=more_mediators,
         )
         self.open_calls: set[asyncio.Task[None]] = set()

@@ -426,7 +426,7 @@ def test_a_connection_that_the_kernel_has_seen_end_is_not_open(tmp_path: Path) -
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(str(tmp_path / "s"))
             listener.listen()
-            link = MsgpackLink(UnixAddress(str(tmp_path / "s")), 5.0)
+            link = MsgpackLink(UnixAddress(str(tmp_path / "s")), 5.0, 10.0)
             assert not link.open_connection()
             link.begin(5.0, request_of(CommonMethods.identity), lambda answer: None)
             await until(lambda: link.connected)
@@ -442,7 +442,7 @@ def test_a_connection_that_the_kernel_has_seen_end_is_not_open(tmp_path: Path) -
 def test_a_tcp_connection_whose_server_was_killed_is_not_open(tmp_path: Path) -> None:
     async def scenario() -> None:
         with socket.create_server(("127.0.0.1", 0)) as listener:
-            link = MsgpackLink(parse_address(f"127.0.0.1:{listener.getsockname()[1]}"), 5.0)
+            link = MsgpackLink(parse_address(f"127.0.0.1:{listener.getsockname()[1]}"), 5.0, 10.0)
             link.begin(5.0, request_of(CommonMethods.identity), lambda answer: None)
             await until(lambda: link.connected)
             accepted, _ = listener.accept()

@@ -179,6 +179,7 @@ def test_no_wrong_byte_and_no_loss_under_random_faults(
         "mediator.refill.INSPECTION_SECONDS": 0.5,
         "mediator.collect.ROUND_SECONDS": 0.02,
         "tests.unit.mediator_fakes.VOTE_SECONDS": 0.1,
+        "tests.unit.mediator_fakes.SILENCE_SECONDS": 0.05,
     }.items():
         monkeypatch.setattr(name, value)
 
