@@ -37,6 +37,8 @@ reading (wire.arrivals): short calls go past those that wait here. Bytes that ar
 LAST_LOOK_SECONDS = 0.02
 """A deadline is over so much later than it says: the loop, which may have been stopped itself, looks first at
 what has come meanwhile."""
+OFFER_SECONDS = 60.0
+"""A server may be so late to take memory that is offered to it; what it has to do meanwhile does without."""
 LENT_SECONDS = 30.0
 """The bytes that a call lent stay so long after its connection broke: the server may be at work on it."""
 
@@ -146,7 +148,7 @@ class MsgpackLink:
         self._count += 1
         self._refused = None
         if self._lender is not None:
-            made.offer(self._lender, self._connect_seconds)
+            made.offer(self._lender)
         return made
 
     async def _connect_by_tcp(self, address: TcpAddress, until: float) -> _Connection:
@@ -337,21 +339,21 @@ class _Connection(asyncio.BufferedProtocol):
             request.lent_body = self._encoder.body(request.name, request.params, lent=True)
         return request.lent_body
 
-    def offer(self, lender: Lender, deadline_seconds: float) -> None:
+    def offer(self, lender: Lender) -> None:
         """Offer memory to a server of this machine. Until it has taken it, bytes go through the socket."""
 
         def answered(answer: Any) -> None:
             self._lends = answer is True
             if self._lends:
-                self._offer_room(deadline_seconds)
+                self._offer_room()
             else:
                 log.info("%s takes no memory: %s", self._address, answer)
 
         endpoint = self._transport.get_extra_info("socket") if self.stands else None
         if endpoint is not None and endpoint.family == socket.AF_UNIX:
-            self.begin(raw_request(LEND, lender.offer), deadline_seconds, answered)
+            self.begin(raw_request(LEND, lender.offer), OFFER_SECONDS, answered)
 
-    def _offer_room(self, deadline_seconds: float) -> None:
+    def _offer_room(self) -> None:
         """Offer memory for answers, of this connection only: what comes there too late harms nobody."""
         if not self.stands or (lender := make_room()) is None:
             return
@@ -361,7 +363,7 @@ class _Connection(asyncio.BufferedProtocol):
                 self._room_lender = lender
                 self._decoder.await_in(lender)
 
-        self.begin(raw_request(LEND_ROOM, lender.offer), deadline_seconds, answered)
+        self.begin(raw_request(LEND_ROOM, lender.offer), OFFER_SECONDS, answered)
 
     def _watch(self, until: float) -> None:
         """Have the deadlines looked at then."""

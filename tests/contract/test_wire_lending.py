@@ -11,13 +11,21 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
-from tests.contract.wire_support import IDENTITY, AsyncCaller, LogLines, LoopThread, RunningServer
+from tests.contract.wire_support import (
+    IDENTITY,
+    AsyncCaller,
+    LogLines,
+    LoopThread,
+    RunningServer,
+    loop_thread,
+)
 from tests.support import wait_until
 from wire import client_msgpack
 from wire.address import TcpAddress, parse_address
@@ -85,6 +93,22 @@ def test_the_server_sees_the_very_bytes(
     data[5] ^= 1
     assert bytes(got) == bytes(data)
     assert server.implementations[DataMethods].calls["put"][::3] == (b"b" * 16, True)
+
+
+def test_a_server_that_was_busy_when_it_was_offered_memory_takes_it_in_the_end(
+    loop: LoopThread, server: RunningServer, lender: Lender
+) -> None:
+    goes_on = threading.Event()
+    with loop_thread() as other:
+        loop.loop.call_soon_threadsafe(goes_on.wait, SECONDS)
+        caller = AsyncCaller(other, server.address, "msgpack", connect_seconds=0.05, lender=lender)
+        with pytest.raises(DeadlineExceeded):
+            caller.call(0.1, DataMethods.count)
+        goes_on.set()
+        assert caller.call(SECONDS, DataMethods.count) == 7
+        caller.call(SECONDS, DataMethods.put, b"b", b"d", lent(lender), True)
+        assert type(received(server)) is memoryview
+        caller.close()
 
 
 def test_other_bytes_go_through_the_socket(
