@@ -10,13 +10,15 @@ from __future__ import annotations
 import json
 import random
 import re
-from contextlib import suppress
+from contextlib import closing, suppress
 from typing import TYPE_CHECKING
 
 import mediator.milestones
 from dataserver.marks import MILESTONES_NAME
 from metaserver import fence, offline
+from wire.blocking import BlockingClient
 from wire.errors import NotFound, ReadRefused
+from wire.methods import CommonMethods
 
 if TYPE_CHECKING:
     from tests.sim.cluster import World
@@ -112,7 +114,7 @@ class PutBacks:
         return True
 
     def note_ready(self, process: Process) -> None:
-        """A metadata server serves, maybe again; if it was killed before, the next one finds it out too."""
+        """A metadata server serves, maybe again; if it ended before, the next finds it out or knows it."""
         if process is self._found_out_by and not self.found_out:
             self.found_out, self._settled_at = True, self._world.loop.now
 
@@ -124,10 +126,13 @@ class PutBacks:
             self._settled_at = self._world.loop.now + FIND_OUT_SECONDS
 
     def problem(self) -> str | None:
-        """Say so if it was not found out in the end, though enough data servers know of a later state."""
-        if self._must_find_out and not self.found_out:
-            return "an older state of the metadata was put back, and nobody has found it out"
-        return None
+        """Say so if the server's status tells nothing of it, though enough others know of a later state."""
+        if not self._must_find_out:
+            return None
+        with closing(BlockingClient([self._world.config.metaserver_listen])) as client:
+            if client.call(10.0, CommonMethods.status)["found_older_ns"]:
+                return None
+        return "an older state of the metadata was put back, and nobody has found it out"
 
     def let_go(self) -> None:
         """Release what is kept behind the fence, as `quorumfs restore --release` on a stopped server."""
