@@ -224,6 +224,8 @@ def _finish(world: World, actors: list[Actor], shared: Shared) -> None:
     world.run_until(
         lambda: not any(world.alive(actor.name) for actor in actors), QUIET_SECONDS, "clients stop"
     )
+    visits = [actor.visits for actor in actors if actor.visits is not None]
+    world.run_until(lambda: all(each.are_over for each in visits), QUIET_SECONDS, "visitors leave")
     if world.problems:
         return
     inspector = world.client("inspector", lambda filesystem: _inspect(world, filesystem, actors, shared))

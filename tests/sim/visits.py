@@ -36,6 +36,11 @@ class Visits:
         self._visitor: Any = None
         self._unknown_until = 0.0
 
+    @property
+    def are_over(self) -> bool:
+        """Whether no visitor is there."""
+        return self._visitor is None or not self._visitor.alive
+
     def receive(self, filesystem: Any, name: str, rng: random.Random) -> None:
         """Look at a name for a while, have a visitor rename over it, open it.
 
@@ -45,7 +50,7 @@ class Visits:
             rng: draws how long it looks.
         """
         world = self._world
-        if self._visitor is not None and self._visitor.alive:
+        if not self.are_over:
             return
         place, losses = LibraryPlace(filesystem, ""), world.power_losses
         files = Told(world, f"told-{self._number}")
