@@ -10,7 +10,6 @@ status: 0 all ended alike, 1 not, 2 it cannot be run as asked, with one line tha
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
 import shlex
@@ -26,6 +25,7 @@ from typing import NamedTuple
 
 from tests.conftest import unexpected_lines
 from tests.programs.mounted import five_servers
+from tests.suites import suite_parser, usable_suite
 from tests.support import run_as_program
 
 GROUPS = ("syscalls", "dio")
@@ -84,16 +84,10 @@ class Outcome(NamedTuple):
 
 def main() -> int:
     """Run the tests; return the exit status."""
-    parser = argparse.ArgumentParser(prog="ltp", description=__doc__)
-    parser.add_argument("suite", nargs="?", type=Path, metavar="DIR", help="LTP's sources, built")
+    parser = suite_parser("ltp", "LTP", __doc__)
     parser.add_argument("tests", nargs="*", metavar="TEST", help="as lseek01, or a group as fs")
     arguments = parser.parse_args()
-    if arguments.suite is None:
-        print("ltp: say where LTP is: make ltp LTP=DIR (docs/posix.md: how to get it)")
-        return 2
-    suite = arguments.suite.resolve()
-    if (reason := why_not(suite)) is not None:
-        print(f"ltp: {reason}")
+    if (suite := usable_suite("ltp", "LTP", arguments.suite, why_not)) is None:
         return 2
     programs = built_programs(suite)
     chosen = choose(suite, programs, arguments.tests)

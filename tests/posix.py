@@ -9,7 +9,6 @@ status: 0 all passed, 1 not, 2 it cannot be run as asked, with one line that say
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import os
 import shutil
@@ -21,6 +20,7 @@ from pathlib import Path
 
 from tests.conftest import unexpected_lines
 from tests.programs.mounted import five_servers
+from tests.suites import suite_parser, usable_suite
 from tests.support import run_as_program
 from tools.cluster import LocalCluster
 
@@ -31,18 +31,12 @@ DOWN_SECONDS = 5.0
 
 def main() -> int:
     """Run the suite; return the exit status."""
-    parser = argparse.ArgumentParser(prog="posix", description=__doc__)
-    parser.add_argument("suite", nargs="?", type=Path, metavar="DIR", help="pjdfstest's sources, built")
+    parser = suite_parser("posix", "pjdfstest", __doc__)
     parser.add_argument(
         "--kill-every", type=float, default=0.0, metavar="SECONDS", help="0: nothing is killed"
     )
     arguments, for_prove = parser.parse_known_args()
-    if arguments.suite is None:
-        print("posix: say where pjdfstest is: make posix PJDFSTEST=DIR (docs/posix.md: how to get it)")
-        return 2
-    suite = arguments.suite.resolve()
-    if (reason := why_not(suite)) is not None:
-        print(f"posix: {reason}")
+    if (suite := usable_suite("posix", "pjdfstest", arguments.suite, why_not)) is None:
         return 2
     write_quorum = 4 if arguments.kill_every else 5
     with five_servers(write_quorum) as (cluster, mountpoint), killing(cluster, arguments.kill_every):

@@ -10,7 +10,6 @@ status: 0 all passed, 1 not, 2 it cannot be run as asked, with one line that say
 
 from __future__ import annotations
 
-import argparse
 import os
 import pwd
 import shlex
@@ -21,6 +20,7 @@ from pathlib import Path
 
 from tests.conftest import unexpected_lines
 from tests.programs.mounted import five_servers
+from tests.suites import suite_parser, usable_suite
 from tests.support import ROOT, run_as_program
 
 USERS = ("fsgqa", "fsgqa2", "123456-fsgqa")
@@ -68,16 +68,10 @@ export MOUNT_PROG={base}/mount UMOUNT_PROG={base}/umount DF_PROG={base}/df
 
 def main() -> int:
     """Run the suite; return the exit status."""
-    parser = argparse.ArgumentParser(prog="xfstests", description=__doc__)
-    parser.add_argument("suite", nargs="?", type=Path, metavar="DIR", help="xfstests' sources, built")
+    parser = suite_parser("xfstests", "xfstests", __doc__)
     parser.add_argument("tests", nargs="*", metavar="TEST", help="as generic/001; none: the group quick")
     arguments = parser.parse_args()
-    if arguments.suite is None:
-        print("xfstests: say where xfstests is: make xfstests XFSTESTS=DIR (docs/posix.md: how to get it)")
-        return 2
-    suite = arguments.suite.resolve()
-    if (reason := why_not(suite)) is not None:
-        print(f"xfstests: {reason}")
+    if (suite := usable_suite("xfstests", "xfstests", arguments.suite, why_not)) is None:
         return 2
     with (
         five_servers() as (cluster, place),
