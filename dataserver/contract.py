@@ -69,6 +69,10 @@ class BlockStore(Protocol):
     def has_little_unsynced(self) -> bool:
         """Whether little was put since the last sync."""
 
+    @property
+    def puts_quickly(self) -> bool:
+        """Whether the disk took the last long block in so little time that no thread is worth its while."""
+
     def write_ahead(self) -> None:
         """Prepare space for the next blocks, so that a sync of them has little to do."""
 

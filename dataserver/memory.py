@@ -103,6 +103,10 @@ class MemoryStore:
     def has_little_unsynced(self) -> bool:
         return True
 
+    @property
+    def puts_quickly(self) -> bool:
+        return True
+
     def write_ahead(self) -> None:
         pass
 

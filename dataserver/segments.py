@@ -12,8 +12,10 @@ import logging
 import shutil
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from math import inf
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -27,7 +29,7 @@ from dataserver.reading import Record
 from dataserver.record import PAGE_BYTES, Header, record_bytes
 from dataserver.recovery import recover, segment_rows
 from dataserver.room import RESERVE_BYTES, Purpose, Reserve
-from dataserver.segment import AHEAD_BYTES, Segment, create_segment
+from dataserver.segment import AHEAD_BYTES, DIRECT_BYTES, Segment, create_segment
 from wire.digest import Buffer
 from wire.directories import sync_directory
 from wire.errors import BlockConflict, BlockDamaged, BlockMissing, DigestMismatch, InternalError, NoSpace
@@ -43,6 +45,8 @@ QUARANTINE_SECONDS = 90 * DAY_SECONDS
 UNSAVED_LIMIT = 32768
 LITTLE_BYTES = 256 * 1024
 """Zeros are written ahead where no more than this is put between two syncs."""
+QUICK_PUT_SECONDS = 0.005
+"""A disk that took the last long record in less is quick."""
 _RECLAIM_AT_ONCE = 4096
 _NOTE_BYTES = PAGE_BYTES
 """What is written down of a losing copy takes so much, one page of the disk."""
@@ -108,6 +112,7 @@ class SegmentStore:
         self._freeing = Freeing()
         self._appended_bytes = 0
         self._syncs_little = False
+        self._long_append_seconds = inf
         self._appends, self._repairs, self._syncs = threading.Lock(), threading.Lock(), threading.Lock()
         if self._segments and self._active is None:
             with suppress(OSError):  # the next put tries again, and says why
@@ -193,11 +198,15 @@ class SegmentStore:
         try:
             segment = self._segment_for(size)
             self._reserve.require(segment, size, purpose=purpose)
+            begun = time.monotonic()
             header = segment.append(block, digest, pieces, data)
+            if len(data) >= DIRECT_BYTES:
+                self._long_append_seconds = time.monotonic() - begun
             if not is_as_lent(data):
                 segment.cut(header.offset)
                 raise DigestMismatch(f"the memory of block {block.hex()} was used for other bytes meanwhile")
         except OSError as error:
+            self._long_append_seconds = inf
             if error.errno in _NO_ROOM:
                 raise NoSpace("no space is left on the data server's disk") from None
             if error.errno in _REFUSED:
@@ -420,6 +429,10 @@ class SegmentStore:
     @property
     def has_little_unsynced(self) -> bool:
         return self._appended_bytes <= LITTLE_BYTES
+
+    @property
+    def puts_quickly(self) -> bool:
+        return self._long_append_seconds < QUICK_PUT_SECONDS
 
     @property
     def wants_ahead(self) -> bool:

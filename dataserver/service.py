@@ -139,7 +139,8 @@ class DataService:
     def put(self, block: bytes, digest: bytes, data: Buffer, durable: bool) -> Awaitable[None] | None:
         if len(data) <= MOST_BYTES and not durable and self._rings.expect_more():
             self._look_later()
-        if len(data) > INLINE_BYTES or self._writing:
+        may_take_long = self._writing if len(data) <= INLINE_BYTES else not self._store.puts_quickly
+        if may_take_long:
             return self._put_in_thread(block, digest, data, durable)
         self._store.put(block, digest, data)
         return self._sync() if durable else None

@@ -27,7 +27,9 @@ PROBE_SECONDS = 10.0
 
 
 class HungStore(MemoryStore):
-    """A store whose disk takes nothing before `goes_on` is set."""
+    """A store whose disk takes nothing before `goes_on` is set, and was slow before."""
+
+    puts_quickly = False
 
     def __init__(self) -> None:
         super().__init__()

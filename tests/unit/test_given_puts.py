@@ -237,6 +237,8 @@ def test_what_was_granted_before_the_disk_was_full_is_taken_from_the_reserve(
 class Slow(MemoryStore):
     """A put of many bytes holds the store until it is let go on, as a slow disk does."""
 
+    puts_quickly = False
+
     def __init__(self) -> None:
         super().__init__()
         self.began, self.may_end = threading.Event(), threading.Event()
