@@ -71,7 +71,11 @@ class FileLocks:
         self._doubtful: dict[tuple[int, bool], list[Lock]] = {}
         self._users: dict[Handle, set[tuple[bool, int]]] = {}
         self._left: dict[tuple[int, bool, int], Handle] = {}
-        """Whose locks on which inode could not be given up at a close, and by which handle he had them."""
+        """Whose locks on which inode could not be given up at a close, and by which handle he had them.
+
+        It stays here until that was done, also where the session died: the call may be under way, and go to
+        the new one. Who locks there again waits for it: he may have another Inode than the handle has.
+        """
         self._giving_up = CallLock(patience.look)
         """Held while what is left is given up."""
         self._unlocking = 0
@@ -245,7 +249,6 @@ class FileLocks:
             self._generation += 1
             self._epoch = 0  # the next session may be of a database that was begun anew
             handles, self._users, self._held, self._doubtful = list(self._users), {}, {}, {}
-            self._left.clear()
             error = LocksLost("this mount was cut off for longer than its lease: its locks are gone")
             for handle in handles:
                 handle.lost = error

@@ -189,6 +189,42 @@ def test_what_could_not_be_given_up_at_the_close_is_given_up_later(
     assert len(unlocked) == (not locked_again), "it is done with"
 
 
+def test_who_locks_again_waits_for_what_is_being_given_up_although_the_session_died(
+    fs: FileSystem, server: FakeServer, locked: Handle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the unlock, which goes to the new session, is followed after the grant: seed 554436."""
+    begun, may_end, asked = threading.Event(), threading.Event(), list[str]()
+    ino = locked.inode.ino
+
+    def unlock(lock: FileLock) -> int:
+        asked.append("unlock")
+        if len(asked) == 1:
+            raise DeadlineExceeded("no answer")
+        begun.set()
+        assert may_end.wait(10)
+        return 1
+
+    def set_lock(lock: FileLock) -> LockGrant:
+        asked.append("set_lock")
+        return LockGrant(1, server.getattr(ino))
+
+    monkeypatch.setattr(server, "unlock", unlock, raising=False)
+    monkeypatch.setattr(server, "set_lock", set_lock, raising=False)
+    monkeypatch.setattr(fs.locks._giving_up, "_look", may_end.set)
+    fs.locks.closing(locked, OWNER)
+    close(fs, locked)
+    chores = threading.Thread(target=fs.locks.give_up_left)
+    chores.start()
+    assert begun.wait(10)
+    fs.locks.lose()
+    again, _ = fs.files.open(ino, os.O_RDWR)
+    fs.locks.set(again, FileLock(ino, False, OWNER, 0, 9, True, 1))
+    may_end.set()
+    chores.join(10)
+    assert asked[-1] == "set_lock"
+    assert len(fs.locks.reclaim(1)) == 1
+
+
 @pytest.mark.parametrize("how", ["unlocked", "closed"])
 def test_a_lock_is_not_given_up_before_what_was_written_under_it_is_committed(
     server: FakeServer, monkeypatch: pytest.MonkeyPatch, how: str
