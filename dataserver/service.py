@@ -1,7 +1,8 @@
 """The RPC surface of a data server: passes calls on to the store. No logic of its own.
 
 Runs on the event loop. Small calls, which the page cache answers in microseconds, are carried out at once;
-those that move much or wait long for the disk go to a small pool of threads.
+those that move much or wait long for the disk go to a small pool of threads. A long put is carried out at
+once too while the disk is quick (docs/decisions/0003-segments-not-files.md).
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 INLINE_BYTES = 64 * 1024
-"""Calls that move more bytes go to a thread."""
+"""Calls that move more bytes go to a thread, but for puts on a quick disk."""
 THREADS = 4
 MAINTAIN_SECONDS = 2.0
 LOOK_SECONDS = 0.01
