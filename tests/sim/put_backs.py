@@ -10,7 +10,11 @@ from __future__ import annotations
 import json
 import random
 import re
+import shutil
+import sqlite3
+import tempfile
 from contextlib import closing, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import mediator.milestones
@@ -36,6 +40,20 @@ metadata's log, and so hides what was not made durable."""
 STAMP = re.compile(rb"<(\d+)\.\d+>")
 
 
+def milestone_of(directory: Path) -> int:
+    """Return the milestone of a stopped metadata server's database, whose files stay as they are.
+
+    Data servers may have known of an earlier one only when they were put away: it is told after it is taken.
+    """
+    with tempfile.TemporaryDirectory() as copies:
+        for suffix in ("", "-wal"):
+            with suppress(FileNotFoundError):
+                shutil.copy(directory / f"meta.sqlite{suffix}", copies)
+        with closing(sqlite3.connect(Path(copies) / "meta.sqlite")) as connection:
+            row = connection.execute("SELECT next FROM counters WHERE name = 'milestone'").fetchone()
+    return row[0] if row else 0
+
+
 class PutBacks:
     """Takes the state of the metadata's disk, and puts it back later.
 
@@ -57,8 +75,6 @@ class PutBacks:
         self._take_at = self._rng.uniform(2.0, 25.0)
         self._put_at = self._take_at + self._rng.uniform(3.0, 35.0)
         self._settled_at: float | None = 0.0
-        self._milestone = 0
-        """The highest that any data server knew when the state was taken."""
         self._must_find_out = self.found_out = False
         self._found_out_by: Process | None = None
 
@@ -74,7 +90,6 @@ class PutBacks:
         now, disk = self._world.loop.now, self._world.disks["meta"]
         if self._take_at <= now:
             self._take_at = float("inf")
-            self._milestone = max(self._kept(), default=0)
             self._world.note("fault", "the state of meta's disk is taken")
             disk.snapshot()
         elif self._put_at <= now and not self.count:
@@ -87,7 +102,8 @@ class PutBacks:
         world.kill("meta")
         world.note("fault", "meta has an older state of its disk")
         world.disks["meta"].roll_back()
-        sound = len([kept for kept in self._kept() if kept >= self._milestone + 2])
+        milestone = milestone_of(world.config.metaserver_directory)
+        sound = len([kept for kept in self._kept() if kept >= milestone + 2])
         self._must_find_out = sound > world.config.quorum.servers - world.config.quorum.read
         self.count += 1
         world.power_losses += 1  # so it is to clients, but for how far it goes back
