@@ -27,7 +27,10 @@ HEDGE_UNMEASURED_SECONDS = 0.05
 """The delay of a second request while nothing is measured."""
 NEAR_FACTOR = 1.5
 NEAR_SECONDS = 0.001
-"""Servers at most this much slower than the fastest are alike: they take turns in sending bytes."""
+"""Servers at most this much slower than the fastest are alike: the least busy one sends the bytes."""
+STAY = 64
+"""So many reads go to the same server while it has nothing else to do and others are no faster: the caches of
+the processor have then what this takes."""
 TRY_EVERY = 32
 """One choice in so many goes to a server that is not among the fastest, to see whether it is again."""
 
@@ -89,31 +92,40 @@ def split_by_speed(medians: Mapping[int, float | None]) -> tuple[list[int], list
     return near, far
 
 
-def choose_byte_server(medians: Mapping[int, float | None], turn: int) -> int:
-    """Return which server sends the bytes: those about as fast as the fastest take turns.
+def choose_byte_server(medians: Mapping[int, float | None], busy: Mapping[int, int], turn: int) -> int:
+    """Return which server sends the bytes: of those about as fast as the fastest the least busy.
 
     Args:
         medians: the recent time of a read by server number, in seconds, at least one (see `split_by_speed`).
+        busy: how many calls each of them is at, by server number.
         turn: a number that grows by one with every choice.
     """
     near, far = split_by_speed(medians)
     if far and turn % TRY_EVERY == 0:
         return far[turn // TRY_EVERY % len(far)]
-    return near[turn % len(near)]
+    return _least_busy_first(near, busy, turn)[0]
 
 
-def choose_voters(medians: Mapping[int, float | None], turn: int, wanted: int) -> list[int]:
-    """Return `wanted` servers that vote at once, or all if there are fewer: the fastest, those alike in turn.
+def _least_busy_first(servers: list[int], busy: Mapping[int, int], turn: int) -> list[int]:
+    """Return them by their calls; those that are alike take turns in being first, STAY long."""
+    start = turn // STAY % len(servers) if servers else 0
+    return sorted([*servers[start:], *servers[:start]], key=busy.__getitem__)
+
+
+def choose_voters(
+    medians: Mapping[int, float | None], busy: Mapping[int, int], turn: int, wanted: int
+) -> list[int]:
+    """Return `wanted` servers that vote at once, or all if there are fewer: the fastest, least busy first.
 
     Args:
         medians: the recent time of a vote by server number, in seconds (see `split_by_speed`).
+        busy: how many calls each of them is at, by server number.
         turn: a number that grows by one with every choice.
         wanted: so many votes are needed.
     """
     near, far = split_by_speed(medians)
-    start = turn % len(near) if near else 0
     far.sort(key=lambda number: medians[number] or 0.0)
-    return [*near[start:], *near[:start], *far][:wanted]
+    return [*_least_busy_first(near, busy, turn), *far][:wanted]
 
 
 def hedge_seconds(p95s: Sequence[float | None]) -> float:

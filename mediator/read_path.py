@@ -186,11 +186,12 @@ class ReadPath:
             return None, []
         self._turn += 1
         size, wanted = ballot.size, self._quorum.read - 1
-        byte_server = choose_byte_server({s.number: s.reads[size].median for s in servers}, self._turn)
+        busy = {s.number: s.open_calls for s in servers}
+        byte_server = choose_byte_server({s.number: s.reads[size].median for s in servers}, busy, self._turn)
         if not wanted:
             return byte_server, []
         votes = {s.number: s.votes[size].median for s in servers if s.number != byte_server}
-        return byte_server, choose_voters(votes, self._turn, wanted)
+        return byte_server, choose_voters(votes, busy, self._turn, wanted)
 
     def _hedge_seconds(self, ballot: Ballot) -> float:
         """Return after how long the others are asked. It is worked out once for HEDGE_EVERY reads."""

@@ -282,7 +282,9 @@ class Repairs:
                 if left:
                     self._turn += 1
                     number = choose_byte_server(
-                        {n: s.reads[size].median for n, s in left.items()}, self._turn
+                        {n: s.reads[size].median for n, s in left.items()},
+                        {n: s.open_calls for n, s in left.items()},
+                        self._turn,
                     )
                     asked[asyncio.create_task(self._get_whole(left.pop(number), record))] = number
                 done, _ = await asyncio.wait(

@@ -62,6 +62,8 @@ class Server:
         """How long it took of late to send bytes."""
         self.votes = no_times()
         """How long it took of late to vote."""
+        self.open_calls = 0
+        """So many calls were sent to it and are not answered."""
         self.answered = 0.0
         """When it last answered anything, on the monotonic clock."""
         self.look = asyncio.Event()
@@ -82,12 +84,14 @@ class Server:
         """Send a request once; note what the answer (or error) tells of the server, and hand it to `then`."""
 
         def answered(answer: Any) -> None:
+            self.open_calls -= 1
             if isinstance(answer, TransportError):
                 self.note_failure(answer)
             elif not isinstance(answer, QuorumfsError):
                 self.answered = time.monotonic()
             then(answer)
 
+        self.open_calls += 1
         self.client.begin(deadline_seconds, request, answered)
 
     def send(self, deadline_seconds: float, request: Request[R]) -> asyncio.Future[R]:

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from mediator import later_votes, read_path
+from mediator import latency, later_votes, read_path
 from mediator.ballot import Ballot
-from mediator.latency import choose_voters
+from mediator.latency import STAY, choose_voters
 from mediator.later_votes import AT_ONCE, LaterVotes, is_time
 from tests.support import take_seed
 from tests.unit.mediator_fakes import VOTE_SECONDS, run, world
@@ -26,12 +26,13 @@ def test_a_vote_is_asked_for_when_users_are_quiet_or_it_is_due() -> None:
 
 def test_the_fastest_vote_first_and_those_alike_in_turn() -> None:
     alike = {1: 0.010, 2: 0.011, 4: 0.012, 5: None}
-    chosen = Counter(number for turn in range(40) for number in choose_voters(alike, turn, 2))
+    idle = dict.fromkeys(range(1, 6), 0)
+    chosen = Counter(number for turn in range(40) for number in choose_voters(alike, idle, turn * STAY, 2))
     assert chosen == {1: 20, 2: 20, 4: 20, 5: 20}
     slow = {1: 0.5, 2: 0.001, 3: 0.4, 4: 0.3}
-    assert {tuple(choose_voters(slow, turn, 2)) for turn in range(9)} == {(2, 4)}
-    assert sorted(choose_voters(slow, 3, 9)) == [1, 2, 3, 4]
-    assert choose_voters({}, 1, 2) == []
+    assert {tuple(choose_voters(slow, idle, turn, 2)) for turn in range(9)} == {(2, 4)}
+    assert sorted(choose_voters(slow, idle, 3, 9)) == [1, 2, 3, 4]
+    assert choose_voters({}, {}, 1, 2) == []
 
 
 class Users:
@@ -150,14 +151,15 @@ def test_votes_on_several_blocks_are_one_call_and_each_counts() -> None:
                 await w.read(record, 6 - number % 2, 2)  # the last of seven pieces is damaged below
                 if not third.calls:
                     later.append(record)
-            assert len(later) == 8, "those alike take turns in sending bytes"
+            assert later == records, "one after the other they stay with one server"
             for server in w.data.values():
                 server.calls.clear()
             third.damage(later[2].block)
             third.delete([later[5].block])
             await w.settle()
             assert third.calls.count("digests") == 1
-            assert all(server.calls.count("digests") == 1 for server in w.data.values())
+            asked = [server.calls.count("digests") for server in w.data.values()]
+            assert asked == [0, 1, 1, 1, 1], "the first one sent the bytes"
             assert all(third.is_good(record) for record in records)
             assert [block for block, _, _ in third.quarantine] == [later[2].block]
 
@@ -177,7 +179,9 @@ def test_a_server_that_answers_other_votes_than_it_was_asked_for_has_not_voted()
     run(scenario())
 
 
-def test_a_read_asks_as_many_as_it_needs_and_the_others_later() -> None:
+def test_a_read_asks_as_many_as_it_needs_and_the_others_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(latency, "STAY", 1)
+
     async def scenario() -> None:
         for read in (1, 2, 3, 4, 5):
             async with world(read=read) as w:

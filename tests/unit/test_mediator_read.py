@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from mediator.latency import STAY
 from mediator.vote import Prediction, predict_read
 from tests.support import take_seed
 from tests.unit.mediator_fakes import VOTE_SECONDS, run, world
@@ -452,9 +453,21 @@ def test_bytes_come_from_servers_in_turn() -> None:
     async def scenario() -> None:
         async with world() as w:
             record = w.commit()
-            for _ in range(20):
+            for _ in range(5 * STAY):
                 await w.read(record)
-            assert len([n for n, server in w.data.items() if "get" in server.calls]) >= 3
+            sent = [server.calls.count("get") for server in w.data.values()]
+            assert sum(sent) == 5 * STAY and min(sent) >= STAY // 2, sent
+
+
+def test_bytes_read_at_once_come_from_several_servers() -> None:
+    async def scenario() -> None:
+        async with world() as w:
+            record = w.commit()
+            await asyncio.gather(*(w.read(record) for _ in range(10)))
+            sent = [server.calls.count("get") for server in w.data.values()]
+            assert sum(sent) == 10 and max(sent) <= 3, sent
+            await w.settle()
+            assert not any(server.open_calls for server in w.mediator.health.servers)
 
     run(scenario())
 
